@@ -1,0 +1,382 @@
+"""The nouns of the road: frozen records without I/O.
+
+Units are part of each name or said beside it: latency in ms (of the whole batch), throughput in
+images/s, memory in MiB, accuracy in % top-1, durations in s. Shapes: B batch, C channels, H W pixels,
+D width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Scope = Literal["request", "model"]
+Objective = Literal["accuracy", "latency", "throughput", "memory"]
+Provenance = Literal["published", "declared", "measured", "estimated"]
+Answer = Literal["pass", "fail", "undecided", "not assessed"]
+Status = Literal["selected", "feasible", "rejected", "undecided", "reference"]
+WeightsSource = Literal["hub", "package", "file"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+# --- what is needed -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """Limits, each optional, and the objective to optimise among the variants that hold them all."""
+
+    max_latency_ms: float | None = None
+    min_accuracy: float | None = None
+    max_memory_mib: float | None = None
+    min_throughput: float | None = None
+    license: tuple[str, ...] = ("permissive",)
+    """`("any",)`, or license classes and names of which the weights' license must match one."""
+    objective: Objective = "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Under what load latency is judged. Part of the key of every measurement."""
+
+    batch_size: int = 1
+    threads: int | None = None
+    """None: all usable cores (affinity and cgroup quota)."""
+    device: str = "cpu"
+    latency_scope: Scope = "request"
+    percentile: float = 95.0
+    image_size: int | None = None
+    """None: the size the candidate's published accuracy belongs to."""
+    images: str | None = None
+    """Folder of the user's photos; None: the named sample set, which is weaker evidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Where to search and for how long; nothing here changes what a measurement means."""
+
+    models: tuple[str, ...] = ()
+    """Globs over candidate names; empty: all."""
+    runtimes: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    budget_s: float = 300.0
+    """Wall time, exports included, downloads not."""
+    max_download_mib: float | None = None
+    offline: bool = False
+    fresh: bool = False
+    """Ignore recorded measurements and measure all again."""
+
+
+# --- candidates and variants --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a photo becomes the model's input; carried by the weights, never guessed.
+
+    Resize so that the short side is `floor(image_size / crop)`, centre-crop `image_size`, scale to
+    [0, 1], subtract `mean`, divide by `std` (timm's evaluation transform, `crop_mode="center"`);
+    `"squash"` resizes both sides to `floor(image_size / crop)` instead.
+    """
+
+    image_size: int
+    crop: float = 0.875
+    crop_mode: Literal["center", "squash"] = "center"
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Top-1 accuracy in % with where it comes from; a figure belongs to its resolution."""
+
+    value: float
+    provenance: Provenance
+    source: str = ""
+    images: int | None = None
+    """Number of images behind a `measured` value."""
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One set of trained weights.
+
+    `reference` is the hub id, the installed package's name or the file's path, after `source`.
+    `revision` is None until the first download, then locked; `sha256` is None until read.
+    """
+
+    source: WeightsSource
+    reference: str
+    tag: str = ""
+    revision: str | None = None
+    sha256: str | None = None
+    license: str = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Architecture + weights + preprocess + labels; `name` is timm's `architecture.tag`."""
+
+    name: str
+    architecture: str
+    family: str
+    weights: Weights
+    preprocess: Preprocess
+    accuracy: Accuracy | None
+    parameters: int
+    """Number of parameters."""
+    macs: int
+    """Multiply-accumulates of one image at `preprocess.image_size`."""
+    activations: int = 0
+    """Elements written by convolutions and linear layers for one image; orders the search only."""
+    public_weights: int = 0
+    """How many public weights timm lists for this architecture."""
+    labels: str = "imagenet-1k"
+    """Name of a label set, or path of a file with one label a line."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A candidate in the one form that is exported, measured and judged."""
+
+    candidate: Candidate
+    image_size: int
+    runtime: str
+    precision: Precision
+    implementation: str = "timm"
+    passes: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    """Engine settings beyond threads and precision, as sorted (name, value) pairs."""
+    reference: bool = False
+    """Measured and shown, never shipped (eager and compiled PyTorch)."""
+
+    @property
+    def name(self) -> str:
+        """`architecture.tag@size runtime precision`: unique within one selection."""
+        parts = [f"{self.candidate.name}@{self.image_size}", self.runtime, self.precision, *self.passes]
+        if self.implementation != "timm":
+            parts.insert(1, self.implementation)
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A variant's files, made with torch and run without; `files` are relative to `folder`."""
+
+    folder: str
+    files: tuple[str, ...]
+    entry: str
+    """The file (or the reference runner's description) that the runtime loads."""
+    seconds: float = 0.0
+    random_weights: bool = False
+    sha256: str = ""
+    """Digest over all `files`."""
+    toolchain: tuple[tuple[str, str], ...] = ()
+    """(library, version) of everything that took part in making the files."""
+
+
+# --- evidence -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerFacts:
+    """What the engine says it really does, read back after loading."""
+
+    runtime: str
+    version: str
+    precision: str
+    threads: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where a figure was taken. Figures of different environments never meet in one verdict."""
+
+    hardware: str
+    """Fingerprint of the hardware facts (hardware.py), no measured peaks in it."""
+    engine: str
+    """Runtime name and version."""
+    vitrail: str
+    """Version of Vitrail's method of measuring."""
+    photos: str
+    """Digest of the photo set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Consecutive calls of one launch in one scope, bracketed by the reference workload."""
+
+    launch: int
+    scope: Scope
+    samples_ms: tuple[float, ...]
+    speed_before_ms: float
+    speed_after_ms: float
+    """Duration of the fixed reference workload just before and after the block."""
+    steal_s: float = 0.0
+    involuntary_switches: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory of the measuring process in MiB; the pool of input photos is not in it."""
+
+    peak: float
+    """Absolute peak (VmHWM), load included."""
+    steady: float
+    """Resident after the last call."""
+    above_baseline: float
+    """Peak less what the interpreter and libraries held before the export was loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """An export's outputs against the fp32 eager reference on the same photos.
+
+    Photos are counted, not crops: a photo is decided if any of its crops is (reference top-1 leads
+    top-2 by >= 0.1 in probability), and agrees if all its decided crops keep their top-1.
+    """
+
+    answer: Answer
+    cosine: float
+    """Smallest cosine similarity of the logits over all crops."""
+    relative_error: float
+    """Largest ||variant - reference|| / ||reference|| over all crops."""
+    photos: int
+    decided: int
+    agreeing: int
+    loss: float | None
+    """Mean over photos of p_ref(reference's top-1) - p_ref(variant's top-1), in points (%)."""
+    loss_bound: float | None
+    """One-sided 95 % upper bound of `loss`; None below the number of photos that supports one."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was observed of one export under one workload."""
+
+    variant: str
+    """`Variant.name`."""
+    workload: Workload
+    environment: Environment
+    facts: RunnerFacts
+    blocks: tuple[Block, ...]
+    memory: Memory
+    parity: Parity | None
+    load_s: float
+    warm_up_calls: int
+    random_weights: bool = False
+    flags: tuple[str, ...] = ()
+    """Doubts about the figure, e.g. drift; nothing is deleted because of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedLatency:
+    """The percentile the requirement asks about, with its interval (None: too few calls)."""
+
+    percentile: float
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyFigures:
+    """Percentiles in ms of all calls of one scope."""
+
+    p50: float
+    p95: float
+    p99: float
+    judged: JudgedLatency
+    calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One requirement's answer for one variant; only `pass` lets a variant win."""
+
+    requirement: str
+    """`max_latency`, `min_accuracy`, `max_memory`, `min_throughput`, `license` or `parity`."""
+    answer: Answer
+    observed: float | str | None
+    limit: float | str | None
+    margin: float | None
+    """Room left in the requirement's unit; negative: missing."""
+    reason: str
+    admit: str | None = None
+    """The option that would admit this variant, e.g. `--max-latency 62ms`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """All that is known of one variant when it is judged: recorded, measured just now, or nothing.
+
+    Live figures are derived from `measurement`; figures read from a document come without one.
+    """
+
+    variant: Variant
+    accuracy: Accuracy | None = None
+    request: LatencyFigures | None = None
+    model: LatencyFigures | None = None
+    latency_answer: Answer | None = None
+    """What the sequential test said against the limit; None: judge by the interval shown."""
+    throughput: float | None = None
+    memory: Memory | None = None
+    parity: Parity | None = None
+    facts: RunnerFacts | None = None
+    measurement: Measurement | None = None
+    weights_at_hand: bool = True
+    failure: str | None = None
+    """Why exporting or measuring ended without figures, e.g. `export timed out after 120 s`."""
+    pruned: str | None = None
+    """Why the variant was not measured, e.g. `cannot beat the winner: at most 76.4 % top-1`."""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """A variant's place in the ledger: what was observed, verdicts, status and the reasons for it."""
+
+    observation: Observation
+    status: Status
+    verdicts: tuple[Verdict, ...]
+    reasons: tuple[str, ...]
+    would_win: bool = False
+    """Would be selected if its weights were at hand."""
+
+    @property
+    def variant(self) -> Variant:
+        """The variant this entry is about."""
+        return self.observation.variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The winner (None: nothing fits), the ledger of all variants considered, and the Pareto front."""
+
+    requirements: Requirements
+    workload: Workload
+    hardware: dict[str, object]
+    ledger: tuple[LedgerEntry, ...]
+    selected: str | None
+    """`Variant.name` of the winner."""
+    front: tuple[str, ...] = ()
+    """Names of the variants that no other beats in accuracy, judged latency and memory at once."""
+    nearest: tuple[str, ...] = ()
+    """When nothing fits: names of the variants that miss by the least."""
+    seconds: float = 0.0
+    created: str = ""
+    """UTC time, ISO 8601."""
+    notes: tuple[str, ...] = ()
+    method: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def winner(self) -> LedgerEntry | None:
+        """The selected entry, or None when nothing fits."""
+        return next((e for e in self.ledger if e.variant.name == self.selected), None)
