@@ -156,11 +156,15 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """`architecture.tag@size runtime precision`: unique within one selection."""
-        parts = [f"{self.candidate.name}@{self.image_size}", self.runtime, self.precision, *self.passes]
+        """`architecture.tag@size runtime precision`, unique within one selection.
+
+        A hand-written record may not say size (0), runtime or precision (""): they are left out.
+        """
+        size = f"@{self.image_size}" if self.image_size else ""
+        parts = [self.candidate.name + size, self.runtime, self.precision, *self.passes]
         if self.implementation != "timm":
             parts.insert(1, self.implementation)
-        return " ".join(parts)
+        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +233,9 @@ class Memory:
 
     peak: float
     """Absolute peak (VmHWM), load included."""
-    steady: float
-    """Resident after the last call."""
-    above_baseline: float
+    steady: float | None = None
+    """Resident after the last call; None: a hand-written record does not say."""
+    above_baseline: float | None = None
     """Peak less what the interpreter and libraries held before the export was loaded."""
 
 
@@ -331,6 +335,10 @@ class Observation:
     parity: Parity | None = None
     facts: RunnerFacts | None = None
     measurement: Measurement | None = None
+    environment: Environment | None = None
+    """Where recorded figures were taken; live ones say it in `measurement`."""
+    random_weights: bool = False
+    """Timed with random weights (live: `measurement.random_weights`); such a variant cannot win."""
     weights_at_hand: bool = True
     failure: str | None = None
     """Why exporting or measuring ended without figures, e.g. `export timed out after 120 s`."""
