@@ -1,0 +1,1 @@
+"""Variant -> Export: files made with torch, run without it."""

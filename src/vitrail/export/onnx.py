@@ -1,0 +1,92 @@
+"""One ONNX file with a dynamic batch, and from it OpenVINO's IR: the two file sets all engines read."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import Dim
+
+from vitrail.errors import VitrailError
+
+INPUT, OUTPUT = "images", "scores"
+TRACED_BATCH = 2
+CHECKED_BATCH = 3
+"""A batch size that was not traced: a frozen batch dimension shows here."""
+
+EXPORT_TOLERANCE = 1e-4
+"""Largest relative difference between the file and the module it was made from, in fp32."""
+
+ONE_FILE_LIMIT = 1_800 * 1024 * 1024
+"""A protobuf file ends at 2 GiB; above this the weights go into a file beside it."""
+
+
+class ExportMismatch(VitrailError):
+    """The exported file does not compute what the module computes."""
+
+
+def write_onnx(model: nn.Module, image_size: int, path: Path) -> None:
+    """Trace (B, 3, S, S) -> (B, K) and write one ONNX file whose batch is dynamic."""
+    example = torch.zeros(TRACED_BATCH, 3, image_size, image_size)
+    size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("onnxscript", "onnx_ir", "torch.onnx"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        torch.onnx.export(
+            model,
+            (example,),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: Dim("batch", min=1)},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=size > ONE_FILE_LIMIT,
+            verbose=False,
+        )
+
+
+def write_openvino(onnx_path: Path, path: Path) -> None:
+    """Convert the ONNX file to OpenVINO's IR with its weights left in fp32."""
+    import openvino as ov
+
+    model = ov.Core().read_model(onnx_path)
+    ov.save_model(model, path, compress_to_fp16=False)
+
+
+def check(model: nn.Module, onnx_path: Path, image_size: int, seed: int = 0) -> float:
+    """Run the file at a batch size that was not traced; return its relative difference to the module.
+
+    Raises:
+        ExportMismatch: the difference is above `EXPORT_TOLERANCE`, or the batch size was frozen.
+    """
+    from vitrail import runtimes
+
+    shape = (CHECKED_BATCH, 3, image_size, image_size)
+    batch = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(batch)).numpy()
+    runner = runtimes.load(
+        onnx_path.parent,
+        onnx_path.name,
+        runtime="onnxruntime",
+        precision="fp32",
+        batch_size=CHECKED_BATCH,
+        image_size=image_size,
+        threads=torch.get_num_threads(),
+    )
+    found = runner.run(batch)
+    runner.close()
+    if found.shape != expected.shape:
+        raise ExportMismatch(f"the ONNX file gives {found.shape} where the module gives {expected.shape}")
+    scale = float(np.linalg.norm(expected)) or 1.0
+    difference = float(np.linalg.norm(found - expected)) / scale
+    if not difference <= EXPORT_TOLERANCE:
+        raise ExportMismatch(
+            f"the ONNX file differs from the module by {difference:.1e} (relative) at batch {CHECKED_BATCH}"
+        )
+    return difference

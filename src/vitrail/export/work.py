@@ -1,0 +1,121 @@
+"""The work of one export, done in a process of its own: `export` and `reference_scores` (sandbox.py runs them)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vitrail import store
+from vitrail.vocabulary import Preprocess
+
+MANIFEST = "export.json"
+ONNX_FILE, IR_FILE, REFERENCE_FILE = "model.onnx", "model.xml", "reference.json"
+ENTRIES = {"onnx": ONNX_FILE, "openvino-ir": IR_FILE, "torch": REFERENCE_FILE}
+"""The file an engine loads, by the file set it reads (`Runtime.files`)."""
+
+FILE_SETS = {"onnx": (ONNX_FILE, ONNX_FILE + ".data"), "openvino-ir": (IR_FILE, "model.bin"), "torch": ()}
+"""Files that ship with each set, where they exist."""
+
+
+class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to export; `weights` None means random weights of a fixed seed."""
+
+    architecture: str
+    image_size: int
+    classes: int
+    weights: str | None
+    folder: str
+    threads: int
+
+
+class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which scores of the fp32 eager reference to compute, and for how long at most."""
+
+    architecture: str
+    preprocess: Preprocess
+    classes: int
+    weights: str
+    photos: list[str]
+    crops_per_photo: int
+    seconds: float
+    minimum: int
+    target: str
+    threads: int
+
+
+def export(payload: dict[str, Any]) -> dict[str, Any]:
+    """Write all file sets of one model into a new folder; the folder appears whole or not at all."""
+    import torch
+
+    from vitrail.export import onnx
+    from vitrail.models import timm
+
+    request = msgspec.convert(payload, ExportRequest)
+    torch.set_num_threads(request.threads)
+    begin = time.perf_counter()
+    weights = None if request.weights is None else Path(request.weights)
+    model = timm.build(
+        request.architecture, image_size=request.image_size, classes=request.classes, weights=weights
+    )
+    with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
+        onnx.write_onnx(model, request.image_size, folder / ONNX_FILE)
+        difference = onnx.check(model, folder / ONNX_FILE, request.image_size)
+        onnx.write_openvino(folder / ONNX_FILE, folder / IR_FILE)
+        (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
+        manifest = {
+            "seconds": time.perf_counter() - begin,
+            "relative_difference": difference,
+            "random_weights": request.weights is None,
+            "toolchain": toolchain(),
+        }
+        (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return manifest
+
+
+def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
+    """Scores of the fp32 eager model on the photos' crops, saved as float32 (photos, crops, K).
+
+    Photos are taken in order until the time is up, but never fewer than `minimum` of them.
+    """
+    import torch
+
+    from vitrail.images.decode import decode
+    from vitrail.images.preprocess import crops
+    from vitrail.models import timm
+
+    request = msgspec.convert(payload, ReferenceRequest)
+    torch.set_num_threads(request.threads)
+    model = timm.build(
+        request.architecture,
+        image_size=request.preprocess.image_size,
+        classes=request.classes,
+        weights=Path(request.weights),
+    )
+    begin, rows = time.perf_counter(), []
+    with torch.inference_mode():
+        for photo in _until(request.photos, begin + request.seconds, request.minimum):
+            batch = crops(decode(photo), request.preprocess, request.crops_per_photo)
+            rows.append(model(torch.from_numpy(batch)).float().numpy())
+    with open(request.target, "wb") as target:
+        np.save(target, np.stack(rows), allow_pickle=False)
+    return {"photos": len(rows)}
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of every library that takes part in making the files."""
+    from importlib import metadata
+
+    names = ("torch", "timm", "onnx", "onnxscript", "openvino", "vitrail")
+    return {name: metadata.version(name) for name in names}
+
+
+def _until(photos: list[str], deadline: float, minimum: int) -> Iterator[str]:
+    for count, photo in enumerate(photos):
+        if count >= minimum and time.perf_counter() > deadline:
+            return
+        yield photo

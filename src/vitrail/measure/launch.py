@@ -1,0 +1,118 @@
+"""An export as something to launch: a fresh process for each launch, answering with timed blocks.
+
+This joins sandbox.py (the process), session.py (what happens inside it) and latency.py (the schedule).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+
+from vitrail.images.photos import PhotoSet
+from vitrail.measure.sandbox import Child
+from vitrail.runtimes import RUNTIMES
+from vitrail.vocabulary import Block, Export, Memory, Preprocess, RunnerFacts, Scope, Variant, Workload
+
+MIB = 1024 * 1024
+LOAD_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 60.0
+WARM_UP_S = 0.3
+WARM_UP_CALLS = 3
+MEMORY_SHARE = 0.8
+"""Share of this machine's memory at which the watchdog ends a measuring process."""
+
+
+@dataclass(frozen=True)
+class ExportSubject:
+    """A variant's export under a workload, ready to be launched."""
+
+    variant: Variant
+    export: Export
+    workload: Workload
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    photos: PhotoSet
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.variant.name
+
+    def launch(self, number: int) -> Launch:
+        """Start a process, load the export and warm it up.
+
+        Raises:
+            ChildFailure: the export cannot be loaded or crashes, hangs or outgrows the memory limit.
+        """
+        return Launch(self, number)
+
+
+class Launch:
+    """One fresh process with the export loaded; close it when done."""
+
+    def __init__(self, subject: ExportSubject, number: int) -> None:
+        self.number = number
+        payload = {
+            "folder": str(Path(subject.export.folder).absolute()),
+            "entry": subject.export.entry,
+            "runtime": subject.variant.runtime,
+            "precision": subject.variant.precision,
+            "batch_size": subject.workload.batch_size,
+            "threads": subject.threads,
+            "preprocess": msgspec.to_builtins(subject.preprocess),
+            "labels": list(subject.labels),
+            "photos": list(subject.photos.paths),
+            "settings": dict(subject.variant.settings),
+            "seed": number,
+        }
+        limit = psutil.virtual_memory().total / MIB * MEMORY_SHARE
+        self._child = Child("vitrail.measure.session:start", payload, memory_mib=limit, name="measuring")
+        try:
+            self._child.result(LOAD_TIMEOUT_S)
+            facts = self._child.call("facts", CALL_TIMEOUT_S)
+            self.facts = msgspec.convert(facts["facts"], RunnerFacts)
+            self.load_s = float(facts["load_s"])
+            warm = self._child.call("warm_up", LOAD_TIMEOUT_S, seconds=WARM_UP_S, calls=WARM_UP_CALLS)
+            self.warm_up_calls = int(warm["calls"])
+        except BaseException:
+            self._child.close()
+            raise
+
+    def block(self, scope: Scope, calls: int) -> Block:
+        """Time `calls` consecutive calls; one call may take up to a minute before it counts as a hang."""
+        answer = self._child.call("block", CALL_TIMEOUT_S + 2.0 * calls, scope=scope, calls=calls)
+        return Block(
+            launch=self.number,
+            scope=scope,
+            samples_ms=tuple(answer["samples_ms"]),
+            speed_before_ms=answer["speed_before_ms"],
+            speed_after_ms=answer["speed_after_ms"],
+            steal_s=answer["steal_s"],
+            involuntary_switches=answer["involuntary_switches"],
+        )
+
+    def memory(self) -> Memory:
+        """Memory of the process so far."""
+        return msgspec.convert(self._child.call("memory", CALL_TIMEOUT_S), Memory)
+
+    def scores(self, photos: tuple[str, ...], crops_per_photo: int, target: Path) -> np.ndarray:
+        """Scores of the photos' crops as float32 (photos, crops, K), by way of the file `target`."""
+        timeout = CALL_TIMEOUT_S + 5.0 * len(photos) * crops_per_photo
+        self._child.call(
+            "outputs", timeout, photos=list(photos), crops_per_photo=crops_per_photo, target=str(target)
+        )
+        return np.asarray(np.load(target, allow_pickle=False))
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.close()
+
+
+def is_reference(variant: Variant) -> bool:
+    """Whether the variant's runtime is one that is never shipped."""
+    return RUNTIMES[variant.runtime].reference

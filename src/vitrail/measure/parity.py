@@ -1,0 +1,117 @@
+"""An export's outputs against the fp32 eager reference on the same photos (docs/measurement.md, Parity)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitrail import stats
+from vitrail.vocabulary import Answer, Parity
+
+DECIDED_MARGIN = 0.1
+"""A crop is decided if the reference's top-1 leads its top-2 by this much in probability."""
+
+MIN_DECIDED_PHOTOS = 8
+MIN_PHOTOS_FOR_BOUND = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Limits one precision must hold: smallest cosine, largest relative error, agreement on decided photos."""
+
+    cosine: float
+    relative_error: float
+    agreement: float
+
+
+BOUNDS: dict[str, Bounds] = {
+    "fp32": Bounds(cosine=0.999_99, relative_error=1e-3, agreement=1.0),
+    "bf16": Bounds(cosine=0.995, relative_error=0.10, agreement=1.0),
+    "fp16": Bounds(cosine=0.999, relative_error=0.05, agreement=1.0),
+    "int8": Bounds(cosine=0.97, relative_error=0.25, agreement=0.97),
+}
+
+
+def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity:
+    """Judge float32 scores (P photos, C crops, K) against the reference's of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != scores.shape:
+        raise ValueError(f"reference scores {reference.shape} and the export's {scores.shape} differ in shape")
+    bounds = BOUNDS[precision]
+    photos = len(reference)
+    if not np.isfinite(scores).all():
+        return _refused(photos, "outputs are not finite")
+    norms = np.linalg.norm(reference, axis=-1), np.linalg.norm(scores, axis=-1)
+    dots = (reference.astype(np.float64) * scores).sum(-1)
+    cosine = float((dots / np.maximum(norms[0] * norms[1], 1e-12)).min())
+    error = float((np.linalg.norm(scores - reference, axis=-1) / np.maximum(norms[0], 1e-12)).max())
+    decided, agreeing = decided_photos(reference, scores)
+    losses = loss_per_photo(reference, scores)
+    bound = stats.mean_upper_bound(losses) if photos >= MIN_PHOTOS_FOR_BOUND else None
+    answer, reason = _answer(bounds, cosine, error, decided, agreeing)
+    return Parity(
+        answer=answer,
+        cosine=cosine,
+        relative_error=error,
+        photos=photos,
+        decided=decided,
+        agreeing=agreeing,
+        loss=float(losses.mean()),
+        loss_bound=bound,
+        reason=reason,
+    )
+
+
+def decided_photos(reference: np.ndarray, scores: np.ndarray) -> tuple[int, int]:
+    """(decided, agreeing) photos: decided if any crop is, agreeing if all decided crops keep their top-1."""
+    probabilities = softmax(reference)
+    ordered = np.sort(probabilities, axis=-1)
+    crop_decided = ordered[..., -1] - ordered[..., -2] >= DECIDED_MARGIN
+    crop_agrees = reference.argmax(-1) == scores.argmax(-1)
+    decided = crop_decided.any(axis=1)
+    agreeing = decided & (crop_agrees | ~crop_decided).all(axis=1)
+    return int(decided.sum()), int(agreeing.sum())
+
+
+def loss_per_photo(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(P,) mean over crops of p_ref(reference's top-1) - p_ref(variant's top-1), in points (%)."""
+    probabilities = softmax(reference)
+    best = probabilities.max(-1)
+    chosen = np.take_along_axis(probabilities, scores.argmax(-1)[..., None], axis=-1)[..., 0]
+    return np.asarray((best - chosen).mean(axis=1) * 100, dtype=np.float64)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis."""
+    shifted = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+def _answer(bounds: Bounds, cosine: float, error: float, decided: int, agreeing: int) -> tuple[Answer, str]:
+    if cosine < bounds.cosine:
+        return "fail", f"cosine {cosine:.5f} is below {bounds.cosine}"
+    if error > bounds.relative_error:
+        return "fail", f"relative error {error:.2g} is above {bounds.relative_error}"
+    if decided and agreeing / decided < bounds.agreement:
+        return "fail", f"top-1 agrees on {agreeing} of {decided} decided photos"
+    if decided < MIN_DECIDED_PHOTOS:
+        return "not assessed", f"only {decided} decided photos, {MIN_DECIDED_PHOTOS} needed: add photos"
+    return "pass", ""
+
+
+def _refused(photos: int, reason: str) -> Parity:
+    return Parity(
+        answer="fail",
+        cosine=0.0,
+        relative_error=float("1e9"),
+        photos=photos,
+        decided=0,
+        agreeing=0,
+        loss=None,
+        loss_bound=None,
+        reason=reason,
+    )

