@@ -1,0 +1,111 @@
+"""The checked document → the vocabulary's records."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeVar, cast
+
+from vitrail import vocabulary as v
+from vitrail.document import schema
+
+_Record = TypeVar("_Record")
+
+
+def selection_of(document: schema.Document) -> v.Selection:
+    """The recorded selection; its observations carry figures but no raw blocks."""
+    ledger = tuple(
+        _record(
+            v.LedgerEntry,
+            row,
+            observation=_observation(row),
+            verdicts=tuple(_record(v.Verdict, verdict) for verdict in row.verdicts),
+        )
+        for row in document.variants
+    )
+    return _record(
+        v.Selection,
+        document,
+        requirements=_record(v.Requirements, document.requirements),
+        workload=_record(v.Workload, document.workload),
+        ledger=ledger,
+    )
+
+
+def _record(kind: type[_Record], struct: object, **given: object) -> _Record:
+    """The vocabulary's `kind` with the fields of the same name of `struct`, or `given` ones."""
+    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    return kind(**{name: given[name] if name in given else getattr(struct, name) for name in names})
+
+
+def _maybe(kind: type[_Record], struct: object | None) -> _Record | None:
+    return None if struct is None else _record(kind, struct)
+
+
+def _variant(row: schema.VariantDoc) -> v.Variant:
+    size = row.image_size or 0
+    candidate = _record(
+        v.Candidate,
+        row,
+        name=row.model,
+        weights=_record(v.Weights, row.weights, license=row.weights.license or ""),
+        preprocess=_maybe(v.Preprocess, row.preprocess) or v.Preprocess(image_size=size),
+        accuracy=_maybe(v.Accuracy, row.weights_accuracy),
+        parameters=row.parameters or 0,
+        macs=row.macs or 0,
+        activations=row.activations or 0,
+    )
+    return _record(
+        v.Variant,
+        row,
+        candidate=candidate,
+        image_size=size,
+        runtime=row.runtime or "",
+        precision=row.precision or "",
+        settings=tuple(row.settings.items()),
+    )
+
+
+def _observation(row: schema.VariantDoc) -> v.Observation:
+    scopes = row.latency_ms
+    return _record(
+        v.Observation,
+        row,
+        variant=_variant(row),
+        accuracy=_maybe(v.Accuracy, row.accuracy),
+        request=_figures(scopes.request if scopes else None),
+        model=_figures(scopes.model if scopes else None),
+        memory=_memory(row),
+        parity=_parity(row.parity),
+        facts=_facts(row.engine),
+        environment=_maybe(v.Environment, row.environment),
+        measurement=None,
+        weights_at_hand=row.weights.at_hand,
+    )
+
+
+def _figures(row: schema.LatencyDoc | None) -> v.LatencyFigures | None:
+    if row is None:
+        return None
+    return _record(v.LatencyFigures, row, judged=_record(v.JudgedLatency, row.judged))
+
+
+def _memory(row: schema.VariantDoc) -> v.Memory | None:
+    if row.memory_mib is None:
+        return None
+    return v.Memory(
+        peak=row.memory_mib, steady=row.memory_steady_mib, above_baseline=row.memory_above_baseline_mib
+    )
+
+
+def _parity(row: schema.ParityDoc | None) -> v.Parity | None:
+    if row is None:
+        return None
+    # null stands for a figure that was not a finite number
+    cosine = math.nan if row.cosine is None else row.cosine
+    error = math.nan if row.relative_error is None else row.relative_error
+    return _record(v.Parity, row, cosine=cosine, relative_error=error)
+
+
+def _facts(row: schema.EngineDoc | None) -> v.RunnerFacts | None:
+    return None if row is None else _record(v.RunnerFacts, row, details=tuple(row.details.items()))

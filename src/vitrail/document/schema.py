@@ -1,0 +1,239 @@
+"""The document's schema, kept apart from the vocabulary on purpose: renaming a record must not change a
+file that others read. Any change to these structs is a new `SCHEMA_VERSION`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from vitrail import vocabulary as v
+
+SCHEMA_VERSION = 1
+
+NonNegative = Annotated[float, Meta(ge=0)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=0)]
+Interval = Annotated[tuple[float, float], Meta(description="[low, high]; null: too little data to give one")]
+JsonObject = dict[str, Any]
+
+
+class _Doc(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An object of the document: every key is written, none beyond the documented ones is read."""
+
+
+class RequirementsDoc(_Doc):
+    """What was asked; null: no limit."""
+
+    max_latency_ms: NonNegative | None
+    min_accuracy: Percent | None
+    max_memory_mib: NonNegative | None
+    min_throughput: NonNegative | None
+    license: tuple[str, ...]
+    objective: v.Objective
+
+
+class WorkloadDoc(_Doc):
+    """Under what load latency was judged."""
+
+    batch_size: Annotated[int, Meta(ge=1)]
+    threads: Count | None
+    device: str
+    latency_scope: v.Scope
+    percentile: Percent
+    image_size: Count | None
+    images: str | None
+
+
+class WeightsDoc(_Doc):
+    """Where the trained weights come from; null where a hand-written record does not say."""
+
+    source: v.WeightsSource
+    reference: str
+    tag: str
+    revision: str | None
+    sha256: str | None
+    license: Annotated[str | None, Meta(description="of the weights; null: not stated")]
+    at_hand: Annotated[bool, Meta(description="false: the weights could not be read on this machine")]
+
+
+class PreprocessDoc(_Doc):
+    """How a photo becomes the model's input."""
+
+    image_size: Count
+    crop: float
+    crop_mode: Literal["center", "squash"]
+    interpolation: v.Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class AccuracyDoc(_Doc):
+    """Top-1 in % and where the figure comes from."""
+
+    value: Percent
+    provenance: v.Provenance
+    source: str
+    images: Count | None
+    interval: Interval | None
+
+
+class JudgedDoc(_Doc):
+    """The percentile that was asked for."""
+
+    percentile: Percent
+    value: NonNegative
+    interval: Interval | None
+
+
+class LatencyDoc(_Doc):
+    """Milliseconds for a whole batch; `calls` is 0 where a hand-written record gave one number."""
+
+    p50: NonNegative
+    p95: NonNegative
+    p99: NonNegative
+    judged: JudgedDoc
+    calls: Count
+
+
+class ScopesDoc(_Doc):
+    """`request`: decode + preprocess + run + top-k; `model`: run alone."""
+
+    request: LatencyDoc | None
+    model: LatencyDoc | None
+
+
+class VerdictDoc(_Doc):
+    """One requirement's answer; only `pass` lets a variant win."""
+
+    requirement: str
+    answer: v.Answer
+    observed: float | str | None
+    limit: float | str | None
+    margin: Annotated[
+        float | None, Meta(description="room left in the requirement's unit; negative: missing")
+    ]
+    reason: str
+    admit: Annotated[str | None, Meta(description="the option that would admit this variant")]
+
+
+class ParityDoc(_Doc):
+    """Outputs against the fp32 eager reference on the same photos; null: not a finite number."""
+
+    answer: v.Answer
+    cosine: float | None
+    relative_error: float | None
+    photos: Count
+    decided: Count
+    agreeing: Count
+    loss: float | None
+    loss_bound: float | None
+    reason: str
+
+
+class EngineDoc(_Doc):
+    """What the engine says it really does, read back after loading."""
+
+    runtime: str
+    version: str
+    precision: str
+    threads: Count
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    details: dict[str, str]
+
+
+class EnvironmentDoc(_Doc):
+    """Where the figures were taken: fingerprint of the hardware, engine, method, digest of the photos."""
+
+    hardware: str
+    engine: str
+    vitrail: str
+    photos: str
+
+
+class MeasuredDoc(_Doc):
+    """How the figures came about; for the reader only, not read back."""
+
+    load_s: NonNegative
+    warm_up_calls: Count
+    launches: Count
+    blocks: Count
+    steal_s: NonNegative
+    involuntary_switches: Count
+
+
+class VariantDoc(_Doc):
+    """A variant's place in the ledger, whether it was measured or pruned."""
+
+    name: Annotated[str, Meta(description="unique within the document")]
+    model: Annotated[str, Meta(description="timm's architecture.tag")]
+    architecture: str
+    family: str
+    weights: WeightsDoc
+    labels: str
+    note: str
+    preprocess: PreprocessDoc | None
+    parameters: Count | None
+    macs: Count | None
+    activations: Count | None
+    public_weights: Count
+    image_size: Annotated[int, Meta(ge=1)] | None
+    implementation: str
+    runtime: str | None
+    precision: v.Precision | None
+    passes: tuple[str, ...]
+    settings: dict[str, str]
+    reference: Annotated[bool, Meta(description="measured and shown, never shipped")]
+    status: v.Status
+    would_win: Annotated[bool, Meta(description="would be selected if its weights were at hand")]
+    reasons: tuple[str, ...]
+    verdicts: tuple[VerdictDoc, ...]
+    accuracy: Annotated[AccuracyDoc | None, Meta(description="of this variant, its precision included")]
+    weights_accuracy: Annotated[AccuracyDoc | None, Meta(description="the figure that came with the weights")]
+    latency_ms: ScopesDoc | None
+    latency_answer: Annotated[
+        v.Answer | None, Meta(description="of the sequential test at the recorded limit")
+    ]
+    throughput: Annotated[NonNegative | None, Meta(description="images/s")]
+    memory_mib: Annotated[NonNegative | None, Meta(description="absolute peak of the process, load included")]
+    memory_steady_mib: NonNegative | None
+    memory_above_baseline_mib: float | None
+    parity: ParityDoc | None
+    engine: EngineDoc | None
+    environment: EnvironmentDoc | None
+    measured: MeasuredDoc | None
+    random_weights: Annotated[bool, Meta(description="timed with random weights; cannot win")]
+    failure: Annotated[str | None, Meta(description="why exporting or measuring ended without figures")]
+    pruned: Annotated[str | None, Meta(description="why it was not measured")]
+    flags: tuple[str, ...]
+
+
+class Document(_Doc):
+    """One selection: what was asked, where it ran, who won, and the ledger of all variants considered."""
+
+    schema_version: Annotated[int, Meta(ge=1)]
+    vitrail: Annotated[str, Meta(description="version that wrote the document")]
+    created: Annotated[str, Meta(description="UTC time, ISO 8601")]
+    seconds: NonNegative
+    requirements: RequirementsDoc
+    workload: WorkloadDoc
+    hardware: JsonObject
+    method: JsonObject
+    selected: Annotated[str | None, Meta(description="name of the winning variant; null: nothing fits")]
+    front: Annotated[tuple[str, ...], Meta(description="names on the Pareto front")]
+    nearest: Annotated[tuple[str, ...], Meta(description="when nothing fits: names that miss by the least")]
+    notes: tuple[str, ...]
+    variants: tuple[VariantDoc, ...]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of what `to_document` returns; committed as docs/selection.schema.json."""
+    (reference,), definitions = msgspec.json.schema_components([Document], ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Vitrail selection, schema version {SCHEMA_VERSION}",
+        **reference,
+        "$defs": definitions,
+    }
