@@ -1,0 +1,96 @@
+"""What is known of a candidate before measuring: one frozen table, its licenses, and how to search it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib.resources import files
+
+from vitrail.catalog.licenses import admits, check_requirement, license_class
+from vitrail.catalog.table import read_table
+from vitrail.errors import InputError
+from vitrail.vocabulary import Candidate
+
+__all__ = [
+    "admits",
+    "architectures",
+    "candidates",
+    "check_requirement",
+    "families",
+    "find",
+    "license_class",
+]
+
+# Names a person may well ask for, and why the table has no row for them.
+ABSENT: dict[str, str] = {
+    "dinov2": "timm's DINOv2 weights are backbones without a classifier and have no published top-1, "
+    "so the catalog has none; choose another family (`vitrail models` lists them).",
+}
+
+
+@lru_cache(maxsize=1)
+def candidates() -> tuple[Candidate, ...]:
+    """All candidates of the table, in its order (by family, small to large)."""
+    text = files("vitrail.catalog").joinpath("table.csv").read_text(encoding="utf-8")
+    return read_table(text.splitlines())
+
+
+def architectures() -> tuple[str, ...]:
+    """The distinct architecture names, in the table's order."""
+    return tuple(dict.fromkeys(candidate.architecture for candidate in candidates()))
+
+
+def families() -> tuple[str, ...]:
+    """The distinct family names, in the table's order."""
+    return tuple(dict.fromkeys(candidate.family for candidate in candidates()))
+
+
+def find(globs: Sequence[str]) -> tuple[Candidate, ...]:
+    """The candidates that match at least one glob, each once, in the table's order; no globs: all.
+
+    A glob (`*`, `?`, `[...]`, case ignored) must match a whole `architecture.tag` or a whole
+    architecture. Raises InputError, naming the nearest names, for a glob that matches nothing.
+    """
+    if not globs:
+        return candidates()
+    chosen: set[str] = set()
+    for glob in globs:
+        matches = [candidate.name for candidate in candidates() if _matches(candidate, glob)]
+        if not matches:
+            raise InputError(_no_match(glob))
+        chosen.update(matches)
+    return tuple(candidate for candidate in candidates() if candidate.name in chosen)
+
+
+def _matches(candidate: Candidate, glob: str) -> bool:
+    pattern = glob.lower()
+    return fnmatchcase(candidate.name, pattern) or fnmatchcase(candidate.architecture, pattern)
+
+
+def _no_match(glob: str) -> str:
+    for key, reason in ABSENT.items():
+        if key in glob.lower():
+            return f"No model matches {glob!r}: {reason}"
+    near = nearest(glob)
+    if not near:
+        return f"No model matches {glob!r}: `vitrail models` lists all names."
+    return f"No model matches {glob!r}: the nearest names are {', '.join(near)}."
+
+
+def nearest(glob: str, count: int = 3) -> tuple[str, ...]:
+    """Up to `count` candidate names most like `glob`, best first; none if nothing is alike."""
+    asked = glob.lower().strip("*?")
+    if not asked:
+        return ()
+
+    def likeness(candidate: Candidate) -> float:
+        # People leave out the tag, or type the beginning of a long name.
+        name = candidate.name
+        texts = (name, name[: len(asked)], candidate.architecture)
+        return max(difflib.SequenceMatcher(None, asked, text).ratio() for text in texts)
+
+    # A stable sort keeps the table's order (small to large) among equals.
+    ranked = sorted(candidates(), key=likeness, reverse=True)[:count]
+    return tuple(candidate.name for candidate in ranked if likeness(candidate) >= 0.6)
