@@ -1,0 +1,309 @@
+"""Files written whole or not at all: atomic files and folders, digests, and records kept as they arrive.
+
+A write goes to a temporary name beside its target, is fsynced, then renamed; the folder is fsynced last,
+so after a crash a reader sees the old content or the new one. Errors of the file system that a user can
+mend (disk full, no permission) become one sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vitrail.errors import InputError
+
+__all__ = [
+    "RecordStore",
+    "atomic_folder",
+    "atomic_write",
+    "cache_dir",
+    "canonical_json",
+    "check_target",
+    "sha256_file",
+    "writing",
+]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_TEMPORARY = ".vitrail-"
+# A writer that is still alive finishes within minutes; what is left of one that was killed may go.
+_STALE_S = 24 * 3600.0
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _explain(error: OSError, path: Path) -> InputError:
+    if error.errno in _FULL:
+        return InputError(f"No space left on the disk for {path}: free some space or choose another place.")
+    if error.errno in _FORBIDDEN:
+        return InputError(f"No permission to write {path}: choose another place or change its permissions.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY):
+        return InputError(
+            f"Cannot write {path}: a file or folder of that name is in the way; choose another place."
+        )
+    return InputError(f"Cannot write {path} ({error.strerror or error}): choose another place.")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn every OSError of the block into an InputError that says what is wrong with writing `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, path) from error
+
+
+# --- digests --------------------------------------------------------------------------------------
+
+
+def canonical_json(value: object) -> bytes:
+    """One spelling per JSON value: sorted keys, no blanks, ASCII only; the input of every digest here.
+
+    Raises:
+        ValueError: not a finite number.
+        TypeError: something JSON cannot hold, or a key that is no string (`1` and `"1"` would collide).
+    """
+    _check_keys(value)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
+
+
+def _check_keys(value: object) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"key {key!r} is not a string")
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# --- atomic writes --------------------------------------------------------------------------------
+
+
+def atomic_write(path: Path | str, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or `data`, whatever happens in between.
+
+    A link is followed; a device or pipe (`/dev/null`, `/dev/stdout`) is written to directly.
+
+    Raises:
+        InputError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    with writing(path):
+        if _is_special(path):
+            path.write_bytes(data)
+            return
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        temporary = target.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.tmp"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync_path(target.parent)
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextmanager
+def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a temporary sibling folder in the block; it takes `target`'s name when the block ends well.
+
+    On any exception (an interrupt too) nothing of it is left. A folder that is replaced is set aside by a
+    rename, brought back if the new one cannot take its place, and removed only after that. Missing
+    parents are made. An empty folder may always be replaced.
+
+    Raises:
+        InputError: `target` exists and `overwrite` is false, or it cannot be written.
+    """
+    place = Path(os.path.realpath(target))
+    check_target(target, overwrite=overwrite)
+    temporary = place.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.partial"
+    parents = [parent for parent in place.parents if not parent.exists()]
+    try:
+        with writing(place):
+            os.makedirs(temporary)
+            _sweep(place.parent)
+        try:
+            yield temporary
+        except OSError as error:
+            # A source the caller cannot read is not a target that cannot be written: it goes on as it is.
+            if error.errno in _FULL or str(error.filename or "").startswith(str(temporary)):
+                raise _explain(error, place) from error
+            raise
+        with writing(place):
+            _fsync_tree(temporary)
+            _swap(temporary, place, overwrite=overwrite)
+            _fsync_path(place.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in parents:  # innermost first
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _swap(temporary: Path, place: Path, *, overwrite: bool) -> None:
+    if not (overwrite and place.exists()):
+        os.rename(temporary, place)  # replaces nothing but an empty folder
+        return
+    aside = place.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.replaced"
+    os.rename(place, aside)
+    try:
+        os.rename(temporary, place)
+    except BaseException:
+        os.rename(aside, place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_target(target: Path | str, *, overwrite: bool = False) -> None:
+    """Say now what would stop `atomic_folder(target)` later, before any work is done for it.
+
+    Raises:
+        InputError: `target` is taken, or its nearest existing parent is no folder or not writable.
+    """
+    target = Path(target)
+    place = Path(os.path.realpath(target))
+    if os.path.lexists(place) and not place.is_dir():
+        raise InputError(f"{target} is a file, not a folder: choose another name.")
+    with writing(target):
+        if place.is_dir() and not overwrite and any(place.iterdir()):
+            raise InputError(f"{target} already exists and is not empty: choose another name or remove it.")
+        parent = next(p for p in place.parents if os.path.lexists(p))
+        probe = parent / f"{_TEMPORARY}{secrets.token_hex(8)}.probe"
+        os.mkdir(probe)
+        os.rmdir(probe)
+
+
+def _fsync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _fsync_path(Path(root, name))
+        _fsync_path(Path(root))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers killed more than a day ago left; folders set aside are never touched."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime < _STALE_S:
+                continue
+            if path.suffix == ".partial":
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".tmp":
+                path.unlink()
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """Folder for measurements and exports: `VITRAIL_CACHE`, else the platform's cache folder."""
+    if chosen := os.environ.get("VITRAIL_CACHE"):
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_path
+
+    return Path(user_cache_path("vitrail"))
+
+
+class RecordStore:
+    """JSON records under JSON keys, one file each, safe for concurrent writers and a kill at any time.
+
+    A file holds its key, the record and the digest of both. A file that is damaged, cut off or under a
+    wrong name counts as absent and is listed in `damaged`. The last writer of a key wins.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._swept = False
+        self.damaged: list[Path] = []
+        """Files met so far that could not be trusted, each once."""
+
+    def get(self, key: Mapping[str, object]) -> dict[str, object] | None:
+        """The record put under an equal key, or None."""
+        path = self._path(key)
+        entry = self._read(path)
+        return None if entry is None else entry[1]
+
+    def put(self, key: Mapping[str, object], record: Mapping[str, object]) -> None:
+        """Keep `record` under `key` (both JSON values; tuples come back as lists).
+
+        Raises:
+            InputError: the folder cannot be written.
+            TypeError, ValueError: key or record is not JSON, or holds a number that is not finite.
+        """
+        body = {"key": dict(key), "record": dict(record)}
+        digest = hashlib.sha256(canonical_json(body)).hexdigest()
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._swept:
+                _sweep(self.folder)
+                self._swept = True
+        atomic_write(self._path(key), canonical_json({**body, "sha256": digest}))
+
+    def entries(self) -> Iterator[tuple[dict[str, object], dict[str, object]]]:
+        """All whole (key, record) pairs, in the order of their file names."""
+        for path in sorted(self.folder.glob("*.json")):
+            entry = self._read(path)
+            if entry is not None:
+                yield entry
+
+    def _path(self, key: Mapping[str, object]) -> Path:
+        return self.folder / f"{hashlib.sha256(canonical_json(dict(key))).hexdigest()}.json"
+
+    def _read(self, path: Path) -> tuple[dict[str, object], dict[str, object]] | None:
+        try:
+            entry = json.loads(path.read_bytes())
+            body = {"key": entry["key"], "record": entry["record"]}
+            whole = hashlib.sha256(canonical_json(body)).hexdigest() == entry["sha256"]
+            if whole and isinstance(body["record"], dict) and self._path(body["key"]) == path:
+                return body["key"], body["record"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            pass
+        if path not in self.damaged:
+            self.damaged.append(path)
+        return None
