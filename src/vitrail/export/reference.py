@@ -11,6 +11,7 @@ from torch import nn
 
 from vitrail.export.work import ExportRequest
 from vitrail.models import timm
+from vitrail.models.labels import labels
 from vitrail.runtimes import EngineMismatch
 from vitrail.vocabulary import RunnerFacts
 
@@ -46,7 +47,8 @@ def load(
         raise EngineMismatch(f"PyTorch was asked for {threads} threads and uses {torch.get_num_threads()}.")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     weights = None if request.weights is None else Path(request.weights)
-    model = timm.build(request.architecture, image_size=image_size, classes=request.classes, weights=weights)
+    classes = len(labels(request.labels))
+    model = timm.build(request.architecture, image_size=image_size, classes=classes, weights=weights)
     model = model.to(dtype)
     with torch.inference_mode():
         output = model(torch.zeros(batch_size, 3, image_size, image_size, dtype=dtype))
@@ -54,7 +56,7 @@ def load(
         raise EngineMismatch(f"PyTorch was asked for {precision} and gives {output.dtype}.")
     facts = RunnerFacts(
         runtime="pytorch",
-        version=torch.__version__,
+        version=str(torch.__version__),
         precision=precision,
         threads=torch.get_num_threads(),
         input_shape=(batch_size, 3, image_size, image_size),

@@ -15,6 +15,10 @@ from vitrail.vocabulary import Preprocess
 
 MANIFEST = "export.json"
 ONNX_FILE, IR_FILE, REFERENCE_FILE = "model.onnx", "model.xml", "reference.json"
+LABELS_FILE = "labels.txt"
+EXPORT_VERSION = 1
+"""Part of an export's key: raise it when the files made from the same weights change."""
+
 ENTRIES = {"onnx": ONNX_FILE, "openvino-ir": IR_FILE, "torch": REFERENCE_FILE}
 """The file an engine loads, by the file set it reads (`Runtime.files`)."""
 
@@ -27,7 +31,8 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     architecture: str
     image_size: int
-    classes: int
+    labels: str
+    """Name of a label set, or path of a file with one label a line."""
     weights: str | None
     folder: str
     threads: int
@@ -38,7 +43,7 @@ class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     architecture: str
     preprocess: Preprocess
-    classes: int
+    labels: str
     weights: str
     photos: list[str]
     crops_per_photo: int
@@ -54,19 +59,22 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
 
     from vitrail.export import onnx
     from vitrail.models import timm
+    from vitrail.models.labels import labels
 
     request = msgspec.convert(payload, ExportRequest)
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
     weights = None if request.weights is None else Path(request.weights)
+    names = labels(request.labels)
     model = timm.build(
-        request.architecture, image_size=request.image_size, classes=request.classes, weights=weights
+        request.architecture, image_size=request.image_size, classes=len(names), weights=weights
     )
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         onnx.write_onnx(model, request.image_size, folder / ONNX_FILE)
         difference = onnx.check(model, folder / ONNX_FILE, request.image_size)
         onnx.write_openvino(folder / ONNX_FILE, folder / IR_FILE)
         (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
+        (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         manifest = {
             "seconds": time.perf_counter() - begin,
             "relative_difference": difference,
@@ -87,13 +95,14 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import crops
     from vitrail.models import timm
+    from vitrail.models.labels import labels
 
     request = msgspec.convert(payload, ReferenceRequest)
     torch.set_num_threads(request.threads)
     model = timm.build(
         request.architecture,
         image_size=request.preprocess.image_size,
-        classes=request.classes,
+        classes=len(labels(request.labels)),
         weights=Path(request.weights),
     )
     begin, rows = time.perf_counter(), []
@@ -110,7 +119,7 @@ def toolchain() -> dict[str, str]:
     """Versions of every library that takes part in making the files."""
     from importlib import metadata
 
-    names = ("torch", "timm", "onnx", "onnxscript", "openvino", "vitrail")
+    names = ("torch", "timm", "onnx", "onnxscript", "openvino")
     return {name: metadata.version(name) for name in names}
 
 

@@ -5,7 +5,7 @@ This joins sandbox.py (the process), session.py (what happens inside it) and lat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,6 @@ import psutil
 
 from vitrail.images.photos import PhotoSet
 from vitrail.measure.sandbox import Child
-from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import Block, Export, Memory, Preprocess, RunnerFacts, Scope, Variant, Workload
 
 MIB = 1024 * 1024
@@ -24,6 +23,18 @@ WARM_UP_S = 0.3
 WARM_UP_CALLS = 3
 MEMORY_SHARE = 0.8
 """Share of this machine's memory at which the watchdog ends a measuring process."""
+
+
+@dataclass
+class Seen:
+    """What the launches of one export told beside their timed blocks."""
+
+    facts: RunnerFacts | None = None
+    memory: Memory | None = None
+    """Of the launch with the highest peak."""
+    load_s: float = 0.0
+    """Of the latest launch."""
+    warm_up_calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class ExportSubject:
     labels: tuple[str, ...]
     photos: PhotoSet
     threads: int
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def name(self) -> str:
@@ -57,6 +69,7 @@ class Launch:
 
     def __init__(self, subject: ExportSubject, number: int) -> None:
         self.number = number
+        self._seen = subject.seen
         payload = {
             "folder": str(Path(subject.export.folder).absolute()),
             "entry": subject.export.entry,
@@ -75,10 +88,10 @@ class Launch:
         try:
             self._child.result(LOAD_TIMEOUT_S)
             facts = self._child.call("facts", CALL_TIMEOUT_S)
-            self.facts = msgspec.convert(facts["facts"], RunnerFacts)
-            self.load_s = float(facts["load_s"])
+            seen = subject.seen
+            seen.facts, seen.load_s = msgspec.convert(facts["facts"], RunnerFacts), float(facts["load_s"])
             warm = self._child.call("warm_up", LOAD_TIMEOUT_S, seconds=WARM_UP_S, calls=WARM_UP_CALLS)
-            self.warm_up_calls = int(warm["calls"])
+            seen.warm_up_calls = int(warm["calls"])
         except BaseException:
             self._child.close()
             raise
@@ -86,6 +99,7 @@ class Launch:
     def block(self, scope: Scope, calls: int) -> Block:
         """Time `calls` consecutive calls; one call may take up to a minute before it counts as a hang."""
         answer = self._child.call("block", CALL_TIMEOUT_S + 2.0 * calls, scope=scope, calls=calls)
+        self._note_memory()
         return Block(
             launch=self.number,
             scope=scope,
@@ -95,10 +109,6 @@ class Launch:
             steal_s=answer["steal_s"],
             involuntary_switches=answer["involuntary_switches"],
         )
-
-    def memory(self) -> Memory:
-        """Memory of the process so far."""
-        return msgspec.convert(self._child.call("memory", CALL_TIMEOUT_S), Memory)
 
     def scores(self, photos: tuple[str, ...], crops_per_photo: int, target: Path) -> np.ndarray:
         """Scores of the photos' crops as float32 (photos, crops, K), by way of the file `target`."""
@@ -112,7 +122,8 @@ class Launch:
         """End the process."""
         self._child.close()
 
+    def _note_memory(self) -> None:
+        memory = msgspec.convert(self._child.call("memory", CALL_TIMEOUT_S), Memory)
+        if self._seen.memory is None or memory.peak > self._seen.memory.peak:
+            self._seen.memory = memory
 
-def is_reference(variant: Variant) -> bool:
-    """Whether the variant's runtime is one that is never shipped."""
-    return RUNTIMES[variant.runtime].reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -19,11 +20,22 @@ def labels(name: str) -> tuple[str, ...]:
         InputError: neither a known label set nor a readable file.
     """
     if name == "imagenet-1k":
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo("imagenet-1k")
-        return tuple(info.index_to_description(i, detailed=False) for i in range(info.num_classes()))
+        return _imagenet()
     path = Path(name)
     if not path.is_file():
         raise InputError(f"There is no label set {name!r}: use imagenet-1k or a file with one label a line.")
     return read_labels(path)
+
+
+def _imagenet() -> tuple[str, ...]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    indices = range(info.num_classes())
+    names = [info.index_to_description(i, detailed=False) for i in indices]
+    # WordNet has two cranes and two maillots; only the definition tells them apart.
+    times = Counter(names)
+    return tuple(
+        name if times[name] == 1 else info.index_to_description(i, detailed=True).split(";")[0]
+        for i, name in zip(indices, names, strict=True)
+    )

@@ -1,0 +1,334 @@
+"""The workbench: weights -> export -> subject -> parity, each made once, kept, and found again.
+
+Everything heavy runs in children of measure/sandbox.py; this process never imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from vitrail import __version__, hardware, runtimes, stats, store
+from vitrail.artifact import Bundle, Evidence, ParityBounds
+from vitrail.export import work
+from vitrail.images.labels import read_labels
+from vitrail.images.photos import PhotoSet
+from vitrail.measure import parity, sandbox
+from vitrail.measure.launch import ExportSubject, Launch
+from vitrail.models.weights import Located, WeightsFinder, WeightsUnavailable
+from vitrail.vocabulary import (
+    Candidate,
+    Environment,
+    Export,
+    Measurement,
+    Parity,
+    Preprocess,
+    Variant,
+    Workload,
+)
+
+METHOD_VERSION = "1"
+"""Part of every measurement's key: raise it when docs/measurement.md changes what a figure means."""
+
+EXPORT_MEMORY_MIB = 12_288.0
+REFERENCE_SECONDS = 20.0
+PARITY_IMAGES = 96
+"""Crops that parity looks at when there are few photos; each photo gives at most `MAX_CROPS`."""
+MAX_CROPS = 8
+MAX_REFERENCE_PHOTOS = 11
+"""Photos that ship with an artifact, so that it can be verified without torch."""
+SPEED_TOLERANCE = 0.10
+"""Recorded figures are used again only while the reference workload takes as long as then, within this."""
+
+
+class Bench:
+    """Makes exports and launches of variants for one selection.
+
+    Args:
+        workload: with threads resolved to a number.
+        photos: for timing and parity.
+        finder: where weights come from.
+        machine: facts of this machine.
+        fresh: ignore recorded measurements.
+    """
+
+    def __init__(
+        self,
+        *,
+        workload: Workload,
+        photos: PhotoSet,
+        finder: WeightsFinder,
+        machine: Mapping[str, object],
+        fresh: bool = False,
+    ) -> None:
+        assert workload.threads is not None
+        self.workload = workload
+        self.photos = photos
+        self.threads: int = workload.threads
+        # The slow reference may not get through all photos: a shuffled order keeps what it sees mixed.
+        order = np.random.default_rng(0).permutation(len(photos.paths))
+        self._parity_photos = tuple(photos.paths[i] for i in order)
+        self._finder = finder
+        self._fingerprint = hardware.fingerprint(machine)
+        self._fresh = fresh
+        self._cache = store.cache_dir()
+        self._records = store.RecordStore(self._cache / "measurements")
+        self._located: dict[str, Located | WeightsUnavailable] = {}
+        self._speed_ms: float | None = None
+
+    # --- weights and exports ----------------------------------------------------------------------
+
+    def weights(self, candidate: Candidate) -> Located | None:
+        """The candidate's weights, downloaded if the settings allow; None: not at hand."""
+        if candidate.name not in self._located:
+            try:
+                self._located[candidate.name] = self._finder.locate(candidate)
+            except WeightsUnavailable as error:
+                self._located[candidate.name] = error
+        found = self._located[candidate.name]
+        return found if isinstance(found, Located) else None
+
+    def unavailable(self, candidate: Candidate) -> str:
+        """Why `weights` gave None, as one sentence."""
+        return str(self._located[candidate.name])
+
+    def exported(self, variant: Variant) -> bool:
+        """Whether the variant's export is kept already."""
+        return (self._export_folder(variant) / work.MANIFEST).is_file()
+
+    def export(self, variant: Variant, timeout_s: float) -> Export:
+        """The variant's export, made now unless it is kept from before.
+
+        Raises:
+            ChildFailure: exporting failed, crashed, hung or outgrew its memory.
+        """
+        folder = self._export_folder(variant)
+        located = self.weights(variant.candidate)
+        if not (folder / work.MANIFEST).is_file():
+            request = work.ExportRequest(
+                architecture=variant.candidate.architecture,
+                image_size=variant.image_size,
+                labels=variant.candidate.labels,
+                weights=str(located.path) if located else None,
+                folder=str(folder),
+                threads=self.threads,
+            )
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            sandbox.call(
+                "vitrail.export.work:export",
+                msgspec.to_builtins(request),
+                timeout_s=timeout_s,
+                memory_mib=EXPORT_MEMORY_MIB,
+                name="exporting",
+            )
+        return self._read_export(folder, variant)
+
+    def discard(self, candidate: Candidate, image_size: int) -> None:
+        """Remove an export with random weights: its timing is kept, its files are worth nothing."""
+        if self.weights(candidate) is None:
+            shutil.rmtree(self._folder_of(candidate, image_size), ignore_errors=True)
+
+    def subject(self, variant: Variant, export: Export) -> ExportSubject:
+        """The variant as something to launch."""
+        return ExportSubject(
+            variant=variant,
+            export=export,
+            workload=self.workload,
+            preprocess=preprocess_of(variant),
+            labels=read_labels(Path(export.folder) / work.LABELS_FILE),
+            photos=self.photos,
+            threads=self.threads,
+        )
+
+    def _read_export(self, folder: Path, variant: Variant) -> Export:
+        manifest = msgspec.json.decode((folder / work.MANIFEST).read_bytes())
+        files_of = runtimes.RUNTIMES[variant.runtime].files
+        files = tuple(name for name in work.FILE_SETS[files_of] if (folder / name).is_file())
+        digest = hashlib.sha256()
+        for name in files:
+            digest.update(store.sha256_file(folder / name).encode())
+        return Export(
+            folder=str(folder),
+            files=files,
+            entry=work.ENTRIES[files_of],
+            seconds=float(manifest["seconds"]),
+            random_weights=bool(manifest["random_weights"]),
+            sha256=digest.hexdigest(),
+            toolchain=tuple(sorted(manifest["toolchain"].items())),
+        )
+
+    def _export_folder(self, variant: Variant) -> Path:
+        return self._folder_of(variant.candidate, variant.image_size)
+
+    def _folder_of(self, candidate: Candidate, image_size: int) -> Path:
+        key = {
+            "architecture": candidate.architecture,
+            "weights": self._weights_key(candidate),
+            "labels": candidate.labels,
+            "image_size": image_size,
+            "toolchain": work.toolchain(),
+            "version": work.EXPORT_VERSION,
+        }
+        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
+        return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
+
+    def _weights_key(self, candidate: Candidate) -> str:
+        located = self.weights(candidate)
+        return located.weights.sha256 or "" if located else "random"
+
+    # --- measurements -----------------------------------------------------------------------------
+
+    def recorded(self, variant: Variant) -> Measurement | None:
+        """The variant's measurement from an earlier (or interrupted) run, if the machine is as fast as then."""
+        if self._fresh:
+            return None
+        record = self._records.get(self._key(variant))
+        if record is None:
+            return None
+        try:
+            measurement = msgspec.convert(record, Measurement)
+        except msgspec.ValidationError:
+            return None
+        return measurement if self._same_speed(measurement) else None
+
+    def record(self, variant: Variant, measurement: Measurement) -> None:
+        """Keep a measurement as it stands."""
+        self._records.put(self._key(variant), msgspec.to_builtins(measurement))
+
+    def environment(self, variant: Variant) -> Environment:
+        """Where a figure of this variant is taken."""
+        return Environment(
+            hardware=self._fingerprint,
+            engine=f"{variant.runtime} {runtimes.version(variant.runtime)}",
+            vitrail=f"{__version__} method {METHOD_VERSION}",
+            photos=self.photos.digest,
+        )
+
+    def _key(self, variant: Variant) -> dict[str, object]:
+        workload = dataclasses.replace(self.workload, images=None)
+        return {
+            "weights": self._weights_key(variant.candidate),
+            "variant": variant.name,
+            "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "settings": [list(pair) for pair in variant.settings],
+            "workload": msgspec.to_builtins(workload),
+            "environment": msgspec.to_builtins(self.environment(variant)),
+            "toolchain": work.toolchain(),
+            "export": work.EXPORT_VERSION,
+        }
+
+    def _same_speed(self, measurement: Measurement) -> bool:
+        then = [s for b in measurement.blocks for s in (b.speed_before_ms, b.speed_after_ms)]
+        if not then:
+            return False
+        now = self.speed_ms()
+        return abs(now / stats.percentile(then, 50) - 1) <= SPEED_TOLERANCE
+
+    def speed_ms(self) -> float:
+        """Duration of the reference workload now, measured once per selection."""
+        if self._speed_ms is None:
+            answer = sandbox.call(
+                "vitrail.measure.session:machine_speed", {}, timeout_s=60, memory_mib=2048, name="speed check"
+            )
+            self._speed_ms = float(answer["speed_ms"])
+        return self._speed_ms
+
+    # --- parity -----------------------------------------------------------------------------------
+
+    def parity(self, variant: Variant, launch: Launch) -> Parity:
+        """Compare a launched export with the fp32 eager reference on the photos' crops.
+
+        Raises:
+            ChildFailure: the reference or the export failed.
+        """
+        reference = self.reference_scores(variant)
+        photos = self._parity_photos[: len(reference)]
+        with tempfile.TemporaryDirectory() as folder:
+            scores = launch.scores(photos, reference.shape[1], Path(folder) / "scores.npy")
+        return parity.compare(reference, scores, variant.precision)
+
+    def reference_scores(self, variant: Variant) -> np.ndarray:
+        """float32 (photos, crops, K) of the fp32 eager model; made once for all of a candidate's variants."""
+        located = self.weights(variant.candidate)
+        assert located is not None, "random weights have no parity"
+        crops = max(1, min(MAX_CROPS, PARITY_IMAGES // len(self.photos.paths)))
+        key = {
+            "weights": located.weights.sha256,
+            "architecture": variant.candidate.architecture,
+            "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "photos": list(self._parity_photos),
+            "digest": self.photos.digest,
+            "crops": crops,
+            "toolchain": work.toolchain(),
+        }
+        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+        target = self._cache / "references" / f"{digest}.npy"
+        if not target.is_file():
+            self._make_reference(variant, located, crops, target)
+        return np.asarray(np.load(target, allow_pickle=False))
+
+    def _make_reference(self, variant: Variant, located: Located, crops: int, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            partial = Path(folder) / "scores.npy"
+            request = work.ReferenceRequest(
+                architecture=variant.candidate.architecture,
+                preprocess=preprocess_of(variant),
+                labels=variant.candidate.labels,
+                weights=str(located.path),
+                photos=list(self._parity_photos),
+                crops_per_photo=crops,
+                seconds=REFERENCE_SECONDS,
+                minimum=min(len(self.photos.paths), 2 * parity.MIN_DECIDED_PHOTOS),
+                target=str(partial),
+                threads=self.threads,
+            )
+            sandbox.call(
+                "vitrail.export.work:reference_scores",
+                msgspec.to_builtins(request),
+                timeout_s=15 * REFERENCE_SECONDS,
+                memory_mib=EXPORT_MEMORY_MIB,
+                name="the fp32 reference",
+            )
+            partial.replace(target)
+
+    # --- shipping ---------------------------------------------------------------------------------
+
+    def bundle(self, variant: Variant, export: Export, measurement: Measurement, evidence: Evidence) -> Bundle:
+        """What the winner ships: its files, evidence, and reference photos with both sets of outputs."""
+        located = self.weights(variant.candidate)
+        assert located is not None, "random weights are never shipped"
+        reference = self.reference_scores(variant)[:MAX_REFERENCE_PHOTOS, 0]
+        photos = self._parity_photos[: len(reference)]
+        launch = self.subject(variant, export).launch(0)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                own = launch.scores(photos, 1, Path(folder) / "scores.npy")[:, 0]
+        finally:
+            launch.close()
+        bounds = parity.BOUNDS[variant.precision]
+        candidate = dataclasses.replace(variant.candidate, weights=located.weights)
+        return Bundle(
+            variant=dataclasses.replace(variant, candidate=candidate),
+            preprocess=preprocess_of(variant),
+            labels=read_labels(Path(export.folder) / work.LABELS_FILE),
+            export=export,
+            evidence=evidence,
+            photos=tuple(Path(photo) for photo in photos),
+            fp32_outputs=reference,
+            own_outputs=own,
+            bounds=ParityBounds(**dataclasses.asdict(bounds)),
+            measurement=measurement,
+        )
+
+
+def preprocess_of(variant: Variant) -> Preprocess:
+    """The candidate's preprocess at the variant's image size."""
+    return dataclasses.replace(variant.candidate.preprocess, image_size=variant.image_size)

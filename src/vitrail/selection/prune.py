@@ -1,0 +1,132 @@
+"""Candidates -> variants, and what facts alone rule out before anything is exported.
+
+A fact is a license, a published accuracy, the bytes of the weights, or a floor of the latency: the
+variant's arithmetic at its engine's own peak. The floor is never reached, yet it only prunes when it
+exceeds twice the limit, because peaks are measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from vitrail import runtimes
+from vitrail.catalog import admits
+from vitrail.errors import InputError
+from vitrail.runtimes import RUNTIMES
+from vitrail.vocabulary import Candidate, Precision, Requirements, SearchSettings, Variant, Workload
+
+FLOOR_FACTOR = 2.0
+MIB = 1024 * 1024
+WEIGHT_BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
+
+Peaks = Mapping[str, Mapping[str, float]]
+"""GFLOP/s by runtime and precision."""
+
+
+def variants(
+    candidates: Iterable[Candidate], workload: Workload, settings: SearchSettings
+) -> tuple[Variant, ...]:
+    """All variants of the candidates on the installed runtimes that the settings admit.
+
+    References (PyTorch) are searched only when they are asked for by name.
+
+    Raises:
+        InputError: no installed runtime has an asked precision.
+    """
+    pairs = _engines(settings.runtimes, settings.precisions)
+    if not pairs:
+        asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
+        raise InputError(f"No installed runtime offers {asked}: `vitrail doctor` lists runtimes and precisions.")
+    return tuple(
+        Variant(
+            candidate=candidate,
+            image_size=workload.image_size or candidate.preprocess.image_size,
+            runtime=runtime,
+            precision=precision,
+            reference=RUNTIMES[runtime].reference,
+        )
+        for candidate in candidates
+        for runtime, precision in pairs
+    )
+
+
+def _engines(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, Precision]]:
+    there = runtimes.installed()
+    return [
+        (name, precision)
+        for name, runtime in RUNTIMES.items()
+        if name in there and (name in names or not (names or runtime.reference))
+        for precision in runtime.precisions
+        if not precisions or precision in precisions
+    ]
+
+
+def missing_runtimes(settings: SearchSettings) -> tuple[str, ...]:
+    """One note per asked (or shipping) runtime that is not installed, with its install line."""
+    there = runtimes.installed()
+    return tuple(
+        f"{runtime.label} is not installed: `{runtime.install}`"
+        for name, runtime in RUNTIMES.items()
+        if name not in there and (name in settings.runtimes or not (settings.runtimes or runtime.reference))
+    )
+
+
+def accuracy_bound(variant: Variant) -> float | None:
+    """Highest top-1 the variant may claim in %: its candidate's figure, at that figure's resolution."""
+    candidate = variant.candidate
+    if candidate.accuracy is None or variant.image_size != candidate.preprocess.image_size:
+        return None
+    return candidate.accuracy.value
+
+
+def macs(variant: Variant) -> float:
+    """Multiply-accumulates of one image at the variant's size; scaled by area away from the table's size."""
+    candidate = variant.candidate
+    return candidate.macs * (variant.image_size / candidate.preprocess.image_size) ** 2
+
+
+def floor_ms(variant: Variant, workload: Workload, peaks: Peaks) -> float | None:
+    """Latency of the whole batch if every operation ran at the engine's peak; None: peak unknown."""
+    peak = peaks.get(variant.runtime, {}).get(variant.precision)
+    if not peak:
+        return None
+    return 2 * macs(variant) * workload.batch_size / (peak * 1e9) * 1e3
+
+
+def memory_floor_mib(variant: Variant) -> float:
+    """The bytes of the weights alone, in the variant's precision."""
+    return variant.candidate.parameters * WEIGHT_BYTES[variant.precision] / MIB
+
+
+def ruled_out(
+    variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks
+) -> str | None:
+    """Why facts alone exclude the variant, as a clause for the ledger; None: it has to be measured."""
+    admitted, reason = admits(requirements.license, variant.candidate.weights.license)
+    if not admitted:
+        return f"license: {reason}"
+    bound = accuracy_bound(variant)
+    if requirements.min_accuracy is not None and bound is None:
+        return f"no accuracy is known at {variant.image_size} px: a figure belongs to its resolution"
+    if bound is not None and requirements.min_accuracy is not None and bound < requirements.min_accuracy:
+        return f"accuracy: {bound:g} % is below {requirements.min_accuracy:g} %"
+    return _resources(variant, requirements, workload, peaks)
+
+
+def _resources(
+    variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks
+) -> str | None:
+    memory = memory_floor_mib(variant)
+    if requirements.max_memory_mib is not None and memory > requirements.max_memory_mib:
+        return f"memory: its weights alone take {memory:.0f} MiB"
+    floor = floor_ms(variant, workload, peaks)
+    if floor is None:
+        return None
+    limit = requirements.max_latency_ms
+    if limit is not None and floor > FLOOR_FACTOR * limit:
+        return f"latency: at the engine's peak it would still take {floor:.0f} ms"
+    throughput = requirements.min_throughput
+    if throughput is not None and workload.batch_size / (floor / 1e3) * FLOOR_FACTOR < throughput:
+        best = workload.batch_size / (floor / 1e3)
+        return f"throughput: at the engine's peak it would still be {best:.0f} images/s"
+    return None
