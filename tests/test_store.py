@@ -132,6 +132,11 @@ def test_folder_appears_whole_with_missing_parents(tmp_path):
     assert names(target.parent) == ["winner"]
 
 
+def fill_and_fail(folder: Path, error: BaseException) -> None:
+    fill(folder, "x")
+    raise error
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("x"), KeyboardInterrupt(), FileNotFoundError(2, "x", "source")]
 )
