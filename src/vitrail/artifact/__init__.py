@@ -1,0 +1,27 @@
+"""The folder that ships: export, manifest with evidence and digests, reference photos (docs/artifact.md)."""
+
+from __future__ import annotations
+
+from vitrail.artifact.bundle import Artifact, Bundle, evidence_of, open_artifact, write
+from vitrail.artifact.manifest import (
+    SCHEMA_VERSION,
+    Evidence,
+    FileEntry,
+    Manifest,
+    ParityBounds,
+    Reference,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Bundle",
+    "Evidence",
+    "FileEntry",
+    "Manifest",
+    "ParityBounds",
+    "Reference",
+    "evidence_of",
+    "open_artifact",
+    "write",
+]

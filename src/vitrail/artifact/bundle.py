@@ -1,0 +1,340 @@
+"""The artifact's folder: written whole or not at all, and checked file by file before anything is used."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import numpy as np
+
+from vitrail import __version__
+from vitrail.artifact.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    Evidence,
+    FileEntry,
+    Manifest,
+    ParityBounds,
+    Reference,
+    decode,
+    encode,
+)
+from vitrail.errors import InputError
+from vitrail.store import atomic_folder, sha256_file, writing
+from vitrail.vocabulary import Export, Measurement, Preprocess, Selection, Variant
+
+MODEL_FOLDER = "model"
+LABELS_FILE = "labels.txt"
+MEASUREMENT_FILE = "evidence/measurement.json"
+PHOTO_FOLDER = "reference/photos"
+FP32_OUTPUTS = "reference/fp32_outputs.npy"
+OWN_OUTPUTS = "reference/own_outputs.npy"
+MAX_MANIFEST_BYTES = 64 << 20
+"""A manifest is some tens of kilobytes; a larger file is not read into memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """All that goes into an artifact."""
+
+    variant: Variant
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    """K labels in the order of the scores."""
+    export: Export
+    evidence: Evidence
+    photos: tuple[Path, ...]
+    """P photos, copied as they are; small ones, PNG or JPEG."""
+    fp32_outputs: np.ndarray
+    """float32 (P, K): scores of the fp32 eager reference for `prepare(decode(photo), preprocess)`."""
+    own_outputs: np.ndarray
+    """float32 (P, K): scores of `export` for the same inputs."""
+    bounds: ParityBounds
+    measurement: Measurement | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact whose files were all found as its manifest lists them."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder of the export, for `runtimes.load(model_folder, manifest.entry, ...)`."""
+        return self.path / self.manifest.folder
+
+    @property
+    def photos(self) -> tuple[Path, ...]:
+        """The reference photos."""
+        return tuple(self.path / name for name in self.manifest.reference.photos)
+
+    def labels(self) -> tuple[str, ...]:
+        """K labels in the order of the scores."""
+        text = (self.path / self.manifest.labels).read_bytes().decode("utf-8")
+        # Not splitlines(): a label may hold a form feed or a Unicode separator.
+        labels = tuple(text.removesuffix("\n").split("\n"))
+        if len(labels) != self.manifest.classes:
+            raise InputError(
+                f"{self.path / self.manifest.labels} holds {len(labels)} labels for {self.manifest.classes} "
+                "classes: write the artifact again."
+            )
+        return labels
+
+    def fp32_outputs(self) -> np.ndarray:
+        """float32 (P, K): the fp32 eager reference's scores of the reference photos."""
+        return self._outputs(self.manifest.reference.fp32_outputs)
+
+    def own_outputs(self) -> np.ndarray:
+        """float32 (P, K): this export's scores of the reference photos when it was written."""
+        return self._outputs(self.manifest.reference.own_outputs)
+
+    def measurement(self) -> Measurement | None:
+        """The raw measurement behind the evidence, if it was kept."""
+        if self.manifest.measurement is None:
+            return None
+        return msgspec.json.decode((self.path / self.manifest.measurement).read_bytes(), type=Measurement)
+
+    def _outputs(self, name: str) -> np.ndarray:
+        expected = (len(self.manifest.reference.photos), self.manifest.classes)
+        try:
+            values = np.load(io.BytesIO((self.path / name).read_bytes()), allow_pickle=False)
+            right = values.dtype == np.float32 and values.shape == expected
+        except (ValueError, EOFError):
+            right = False
+        if not right:
+            raise InputError(f"{self.path / name} is not float32 {expected}: write the artifact again.")
+        return values
+
+
+def evidence_of(selection: Selection) -> Evidence:
+    """The winner's evidence out of a selection.
+
+    Raises:
+        ValueError: the selection has no winner.
+    """
+    entry = selection.winner
+    if entry is None:
+        raise ValueError("a selection without a winner has no evidence")
+    seen = entry.observation
+    measured = seen.measurement
+    return Evidence(
+        requirements=selection.requirements,
+        workload=measured.workload if measured else selection.workload,
+        accuracy=seen.accuracy,
+        request=seen.request,
+        model=seen.model,
+        throughput=seen.throughput,
+        memory=seen.memory,
+        parity=seen.parity,
+        verdicts=entry.verdicts,
+        facts=measured.facts if measured else seen.facts,
+        environment=measured.environment if measured else seen.environment,
+        hardware=dict(selection.hardware),
+        flags=seen.flags,
+    )
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write(target: Path | str, bundle: Bundle, *, overwrite: bool = False) -> Artifact:
+    """Write the artifact to a temporary folder, read it back as a user would, and give it its name.
+
+    `overwrite` replaces an earlier artifact and nothing else.
+
+    Raises:
+        InputError: the target is taken or cannot be written, or a source file cannot be read.
+        ValueError: the bundle contradicts itself, or must not ship (random weights, a reference).
+    """
+    _check(bundle)
+    target = Path(target)
+    if overwrite and target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_FILE).is_file():
+        raise InputError(f"{target} is no artifact and is not overwritten: choose another folder.")
+    with atomic_folder(target, overwrite=overwrite) as folder:
+        _fill(folder, bundle)
+        opened = open_artifact(folder)
+    return replace(opened, path=target)
+
+
+def _check(bundle: Bundle) -> None:
+    if bundle.export.random_weights or bundle.variant.reference:
+        raise ValueError("random weights and reference variants are never shipped")
+    if bundle.export.entry not in bundle.export.files:
+        raise ValueError(f"entry {bundle.export.entry!r} is not among the export's files")
+    if bundle.preprocess.image_size != bundle.variant.image_size:
+        raise ValueError("preprocess and variant differ in image size")
+    if any(not label or "\n" in label for label in bundle.labels):
+        raise ValueError("a label must be one line that is not empty")
+    if not bundle.photos:
+        raise ValueError("an artifact without reference photos cannot be verified")
+    shape = (len(bundle.photos), len(bundle.labels))
+    for name, outputs in (("fp32", bundle.fp32_outputs), ("own", bundle.own_outputs)):
+        if outputs.shape != shape or not np.isfinite(outputs).all():
+            raise ValueError(f"{name} outputs {outputs.shape} are not finite {shape}")
+
+
+def _fill(folder: Path, bundle: Bundle) -> None:
+    for name in bundle.export.files:
+        _copy(Path(bundle.export.folder) / name, folder / MODEL_FOLDER / _inside(name))
+    photos = tuple(f"{PHOTO_FOLDER}/{i:02d}{photo.suffix.lower()}" for i, photo in enumerate(bundle.photos))
+    for source, name in zip(bundle.photos, photos, strict=True):
+        _copy(source, folder / name)
+    (folder / LABELS_FILE).write_bytes("".join(f"{label}\n" for label in bundle.labels).encode("utf-8"))
+    for name, outputs in ((FP32_OUTPUTS, bundle.fp32_outputs), (OWN_OUTPUTS, bundle.own_outputs)):
+        np.save(folder / name, np.ascontiguousarray(outputs, dtype=np.float32), allow_pickle=False)
+    if bundle.measurement is not None:
+        (folder / MEASUREMENT_FILE).parent.mkdir()
+        (folder / MEASUREMENT_FILE).write_bytes(msgspec.json.encode(bundle.measurement))
+    manifest = _manifest(bundle, photos, _entries(folder))
+    (folder / MANIFEST_FILE).write_bytes(encode(manifest))
+
+
+def _manifest(bundle: Bundle, photos: tuple[str, ...], files: dict[str, FileEntry]) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        schema_version=SCHEMA_VERSION,
+        vitrail=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        name=bundle.variant.name,
+        variant=bundle.variant,
+        preprocess=bundle.preprocess,
+        classes=len(bundle.labels),
+        labels=LABELS_FILE,
+        folder=MODEL_FOLDER,
+        entry=bundle.export.entry,
+        toolchain=bundle.export.toolchain,
+        evidence=bundle.evidence,
+        measurement=MEASUREMENT_FILE if bundle.measurement is not None else None,
+        reference=Reference(
+            photos=photos, fp32_outputs=FP32_OUTPUTS, own_outputs=OWN_OUTPUTS, bounds=bundle.bounds
+        ),
+        files=files,
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    # Reading and writing are told apart: only the second is the target's trouble.
+    if not source.is_file() or not os.access(source, os.R_OK):
+        raise InputError(f"{source} cannot be read: check that it exists and is readable.")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _inside(name: str) -> str:
+    if not _is_contained(name):
+        raise ValueError(f"export file {name!r} is outside its folder")
+    return name
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path), size=path.stat().st_size)
+        for path in paths
+    }
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def open_artifact(path: Path | str) -> Artifact:
+    """Open an artifact after checking all of it: manifest, containment, every file's presence and digest.
+
+    Raises:
+        InputError: no folder, no manifest, a newer schema, a changed manifest, or a file that is
+            missing, changed, added, or a link or special file (which could lie outside the folder).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}: name the folder of an artifact.")
+    manifest_path = path / MANIFEST_FILE
+    try:
+        manifest = decode(_read_manifest(manifest_path), str(manifest_path))
+        _check_names(manifest, path)
+        _check_tree(manifest, path)
+        for name, entry in manifest.files.items():
+            _check_file(path / name, entry)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path} cannot be read ({error.strerror}): check its permissions."
+        ) from error
+    return Artifact(path=path, manifest=manifest)
+
+
+def _read_manifest(path: Path) -> bytes:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} has no {MANIFEST_FILE}: name a folder vitrail wrote.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is not a regular file: put the original file back.")
+    if status.st_size > MAX_MANIFEST_BYTES:
+        raise InputError(f"{path} is too large for a manifest: name a folder vitrail wrote.")
+    return path.read_bytes()
+
+
+def _is_contained(name: str) -> bool:
+    parts = name.split("/")
+    plain = "\\" not in name and "\0" not in name and all(part not in ("", ".", "..") for part in parts)
+    return plain and not PurePosixPath(name).is_absolute() and not Path(name).drive
+
+
+def _check_names(manifest: Manifest, path: Path) -> None:
+    for name in manifest.files:
+        if not _is_contained(name) or name == MANIFEST_FILE:
+            raise InputError(f"{path / MANIFEST_FILE} lists {name!r}, outside the artifact: do not use it.")
+    reference = manifest.reference
+    used = [f"{manifest.folder}/{manifest.entry}", manifest.labels, *reference.photos]
+    used += [reference.fp32_outputs, reference.own_outputs]
+    used += [manifest.measurement] if manifest.measurement is not None else []
+    for name in used:
+        if name not in manifest.files:
+            raise InputError(
+                f"{path / MANIFEST_FILE} uses {name!r} without listing it: write the artifact again."
+            )
+
+
+def _check_tree(manifest: Manifest, path: Path) -> None:
+    listed = set(manifest.files)
+    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
+    for name, entry in _walk(path, ""):
+        if entry.is_symlink():
+            raise InputError(f"{path / name} is a link: replace it by the file itself or remove it.")
+        if entry.is_dir(follow_symlinks=False):
+            expected = name in folders
+        elif entry.is_file(follow_symlinks=False):
+            expected = name in listed or name == MANIFEST_FILE
+        else:
+            raise InputError(f"{path / name} is not a regular file: remove it.")
+        if not expected:
+            raise InputError(f"{path / name} was added to the artifact: remove it.")
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        name = f"{prefix}{entry.name}"
+        yield name, entry
+        # A link was refused by the consumer before this line is reached.
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder / entry.name, f"{name}/")
+
+
+def _check_file(path: Path, entry: FileEntry) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: restore it or write the artifact again.")
+    if path.stat().st_size != entry.size or sha256_file(path) != entry.sha256:
+        raise InputError(f"{path} was changed: restore it or write the artifact again.")

@@ -1,0 +1,38 @@
+"""`--json FILE|-`, the same for every command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vitrail.store import atomic_write
+
+STDOUT = "-"
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--json FILE|-` to a command."""
+    parser.add_argument(
+        "--json", metavar="FILE|-", help="write the result as JSON to FILE, or alone to stdout with -"
+    )
+
+
+def write_json(document: Any, target: str | Path) -> None:
+    """Write a record or JSON value as indented JSON: `-` is stdout, anything else a file written atomically.
+
+    Raises:
+        InputError: the file cannot be written.
+        ValueError: a number that is not finite, which JSON cannot hold.
+    """
+    import msgspec
+
+    plain = msgspec.to_builtins(document)
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if str(target) == STDOUT:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        atomic_write(Path(target), text.encode("utf-8"))

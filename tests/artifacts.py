@@ -1,0 +1,137 @@
+"""A small real artifact for tests: a convolutional classifier as OpenVINO IR with a NumPy twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from PIL import Image
+
+from vitrail import hardware, predict, runtimes
+from vitrail.artifact import Artifact, Bundle, Evidence, ParityBounds, write
+from vitrail.images.decode import decode
+from vitrail.images.preprocess import prepare_batch
+from vitrail.vocabulary import (
+    Accuracy,
+    Candidate,
+    Environment,
+    Export,
+    JudgedLatency,
+    LatencyFigures,
+    Memory,
+    Preprocess,
+    Requirements,
+    RunnerFacts,
+    Variant,
+    Weights,
+    Workload,
+)
+
+SIZE = 32
+LABELS = ("tench, Tinca tinca", "daisy", "palace", "größe", "form\x0cfeed")
+PREPROCESS = Preprocess(image_size=SIZE)
+BOUNDS = ParityBounds(cosine=0.999_99, relative_error=1e-3, agreement=1.0)
+
+_RNG = np.random.default_rng(7)
+FILTERS = _RNG.normal(size=(8, 3, 3, 3)).astype(np.float32)
+HEAD = _RNG.normal(size=(8, len(LABELS))).astype(np.float32) * 3
+
+
+def numpy_scores(batch: np.ndarray) -> np.ndarray:
+    """The same network without an engine: float32 (n, 3, S, S) -> float64 (n, K)."""
+    windows = np.lib.stride_tricks.sliding_window_view(batch.astype(np.float64), (3, 3), axis=(2, 3))
+    features = np.maximum(np.einsum("nchwij,fcij->nfhw", windows, FILTERS.astype(np.float64)), 0)
+    return features.mean(axis=(2, 3)) @ HEAD.astype(np.float64)
+
+
+def make_export(folder: Path) -> Export:
+    """Write the network as IR with a dynamic batch."""
+    image = ops.parameter([-1, 3, SIZE, SIZE], np.float32, name="image")
+    features = ops.relu(ops.convolution(image, ops.constant(FILTERS), [1, 1], [0, 0], [0, 0], [1, 1]))
+    pooled = ops.reduce_mean(features, ops.constant([2, 3]), keep_dims=False)
+    scores = ops.matmul(pooled, ops.constant(HEAD), False, False)
+    folder.mkdir(parents=True)
+    ov.save_model(ov.Model([scores], [image], "tiny"), folder / "model.xml", compress_to_fp16=False)
+    return Export(folder=str(folder), files=("model.xml", "model.bin"), entry="model.xml")
+
+
+def make_photos(folder: Path, count: int = 3) -> tuple[Path, ...]:
+    """Smooth random photos, one of them a JPEG."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True)
+    paths = []
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        path = folder / f"photo{i}.{'JPG' if i == 1 else 'png'}"
+        small.resize((80, 60), Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return tuple(paths)
+
+
+def make_variant() -> Variant:
+    candidate = Candidate(
+        name="tiny.test",
+        architecture="tiny",
+        family="test",
+        weights=Weights(source="package", reference="none", license="apache-2.0"),
+        preprocess=PREPROCESS,
+        accuracy=Accuracy(value=71.5, provenance="published", source="nowhere"),
+        parameters=256,
+        macs=1000,
+    )
+    return Variant(candidate=candidate, image_size=SIZE, runtime="openvino", precision="fp32")
+
+
+def figures(value: float) -> LatencyFigures:
+    judged = JudgedLatency(percentile=95.0, value=value, interval=None)
+    return LatencyFigures(p50=value, p95=value, p99=value, judged=judged, calls=100)
+
+
+def make_evidence(facts: RunnerFacts, *, batch_size: int = 2) -> Evidence:
+    here = hardware.fingerprint(hardware.facts())
+    return Evidence(
+        requirements=Requirements(max_latency_ms=50.0),
+        workload=Workload(batch_size=batch_size, threads=1),
+        accuracy=Accuracy(value=71.5, provenance="published", source="nowhere"),
+        request=figures(4.0),
+        model=figures(1.0),
+        throughput=500.0,
+        memory=Memory(peak=200.0, steady=180.0, above_baseline=20.0),
+        facts=facts,
+        environment=Environment(hardware=here, engine="openvino", vitrail="1", photos="none"),
+        hardware={"cpu": {"model": "test"}},
+    )
+
+
+def make_bundle(folder: Path, *, batch_size: int = 2) -> Bundle:
+    """A bundle whose own outputs come from OpenVINO and whose fp32 outputs come from NumPy."""
+    export, photos = make_export(folder / "export"), make_photos(folder / "photos")
+    runner = runtimes.load(
+        Path(export.folder),
+        export.entry,
+        runtime="openvino",
+        precision="fp32",
+        batch_size=batch_size,
+        image_size=SIZE,
+        threads=1,
+    )
+    batch = prepare_batch([decode(photo) for photo in photos], PREPROCESS)
+    own = predict.Predictor(runner, PREPROCESS, LABELS).run(batch)
+    return Bundle(
+        variant=make_variant(),
+        preprocess=PREPROCESS,
+        labels=LABELS,
+        export=export,
+        evidence=make_evidence(runner.facts, batch_size=batch_size),
+        photos=photos,
+        fp32_outputs=numpy_scores(batch).astype(np.float32),
+        own_outputs=own,
+        bounds=BOUNDS,
+    )
+
+
+def make_artifact(folder: Path, *, batch_size: int = 2) -> Artifact:
+    """Write the small artifact to `folder/winner`."""
+    return write(folder / "winner", make_bundle(folder, batch_size=batch_size))

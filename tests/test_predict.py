@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from artifacts import LABELS, PREPROCESS, SIZE, make_artifact, numpy_scores
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from scipy.special import softmax
+
+from vitrail import predict
+from vitrail.cli import main
+from vitrail.errors import ClaimError, InputError
+from vitrail.predict import Predictor
+from vitrail.vocabulary import RunnerFacts
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return make_artifact(tmp_path_factory.mktemp("predict"), batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def predictor(artifact):
+    return predict.load(artifact.path)
+
+
+@pytest.fixture
+def bad(tmp_path):
+    path = tmp_path / "bad.jpg"
+    path.write_text("this is a text")
+    return path
+
+
+class Recorder:
+    """A runner that scores an image by its mean and remembers the batches it was given."""
+
+    def __init__(self, batch: int, classes: int = 3) -> None:
+        self.facts = RunnerFacts(
+            runtime="none",
+            version="0",
+            precision="fp32",
+            threads=1,
+            input_shape=(batch, 3, SIZE, SIZE),
+            output_shape=(batch, classes),
+        )
+        self.batches: list[np.ndarray] = []
+
+    def run(self, batch):
+        assert batch.shape == self.facts.input_shape
+        assert batch.dtype == np.float32
+        assert batch.flags.c_contiguous
+        self.batches.append(batch)
+        return np.stack([batch.mean(axis=(1, 2, 3))] * self.facts.output_shape[1], axis=1)
+
+    def close(self):
+        pass
+
+
+def flat(value: int) -> np.ndarray:
+    return np.full((40, 50, 3), value, np.uint8)
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(0, 9), batch=st.integers(1, 4))
+def test_any_number_of_inputs_runs_in_full_batches(n, batch):
+    runner = Recorder(batch)
+    inputs = np.arange(n, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, SIZE, SIZE), np.float32)
+    scores = Predictor(runner, PREPROCESS, "abc").run(inputs)
+    np.testing.assert_array_equal(scores, np.arange(n, dtype=np.float32)[:, None] * np.ones((1, 3)))
+    assert len(runner.batches) == -(-n // batch)
+
+
+@given(
+    scores=arrays(np.float32, (3, 6), elements=st.floats(-100, 100, width=32)),
+    top=st.integers(1, 8),
+)
+def test_ranking_equals_an_independent_softmax(scores, top):
+    predictor = Predictor(Recorder(1, 6), PREPROCESS, "abcdef")
+    for row, prediction in zip(scores, predictor.rank(scores, top), strict=True):
+        expected = softmax(row.astype(np.float64))
+        assert len(prediction.top) == min(top, 6)
+        assert prediction.label == "abcdef"[int(row.argmax())]
+        values = [ranked.probability for ranked in prediction.top]
+        np.testing.assert_allclose(values, np.sort(expected)[::-1][:top], rtol=1e-9)
+        for ranked in prediction.top:
+            assert ranked.label == "abcdef"[ranked.index]
+            assert ranked.probability == pytest.approx(expected[ranked.index], rel=1e-9)
+
+
+def test_large_scores_do_not_overflow_and_bad_ones_are_refused():
+    predictor = Predictor(Recorder(1), PREPROCESS, "abc")
+    assert predictor.rank(np.array([[3e38, -3e38, 0]], np.float32))[0].probability == 1.0
+    with pytest.raises(ClaimError, match="not finite"):
+        predictor.rank(np.array([[np.nan, 0, 0]], np.float32))
+    with pytest.raises(InputError, match="at least 1"):
+        predictor.rank(np.zeros((1, 3), np.float32), top=0)
+
+
+def test_labels_must_fit_the_model():
+    with pytest.raises(InputError, match="3 classes and 2 labels"):
+        Predictor(Recorder(1, 3), PREPROCESS, "ab")
+
+
+def test_a_request_is_its_stages_and_equals_numpy(artifact, predictor):
+    photos = list(artifact.photos)
+    batch = predictor.prepare(photos, scaled=False)
+    np.testing.assert_allclose(predictor.run(batch), numpy_scores(batch), rtol=1e-4, atol=1e-5)
+    assert predictor.request(photos, top=2) == predictor.rank(predictor.run(predictor.prepare(photos)), 2)
+    assert predictor.request(photos, top=2) == predictor.predict(photos, top=2)
+
+
+def test_production_decodes_a_large_jpeg_at_lower_scale_and_verification_in_full(predictor, tmp_path):
+    rng = np.random.default_rng(1)
+    pixels = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((1600, 1200))
+    pixels.save(tmp_path / "large.jpg", quality=95)
+    scaled = predictor.prepare([tmp_path / "large.jpg"])
+    full = predictor.prepare([tmp_path / "large.jpg"], scaled=False)
+    assert not np.array_equal(scaled, full)
+    np.testing.assert_allclose(scaled, full, atol=0.35)  # about 20 grey levels at the steepest edges
+    with Image.open(tmp_path / "large.jpg") as image:
+        np.testing.assert_array_equal(full, predictor.prepare([image]))
+
+
+# --- the API --------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_source_gives_the_same(artifact, predictor):
+    path = artifact.photos[0]
+    with Image.open(path) as image:
+        image.load()
+    sources = [path, str(path), path.read_bytes(), bytearray(path.read_bytes()), image, np.asarray(image)]
+    together = predictor.predict(sources)
+    assert len(together) == len(sources)
+    assert all(prediction == together[0] for prediction in together)
+    for source in sources:
+        assert predictor.predict(source) == together[:1]
+    assert predictor.predict(np.stack([np.asarray(image)] * 3)) == together[:1] * 3
+    assert predictor.predict([]) == []
+
+
+def test_images_keep_their_order_over_batches():
+    runner = Recorder(2)
+    predictor = Predictor(runner, PREPROCESS, "abc")
+    outcomes = list(predictor.predict_each([flat(0), b"no image", flat(100), flat(200), b"", flat(250)]))
+    assert [isinstance(outcome, InputError) for outcome in outcomes] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    means = [batch.mean() for batch in np.concatenate(runner.batches)]
+    assert means == sorted(means)
+
+
+def test_predict_raises_for_the_bad_image(artifact, predictor, bad):
+    with pytest.raises(InputError, match=r"bad\.jpg"):
+        predictor.predict([artifact.photos[0], bad])
+
+
+def test_threads_and_batch_are_checked_and_used(artifact):
+    for option in ("threads", "batch_size"):
+        with pytest.raises(InputError, match="is 0: give at least 1"):
+            predict.load(artifact.path, **{option: 0})
+    with predict.load(artifact.path, threads=2, batch_size=3) as other:
+        assert other.runner.facts.threads == 2
+        assert other.batch_size == 3
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_command_shows_labels_and_percentages(artifact, predictor, capsys):
+    assert main(["predict", str(artifact.path), str(artifact.photos[0]), "--top", "2"]) == 0
+    out, err = capsys.readouterr()
+    best = predictor.predict(artifact.photos[0])[0]
+    lines = out.splitlines()
+    assert len(lines) == 3
+    assert best.label in lines[1]
+    assert f"{best.probability:.1%}" in lines[1]
+    assert err == ""
+
+
+def test_command_json_stands_alone(artifact, predictor, capsys):
+    photos = [str(photo) for photo in artifact.photos]
+    assert main(["predict", str(artifact.path), *photos, "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1
+    expected = predictor.predict(photos)
+    assert [row["image"] for row in document["predictions"]] == photos
+    assert [row["top"][0]["label"] for row in document["predictions"]] == [p.label for p in expected]
+    assert document["predictions"][0]["top"][0]["label"] in LABELS
+
+
+def test_command_json_file_beside_the_lines(artifact, capsys, tmp_path):
+    target = tmp_path / "out.json"
+    assert main(["predict", str(artifact.path), str(artifact.photos[0]), "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["predictions"][0]["error"] is None
+    assert capsys.readouterr().out
+
+
+def test_one_bad_image_among_many_is_exit_code_1(artifact, bad, capsys):
+    good = [str(artifact.photos[0]), str(artifact.photos[1])]
+    assert main(["predict", str(artifact.path), good[0], str(bad), good[1], "--json", "-"]) == 1
+    out, err = capsys.readouterr()
+    rows = json.loads(out)["predictions"]
+    assert [bool(row["top"]) for row in rows] == [True, False, True]
+    assert "bad.jpg" in rows[1]["error"]
+    assert len(err.splitlines()) == 1
+    assert "bad.jpg" in err
+
+
+def test_only_bad_images_is_exit_code_2(artifact, bad, tmp_path, capsys):
+    assert main(["predict", str(artifact.path), str(bad)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert main(["predict", str(artifact.path), str(bad), str(tmp_path), str(tmp_path / "none.png")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "extra", [["--top", "0"], ["--threads", "-1"], ["--json", "/dev/full"], ["--json", "/dev/null/x"]]
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(artifact, capsys, extra):
+    assert main(["predict", str(artifact.path), str(artifact.photos[0]), *extra]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_damaged_artifact_is_exit_code_2(artifact, tmp_path, capsys):
+    assert main(["predict", str(tmp_path / "none"), str(artifact.photos[0])]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_command_imports_neither_torch_nor_what_it_does_not_need(artifact):
+    code = """
+import sys
+from vitrail.cli import main
+assert main(["predict", sys.argv[1], sys.argv[2]]) == 0
+heavy = {"torch", "timm", "onnx", "onnxruntime", "rich", "jinja2", "psutil", "platformdirs", "scipy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, artifact.path, artifact.photos[0]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines()[-1] == "[]"
