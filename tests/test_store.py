@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,8 @@ for i in itertools.count():
         assert len(contents) == 1
         if whole[0] != target:
             whole[0].rename(target)
+        for rest in tmp_path.glob(".vitrail-*"):
+            shutil.rmtree(rest)
 
 
 def _kill_after_first_line(code: str, argument: Path, delay: float) -> None:

@@ -1,0 +1,100 @@
+"""`vitrail verify DIR`: an artifact against its claims, or against requirements; a gate for a user's CI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.errors import InputError
+from vitrail.vocabulary import Requirements, Workload
+
+if TYPE_CHECKING:
+    from vitrail.artifact import Manifest
+    from vitrail.verify import Judge, Measure, Verification
+
+SCHEMA_VERSION = 1
+MARKS = {"pass": "ok", "fail": "FAIL", "undecided": "undecided", "not assessed": "not assessed"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("artifact", metavar="DIR", help="folder that vitrail select wrote")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure latency and memory again, against what is claimed"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="TOML",
+        help="requirements to hold instead of those it was selected under; measures",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="inference threads (default: the artifact's)"
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify; exit code 0, 2 if the artifact is damaged, 3 if it is intact but does not hold."""
+    from vitrail.artifact import open_artifact
+    from vitrail.verify import verify
+
+    options: dict[str, Any] = {}
+    if args.measure or args.against:
+        manifest = open_artifact(args.artifact).manifest
+        requirements, workload = _asked(args.against, manifest)
+        if args.threads is not None:
+            workload = replace(workload, threads=args.threads)
+        measure, judge = _measuring()
+        options = {
+            "measure": measure,
+            "judge": judge,
+            "requirements": requirements,
+            "workload": workload,
+        }
+    outcome = verify(args.artifact, threads=args.threads, **options)
+    if args.json:
+        write_json({"schema_version": SCHEMA_VERSION, "holds": outcome.holds, **vars(outcome)}, args.json)
+    if args.json != STDOUT:
+        print("\n".join(_lines(outcome)))
+        sys.stdout.flush()  # before the error on stderr
+    outcome.require()
+    return 0
+
+
+def _measuring() -> tuple[Measure, Judge]:
+    """How an artifact is measured in a process of its own, and how its figures are judged."""
+    raise NotImplementedError("measuring an artifact is not wired yet")
+
+
+def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:
+    """What to hold and under what load: the file's, and the artifact's where the file does not say."""
+    evidence = manifest.evidence
+    if path is None:
+        return evidence.requirements, evidence.workload
+    from vitrail.requirements import OPTIONS, from_toml, resolve
+
+    given = from_toml(path)
+    requirements, workload, _ = resolve(toml=given)
+    said = {OPTIONS[name].field for name in given if name in OPTIONS}
+    changes = {
+        field.name: getattr(workload, field.name)
+        for field in fields(Workload)
+        if field.name in said or getattr(workload, field.name) != field.default  # from a profile
+    }
+    if changes.get("image_size") not in (None, manifest.preprocess.image_size):
+        size = manifest.preprocess.image_size
+        raise InputError(f"{path} asks for another image size than the artifact's {size}: leave it out.")
+    return requirements, replace(evidence.workload, **changes)
+
+
+def _lines(outcome: Verification) -> list[str]:
+    width = max(len(check.name) for check in outcome.checks)
+    facts = outcome.facts
+    lines = [f"{outcome.name}  ({facts.runtime} {facts.version}, {facts.threads} threads)"]
+    lines += [f"  {check.name:<{width}}  {MARKS[check.answer]}  {check.reason}" for check in outcome.checks]
+    lines += [f"  differs: {difference}" for difference in outcome.differences]
+    lines.append("holds its claims" if outcome.holds else "does not hold its claims")
+    return lines

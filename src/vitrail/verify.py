@@ -1,0 +1,256 @@
+"""An artifact against its claims: files, reference outputs, and on request latency and memory.
+
+A damaged artifact is an InputError of opening it. An intact one gets a list of checks; it holds only if
+each of them passes, so a figure that is missing or undecided does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from vitrail.artifact import Artifact, Evidence, Manifest, ParityBounds, open_artifact
+from vitrail.errors import ClaimError
+from vitrail.measure.parity import decided_photos
+from vitrail.predict import Predictor, from_artifact
+from vitrail.vocabulary import Answer, Observation, Requirements, RunnerFacts, Verdict, Workload
+
+__all__ = ["CLAIM_TOLERANCE", "OWN_TOLERANCE", "Check", "Judge", "Measure", "Verification", "verify"]
+
+OWN_TOLERANCE: dict[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-3, "int8": 2e-2}
+"""Largest ||now - then|| / ||then|| of one photo where engine version, CPU and threads are the same: an
+engine may sum in another order from one load to the next, by a few roundings of its precision."""
+
+CLAIM_TOLERANCE = 0.10
+"""How much slower or larger than claimed a figure may be measured again in the same place: the median of
+a fresh launch and the peak memory move by some percent, and 10 % is the change Vitrail promises to see."""
+
+Measure: TypeAlias = Callable[[Artifact, Requirements, Workload], Observation]
+"""Measures an artifact in a process of its own until the requirements are decided."""
+
+Judge: TypeAlias = Callable[[Observation, Requirements, Workload], Sequence[Verdict]]
+"""One variant's verdicts, one per limit that is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One question to the artifact with its answer; only `pass` holds."""
+
+    name: str
+    answer: Answer
+    observed: float | str | None
+    limit: float | str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """All checks of one artifact, what the engine did here, and what differs from where it was written."""
+
+    artifact: str
+    name: str
+    checks: tuple[Check, ...]
+    facts: RunnerFacts
+    differences: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check passed."""
+        return all(check.answer == "pass" for check in self.checks)
+
+    def require(self) -> None:
+        """Raise a ClaimError naming the checks that did not pass, if any."""
+        broken = [f"{check.name}: {check.reason}" for check in self.checks if check.answer != "pass"]
+        if broken:
+            raise ClaimError(f"{self.artifact} is intact but does not hold its claims ({'; '.join(broken)}).")
+
+
+def verify(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    measure: Measure | None = None,
+    judge: Judge | None = None,
+    requirements: Requirements | None = None,
+    workload: Workload | None = None,
+) -> Verification:
+    """Check an artifact's files and reference outputs, and with `measure` and `judge` speed and memory too.
+
+    Args:
+        path: the artifact's folder.
+        threads: inference threads for the reference outputs; None: the artifact's.
+        measure: takes fresh figures, judged by `judge`; None: nothing is measured.
+        judge: needed with `measure`.
+        requirements: what to hold; None: what the artifact was selected under.
+        workload: under what load; None: the artifact's.
+
+    Raises:
+        InputError: the artifact is damaged (each way in `open_artifact`).
+        MissingExtraError, EngineMismatch: it cannot run here as it says.
+    """
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
+    checks = [_files(manifest)]
+    with from_artifact(artifact, threads=threads) as predictor:
+        facts = predictor.runner.facts
+        differences = _differences(manifest, facts)
+        checks += _outputs(artifact, predictor, same_place=not differences)
+    if measure is not None:
+        assert judge is not None, "measured figures need a judge"
+        evidence = manifest.evidence
+        requirements, workload = requirements or evidence.requirements, workload or evidence.workload
+        observation = _with_claims(manifest, measure(artifact, requirements, workload))
+        same_load = not differences and workload == evidence.workload
+        checks += _measured(manifest, observation, judge(observation, requirements, workload), same_load)
+    return Verification(
+        artifact=str(path), name=manifest.name, checks=tuple(checks), facts=facts, differences=differences
+    )
+
+
+def _files(manifest: Manifest) -> Check:
+    # open_artifact raised already if a single one was wrong.
+    count = len(manifest.files) + 1
+    return Check(name="files", answer="pass", observed=count, limit=count, reason=f"{count} files as written")
+
+
+# --- where it runs --------------------------------------------------------------------------------
+
+
+def _differences(manifest: Manifest, facts: RunnerFacts) -> tuple[str, ...]:
+    """What is not as it was where the artifact's outputs were made; empty: the same place."""
+    from vitrail import hardware
+
+    claimed, environment = manifest.evidence.facts, manifest.evidence.environment
+    if claimed is None or environment is None:
+        return ("the manifest does not say where its outputs were made",)
+    pairs = (
+        ("engine", f"{claimed.runtime} {claimed.version}", f"{facts.runtime} {facts.version}"),
+        ("threads", claimed.threads, facts.threads),
+        ("batch", claimed.input_shape[0], facts.input_shape[0]),
+        ("hardware", environment.hardware, hardware.fingerprint(hardware.facts())),
+    )
+    return tuple(f"{what}: {now} here, {then} there" for what, then, now in pairs if then != now)
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+def _outputs(artifact: Artifact, predictor: Predictor, *, same_place: bool) -> list[Check]:
+    scores = predictor.run(predictor.prepare(artifact.photos, scaled=False))
+    if not np.isfinite(scores).all():
+        return [
+            Check(name="reference outputs", answer="fail", observed=None, limit=None, reason="not finite")
+        ]
+    bounds = artifact.manifest.reference.bounds
+    return [
+        *_against_fp32(artifact.fp32_outputs(), scores, bounds),
+        _against_own(artifact, scores, bounds, same_place=same_place),
+    ]
+
+
+def _against_fp32(reference: np.ndarray, scores: np.ndarray, bounds: ParityBounds) -> list[Check]:
+    cosine = float(_cosines(reference, scores).min())
+    error = float(_relative_errors(reference, scores).max())
+    decided, agreeing = decided_photos(reference[:, None], scores[:, None])
+    share = agreeing / decided if decided else None
+    return [
+        _bounded("cosine to fp32", cosine, bounds.cosine, cosine >= bounds.cosine, "at least"),
+        _bounded(
+            "relative error to fp32", error, bounds.relative_error, error <= bounds.relative_error, "at most"
+        ),
+        Check(
+            name="top-1 of fp32",
+            # Without a decided photo nothing contradicts the claim; the two checks above still bind.
+            answer="pass" if share is None or share >= bounds.agreement else "fail",
+            observed=share,
+            limit=bounds.agreement,
+            reason=f"{agreeing} of {decided} decided photos agree ({len(reference)} photos)",
+        ),
+    ]
+
+
+def _against_own(artifact: Artifact, scores: np.ndarray, bounds: ParityBounds, *, same_place: bool) -> Check:
+    error = float(_relative_errors(artifact.own_outputs(), scores).max())
+    # Another engine version or CPU may round differently, but never by more than the precision is allowed.
+    tight = OWN_TOLERANCE[artifact.manifest.variant.precision]
+    limit = min(tight, bounds.relative_error) if same_place else bounds.relative_error
+    where = "the same engine, CPU and threads" if same_place else "another engine, CPU or threads"
+    check = _bounded("relative error to its own outputs", error, limit, error <= limit, "at most")
+    return Check(**{**vars(check), "reason": f"{check.reason} ({where})"})
+
+
+def _bounded(name: str, observed: float, limit: float, holds: bool, word: str) -> Check:
+    return Check(
+        name=name,
+        answer="pass" if holds else "fail",
+        observed=observed,
+        limit=limit,
+        reason=f"{observed:.6g}, {word} {limit:.6g} asked",
+    )
+
+
+def _cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    a, b = reference.astype(np.float64), scores.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.maximum(norms, 1e-12))
+
+
+def _relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    a, b = reference.astype(np.float64), scores.astype(np.float64)
+    return np.asarray(np.linalg.norm(b - a, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12))
+
+
+# --- speed and memory -----------------------------------------------------------------------------
+
+
+def _with_claims(manifest: Manifest, observation: Observation) -> Observation:
+    """Fresh figures of speed and memory, beside what no measuring here can renew: accuracy and parity."""
+    evidence = manifest.evidence
+    return replace(observation, variant=manifest.variant, accuracy=evidence.accuracy, parity=evidence.parity)
+
+
+def _measured(
+    manifest: Manifest, observation: Observation, verdicts: Sequence[Verdict], same_load: bool
+) -> list[Check]:
+    checks = [
+        Check(name=v.requirement, answer=v.answer, observed=v.observed, limit=v.limit, reason=v.reason)
+        for v in verdicts
+    ]
+    # Figures of different places or loads are never compared.
+    if same_load:
+        checks += _as_claimed(manifest.evidence, observation)
+    if checks:
+        return checks
+    reason = "no limit was asked and the claimed figures are of another place: give limits with --against"
+    return [Check(name="measured", answer="not assessed", observed=None, limit=None, reason=reason)]
+
+
+def _as_claimed(evidence: Evidence, seen: Observation) -> list[Check]:
+    scope = evidence.workload.latency_scope
+    claimed_latency, latency = getattr(evidence, scope), getattr(seen, scope)
+    return [
+        *_no_worse(
+            f"claimed {scope} latency", _of(claimed_latency, "p50"), _of(latency, "p50"), "ms (median)"
+        ),
+        *_no_worse("claimed memory", _of(evidence.memory, "peak"), _of(seen.memory, "peak"), "MiB (peak)"),
+    ]
+
+
+def _of(record: object | None, name: str) -> float | None:
+    return None if record is None else float(getattr(record, name))
+
+
+def _no_worse(name: str, claimed: float | None, seen: float | None, unit: str) -> list[Check]:
+    if claimed is None:
+        return []
+    limit = claimed * (1 + CLAIM_TOLERANCE)
+    if seen is None:
+        reason = f"no figure here for the {claimed:.4g} {unit} claimed"
+        return [Check(name=name, answer="not assessed", observed=None, limit=limit, reason=reason)]
+    reason = f"{seen:.4g} {unit} here, {claimed:.4g} claimed"
+    answer: Answer = "pass" if seen <= limit else "fail"
+    return [Check(name=name, answer=answer, observed=seen, limit=limit, reason=reason)]
