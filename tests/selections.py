@@ -289,15 +289,12 @@ def selection(*, max_latency: float | None = 50.0, min_accuracy: float | None = 
         elif e.status == "feasible" and best is not None:
             gap = best.observation.accuracy.value - e.observation.accuracy.value
             ledger[i] = replace(e, reasons=(f"{gap:.2g} points less accurate than the winner",))
-    timed = [e for e in ledger if e.observation.request and e.status in ("selected", "feasible")]
+    timed = [e for e in ledger if e.status in ("selected", "feasible")]
+    at = {e.variant.name: (e.observation.request.judged.value, -e.observation.accuracy.value) for e in timed}
     front = [
-        e.variant.name
-        for e in timed
-        if not any(
-            o.observation.request.judged.value < e.observation.request.judged.value
-            and o.observation.accuracy.value >= e.observation.accuracy.value
-            for o in timed
-        )
+        name
+        for name, (ms, loss) in at.items()
+        if not any(a <= ms and b <= loss and (a, b) != (ms, loss) for a, b in at.values())
     ]
     nearest = sorted(
         (e for e in ledger if e.observation.request and e.status == "rejected"),

@@ -1,0 +1,205 @@
+"""The words and numbers that the terminal, the HTML report and the notebook share."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from vitrail.vocabulary import (
+    Accuracy,
+    LatencyFigures,
+    LedgerEntry,
+    Requirements,
+    Selection,
+    Verdict,
+    Workload,
+)
+
+STATUSES = ("selected", "feasible", "undecided", "rejected", "reference")
+LABELS = {
+    "max_latency": "latency",
+    "min_accuracy": "accuracy",
+    "max_memory": "memory",
+    "min_throughput": "throughput",
+    "license": "license",
+    "parity": "parity",
+}
+OBJECTIVES = {
+    "accuracy": "the highest top-1 accuracy",
+    "latency": "the lowest latency",
+    "throughput": "the highest throughput",
+    "memory": "the least memory",
+}
+_FAILED = {
+    "max_latency": "over the latency limit",
+    "min_accuracy": "below the accuracy limit",
+    "max_memory": "over the memory limit",
+    "min_throughput": "below the throughput limit",
+    "license": "license not accepted",
+    "parity": "outputs differ from the reference",
+}
+_SCOPES = {"request": "a whole request (decode, preprocess, run, top-k)", "model": "the model alone"}
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent: 9.1, 41.9, 104, 1230."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or abs(value) < 0.001:
+        return f"{value:.1g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def milliseconds(figures: LatencyFigures) -> str:
+    """`p95 9.1 ms [8.8, 9.4]` at the judged percentile."""
+    judged = figures.judged
+    text = f"p{judged.percentile:g} {number(judged.value)} ms"
+    if judged.interval is not None:
+        text += f" [{number(judged.interval[0])}, {number(judged.interval[1])}]"
+    return text
+
+
+def judged_figures(entry: LedgerEntry, workload: Workload) -> LatencyFigures | None:
+    """The latency in the scope that is judged."""
+    return entry.observation.request if workload.latency_scope == "request" else entry.observation.model
+
+
+def accuracy(entry: LedgerEntry) -> str | None:
+    """`76.4 estimated (76.9 published)`: the variant's figure, and that of its weights where it differs."""
+    own, weights = entry.observation.accuracy, entry.variant.candidate.accuracy
+    if own is None:
+        return None
+    text = one_accuracy(own)
+    if weights is not None and (weights.value, weights.provenance) != (own.value, own.provenance):
+        text += f" ({one_accuracy(weights)})"
+    return text
+
+
+def one_accuracy(figure: Accuracy) -> str:
+    """`84.2 measured on 500 images [82.9, 85.4]`."""
+    text = f"{figure.value:.4g} {figure.provenance}"
+    if figure.images is not None:
+        text += f" on {figure.images} images"
+    if figure.interval is not None:
+        text += f" [{figure.interval[0]:.4g}, {figure.interval[1]:.4g}]"
+    return text
+
+
+def is_random(entry: LedgerEntry) -> bool:
+    """Timed with random weights."""
+    seen = entry.observation
+    return seen.random_weights or (seen.measurement is not None and seen.measurement.random_weights)
+
+
+def limits(requirements: Requirements, workload: Workload) -> list[str]:
+    """The limits as phrases, for `among the variants with …`."""
+    said = []
+    if requirements.max_latency_ms is not None:
+        said.append(
+            f"p{workload.percentile:g} latency of {_SCOPES[workload.latency_scope]} of at most "
+            f"{number(requirements.max_latency_ms)} ms at batch {workload.batch_size}"
+        )
+    if requirements.min_accuracy is not None:
+        said.append(f"top-1 accuracy of at least {requirements.min_accuracy:g} %")
+    if requirements.max_memory_mib is not None:
+        said.append(f"peak memory of at most {number(requirements.max_memory_mib)} MiB")
+    if requirements.min_throughput is not None:
+        said.append(f"throughput of at least {number(requirements.min_throughput)} images/s")
+    if requirements.license != ("any",):
+        names = " or ".join(requirements.license)
+        said.append(f"{'an' if names[:1] in 'aeiou' else 'a'} {names} license of the weights")
+    return said
+
+
+def listed(parts: list[str]) -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 variant`, `2 variants`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def failing(entry: LedgerEntry) -> list[Verdict]:
+    """The verdicts that keep the variant from winning."""
+    return [verdict for verdict in entry.verdicts if verdict.answer != "pass"]
+
+
+def admission(entry: LedgerEntry) -> str | None:
+    """The options that together would admit the variant; None: no option alone can, or none is needed."""
+    options = [verdict.admit for verdict in failing(entry) if verdict.answer in ("fail", "undecided")]
+    if not options or any(option is None for option in options):
+        return None
+    return " ".join(dict.fromkeys(option for option in options if option is not None))
+
+
+def measured(selection: Selection) -> list[LedgerEntry]:
+    """The entries with a latency in either scope."""
+    return [e for e in selection.ledger if e.observation.request or e.observation.model]
+
+
+def shortfall(entry: LedgerEntry) -> float:
+    """How far the variant misses its limits, as a sum of fractions of each limit; inf: cannot be said."""
+    total = 0.0
+    for verdict in failing(entry):
+        if verdict.answer == "undecided":
+            continue
+        if verdict.margin is None or not isinstance(verdict.limit, (int, float)) or verdict.limit <= 0:
+            return math.inf
+        total += max(0.0, -verdict.margin / verdict.limit)
+    return total
+
+
+def rivals(selection: Selection, count: int = 5) -> list[LedgerEntry]:
+    """The closest losers, one variant a candidate: what fits first, then what misses by the least."""
+    rank = {"feasible": 0, "undecided": 1, "rejected": 2}
+    lost = [
+        entry
+        for entry in measured(selection)
+        if entry.status in rank and not entry.would_win and (not is_random(entry) or _fails(entry))
+    ]
+
+    def closeness(entry: LedgerEntry) -> tuple[float, ...]:
+        top1 = entry.observation.accuracy
+        latency = judged_figures(entry, selection.workload)
+        return (
+            rank[entry.status],
+            0.0 if entry.status == "feasible" else shortfall(entry),
+            -(top1.value if top1 else 0.0),
+            latency.judged.value if latency else math.inf,
+        )
+
+    winner = selection.winner
+    shown: dict[str, LedgerEntry] = {}
+    for entry in sorted(lost, key=closeness):
+        if winner is None or entry.variant.candidate.name != winner.variant.candidate.name:
+            shown.setdefault(entry.variant.candidate.name, entry)
+    return list(shown.values())[:count]
+
+
+def _fails(entry: LedgerEntry) -> bool:
+    return any(verdict.answer == "fail" for verdict in entry.verdicts)
+
+
+def others(selection: Selection, shown: list[LedgerEntry]) -> list[tuple[str, int]]:
+    """(reason, how many) for all that is neither the winner nor in `shown`, most frequent first."""
+    names = {entry.variant.name for entry in shown} | {selection.selected}
+    groups = Counter(_group(entry) for entry in selection.ledger if entry.variant.name not in names)
+    return groups.most_common()
+
+
+def _group(entry: LedgerEntry) -> str:
+    seen = entry.observation
+    if entry.status == "reference":
+        return "references, never shipped"
+    if seen.pruned is not None:
+        return "not measured: " + seen.pruned.partition(":")[0]
+    if seen.failure is not None:
+        return "could not be exported or run"
+    for verdict in entry.verdicts:
+        if verdict.answer == "fail":
+            return _FAILED.get(verdict.requirement, f"{verdict.requirement} not met")
+    if not seen.weights_at_hand or is_random(entry):
+        return "weights not at hand"
+    return "undecided" if entry.status == "undecided" else "fit, but are not better"
