@@ -54,7 +54,8 @@ def write_openvino(onnx_path: Path, path: Path) -> None:
     """Convert the ONNX file to OpenVINO's IR with its weights left in fp32."""
     import openvino as ov
 
-    model = ov.Core().read_model(onnx_path)
+    # convert_model folds constants and fuses what a dynamic batch leaves behind; read_model does not.
+    model = ov.convert_model(onnx_path)
     ov.save_model(model, path, compress_to_fp16=False)
 
 

@@ -1,4 +1,4 @@
-"""The child's side of sandbox.py: `python -m vitrail.measure.child`, JSON lines on stdin and stdout.
+"""The child's side of sandbox.py: `python -m vitrail.measure.child PARENT`, JSON lines on stdin and stdout.
 
 The first line names a function and its payload. If it returns an object with methods rather than JSON,
 each further line calls one of them. Whatever libraries print goes to stderr, never into the protocol.
@@ -22,7 +22,8 @@ PARENT_CHECK_S = 0.5
 
 def main() -> None:
     """Serve the protocol until stdin ends."""
-    parent = os.getppid()
+    # Given by the parent: asked for here, it could already be the process that adopted an orphan.
+    parent = int(sys.argv[1])
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)

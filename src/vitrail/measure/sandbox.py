@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from vitrail.errors import VitrailError
+
 __all__ = ["Child", "ChildFailure", "call"]
 
 WATCH_INTERVAL_S = 0.05
@@ -29,7 +31,7 @@ WATCH_INTERVAL_S = 0.05
 MIB = 1024 * 1024
 
 
-class ChildFailure(Exception):
+class ChildFailure(VitrailError):
     """A child ended, or answered with an error; the message is one clause for the ledger."""
 
 
@@ -51,7 +53,7 @@ class Child:
         self._reason: str | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vitrail.measure.child"],
+            [sys.executable, "-m", "vitrail.measure.child", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import median
 
+from vitrail import judge, stats
 from vitrail.selection.prune import Peaks, accuracy_bound, floor_ms, macs, memory_floor_mib
-from vitrail.vocabulary import Requirements, Variant, Workload
+from vitrail.vocabulary import Observation, Requirements, Variant, Workload
 
 PRIOR_RATIO = 2.0
 """Latency over floor before anything was measured; big transformers sit at 1.2, small CNNs far above."""
@@ -88,3 +89,42 @@ def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) 
 
 def _loses_accuracy(variant: Variant) -> float:
     return 0.0 if variant.precision == "fp32" else 1.0
+
+
+def accuracy_ceiling(variant: Variant, photos: int) -> float | None:
+    """Highest accuracy the variant can end with: lower precisions lose at least the stated allowance.
+
+    With enough photos the allowance gives way to a measured bound, which is only known to be positive.
+    """
+    bound = accuracy_bound(variant)
+    if bound is None or variant.precision == "fp32" or photos >= stats.PHOTOS_FOR_LOSS_BOUND:
+        return bound
+    return bound - judge.ALLOWANCE_POINTS
+
+
+def cannot_beat(
+    variant: Variant,
+    rival: Observation,
+    objective: str,
+    model: LatencyModel,
+    *,
+    memory_baseline: float,
+    photos: int,
+) -> str | None:
+    """Why the variant cannot win against a contender, whatever measuring it would show; None: it could."""
+    ceiling = accuracy_ceiling(variant, photos)
+    name = rival.variant.name
+    if objective == "accuracy" and rival.accuracy is not None:
+        lossy = variant.precision != "fp32"
+        if ceiling is None or ceiling < rival.accuracy.value or (lossy and ceiling == rival.accuracy.value):
+            most = "no known accuracy" if ceiling is None else f"at most {ceiling:.1f} % top-1"
+            return f"{most}, {name} has {rival.accuracy.value:.1f} %"
+    if objective in ("latency", "throughput") and rival.model is not None:
+        least = model.lower_bound_ms(variant)
+        if least > rival.model.p50:
+            return f"at least {least:.1f} ms by its arithmetic, {name} takes {rival.model.p50:.1f} ms"
+    if objective == "memory" and rival.memory is not None:
+        needed = memory_baseline + memory_floor_mib(variant)
+        if needed > rival.memory.peak:
+            return f"at least {needed:.0f} MiB with its weights, {name} takes {rival.memory.peak:.0f} MiB"
+    return None

@@ -1,0 +1,101 @@
+"""Parity counts photos, not crops, and refuses what is broken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitrail.measure.parity import BOUNDS, compare, decided_photos, loss_per_photo
+
+CLASSES = 10
+
+
+def scores(photos=12, crops=3, seed=0, spread=4.0):
+    return np.random.default_rng(seed).normal(0, spread, (photos, crops, CLASSES)).astype(np.float32)
+
+
+def brute_force(reference, other):
+    """The definitions, one photo and one crop at a time."""
+    decided = agreeing = 0
+    losses = []
+    for ref_photo, photo in zip(reference, other, strict=True):
+        any_decided, all_agree, lost = False, True, []
+        for ref, row in zip(ref_photo, photo, strict=True):
+            p = np.exp(ref.astype(np.float64) - ref.max())
+            p /= p.sum()
+            first, second = sorted(p)[-1], sorted(p)[-2]
+            lost.append(100 * (p[ref.argmax()] - p[row.argmax()]))
+            if first - second >= 0.1:
+                any_decided = True
+                all_agree &= ref.argmax() == row.argmax()
+        decided += any_decided
+        agreeing += any_decided and all_agree
+        losses.append(np.mean(lost))
+    return decided, agreeing, losses
+
+
+@given(st.integers(0, 10_000), st.floats(0.0, 3.0), st.floats(0.3, 5.0))
+def test_counts_and_losses_equal_the_definitions(seed, noise, spread):
+    reference = scores(seed=seed, spread=spread)
+    other = reference + np.random.default_rng(seed + 1).normal(0, noise, reference.shape).astype(np.float32)
+    decided, agreeing, losses = brute_force(reference, other)
+    assert decided_photos(reference, other) == (decided, agreeing)
+    np.testing.assert_allclose(loss_per_photo(reference, other), losses, atol=1e-3)
+
+
+def test_equal_outputs_pass_and_lose_nothing():
+    parity = compare(scores(), scores(), "fp32")
+    assert parity.answer == "pass"
+    assert (parity.relative_error, parity.loss) == (0.0, 0.0)
+    assert parity.photos == 12
+
+
+@pytest.mark.parametrize("precision", sorted(BOUNDS))
+def test_an_error_three_times_the_bound_is_refused(precision):
+    reference = scores()
+    bound = BOUNDS[precision].relative_error
+    for seed in range(50):
+        noise = np.random.default_rng(seed).normal(size=reference.shape)
+        noise *= 3 * bound * np.linalg.norm(reference, axis=-1, keepdims=True)
+        noise /= np.linalg.norm(noise, axis=-1, keepdims=True)
+        assert compare(reference, (reference + noise).astype(np.float32), precision).answer == "fail"
+
+
+def test_outputs_that_are_not_finite_fail_whatever_else_holds():
+    other = scores()
+    other[3, 1, 2] = np.nan
+    parity = compare(scores(), other, "fp32")
+    assert parity.answer == "fail"
+    assert "not finite" in parity.reason
+
+
+def test_one_wrong_decided_photo_fails_where_all_must_agree():
+    reference = scores(spread=6.0)
+    reference[0, 0] = 0.0
+    reference[0, 0, 0], reference[0, 0, 1] = 8.0, 7.5  # decided: 0.62 against 0.38
+    other = reference.copy()
+    other[0, 0, 1] = 8.1
+    parity = compare(reference, other, "bf16")
+    assert parity.relative_error < BOUNDS["bf16"].relative_error
+    assert (parity.answer, parity.decided - parity.agreeing) == ("fail", 1)
+
+
+def test_too_few_decided_photos_are_not_assessed():
+    flat = np.zeros((20, 2, CLASSES), np.float32) + np.linspace(0, 0.01, CLASSES, dtype=np.float32)
+    parity = compare(flat, flat, "fp32")
+    assert parity.answer == "not assessed"
+    assert parity.decided == 0
+
+
+def test_the_loss_bound_needs_six_hundred_photos():
+    assert compare(scores(599, 1), scores(599, 1), "fp32").loss_bound is None
+    bound = compare(scores(600, 1), scores(600, 1), "fp32").loss_bound
+    assert bound is not None
+    assert 0 <= bound < 1.0
+
+
+def test_other_shapes_are_a_fault_of_the_caller():
+    with pytest.raises(ValueError, match="differ in shape"):
+        compare(scores(3), scores(4), "fp32")
