@@ -35,5 +35,5 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "Vitrail needs Python 3.10 or newer: name one, e.g. make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".$(if $(EXTRAS),[$(EXTRAS)])"
 	touch $@
