@@ -58,8 +58,8 @@ def test_an_error_three_times_the_bound_is_refused(precision):
     bound = BOUNDS[precision].relative_error
     for seed in range(50):
         noise = np.random.default_rng(seed).normal(size=reference.shape)
-        noise *= 3 * bound * np.linalg.norm(reference, axis=-1, keepdims=True)
         noise /= np.linalg.norm(noise, axis=-1, keepdims=True)
+        noise *= 3 * bound * np.linalg.norm(reference, axis=-1, keepdims=True)
         assert compare(reference, (reference + noise).astype(np.float32), precision).answer == "fail"
 
 

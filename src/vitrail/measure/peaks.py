@@ -83,20 +83,9 @@ def _onnxruntime(precision: str, threads: int) -> float:
     return _fastest(lambda: session.run(None, inputs))
 
 
-def _pytorch(precision: str, threads: int) -> float:
-    import torch
-
-    torch.set_num_threads(threads)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    values = torch.from_numpy(_values()).to(dtype)
-    with torch.inference_mode():
-        return _fastest(lambda: values @ values)
-
-
 PROBES: dict[str, Callable[[str, int], float]] = {
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
-    "pytorch": _pytorch,
 }
 
 
