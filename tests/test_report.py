@@ -24,7 +24,7 @@ HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>'
 class Page(HTMLParser):
     """What a browser would build: tags with attributes, and the text outside of style and script."""
 
-    VOID = ("meta", "input", "br", "img", "link")
+    VOID = ("meta", "input", "br", "img", "link", "wbr")
 
     def __init__(self, html: str) -> None:
         super().__init__()

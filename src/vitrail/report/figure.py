@@ -173,8 +173,10 @@ def _limits(selection: Selection, x_axis: Axis, y_axis: Axis, boxes: list[Box]) 
     if asked.min_accuracy is not None and y_axis.low <= asked.min_accuracy <= y_axis.high:
         parts.append(_line("limit", _LEFT, edge_y, right, edge_y))
         text = f"≥ {asked.min_accuracy:g} %"
-        parts.append(_text("limit-name", right - 2, edge_y + 15, text, "end"))
-        boxes.append(Box(right - _CHAR * len(text), edge_y, right, edge_y + _LINE + 4))
+        width = _CHAR * len(text) + 6
+        end = edge_x - 4 if right - width < edge_x < right else right
+        parts.append(_text("limit-name", end - 2, edge_y + 15, text, "end"))
+        boxes.append(Box(end - width, edge_y, end, edge_y + _LINE + 4))
         boxes.append(Box(_LEFT, edge_y - 2, right, edge_y + 2))
     return parts
 

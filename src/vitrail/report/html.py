@@ -29,6 +29,8 @@ class Row:
     """A ledger entry as the table shows it. `sort` holds what each column sorts by ("": no figure, last)."""
 
     entry: LedgerEntry
+    details: tuple[str, ...]
+    """What tells the variant from others of its architecture, apart from the engine."""
     status: str
     sort: dict[str, str]
     accuracy: Accuracy | None
@@ -63,7 +65,7 @@ def render(selection: Selection) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=phrases.number, toml=requirements_toml)
+    environment.globals.update(number=phrases.number, toml=requirements_toml, wbr=Markup("_<wbr>"))
     template = environment.get_template("page.html.j2")
     order = {status: i for i, status in enumerate(phrases.STATUSES)}
     rows = sorted((_row(entry, selection) for entry in selection.ledger), key=lambda row: _order(row, order))
@@ -148,7 +150,7 @@ def _evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
     if top1 := phrases.accuracy(entry):
         parts.append(f"top-1 {top1}")
     if figures is not None:
-        calls = f"from {figures.calls} calls" if figures.calls else "a declared figure"
+        calls = f"from {figures.calls} calls" if figures.calls else "as declared"
         random = ", with random weights" if phrases.is_random(entry) else ""
         parts.append(f"{phrases.milliseconds(figures)} {calls}{random}")
     if memory is not None:
@@ -163,7 +165,7 @@ def _tiles(selection: Selection) -> list[Tile]:
     seen, tiles = winner.observation, []
     if seen.accuracy is not None:
         limit = f"≥ {asked.min_accuracy:g} %" if asked.min_accuracy is not None else ""
-        detail = phrases.accuracy(winner) or ""
+        detail = (phrases.accuracy(winner) or "").partition(" ")[2]
         tiles.append(Tile(name="top-1 accuracy", value=f"{seen.accuracy.value:.4g}", unit="%",
                           detail=detail, limit=limit, share=None))  # fmt: skip
     if figures := phrases.judged_figures(winner, selection.workload):
@@ -217,8 +219,13 @@ def _row(entry: LedgerEntry, selection: Selection) -> Row:
         "memory": seen.memory.peak if seen.memory else "",
         "verdicts": passed,
     }
+    name, architecture = variant.candidate.name, variant.candidate.architecture
+    tag = name[len(architecture) :].lstrip(".") if name.startswith(architecture) else name
+    size = f"{variant.image_size} px" if variant.image_size else ""
+    implementation = "" if variant.implementation == "timm" else variant.implementation
     return Row(
         entry=entry,
+        details=tuple(part for part in (tag, size, implementation) if part),
         status=entry.status,
         sort={key: str(value) for key, value in sort.items()},
         accuracy=seen.accuracy,
