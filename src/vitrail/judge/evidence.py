@@ -1,0 +1,128 @@
+"""Measurement -> Observation: figures of both scopes, throughput, and which accuracy may be claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vitrail import stats
+from vitrail.measure import latency
+from vitrail.vocabulary import (
+    Accuracy,
+    Answer,
+    Block,
+    Measurement,
+    Observation,
+    Parity,
+    Scope,
+    Variant,
+)
+
+ALLOWANCE_POINTS = 0.5
+"""Assumed loss of a lower precision while too few photos measure it."""
+DECIDED_PHOTOS = 8
+
+
+def throughput(blocks: Sequence[Block], scope: Scope, batch_size: int) -> float | None:
+    """Images/s: batch size over the mean latency of all calls of one scope; None without calls."""
+    calls = [sample for block in blocks if block.scope == scope for sample in block.samples_ms]
+    return 1000 * batch_size * len(calls) / sum(calls) if calls else None
+
+
+def observe(
+    variant: Variant,
+    measurement: Measurement,
+    *,
+    max_latency_ms: float | None = None,
+    latency_answer: Answer | None = None,
+    weights_at_hand: bool = True,
+    allowance: float = ALLOWANCE_POINTS,
+) -> Observation:
+    """All that a measurement tells of its variant.
+
+    `latency_answer`: the schedule's own (it knows whether the winner was confirmed); without one it is
+    taken from the blocks and `max_latency_ms`. `allowance` in points.
+    """
+    workload, blocks = measurement.workload, measurement.blocks
+    at_hand = weights_at_hand and not measurement.random_weights
+    if latency_answer in (None, "not assessed") and max_latency_ms is not None:
+        judged = [block for block in blocks if block.scope == workload.latency_scope]
+        state = stats.LimitTest(percentile=workload.percentile).evaluate(judged, max_latency_ms)
+        latency_answer = state.answer if state else None
+    return Observation(
+        variant=variant,
+        accuracy=accuracy(variant, measurement.parity, at_hand=at_hand, allowance=allowance),
+        request=latency.figures(blocks, "request", workload.percentile),
+        model=latency.figures(blocks, "model", workload.percentile),
+        latency_answer=None if latency_answer == "not assessed" else latency_answer,
+        throughput=throughput(blocks, workload.latency_scope, workload.batch_size),
+        memory=measurement.memory,
+        parity=measurement.parity,
+        facts=measurement.facts,
+        measurement=measurement,
+        weights_at_hand=at_hand,
+        flags=measurement.flags,
+    )
+
+
+def accuracy(
+    variant: Variant, parity: Parity | None, *, at_hand: bool = True, allowance: float = ALLOWANCE_POINTS
+) -> Accuracy | None:
+    """Top-1 that may be claimed for the variant, None when nothing supports a figure.
+
+    fp32 keeps the candidate's figure (parity, judged apart, sees to it that it is the same function);
+    a lower precision gets it less the loss's bound, or less the allowance. A figure belongs to its
+    resolution: at another image size there is none.
+    """
+    candidate = variant.candidate
+    known = candidate.accuracy
+    if known is None or variant.image_size != candidate.preprocess.image_size:
+        return None
+    if variant.precision == "fp32":
+        return known
+    if parity is not None and parity.loss_bound is not None:
+        text = f"the one-sided 95 % bound of the loss on {parity.photos} photos"
+        return _estimated(known, max(parity.loss_bound, 0.0), text)
+    if parity is None and not at_hand:
+        return _estimated(known, allowance, "assumed allowance; not compared on photos")
+    if parity is not None and decided_photos_agree(parity):
+        text = f"assumed allowance; all {parity.decided} decided photos agree"
+        return _estimated(known, allowance, text)
+    return None
+
+
+def accuracy_before_measuring(variant: Variant, *, allowance: float = ALLOWANCE_POINTS) -> Accuracy | None:
+    """What may be hoped of a variant that no photo has been shown to yet: an upper figure, not evidence."""
+    return accuracy(variant, None, at_hand=False, allowance=allowance)
+
+
+def as_if_at_hand(observation: Observation) -> Observation:
+    """The observation as it would be judged had its weights been at hand and passed parity."""
+    measurement = observation.measurement
+    assumed = Parity(
+        answer="pass",
+        cosine=1.0,
+        relative_error=0.0,
+        photos=0,
+        decided=DECIDED_PHOTOS,
+        agreeing=DECIDED_PHOTOS,
+        loss=None,
+        loss_bound=None,
+        reason="assumed: the weights are not at hand",
+    )
+    return replace(
+        observation,
+        weights_at_hand=True,
+        parity=assumed,
+        measurement=replace(measurement, random_weights=False) if measurement else None,
+    )
+
+
+def decided_photos_agree(parity: Parity) -> bool:
+    """Whether enough photos are decided, and all of them agree, for the allowance to be granted."""
+    return parity.decided >= DECIDED_PHOTOS and parity.agreeing == parity.decided
+
+
+def _estimated(known: Accuracy, loss: float, why: str) -> Accuracy:
+    source = f"{known.value:g} {known.provenance} less {loss:.2g} points ({why})"
+    return Accuracy(value=round(known.value - loss, 4), provenance="estimated", source=source)

@@ -1,0 +1,150 @@
+"""Which of several variants is better: the order under an objective, the Pareto front, the nearest misses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vitrail import stats
+from vitrail.judge.verdicts import latency_figures, throughput_figure
+from vitrail.vocabulary import Objective, Observation, Verdict, Workload
+
+CRITERIA: dict[Objective, tuple[str, ...]] = {
+    "accuracy": ("accuracy", "latency", "memory"),
+    "latency": ("latency", "accuracy", "memory"),
+    "throughput": ("throughput", "accuracy", "latency", "memory"),
+    "memory": ("memory", "accuracy", "latency"),
+}
+UPWARDS = ("accuracy", "throughput")
+LICENSE_MISS = 1.0
+"""A license that is not admitted counts like missing a limit by 100 %."""
+
+
+def figure(observation: Observation, criterion: str, workload: Workload) -> float | None:
+    """The value of one criterion: accuracy in %, latency in ms, throughput in images/s, memory in MiB."""
+    if criterion == "accuracy":
+        return observation.accuracy.value if observation.accuracy else None
+    if criterion == "memory":
+        return observation.memory.peak if observation.memory else None
+    if criterion == "throughput":
+        return throughput_figure(observation, workload)
+    figures = latency_figures(observation, workload)
+    return figures.judged.value if figures else None
+
+
+def rank(observations: Iterable[Observation], objective: Objective, workload: Workload) -> list[Observation]:
+    """Best first. Of equals in one criterion the next one decides, in the end the name.
+
+    In latency and throughput, what cannot be told apart from the best of those left is equal to it. A
+    missing figure is worse than any.
+    """
+    left = sorted(observations, key=lambda each: each.variant.name)
+    ordered = []
+    while left:
+        group = left
+        for criterion in CRITERIA[objective]:
+            group = _best(group, criterion, workload)
+        ordered.append(group[0])
+        left = [each for each in left if each is not group[0]]
+    return ordered
+
+
+def _best(group: list[Observation], criterion: str, workload: Workload) -> list[Observation]:
+    """The members equal to the best in one criterion, in their order."""
+    known = [(value, each) for each in group if (value := figure(each, criterion, workload)) is not None]
+    if len(group) == 1 or not known:
+        return group
+    pick = max if criterion in UPWARDS else min
+    best_value, best = pick(known, key=lambda pair: pair[0])
+    if criterion in ("accuracy", "memory"):
+        return [each for value, each in known if value == best_value]
+    return [
+        each
+        for value, each in known
+        if value == best_value or not told_apart(best, each, value, best_value, workload)
+    ]
+
+
+def told_apart(
+    best: Observation, other: Observation, value: float, best_value: float, workload: Workload
+) -> bool:
+    """Whether evidence says that two latencies (or throughputs) differ; bare numbers differ if unequal."""
+    if best.measurement is not None and other.measurement is not None:
+        blocks = [
+            [b for b in each.measurement.blocks if b.scope == workload.latency_scope]
+            for each in (best, other)
+            if each.measurement is not None
+        ]
+        ratio = stats.ratio_interval(blocks[0], blocks[1])
+        if ratio is not None and ratio.differs:
+            return True
+    intervals = [
+        figures.judged.interval
+        for each in (best, other)
+        if (figures := latency_figures(each, workload)) is not None and figures.judged.interval is not None
+    ]
+    if len(intervals) == 2:
+        (low, high), (other_low, other_high) = intervals
+        return high < other_low or other_high < low
+    return best.measurement is None and other.measurement is None and value != best_value
+
+
+def distance(observation: Observation, top: Observation, objective: Objective) -> float | None:
+    """How far behind `top`, as a ratio >= 1 or a little below; None: too different to tie, or not known.
+
+    Medians of the measured scope stand for latency and throughput. By accuracy only equals can tie,
+    and then latency decides.
+    """
+    if objective == "memory":
+        own, best = observation.memory, top.memory
+        return own.peak / best.peak if own and best else None
+    if objective == "accuracy" and (
+        observation.accuracy is None
+        or top.accuracy is None
+        or observation.accuracy.value != top.accuracy.value
+    ):
+        return None
+    own_ms, best_ms = _median(observation), _median(top)
+    return own_ms / best_ms if own_ms and best_ms else None
+
+
+def _median(observation: Observation) -> float | None:
+    measurement = observation.measurement
+    scope = measurement.workload.latency_scope if measurement else "request"
+    figures = observation.request if scope == "request" else observation.model
+    return figures.p50 if figures else None
+
+
+def front(observations: Sequence[Observation], workload: Workload) -> tuple[str, ...]:
+    """Names that no other beats in accuracy, judged latency and memory at once, fastest first.
+
+    Variants without accuracy or latency are left out; an unknown memory counts as infinite.
+    """
+    points = []
+    for each in observations:
+        accuracy, latency, memory = (figure(each, name, workload) for name in CRITERIA["accuracy"])
+        if accuracy is not None and latency is not None:
+            cost = (latency, -accuracy, float("inf") if memory is None else memory)
+            points.append((cost, each.variant.name))
+    return tuple(
+        name
+        for cost, name in sorted(points)
+        if not any(
+            other != cost and all(o <= c for o, c in zip(other, cost, strict=True)) for other, _ in points
+        )
+    )
+
+
+def miss(verdicts: Iterable[Verdict]) -> float | None:
+    """Total relative miss of the requirements; None when parity fails or a limit was not assessed."""
+    total = 0.0
+    for verdict in verdicts:
+        if verdict.requirement == "parity":
+            if verdict.answer == "fail":
+                return None
+        elif verdict.requirement == "license":
+            total += LICENSE_MISS if verdict.answer == "fail" else 0.0
+        elif verdict.margin is None or not isinstance(verdict.limit, (int, float)):
+            return None
+        elif verdict.answer != "pass":
+            total += max(0.0, -verdict.margin / verdict.limit) if verdict.limit else 1.0
+    return total

@@ -1,0 +1,312 @@
+"""Observation x Requirements -> one Verdict per requirement. A missing figure is never a pass."""
+
+from __future__ import annotations
+
+import math
+
+from vitrail import stats
+from vitrail.catalog.licenses import admits
+from vitrail.judge.evidence import decided_photos_agree, throughput
+from vitrail.measure import latency
+from vitrail.vocabulary import (
+    Answer,
+    LatencyFigures,
+    Observation,
+    Requirements,
+    Verdict,
+    Workload,
+)
+
+
+def verdicts(observation: Observation, requirements: Requirements, workload: Workload) -> tuple[Verdict, ...]:
+    """License, the asked limits, and parity, each with its margin and what would admit the variant."""
+    answers = [
+        _license(observation, requirements),
+        _accuracy(observation, requirements),
+        _latency(observation, requirements, workload),
+        _memory(observation, requirements),
+        _throughput(observation, requirements, workload),
+        _parity(observation),
+    ]
+    return tuple(verdict for verdict in answers if verdict is not None)
+
+
+def latency_figures(observation: Observation, workload: Workload) -> LatencyFigures | None:
+    """The judged scope's figures at the asked percentile; None when they are not known."""
+    measurement = observation.measurement
+    if measurement is not None and _other_load(observation, workload) is not None:
+        return None
+    figures = observation.request if workload.latency_scope == "request" else observation.model
+    if figures is not None and figures.judged.percentile == workload.percentile:
+        return figures
+    if measurement is None:
+        return None
+    return latency.figures(measurement.blocks, workload.latency_scope, workload.percentile)
+
+
+def throughput_figure(observation: Observation, workload: Workload) -> float | None:
+    """Images/s of the judged scope; None when not known for this workload."""
+    measurement = observation.measurement
+    if measurement is None:
+        return observation.throughput
+    if _other_load(observation, workload) is not None:
+        return None
+    return throughput(measurement.blocks, workload.latency_scope, workload.batch_size)
+
+
+def likely(observation: Observation, verdict: Verdict, workload: Workload) -> bool:
+    """Whether an undecided limit would probably be passed after more launches, as for contenders."""
+    if verdict.answer != "undecided" or verdict.margin is None or not isinstance(verdict.limit, (int, float)):
+        return False
+    if verdict.requirement != "max_latency" or observation.measurement is None:
+        return verdict.margin >= 0
+    blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
+    test = stats.LimitTest(percentile=workload.percentile, alpha=latency.CONTENDER_ALPHA, launches=1)
+    state = test.evaluate(blocks, verdict.limit)
+    return state is not None and state.answer == "pass"
+
+
+def _other_load(observation: Observation, workload: Workload) -> str | None:
+    """Why the measurement was taken under another load than is asked about, or None."""
+    assert observation.measurement is not None
+    seen = observation.measurement.workload
+    for name in ("batch_size", "threads", "device"):
+        there, asked = getattr(seen, name), getattr(workload, name)
+        # threads None means all usable cores, which the measurement resolved to a number.
+        if asked is not None and there is not None and there != asked:
+            return f"measured with {name} {there}, asked is {asked}"
+    return None
+
+
+# --- one requirement each -------------------------------------------------------------------------
+
+
+def _license(observation: Observation, requirements: Requirements) -> Verdict:
+    held = observation.variant.candidate.weights.license
+    asked = " ".join(requirements.license)
+    if not held and "any" not in requirements.license:
+        return _missing("license", asked, "the license is not stated")
+    admitted, reason = admits(requirements.license, held)
+    option = None if admitted else f"--license {'any' if held == 'unknown' else held}"
+    answer: Answer = "pass" if admitted else "fail"
+    return Verdict(
+        requirement="license",
+        answer=answer,
+        observed=held,
+        limit=asked,
+        margin=None,
+        reason=reason,
+        admit=option,
+    )
+
+
+def _accuracy(observation: Observation, requirements: Requirements) -> Verdict | None:
+    least = requirements.min_accuracy
+    if least is None:
+        return None
+    accuracy = observation.accuracy
+    if accuracy is None:
+        variant = observation.variant
+        other_size = variant.image_size != variant.candidate.preprocess.image_size
+        why = (
+            f"no accuracy is known at {variant.image_size} px" if other_size else "no accuracy can be claimed"
+        )
+        return _missing("min_accuracy", least, _unmeasured(observation) or why)
+    margin = accuracy.value - least
+    text = f"top-1 {_number(accuracy.value)} % {accuracy.provenance}"
+    return _numeric(
+        "min_accuracy",
+        "pass" if margin >= 0 else "fail",
+        accuracy.value,
+        least,
+        margin,
+        f"{text}: {_room(margin, '', 'point')}",
+        _option("--min-accuracy", accuracy.value, up=False),
+    )
+
+
+def _latency(observation: Observation, requirements: Requirements, workload: Workload) -> Verdict | None:
+    limit = requirements.max_latency_ms
+    if limit is None:
+        return None
+    name = f"p{workload.percentile:g}"
+    figures = latency_figures(observation, workload)
+    if figures is None:
+        return _missing("max_latency", limit, _why_no_latency(observation, workload))
+    value, interval = figures.judged.value, figures.judged.interval
+    answer = _latency_answer(observation, figures, limit, workload)
+    margin = limit - value
+    shown = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+    reason = f"{name} {_number(value)}{shown} ms: {_room(margin, 'ms')}"
+    if answer == "undecided":
+        why = "within its uncertainty of the limit" if interval else f"{figures.calls} calls do not decide"
+        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}"
+    # A limit below the interval's upper end would not be passed.
+    needed = max(value, interval[1]) if interval else value
+    option = _option("--max-latency", needed, up=True, unit="ms")
+    return _numeric("max_latency", answer, value, limit, margin, reason, option)
+
+
+def _latency_answer(
+    observation: Observation, figures: LatencyFigures, limit: float, workload: Workload
+) -> Answer:
+    """The schedule's answer, else the limit test on the blocks, else the interval, else the bare number."""
+    if observation.latency_answer is not None:
+        return observation.latency_answer
+    if observation.measurement is not None:
+        blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
+        state = stats.LimitTest(percentile=workload.percentile).evaluate(blocks, limit)
+        return state.answer if state else "not assessed"
+    if figures.calls == 0:  # a declared number
+        return "pass" if figures.judged.value <= limit else "fail"
+    if figures.judged.interval is None:
+        return "undecided"
+    lower, upper = figures.judged.interval
+    return "pass" if upper <= limit else "fail" if limit < lower else "undecided"
+
+
+def _why_no_latency(observation: Observation, workload: Workload) -> str:
+    if observation.measurement is not None:
+        return _other_load(observation, workload) or f"no calls in scope {workload.latency_scope}"
+    figures = observation.request if workload.latency_scope == "request" else observation.model
+    if figures is not None:
+        return f"recorded at p{figures.judged.percentile:g}, asked is p{workload.percentile:g}"
+    return _unmeasured(observation) or f"no latency in scope {workload.latency_scope}"
+
+
+def _memory(observation: Observation, requirements: Requirements) -> Verdict | None:
+    limit = requirements.max_memory_mib
+    if limit is None:
+        return None
+    if observation.memory is None:
+        return _missing("max_memory", limit, _unmeasured(observation) or "no memory figure")
+    peak = observation.memory.peak
+    reason = f"memory {_number(peak)} MiB: {_room(limit - peak, 'MiB')}"
+    answer: Answer = "pass" if peak <= limit else "fail"
+    option = _option("--max-memory", peak, up=True, unit="MiB", digits=0)
+    return _numeric("max_memory", answer, peak, limit, limit - peak, reason, option)
+
+
+def _throughput(observation: Observation, requirements: Requirements, workload: Workload) -> Verdict | None:
+    least = requirements.min_throughput
+    if least is None:
+        return None
+    value = throughput_figure(observation, workload)
+    if value is None:
+        measured = observation.measurement is not None
+        why = _other_load(observation, workload) if measured else _unmeasured(observation)
+        return _missing("min_throughput", least, why or "no throughput figure")
+    answer: Answer = "pass" if value >= least else "fail"
+    supported: float | None = value
+    if observation.measurement is not None:
+        blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
+        answer = stats.throughput_answer(blocks, workload.batch_size, least)
+        interval = stats.mean_latency_interval(blocks)
+        supported = 1000 * workload.batch_size / interval[2] if interval else None
+    reason = f"{_number(value)} images/s: {_room(value - least, 'images/s')}"
+    if answer == "undecided":
+        reason = f"{_number(value)} images/s: within its uncertainty of the required {_number(least)}"
+    option = None if supported is None else _option("--min-throughput", supported, up=False)
+    return _numeric("min_throughput", answer, value, least, value - least, reason, option)
+
+
+def _parity(observation: Observation) -> Verdict:
+    parity = observation.parity
+    if parity is None:
+        why = "parity is not recorded" if observation.weights_at_hand else "its weights are not at hand"
+        return _missing("parity", None, _unmeasured(observation) or why)
+    text = f"cosine {parity.cosine:.6f}, {parity.agreeing} of {parity.decided} decided photos agree"
+    answer, reason = parity.answer, parity.reason or text
+    lower_precision = observation.variant.precision not in ("fp32", "")
+    if (
+        answer == "pass"
+        and lower_precision
+        and parity.loss_bound is None
+        and not decided_photos_agree(parity)
+    ):
+        answer = "not assessed"
+        reason = f"{text}: {stats.PHOTOS_FOR_LOSS_BOUND} photos would measure the loss"
+    return Verdict(
+        requirement="parity",
+        answer=answer,
+        observed=parity.cosine,
+        limit=None,
+        margin=None,
+        reason=f"parity: {reason}" if answer != "pass" else reason,
+    )
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _unmeasured(observation: Observation) -> str | None:
+    if observation.failure is not None:
+        return observation.failure
+    return observation.pruned
+
+
+def _missing(requirement: str, limit: float | str | None, reason: str) -> Verdict:
+    label = requirement.replace("max_", "").replace("min_", "")
+    return Verdict(
+        requirement=requirement,
+        answer="not assessed",
+        observed=None,
+        limit=limit,
+        margin=None,
+        reason=f"{label} not assessed: {reason}",
+    )
+
+
+def _numeric(
+    requirement: str,
+    answer: Answer,
+    observed: float,
+    limit: float,
+    margin: float,
+    reason: str,
+    option: str | None,
+) -> Verdict:
+    return Verdict(
+        requirement=requirement,
+        answer=answer,
+        observed=observed,
+        limit=limit,
+        margin=margin,
+        reason=reason,
+        admit=None if answer == "pass" else option,
+    )
+
+
+def _room(margin: float, unit: str, noun: str = "") -> str:
+    """`11 over the limit` or `3 ms of room`, for upper and lower limits alike."""
+    size = _number(abs(margin))
+    if noun:
+        size += f" {noun}" if size == "1" else f" {noun}s"
+    elif margin >= 0 or unit != "ms":
+        size += f" {unit}"
+    if margin >= 0:
+        return f"{size} of room"
+    return f"{size} over the limit" if unit in ("ms", "MiB") else f"{size} short"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, never scientific: 61.3 -> 61.3, 9.412 -> 9.41, 1234.5 -> 1234."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _option(flag: str, value: float, *, up: bool, unit: str = "", digits: int | None = None) -> str | None:
+    """The flag with `value` rounded to the side that admits; None when only a limit of 0 would."""
+    if digits is None:
+        digits = 1 if flag == "--min-accuracy" or value < 10 else 0
+    scale = 10**digits
+    rounded = (math.ceil(value * scale) if up else math.floor(value * scale)) / scale
+    # Scaling may have rounded across the value itself.
+    if up and rounded < value:
+        rounded += 1 / scale
+    elif not up and rounded > value:
+        rounded -= 1 / scale
+    return f"{flag} {rounded:.{digits}f}{unit}" if rounded > 0 else None

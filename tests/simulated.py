@@ -1,0 +1,111 @@
+"""A simulated machine: sessions with known latency distributions and a clock that costs no time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitrail.measure.sandbox import ChildFailure
+from vitrail.vocabulary import Block, Scope
+
+REFERENCE_MS = 5.0
+
+
+@dataclass
+class Machine:
+    """Simulated seconds, and a speed that may change over time."""
+
+    seed: int = 0
+    drift_per_s: float = 0.0
+    """Relative slowing per simulated second."""
+    disturbed: tuple[tuple[float, float], ...] = ()
+    """(begin, end) in s: everything takes 1.5 times as long."""
+    now: float = 0.0
+    rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    def clock(self) -> float:
+        return self.now
+
+    def slowness(self) -> float:
+        busy = any(begin <= self.now < end for begin, end in self.disturbed)
+        return (1.5 if busy else 1.0) * (1 + self.drift_per_s * self.now)
+
+    def spend(self, ms: float) -> float:
+        ms *= self.slowness()
+        self.now += ms / 1000
+        return ms
+
+
+@dataclass
+class SimulatedSubject:
+    """Latency = median x exp(sigma Z + launch offset), Z an AR(1) series with unit variance."""
+
+    machine: Machine
+    name: str = "subject"
+    median_ms: float = 20.0
+    sigma: float = 0.02
+    rho: float = 0.0
+    launch_sigma: float = 0.0
+    outliers: float = 0.0
+    """Share of calls that take three times as long."""
+    episodes: float = 0.0
+    """Share of time in a state 1.5 times as slow, in runs of 10 calls on average."""
+    request_extra_ms: float = 2.0
+    launch_s: float = 1.5
+    fails_at_block: int | None = None
+    open_sessions: int = 0
+    launches: list[int] = field(default_factory=list)
+    order: list[tuple[str, int]] | None = None
+    """Shared record of (name, launch) in the order blocks were measured."""
+
+    def launch(self, number: int) -> SimulatedSession:
+        self.machine.now += self.launch_s
+        self.launches.append(number)
+        self.open_sessions += 1
+        return SimulatedSession(self, number)
+
+
+class SimulatedSession:
+    def __init__(self, subject: SimulatedSubject, number: int) -> None:
+        self.subject, self.number, self.measured = subject, number, 0
+        self.rng = subject.machine.rng
+        self.offset = subject.launch_sigma * self.rng.standard_normal()
+        self.z = self.rng.standard_normal()
+        self.slow = self.rng.random() < subject.episodes
+
+    def block(self, scope: Scope, calls: int) -> Block:
+        self.measured += 1
+        if self.measured == self.subject.fails_at_block:
+            raise ChildFailure("killed: over its memory limit")
+        if self.subject.order is not None:
+            self.subject.order.append((self.subject.name, self.number))
+        before = self.subject.machine.spend(REFERENCE_MS)
+        samples = tuple(self.subject.machine.spend(self._call_ms(scope)) for _ in range(calls))
+        after = self.subject.machine.spend(REFERENCE_MS)
+        return Block(
+            launch=self.number, scope=scope, samples_ms=samples, speed_before_ms=before, speed_after_ms=after
+        )
+
+    def close(self) -> None:
+        self.subject.open_sessions -= 1
+
+    def _call_ms(self, scope: Scope) -> float:
+        s = self.subject
+        self.z = s.rho * self.z + math.sqrt(1 - s.rho**2) * self.rng.standard_normal()
+        leave = 0.1 if self.slow else 0.1 * s.episodes / (1 - s.episodes)
+        self.slow ^= bool(self.rng.random() < leave)
+        ms = s.median_ms * math.exp(s.sigma * self.z + self.offset) * (1.5 if self.slow else 1.0)
+        ms *= 3.0 if self.rng.random() < s.outliers else 1.0
+        return ms + (s.request_extra_ms if scope == "request" else 0.0)
+
+
+def true_percentile(q: float, scope: Scope = "request", calls: int = 100_000, **subject) -> float:
+    """The percentile over all launches, by brute force: one stationary call each of many launches."""
+    many = SimulatedSubject(Machine(seed=99), **subject)
+    samples = [many.launch(0)._call_ms(scope) for _ in range(calls)]
+    return float(np.percentile(samples, q, method="inverted_cdf"))
