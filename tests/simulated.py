@@ -58,6 +58,8 @@ class SimulatedSubject:
     request_extra_ms: float = 2.0
     launch_s: float = 1.5
     fails_at_block: int | None = None
+    disturbed_block: int | None = None
+    """Everything in this block of a launch takes 1.5 times as long, the speed reference too."""
     open_sessions: int = 0
     launches: list[int] = field(default_factory=list)
     order: list[tuple[str, int]] | None = None
@@ -84,9 +86,11 @@ class SimulatedSession:
             raise ChildFailure("killed: over its memory limit")
         if self.subject.order is not None:
             self.subject.order.append((self.subject.name, self.number))
-        before = self.subject.machine.spend(REFERENCE_MS)
-        samples = tuple(self.subject.machine.spend(self._call_ms(scope)) for _ in range(calls))
-        after = self.subject.machine.spend(REFERENCE_MS)
+        slow = 1.5 if self.measured == self.subject.disturbed_block else 1.0
+        spend = self.subject.machine.spend
+        before = spend(slow * REFERENCE_MS)
+        samples = tuple(spend(slow * self._call_ms(scope)) for _ in range(calls))
+        after = spend(slow * REFERENCE_MS)
         return Block(
             launch=self.number, scope=scope, samples_ms=samples, speed_before_ms=before, speed_after_ms=after
         )

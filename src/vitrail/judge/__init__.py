@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from vitrail.errors import InputError
+from vitrail.judge.answers import latency_figures, likely, verdicts
 from vitrail.judge.evidence import (
     ALLOWANCE_POINTS,
     accuracy,
@@ -16,7 +17,6 @@ from vitrail.judge.evidence import (
     throughput,
 )
 from vitrail.judge.ranking import CRITERIA, UPWARDS, distance, figure, front, miss, rank, told_apart
-from vitrail.judge.verdicts import latency_figures, likely, verdicts
 from vitrail.measure import latency
 from vitrail.vocabulary import (
     LedgerEntry,
@@ -265,9 +265,9 @@ def _reasons(
     lines = [_line(verdict) for verdict in blocking if verdict.answer == "fail"]
     if not observation.weights_at_hand:
         lines.append("would win if its weights were at hand" if would_win else "its weights are not at hand")
-    if observation.pruned is not None and status == "rejected" and not lines:
-        lines.append(observation.pruned)
-    if not any(verdict.answer == "fail" for verdict in blocking):
+    if status == "rejected" and observation.pruned is not None and not lines:
+        return (observation.pruned,)
+    if status != "rejected":
         missing_weights = not observation.weights_at_hand
         lines += [_line(v) for v in blocking if not (missing_weights and v.requirement == "parity")]
     return tuple(dict.fromkeys(lines))[:REASONS]

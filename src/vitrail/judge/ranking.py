@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vitrail import stats
-from vitrail.judge.verdicts import latency_figures, throughput_figure
+from vitrail.judge.answers import latency_figures, throughput_figure
 from vitrail.vocabulary import Objective, Observation, Verdict, Workload
 
 CRITERIA: dict[Objective, tuple[str, ...]] = {

@@ -1,0 +1,520 @@
+"""Verdicts, ranking and reasons: properties over arbitrary observations, and known cases (about 10 s)."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import Machine, SimulatedSubject
+
+from vitrail import vocabulary as v
+from vitrail.errors import InputError
+from vitrail.judge import (
+    accuracy,
+    accuracy_before_measuring,
+    as_if_at_hand,
+    distance,
+    judge,
+    observe,
+    verdicts,
+)
+from vitrail.measure.latency import Plan, finals, screen
+
+LOAD = v.Workload()
+
+
+def candidate(name="net.a_in1k", top1=80.0, license="apache-2.0", size=224):
+    return v.Candidate(
+        name=name,
+        architecture=name.partition(".")[0],
+        family="net",
+        weights=v.Weights(source="hub", reference=name, license=license),
+        preprocess=v.Preprocess(image_size=size),
+        accuracy=None if top1 is None else v.Accuracy(value=top1, provenance="published", source="paper"),
+        parameters=1,
+        macs=1,
+    )
+
+
+def variant(name="net.a_in1k", top1=80.0, precision="fp32", size=224, license="apache-2.0", **given):
+    return v.Variant(
+        candidate=candidate(name, top1, license),
+        image_size=size,
+        runtime=given.pop("runtime", "openvino"),
+        precision=precision,
+        **given,
+    )
+
+
+def parity(answer="pass", photos=11, decided=10, agreeing=10, **given):
+    given = {"cosine": 0.999, "relative_error": 0.01, "loss": 0.0, "loss_bound": None} | given
+    return v.Parity(answer=answer, photos=photos, decided=decided, agreeing=agreeing, **given)
+
+
+def latency(value, interval=None, calls=0, percentile=95.0):
+    judged = v.JudgedLatency(percentile=percentile, value=value, interval=interval)
+    return v.LatencyFigures(p50=value, p95=value, p99=value, judged=judged, calls=calls)
+
+
+def recorded(name, top1, ms, memory=None, throughput=None, interval=None, calls=0, **given):
+    """An observation as it comes from a document: figures, no measurement."""
+    one = variant(
+        name, top1, **{k: given.pop(k) for k in ("license", "precision", "reference") if k in given}
+    )
+    known = given.pop("parity", parity())
+    return v.Observation(
+        variant=one,
+        accuracy=one.candidate.accuracy,
+        request=None if ms is None else latency(ms, interval, calls),
+        throughput=throughput,
+        memory=None if memory is None else v.Memory(peak=memory, steady=memory, above_baseline=memory),
+        parity=known,
+        **given,
+    )
+
+
+def measured(one, ms, *, launches=True, seed=0, checked=None, random_weights=False, **subject):
+    """A variant through the real schedule on the simulated machine."""
+    machine = Machine(seed=seed)
+    simulated = SimulatedSubject(machine, one.name, ms, request_extra_ms=0, **subject)
+    outcome = screen(simulated, Plan(), clock=machine.clock)
+    if launches:
+        prior = {one.name: outcome.blocks}
+        rng = random.Random(0)
+        outcome = finals([simulated], Plan(), rng=rng, clock=machine.clock, prior=prior)[one.name]
+    return v.Measurement(
+        variant=one.name,
+        workload=replace(LOAD, threads=2),
+        environment=v.Environment(hardware="h", engine="openvino 1", vitrail="1", photos="p"),
+        facts=v.RunnerFacts(
+            runtime="openvino",
+            version="1",
+            precision=one.precision,
+            threads=2,
+            input_shape=(1, 3, 224, 224),
+            output_shape=(1, 1000),
+        ),
+        blocks=outcome.blocks,
+        memory=v.Memory(peak=300.0, steady=250.0, above_baseline=100.0),
+        parity=None if random_weights else (checked or parity()),
+        load_s=1.0,
+        warm_up_calls=3,
+        random_weights=random_weights,
+    )
+
+
+def decide(observations, load=LOAD, shipping=True, **requirements):
+    return judge(observations, v.Requirements(**requirements), load, hardware={}, shipping=shipping)
+
+
+def entry(selection, name):
+    return next(e for e in selection.ledger if e.variant.candidate.name.startswith(name))
+
+
+# --- the article ----------------------------------------------------------------------------------
+
+ARTICLE = {
+    "vit_base": (81.8, 35.0),
+    "swin_base": (83.5, 28.0),
+    "convnext_base": (83.8, 25.0),
+    "efficientnetv2_m": (85.1, 15.0),
+}
+
+
+def test_the_articles_four_finalists():
+    given = [recorded(n, top1, ms, license="", parity=None) for n, (top1, ms) in ARTICLE.items()]
+    selection = decide(given, shipping=False, max_latency_ms=50.0, min_accuracy=85.0)
+    assert selection.winner.variant.candidate.name == "efficientnetv2_m"
+    for name, missing in {"vit_base": 3.2, "swin_base": 1.5, "convnext_base": 1.2}.items():
+        lost = entry(selection, name)
+        verdict = next(x for x in lost.verdicts if x.requirement == "min_accuracy")
+        assert lost.status == "rejected"
+        assert verdict.margin == pytest.approx(-missing)
+        top1 = ARTICLE[name][0]
+        assert lost.reasons == (
+            f"top-1 {top1} % published: {missing} points short → needs --min-accuracy {top1}",
+        )
+    assert {x.requirement: x.answer for x in selection.winner.verdicts}["parity"] == "not assessed"
+    assert selection.front == (selection.selected,)
+    assert decide(given, shipping=True, max_latency_ms=50.0).selected is None
+
+
+def test_the_designs_example_sentence():
+    slow = recorded("swin_base", 85.0, 61.2)
+    selection = decide([slow, recorded("net", 80.0, 20.0)], max_latency_ms=50.0)
+    assert entry(selection, "swin_base").reasons == (
+        "p95 61.2 ms: 11.2 over the limit → needs --max-latency 62ms",
+    )
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+positive = st.floats(0.5, 500, allow_nan=False)
+
+
+@st.composite
+def observations(draw, least=0, most=8):
+    """Recorded observations of all kinds, with unique names."""
+    made = []
+    for index in range(draw(st.integers(least, most))):
+        ms = draw(st.none() | positive)
+        wide = draw(st.none() | st.tuples(st.floats(0.8, 1), st.floats(1, 1.3)))
+        interval = (ms * wide[0], ms * wide[1]) if ms is not None and wide else None
+        made.append(
+            recorded(
+                f"net{index}",
+                draw(st.none() | st.sampled_from([70.0, 75.5, 80.0, 80.0, 85.1])),
+                ms,
+                memory=draw(st.none() | positive),
+                throughput=draw(st.none() | positive),
+                interval=interval,
+                calls=draw(st.sampled_from([0, 50])) if interval is None else 100,
+                license=draw(st.sampled_from(["apache-2.0", "mit", "cc-by-nc-4.0", "unknown", ""])),
+                parity=draw(st.sampled_from([None, parity(), parity("fail"), parity("not assessed")])),
+                precision=draw(st.sampled_from(["fp32", "bf16"])),
+                reference=draw(st.sampled_from([False, False, False, True])),
+                weights_at_hand=draw(st.sampled_from([True, True, False])),
+                failure=draw(st.sampled_from([None, None, None, "crashed"])),
+            )
+        )
+    return made
+
+
+requirement_sets = st.builds(
+    v.Requirements,
+    max_latency_ms=st.none() | positive,
+    min_accuracy=st.none() | st.sampled_from([70.0, 78.0, 80.0, 90.0]),
+    max_memory_mib=st.none() | positive,
+    min_throughput=st.none() | positive,
+    license=st.sampled_from([("permissive",), ("any",), ("mit",)]),
+    objective=st.sampled_from(["accuracy", "latency", "throughput", "memory"]),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(observations(), requirement_sets, st.booleans())
+def test_the_winner_passes_everything_and_losers_have_a_reason(given_, requirements, shipping):
+    selection = judge(given_, requirements, LOAD, hardware={}, shipping=shipping)
+    assert len(selection.ledger) == len(given_)
+    assert sum(e.status == "selected" for e in selection.ledger) == (selection.selected is not None)
+    assert sum(e.would_win for e in selection.ledger) <= 1
+    for each in selection.ledger:
+        assert 1 <= len(each.reasons) <= 3
+        if each.status in ("selected", "feasible"):
+            unassessed = {x.requirement for x in each.verdicts if x.answer != "pass"}
+            assert unassessed <= (set() if shipping else {"parity", "license"})
+            assert each.observation.weights_at_hand
+            assert each.observation.failure is None
+            assert not each.variant.reference
+        for verdict in each.verdicts:
+            if verdict.margin is not None and verdict.answer in ("pass", "fail"):
+                assert (verdict.margin >= 0) == (verdict.answer == "pass")
+
+
+@settings(deadline=None, max_examples=100)
+@given(observations(), requirement_sets, st.randoms())
+def test_the_order_of_the_input_does_not_matter(given_, requirements, rng):
+    shuffled = list(given_)
+    rng.shuffle(shuffled)
+    one, two = (judge(each, requirements, LOAD, hardware={}) for each in (given_, shuffled))
+    assert one == two
+
+
+@settings(deadline=None, max_examples=100)
+@given(observations(least=1), requirement_sets)
+def test_leaving_out_a_variant_that_does_not_fit_never_changes_the_winner(given_, requirements):
+    whole = judge(given_, requirements, LOAD, hardware={})
+    for each in whole.ledger:
+        if each.status not in ("selected", "feasible"):
+            rest = [o for o in given_ if o is not each.observation]
+            assert judge(rest, requirements, LOAD, hardware={}).selected == whole.selected
+
+
+LOOSER = {"max_latency_ms": 1, "max_memory_mib": 1, "min_accuracy": -1, "min_throughput": -1}
+
+
+@settings(deadline=None, max_examples=100)
+@given(observations(least=1, most=3), requirement_sets, st.sampled_from(sorted(LOOSER)), st.floats(1, 3))
+def test_a_looser_limit_never_turns_a_pass_away(given_, requirements, name, factor):
+    if (limit := getattr(requirements, name)) is None:
+        return
+    looser = replace(requirements, **{name: limit * factor ** LOOSER[name]})
+    for each in given_:
+        for before, after in zip(
+            verdicts(each, requirements, LOAD), verdicts(each, looser, LOAD), strict=True
+        ):
+            assert before.answer != "pass" or after.answer == "pass"
+
+
+FIELDS = {
+    "--max-latency": ("max_latency_ms", "ms"),
+    "--max-memory": ("max_memory_mib", "MiB"),
+    "--min-accuracy": ("min_accuracy", ""),
+    "--min-throughput": ("min_throughput", ""),
+}
+
+
+@settings(deadline=None, max_examples=200)
+@given(observations(least=1, most=3), requirement_sets)
+def test_the_option_that_would_admit_really_admits(given_, requirements):
+    for each in given_:
+        for verdict in verdicts(each, requirements, LOAD):
+            if verdict.admit is None:
+                continue
+            flag, text = verdict.admit.split()
+            if flag == "--license":
+                changed = replace(requirements, license=(text,))
+            else:
+                field, unit = FIELDS[flag]
+                changed = replace(requirements, **{field: float(text.removesuffix(unit))})
+            again = next(x for x in verdicts(each, changed, LOAD) if x.requirement == verdict.requirement)
+            # 50 calls without an interval decide nothing, at any limit.
+            figures = each.request
+            if flag == "--max-latency" and figures.calls and figures.judged.interval is None:
+                continue
+            assert again.answer == "pass"
+
+
+@settings(deadline=None, max_examples=100)
+@given(observations(), requirement_sets)
+def test_no_variant_beats_one_of_the_front_in_everything(given_, requirements):
+    selection = judge(given_, requirements, LOAD, hardware={})
+    points = {
+        o.variant.name: (o.request.judged.value, -o.accuracy.value, o.memory.peak if o.memory else 1e9)
+        for o in given_
+        if o.request and o.accuracy
+    }
+    for name in selection.front:
+        for other in selection.front:
+            a, b = points[name], points[other]
+            assert a == b or not all(y <= x for x, y in zip(a, b, strict=True))
+
+
+# --- missing evidence -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "requirement"),
+    [
+        ({"request": None}, "max_latency"),
+        ({"accuracy": None}, "min_accuracy"),
+        ({"memory": None}, "max_memory"),
+        ({"throughput": None}, "min_throughput"),
+        ({"parity": None}, "parity"),
+    ],
+)
+def test_a_missing_figure_is_never_a_pass(change, requirement):
+    whole = recorded("net", 80.0, 20.0, memory=300.0, throughput=40.0)
+    limits = {"max_latency_ms": 50, "min_accuracy": 70, "max_memory_mib": 1024, "min_throughput": 20}
+    assert decide([whole], **limits).selected == whole.variant.name
+    selection = decide([replace(whole, **change)], **limits)
+    assert selection.selected is None
+    assert selection.ledger[0].status == "undecided"
+    missing = next(x for x in selection.ledger[0].verdicts if x.requirement == requirement)
+    assert (missing.answer, missing.observed, missing.margin) == ("not assessed", None, None)
+    assert missing.reason in selection.ledger[0].reasons
+
+
+def test_another_percentile_or_scope_is_not_assessed():
+    one = recorded("net", 80.0, 20.0)
+    for load in (replace(LOAD, percentile=99.0), replace(LOAD, latency_scope="model")):
+        answers = {x.requirement: x for x in verdicts(one, v.Requirements(max_latency_ms=50), load)}
+        assert answers["max_latency"].answer == "not assessed"
+
+
+def test_nothing_to_rank_by_never_wins():
+    blank = replace(recorded("a", None, 20.0), accuracy=None)
+    assert decide([blank]).selected is None
+    assert decide([blank], objective="latency").selected == blank.variant.name
+
+
+def test_a_number_with_calls_but_no_interval_is_undecided():
+    few = recorded("net", 80.0, 20.0, calls=30)
+    assert decide([few], max_latency_ms=50).ledger[0].status == "undecided"
+
+
+# --- live measurements ----------------------------------------------------------------------------
+
+
+def test_measured_variants_pass_fail_and_stay_undecided():
+    one = variant()
+    observed = observe(one, measured(one, 20.0))
+    for limit, answer in ((30.0, "pass"), (15.0, "fail"), (observed.request.p95, "undecided")):
+        found = verdicts(observed, v.Requirements(max_latency_ms=limit), LOAD)
+        assert next(x for x in found if x.requirement == "max_latency").answer == answer
+
+
+def test_one_launch_never_passes_a_latency_limit():
+    one = variant()
+    observed = observe(one, measured(one, 20.0, launches=False), max_latency_ms=50.0)
+    assert observed.latency_answer == "undecided"
+    assert decide([observed], max_latency_ms=50.0).selected is None
+
+
+def test_the_schedules_own_answer_comes_first():
+    one = variant()
+    observed = observe(one, measured(one, 20.0), latency_answer="undecided")
+    assert decide([observed], max_latency_ms=50.0).ledger[0].status == "undecided"
+
+
+def test_throughput_is_images_over_time_and_tested_over_blocks():
+    one = variant()
+    observed = observe(one, measured(one, 20.0))
+    assert observed.throughput == pytest.approx(50, rel=0.02)
+    answers = [
+        next(x for x in verdicts(observed, v.Requirements(min_throughput=t), LOAD) if x.limit == t).answer
+        for t in (40.0, observed.throughput, 60.0)
+    ]
+    assert answers == ["pass", "undecided", "fail"]
+
+
+def test_another_percentile_is_taken_from_the_calls():
+    one = variant()
+    selection = decide([observe(one, measured(one, 20.0))], load=replace(LOAD, percentile=50.0))
+    judged = selection.ledger[0].observation.request.judged
+    assert judged.percentile == 50.0
+    assert judged.value == selection.ledger[0].observation.request.p50
+
+
+def test_figures_of_another_load_are_not_used():
+    one = variant()
+    observed = observe(one, measured(one, 20.0))
+    for load in (replace(LOAD, batch_size=8), replace(LOAD, threads=1)):
+        answer = next(x for x in verdicts(observed, v.Requirements(max_latency_ms=50), load) if x.limit == 50)
+        assert answer.answer == "not assessed"
+
+
+def test_figures_of_different_environments_are_refused():
+    a, b = variant("a"), variant("b")
+    first, second = observe(a, measured(a, 20.0)), measured(b, 20.0)
+    elsewhere = replace(second, environment=replace(second.environment, hardware="other"))
+    with pytest.raises(InputError, match="different environments"):
+        decide([first, observe(b, elsewhere)])
+    with pytest.raises(InputError, match="twice"):
+        decide([first, first])
+
+
+def test_equally_fast_variants_are_ranked_by_accuracy_and_different_ones_by_latency():
+    a, b, c = variant("a", 70.0), variant("b", 80.0), variant("c", 90.0)
+    seen = [
+        observe(one, measured(one, ms, seed=i)) for i, (one, ms) in enumerate(((a, 20), (b, 20.1), (c, 24)))
+    ]
+    selection = decide(seen, objective="latency")
+    assert [e.variant.candidate.name for e in selection.ledger] == ["b", "a", "c"]
+    assert decide(seen, objective="throughput").selected == b.name
+
+
+def test_ties_go_to_accuracy_latency_memory_name():
+    def winner(*given, objective="accuracy"):
+        return decide(given, objective=objective).winner.variant.candidate.name
+
+    assert winner(recorded("a", 80.0, 30.0), recorded("b", 80.0, 20.0)) == "b"
+    assert winner(recorded("a", 80.0, 20.0, 300.0), recorded("b", 80.0, 20.0, 200.0)) == "b"
+    assert winner(recorded("b", 80.0, 20.0), recorded("a", 80.0, 20.0)) == "a"
+    assert winner(recorded("a", 70.0, 20.0), recorded("b", 80.0, 20.0), objective="latency") == "b"
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def test_which_accuracy_may_be_claimed():
+    fp32, bf16 = variant(top1=80.0), variant(top1=80.0, precision="bf16")
+    assert accuracy(fp32, parity()) == fp32.candidate.accuracy
+    assert accuracy(variant(size=160), parity()) is None
+    assert accuracy(variant(top1=None), parity()) is None
+    assumed = accuracy(bf16, parity(decided=8, agreeing=8))
+    assert (assumed.value, assumed.provenance) == (79.5, "estimated")
+    assert "assumed" in assumed.source
+    assert accuracy(bf16, parity(decided=7, agreeing=7)) is None
+    assert accuracy(bf16, parity(decided=20, agreeing=19)) is None
+    bounded = accuracy(bf16, parity(photos=800, decided=700, agreeing=690, loss_bound=0.31))
+    assert bounded.value == pytest.approx(79.69)
+    assert "800 photos" in bounded.source
+    assert accuracy(bf16, None) is None
+    assert accuracy_before_measuring(bf16).value == 79.5
+    assert accuracy_before_measuring(fp32).value == 80.0
+
+
+def test_a_lower_precision_needs_enough_agreeing_photos():
+    for checked, selected in (
+        (parity(decided=8, agreeing=8), True),
+        (parity(decided=7, agreeing=7), False),
+        (parity(decided=30, agreeing=29), False),
+        (parity(photos=600, decided=500, agreeing=495, loss_bound=0.6), True),
+    ):
+        one = variant(precision="bf16")
+        observed = observe(one, measured(one, 20.0, checked=checked))
+        selection = decide([observed])
+        assert (selection.selected is not None) == selected
+        if not selected:
+            found = {x.requirement: x.answer for x in selection.ledger[0].verdicts}
+            assert found["parity"] == "not assessed"
+
+
+# --- weights that are not at hand, references, misses ---------------------------------------------
+
+
+def test_the_best_variant_without_weights_would_win_but_never_does():
+    here = variant("here", 70.0)
+    seen = [observe(here, measured(here, 20.0), max_latency_ms=50.0)]
+    for name, top1 in (("good", 80.0), ("better", 85.0), ("worse", 60.0)):
+        one = variant(name, top1)
+        blocks = measured(one, 20.0, launches=False, random_weights=True)
+        seen.append(observe(one, blocks, max_latency_ms=50.0))
+    selection = decide(seen, max_latency_ms=50.0)
+    assert selection.selected == here.name
+    assert [e.variant.candidate.name for e in selection.ledger if e.would_win] == ["better"]
+    better = entry(selection, "better")
+    assert better.status == "undecided"
+    assert better.reasons[0] == "would win if its weights were at hand"
+    assert better.variant.name not in selection.front
+    hoped = as_if_at_hand(replace(better.observation, latency_answer="pass"))
+    assert decide([seen[0], hoped], max_latency_ms=50.0).selected == better.variant.name
+
+
+def test_references_are_shown_and_never_win():
+    eager = recorded("net", 99.0, 1.0, reference=True)
+    selection = decide([eager, recorded("other", 50.0, 100.0)])
+    assert selection.winner.variant.candidate.name == "other"
+    assert entry(selection, "net").status == "reference"
+    assert eager.variant.name not in selection.front
+
+
+def test_failures_and_pruned_variants_keep_their_reason():
+    crashed = replace(recorded("a", 99.0, None), failure="killed: over its memory limit")
+    pruned = replace(recorded("b", 60.0, None, parity=None), pruned="cannot beat the winner")
+    selection = decide([crashed, pruned, recorded("c", 80.0, 20.0)], max_latency_ms=50.0)
+    for name, reason in (("a", crashed.failure), ("b", pruned.pruned)):
+        assert entry(selection, name).status == "rejected"
+        assert entry(selection, name).reasons == (reason,)
+
+
+def test_the_nearest_options_when_nothing_fits():
+    given = [
+        recorded("far", 60.0, 100.0),
+        recorded("near", 79.0, 51.0),
+        recorded("wrong", 79.9, 50.1, parity=parity("fail")),
+        recorded("nothing", 79.9, None),
+        recorded("mid", 78.0, 60.0),
+    ]
+    selection = decide(given, min_accuracy=80.0, max_latency_ms=50.0)
+    assert selection.selected is None
+    assert [name.partition("@")[0] for name in selection.nearest] == ["near", "mid", "far"]
+    assert decide(given, max_latency_ms=55.0).nearest == ()
+
+
+def test_an_unknown_license_is_not_permissive():
+    one = recorded("net", 80.0, 20.0, license="unknown")
+    selection = decide([one])
+    assert selection.ledger[0].status == "rejected"
+    assert selection.ledger[0].reasons[0].endswith("→ needs --license any")
+    assert decide([one], license=("any",)).selected == one.variant.name
+
+
+def test_distance_says_who_may_tie():
+    top, close, other = recorded("a", 80.0, 20.0), recorded("b", 80.0, 22.0), recorded("c", 79.0, 20.0)
+    assert distance(close, top, "accuracy") == pytest.approx(1.1)
+    assert distance(other, top, "accuracy") is None
+    assert distance(other, top, "latency") == 1.0
+    assert distance(top, top, "memory") is None
