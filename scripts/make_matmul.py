@@ -13,7 +13,8 @@ TARGET = Path(__file__).resolve().parents[1] / "src/vitrail/measure/matmul.onnx"
 def main() -> None:
     """Build, check and save the model."""
     matrix = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "n"]) for name in "abc"]
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "matmul", matrix[:2], matrix[2:])
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    graph = helper.make_graph([node], "matmul", matrix[:2], matrix[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, TARGET)

@@ -53,9 +53,13 @@ def write_onnx(model: nn.Module, image_size: int, path: Path) -> None:
 def write_openvino(onnx_path: Path, path: Path) -> None:
     """Convert the ONNX file to OpenVINO's IR with its weights left in fp32."""
     import openvino as ov
+    from openvino import passes
 
-    # convert_model folds constants and fuses what a dynamic batch leaves behind; read_model does not.
-    model = ov.convert_model(onnx_path)
+    # Not ov.convert_model: it folds too, but reports usage over the network unless told otherwise.
+    model = ov.Core().read_model(onnx_path)
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(model)
     ov.save_model(model, path, compress_to_fp16=False)
 
 

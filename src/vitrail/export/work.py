@@ -1,4 +1,4 @@
-"""The work of one export, done in a process of its own: `export` and `reference_scores` (sandbox.py runs them)."""
+"""The work of one export, in a process of its own: sandbox.py runs `export` and `reference_scores`."""
 
 from __future__ import annotations
 

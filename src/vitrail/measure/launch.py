@@ -126,4 +126,3 @@ class Launch:
         memory = msgspec.convert(self._child.call("memory", CALL_TIMEOUT_S), Memory)
         if self._seen.memory is None or memory.peak > self._seen.memory.peak:
             self._seen.memory = memory
-

@@ -18,7 +18,7 @@ MIN_PHOTOS_FOR_BOUND = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Limits one precision must hold: smallest cosine, largest relative error, agreement on decided photos."""
+    """What one precision must hold: least cosine, most relative error, least agreement on decided photos."""
 
     cosine: float
     relative_error: float
@@ -41,7 +41,7 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
         ValueError: the shapes differ.
     """
     if reference.shape != scores.shape:
-        raise ValueError(f"reference scores {reference.shape} and the export's {scores.shape} differ in shape")
+        raise ValueError(f"reference {reference.shape} and scores {scores.shape} differ in shape")
     bounds = BOUNDS[precision]
     photos = len(reference)
     if not np.isfinite(scores).all():

@@ -50,7 +50,7 @@ def peaks(threads: int) -> dict[str, dict[str, float]]:
 
 
 def probe(payload: dict[str, Any]) -> float:
-    """Peak of one runtime at one precision, GFLOP/s; raises ValueError if the engine changes the precision."""
+    """Peak of one runtime in GFLOP/s; raises ValueError if the engine changes the precision."""
     return PROBES[payload["runtime"]](payload["precision"], payload["threads"])
 
 

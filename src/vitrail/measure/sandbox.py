@@ -7,6 +7,7 @@ the parent, which then ends them; a child also ends by itself when its parent is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -99,10 +100,8 @@ class Child:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
         self._log.close()
 
     def _send(self, message: Mapping[str, Any]) -> None:

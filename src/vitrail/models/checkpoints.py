@@ -99,9 +99,7 @@ def _tensors(loaded: object, path: Path) -> dict[str, torch.Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded:
-        raise InputError(
-            f"{path} holds no state dict: save it with `torch.save(model.state_dict(), …)`."
-        )
+        raise InputError(f"{path} holds no state dict: save it with `torch.save(model.state_dict(), …)`.")
     tensors = {str(k).removeprefix("module."): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
     if len(tensors) != len(loaded):
         raise InputError(f"{path} mixes tensors with other values: save `model.state_dict()` alone.")
@@ -132,7 +130,9 @@ def _from_efficientnet_pytorch(
             continue
         stage, block = places[index]
         names = EFFICIENTNET_FIRST_STAGE if stage == 0 else EFFICIENTNET_LATER_STAGES
-        mapped[".".join(["blocks", str(stage), str(block), names.get(parts[2], parts[2]), *parts[3:]])] = tensor
+        mapped[".".join(["blocks", str(stage), str(block), names.get(parts[2], parts[2]), *parts[3:]])] = (
+            tensor
+        )
     return mapped
 
 

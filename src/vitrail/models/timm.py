@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -32,7 +33,7 @@ def build(
     """
     if not timm.is_model(architecture):
         raise InputError(f"timm has no architecture {architecture!r}: `vitrail models` lists what there is.")
-    arguments: dict[str, object] = {"pretrained": False, "num_classes": classes}
+    arguments: dict[str, Any] = {"pretrained": False, "num_classes": classes}
     if _takes_image_size(architecture):
         arguments["img_size"] = image_size
     with torch.random.fork_rng(devices=[]):
@@ -54,3 +55,35 @@ def _takes_image_size(architecture: str) -> bool:
         return False
     entry = timm.model_entrypoint(architecture)
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(entry).parameters.values())
+
+
+def describe(payload: dict[str, object]) -> dict[str, object]:
+    """Facts of an architecture for a candidate: its own preprocess, parameters, MACs, activations.
+
+    Payload: `architecture` (timm's name) and `classes`. Runs in a child of measure/sandbox.py.
+    """
+    from vitrail.models.cost import count
+
+    architecture = str(payload["architecture"])
+    if not timm.is_model(architecture):
+        raise InputError(f"timm has no architecture {architecture!r}: `vitrail models` lists what there is")
+    config: Any = timm.get_pretrained_cfg(architecture)
+    size = int((config.test_input_size or config.input_size)[-1])
+    classes = int(str(payload["classes"]))
+    with torch.device("meta"):
+        cost = count(build(architecture, image_size=size, classes=classes, weights=None), size)
+    preprocess = {
+        "image_size": size,
+        "crop": config.test_crop_pct or config.crop_pct,
+        "interpolation": config.interpolation
+        if config.interpolation in ("bicubic", "bilinear")
+        else "bicubic",
+        "mean": tuple(config.mean),
+        "std": tuple(config.std),
+    }
+    return {
+        "preprocess": preprocess,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "activations": cost.activations,
+    }

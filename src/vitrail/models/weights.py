@@ -178,7 +178,5 @@ def _package_file(distribution: str) -> Path | None:
     spec = importlib.util.find_spec(distribution.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         return None
-    files = sorted(
-        file for place in spec.submodule_search_locations for file in Path(place).rglob("*.pth")
-    )
+    files = sorted(file for place in spec.submodule_search_locations for file in Path(place).rglob("*.pth"))
     return files[0] if len(files) == 1 else None

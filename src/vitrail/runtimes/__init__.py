@@ -163,4 +163,6 @@ def _check_shapes(facts: RunnerFacts, batch_size: int, image_size: int) -> None:
     if facts.input_shape != asked:
         raise EngineMismatch(f"{facts.runtime} takes input {facts.input_shape}, asked was {asked}.")
     if facts.output_shape[0] != batch_size:
-        raise EngineMismatch(f"{facts.runtime} gives output {facts.output_shape} for a batch of {batch_size}.")
+        raise EngineMismatch(
+            f"{facts.runtime} gives output {facts.output_shape} for a batch of {batch_size}."
+        )

@@ -69,7 +69,9 @@ def _facts(compiled: ov.CompiledModel, precision: str, threads: int) -> RunnerFa
         raise EngineMismatch(f"OpenVINO was asked for {precision} and set {NAMES.get(hint, hint)}.")
     reduced = sum(count for name, count in operations.items() if name in ("bf16", "f16"))
     if precision == "fp32" and reduced:
-        raise EngineMismatch(f"OpenVINO was asked for fp32 and runs {reduced} operations in a lower precision.")
+        raise EngineMismatch(
+            f"OpenVINO was asked for fp32 and runs {reduced} operations in a lower precision."
+        )
     if precision == "bf16" and not operations.get("bf16"):
         raise EngineMismatch("OpenVINO was asked for bf16 and runs no operation in bf16 on this CPU.")
     if real_threads != threads:

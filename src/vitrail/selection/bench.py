@@ -186,7 +186,7 @@ class Bench:
     # --- measurements -----------------------------------------------------------------------------
 
     def recorded(self, variant: Variant) -> Measurement | None:
-        """The variant's measurement from an earlier (or interrupted) run, if the machine is as fast as then."""
+        """The variant's measurement from an earlier run, if the machine is as fast as it was then."""
         if self._fresh:
             return None
         record = self._records.get(self._key(variant))
@@ -301,7 +301,9 @@ class Bench:
 
     # --- shipping ---------------------------------------------------------------------------------
 
-    def bundle(self, variant: Variant, export: Export, measurement: Measurement, evidence: Evidence) -> Bundle:
+    def bundle(
+        self, variant: Variant, export: Export, measurement: Measurement, evidence: Evidence
+    ) -> Bundle:
         """What the winner ships: its files, evidence, and reference photos with both sets of outputs."""
         located = self.weights(variant.candidate)
         assert located is not None, "random weights are never shipped"

@@ -48,7 +48,7 @@ class LatencyModel:
             self._closest[engine] = min(self._closest.get(engine, float("inf")), latency_ms / floor)
 
     def predict_ms(self, variant: Variant) -> float:
-        """Expected latency in ms: an order of magnitude at first, within some 30 % once its family is known."""
+        """Expected latency in ms: an order of magnitude at first, closer once its family is known."""
         engine = (variant.runtime, variant.precision)
         ratios = self._by_family.get((variant.candidate.family, *engine)) or self._by_engine.get(engine)
         return self._work_ms(variant) * (median(ratios) if ratios else PRIOR_RATIO)

@@ -36,7 +36,9 @@ def variants(
     pairs = _engines(settings.runtimes, settings.precisions)
     if not pairs:
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
-        raise InputError(f"No installed runtime offers {asked}: `vitrail doctor` lists runtimes and precisions.")
+        raise InputError(
+            f"No installed runtime offers {asked}: `vitrail doctor` lists runtimes and precisions."
+        )
     return tuple(
         Variant(
             candidate=candidate,
@@ -98,9 +100,7 @@ def memory_floor_mib(variant: Variant) -> float:
     return variant.candidate.parameters * WEIGHT_BYTES[variant.precision] / MIB
 
 
-def ruled_out(
-    variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks
-) -> str | None:
+def ruled_out(variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks) -> str | None:
     """Why facts alone exclude the variant, as a clause for the ledger; None: it has to be measured."""
     admitted, reason = admits(requirements.license, variant.candidate.weights.license)
     if not admitted:
@@ -113,9 +113,7 @@ def ruled_out(
     return _resources(variant, requirements, workload, peaks)
 
 
-def _resources(
-    variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks
-) -> str | None:
+def _resources(variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks) -> str | None:
     memory = memory_floor_mib(variant)
     if requirements.max_memory_mib is not None and memory > requirements.max_memory_mib:
         return f"memory: its weights alone take {memory:.0f} MiB"

@@ -1,0 +1,128 @@
+"""`vitrail select`: measure candidates on this machine, say which one to ship and why, and ship it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.cli.output import STDOUT, add_json_argument
+from vitrail.cli.requirement_options import add_requirement_arguments, resolve_arguments
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.selection.own import OwnWeights
+    from vitrail.selection.search import Progress
+    from vitrail.selection.select import Watcher
+    from vitrail.vocabulary import Requirements, SearchSettings, Selection, Workload
+
+NOTHING_FITS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("requirements", metavar="TOML", nargs="?", help="requirements; flags override them")
+    parser.add_argument("--out", metavar="DIR", help="write the winner's artifact; DIR.report.html beside it")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier artifact at DIR")
+    parser.add_argument(
+        "--from",
+        dest="recorded",
+        metavar="JSON",
+        help="judge recorded figures again; ships nothing",
+    )
+    own = parser.add_argument_group("your own weights")
+    own.add_argument("--weights", metavar="FILE", help="safetensors, or a torch file of tensors only")
+    own.add_argument("--arch", metavar="NAME", help="timm's name of their architecture")
+    own.add_argument("--labels", metavar="FILE", help="one label a line, in the order of the outputs")
+    own.add_argument("--accuracy", type=float, metavar="PERCENT", help="their top-1, as you declare it")
+    add_requirement_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Select; exit code 0 with a winner, 3 when nothing fits."""
+    asked = resolve_arguments(args, args.requirements)
+    selection = _measure(args, asked) if args.recorded is None else _judge_again(args, asked)
+    _show(args, selection)
+    return 0 if selection.winner is not None else NOTHING_FITS
+
+
+def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
+    from vitrail.selection.select import select
+
+    requirements, workload, settings = asked
+    return select(
+        requirements,
+        workload,
+        settings,
+        own=_own(args),
+        out=args.out,
+        overwrite=args.overwrite,
+        watcher=_watcher(args, workload),
+    )
+
+
+def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
+    for name in ("out", "weights"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--from judges recorded figures and ships nothing: leave --{name} out.")
+    from vitrail.replay import judge_recorded
+
+    return judge_recorded(args.recorded, *asked)
+
+
+def _own(args: argparse.Namespace) -> OwnWeights | None:
+    if args.weights is None:
+        for name in ("arch", "labels", "accuracy"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name} describes your own weights: give --weights FILE too.")
+        return None
+    if args.arch is None or args.labels is None:
+        raise InputError("--weights needs --arch NAME and --labels FILE: without them nothing can be built.")
+    from vitrail.selection.own import OwnWeights
+
+    return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=args.accuracy)
+
+
+def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
+    """Progress on a terminal: stdout, or stderr while stdout holds JSON; quiet when piped."""
+    from vitrail.selection.select import Watcher
+
+    stream = sys.stderr if args.json == STDOUT else sys.stdout
+    if not stream.isatty():
+        return Watcher()
+    from vitrail.report.terminal import progress_line
+
+    def progress(step: Progress) -> None:
+        line = progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload)
+        print(line, file=stream, flush=True)
+
+    return Watcher(progress=progress, note=lambda line: print(line, file=stream, flush=True))
+
+
+def _show(args: argparse.Namespace, selection: Selection) -> None:
+    report = _write_report(args.out, selection) if args.out else None
+    if args.json:
+        from vitrail.document import to_json_bytes
+
+        if args.json == STDOUT:
+            sys.stdout.buffer.write(to_json_bytes(selection))
+            sys.stdout.flush()
+            return
+        from vitrail.store import atomic_write
+
+        atomic_write(args.json, to_json_bytes(selection))
+    from vitrail.report import terminal
+
+    artifact = args.out if selection.winner is not None else None
+    terminal.show(selection, sys.stdout, artifact=artifact, report=report)
+
+
+def _write_report(out: str, selection: Selection) -> str:
+    from vitrail.report.html import render
+    from vitrail.store import atomic_write
+
+    target = Path(out).with_name(Path(out).name + ".report.html")
+    atomic_write(target, render(selection).encode("utf-8"))
+    return str(target)

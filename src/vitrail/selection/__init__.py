@@ -1,0 +1,1 @@
+"""Requirements -> Selection: prune, order, search, judge, ship. The public function is `vitrail.select`."""

@@ -1,0 +1,78 @@
+"""The user's own weights as a candidate: a file, an architecture, labels, and what the user says of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail.catalog import candidates
+from vitrail.errors import InputError
+from vitrail.images.labels import read_labels
+from vitrail.measure import sandbox
+from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+
+DESCRIBE_TIMEOUT_S = 120.0
+DESCRIBE_MEMORY_MIB = 8192.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnWeights:
+    """What a user's weights file needs beside it."""
+
+    file: str
+    arch: str
+    labels: str
+    """File with one label a line, in the order of the model's outputs."""
+    accuracy: float | None = None
+    """Top-1 in % as the user declares it."""
+    license: str = "own"
+
+
+def own_candidate(own: OwnWeights) -> Candidate:
+    """Describe the user's weights; preprocess is the architecture's own in the catalogue, else timm's.
+
+    Raises:
+        InputError: a file that is missing, labels that cannot be read, an unknown architecture, or an
+            accuracy outside (0, 100].
+    """
+    if not Path(own.file).is_file():
+        raise InputError(f"There is no weights file at {own.file}: check --weights.")
+    if own.accuracy is not None and not 0 < own.accuracy <= 100:
+        raise InputError(f"--accuracy {own.accuracy:g} is no percentage: give a value in (0, 100].")
+    classes = len(read_labels(Path(own.labels)))
+    architecture = own.arch.split(".")[0]
+    try:
+        facts = sandbox.call(
+            "vitrail.models.timm:describe",
+            {"architecture": architecture, "classes": classes},
+            timeout_s=DESCRIBE_TIMEOUT_S,
+            memory_mib=DESCRIBE_MEMORY_MIB,
+            name=f"--arch {own.arch}",
+        )
+    except sandbox.ChildFailure as error:
+        raise InputError(f"{error}.".replace("..", ".")) from None
+    known = next((c for c in candidates() if c.name == own.arch or c.architecture == architecture), None)
+    preprocess = known.preprocess if known else Preprocess(**facts["preprocess"])
+    tag = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(own.file).stem)
+    return Candidate(
+        name=f"{architecture}.{tag}",
+        architecture=architecture,
+        family=known.family if known else architecture,
+        weights=Weights(
+            source="file", reference=str(Path(own.file).absolute()), tag=tag, license=own.license
+        ),
+        preprocess=preprocess,
+        accuracy=_declared(own),
+        parameters=int(facts["parameters"]),
+        macs=int(facts["macs"] * (preprocess.image_size / facts["preprocess"]["image_size"]) ** 2),
+        activations=int(facts["activations"]),
+        labels=str(Path(own.labels).absolute()),
+        note="the user's own weights",
+    )
+
+
+def _declared(own: OwnWeights) -> Accuracy | None:
+    if own.accuracy is None:
+        return None
+    return Accuracy(value=own.accuracy, provenance="declared", source="--accuracy")

@@ -1,0 +1,445 @@
+"""The search: what is measured, in which order, until when. The judge alone says what won.
+
+1. explore  one launch each, most promising first, until nothing left could beat the best contender
+2. finals   the best contender and whoever may tie with it, in fresh launches; then the winner once more
+3. wishes   variants whose weights are not at hand, timed with random weights, if they would win
+4. references  the winner's candidate in eager PyTorch, for comparison
+
+A contender that fails its finals sends the search back to 1: what it had made hopeless is open again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from vitrail import judge, runtimes, stats
+from vitrail.judge.ranking import figure
+from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
+from vitrail.measure.launch import ExportSubject
+from vitrail.measure.sandbox import ChildFailure
+from vitrail.selection.bench import Bench
+from vitrail.selection.order import LatencyModel, cannot_beat, rank_key
+from vitrail.selection.prune import Peaks, ruled_out
+from vitrail.vocabulary import (
+    Block,
+    LedgerEntry,
+    Measurement,
+    Observation,
+    Parity,
+    Requirements,
+    SearchSettings,
+    Variant,
+)
+
+EXPORT_TIMEOUT_S = 300.0
+RESERVE_SHARE, RESERVE_LEAST_S, RESERVE_MOST_S = 0.2, 8.0, 60.0
+"""Part of the budget that exploring leaves for the finals."""
+RIVALS = 3
+"""Finalists at once: all their processes are alive at the same time."""
+RIVAL_RATIO = 1.15
+"""A contender within this of the best one's median may tie with it."""
+REFERENCE_SCREEN_S = 4.0
+
+
+@dataclass
+class Trial:
+    """One variant's way through the search."""
+
+    variant: Variant
+    at_hand: bool = True
+    outcome: Outcome | None = None
+    measurement: Measurement | None = None
+    parity: Parity | None = None
+    failure: str | None = None
+    pruned: str | None = None
+    finalist: bool = False
+    subject: ExportSubject | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing has decided about it yet."""
+        return self.outcome is None and self.failure is None and self.pruned is None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the search stands after one more variant, for the person who watches."""
+
+    done: int
+    total: int
+    entry: LedgerEntry
+    best: LedgerEntry | None
+    left_s: float
+
+
+@dataclass
+class Search:
+    """One search over given variants.
+
+    Args:
+        report: called after each variant that was measured or failed.
+        note: called with one line when a stage begins.
+    """
+
+    requirements: Requirements
+    settings: SearchSettings
+    bench: Bench
+    peaks: Peaks
+    variants: Sequence[Variant]
+    report: Callable[[Progress], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    seed: int = 0
+    trials: dict[str, Trial] = field(default_factory=dict)
+    deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        workload = self.bench.workload
+        self.trials = {variant.name: Trial(variant) for variant in self.variants}
+        self._model = LatencyModel(workload, self.peaks)
+        self._rng = random.Random(self.seed)
+        self._plan = Plan(
+            scope=workload.latency_scope,
+            percentile=workload.percentile,
+            limit_ms=self.requirements.max_latency_ms,
+            min_throughput=self.requirements.min_throughput,
+            batch_size=workload.batch_size,
+            rank=self.requirements.objective in ("latency", "throughput"),
+        )
+        self._done = 0
+
+    # --- the whole --------------------------------------------------------------------------------
+
+    def run(self) -> tuple[Observation, ...]:
+        """Search until it is decided or the budget is spent; everything considered, as observations."""
+        self.deadline = self.clock() + self.settings.budget_s
+        for trial in self.trials.values():
+            trial.pruned = ruled_out(trial.variant, self.requirements, self.bench.workload, self.peaks)
+        reserve = min(max(RESERVE_SHARE * self.settings.budget_s, RESERVE_LEAST_S), RESERVE_MOST_S)
+        while True:
+            best = self._explore(at_hand=True, until=self.deadline - reserve)
+            if best is None or best.finalist or not self._settle(best):
+                break
+        self._explore(at_hand=False, until=self.deadline)
+        self._measure_references()
+        self._close()
+        return self.observations()
+
+    def observations(self, *, hopeful: bool = False) -> tuple[Observation, ...]:
+        """All trials as observations; `hopeful` takes contenders that were screened only as passing."""
+        return tuple(self._observe(trial, hopeful=hopeful) for trial in self.trials.values())
+
+    def notes(self) -> tuple[str, ...]:
+        """What the ledger alone does not say about this search."""
+        lines = []
+        unmeasured = sum(trial.open for trial in self.trials.values())
+        if unmeasured:
+            lines.append(f"{unmeasured} variants were not measured within the budget: raise --budget")
+        candidates = [trial.variant.candidate for trial in self.trials.values() if not trial.at_hand]
+        missing = {candidate.name: candidate for candidate in candidates}
+        if missing:
+            first = self.bench.unavailable(candidates[0])
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            lines.append(f"weights not at hand{more}: {first}")
+        best = self._best(at_hand=True)
+        if best is not None and not best.finalist:
+            lines.append(f"{best.variant.name} leads, but the budget ended before its finals: raise --budget")
+        return tuple(lines)
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    def _explore(self, *, at_hand: bool, until: float) -> Trial | None:
+        """Measure open trials, most promising first; returns the best contender whose weights are at hand."""
+        while True:
+            best = self._best(at_hand=at_hand)
+            trial = self._next(best, at_hand=at_hand)
+            if trial is None or self.clock() >= until:
+                return self._best(at_hand=True)
+            if at_hand and not self._obtain(trial):
+                continue
+            self._measure(trial, until)
+            self._tell(trial)
+
+    def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
+        """The most promising open trial that could still beat the best one."""
+        rival = None if best is None else self._observe(best, hopeful=True)
+        floor = self._memory_baseline()
+        hopeful = [
+            trial
+            for trial in self.trials.values()
+            if trial.open
+            and trial.at_hand == at_hand
+            and not trial.variant.reference
+            and (rival is None or not self._hopeless(trial, rival, floor))
+        ]
+        if not hopeful:
+            return None
+        return min(
+            hopeful, key=lambda t: (rank_key(t.variant, self.requirements, self._model), t.variant.name)
+        )
+
+    def _hopeless(self, trial: Trial, rival: Observation, memory_baseline: float) -> str | None:
+        return cannot_beat(
+            trial.variant,
+            rival,
+            self.requirements.objective,
+            self._model,
+            memory_baseline=memory_baseline,
+            photos=len(self.bench.photos.paths),
+        )
+
+    def _obtain(self, trial: Trial) -> bool:
+        """Find or download the trial's weights; downloads are not charged to the budget."""
+        begin = self.clock()
+        trial.at_hand = self.bench.weights(trial.variant.candidate) is not None
+        self.deadline += self.clock() - begin
+        return trial.at_hand
+
+    def _settle(self, best: Trial) -> bool:
+        """Finals of the best contender and its rivals, then the winner once more; False if out of time."""
+        finalists = [best, *self._rivals(best)]
+        self.note(f"finals: {', '.join(trial.variant.name for trial in finalists)}")
+        measurable = [trial for trial in finalists if self._ready(trial)]
+        outcomes = finals(
+            [trial.subject for trial in measurable if trial.subject is not None],
+            self._plan,
+            rng=self._rng,
+            clock=self.clock,
+            deadline=self.deadline,
+            prior={trial.variant.name: self._blocks(trial) for trial in measurable},
+        )
+        for trial in measurable:
+            self._keep(trial, outcomes[trial.variant.name], finalist=True)
+        winner = self._best(at_hand=True)
+        if winner is not None and winner.finalist and winner.subject is not None:
+            outcome = confirm(
+                winner.subject, self._plan, self._blocks(winner), clock=self.clock, deadline=self.deadline
+            )
+            self._keep(winner, outcome, finalist=True)
+        return self.clock() < self.deadline
+
+    def _rivals(self, best: Trial) -> list[Trial]:
+        """Contenders that may tie with the best one by the objective, closest first."""
+        objective, workload = self.requirements.objective, self.bench.workload
+        top = figure(self._observe(best, hopeful=True), objective, workload)
+        rivals = []
+        for trial in self.trials.values():
+            if trial is best or trial.finalist or not (trial.at_hand and self._contends(trial)):
+                continue
+            own = figure(self._observe(trial, hopeful=True), objective, workload)
+            if own is None or top is None:
+                continue
+            apart = max(own / top, top / own)
+            if apart <= (1.0 if objective == "accuracy" else RIVAL_RATIO):
+                rivals.append((apart, trial.variant.name, trial))
+        return [trial for _, _, trial in sorted(rivals, key=lambda rival: rival[:2])[: RIVALS - 1]]
+
+    def _measure_references(self) -> None:
+        """The winner's candidate in eager PyTorch, if the time allows."""
+        winner = self._best(at_hand=True)
+        if winner is None or self.settings.runtimes:
+            return
+        for name, runtime in runtimes.RUNTIMES.items():
+            if not runtime.reference or runtimes.version(name) is None:
+                continue
+            for precision in runtime.precisions:
+                variant = replace(winner.variant, runtime=name, precision=precision, reference=True)
+                trial = self.trials.setdefault(variant.name, Trial(variant))
+                if trial.open and self.clock() + 3 * REFERENCE_SCREEN_S < self.deadline:
+                    self._measure(trial, self.deadline, plan=replace(self._plan, screen_s=REFERENCE_SCREEN_S))
+                    self._tell(trial)
+                if trial.open:
+                    del self.trials[variant.name]
+
+    def _close(self) -> None:
+        """Say of every trial that is still open why it was not measured."""
+        best, wish = self._best(at_hand=True), self._best(at_hand=False)
+        floor = self._memory_baseline()
+        for trial in self.trials.values():
+            if not trial.open:
+                continue
+            for rival in (best, wish):
+                reason = rival and self._hopeless(trial, self._observe(rival, hopeful=True), floor)
+                if reason:
+                    trial.pruned = f"cannot beat the best: {reason}"
+                    break
+
+    # --- one trial --------------------------------------------------------------------------------
+
+    def _measure(self, trial: Trial, until: float, plan: Plan | None = None) -> None:
+        """Export, screen and compare one variant; whatever goes wrong becomes its failure."""
+        plan = plan or self._plan
+        recorded = self.bench.recorded(trial.variant)
+        if recorded is not None:
+            self._reuse(trial, recorded, plan)
+        try:
+            if recorded is None:
+                self._export(trial, until)
+                assert trial.subject is not None
+                # However late it is, a launch gets time for a first block: without one there is no record.
+                deadline = max(until, self.clock() + 3.0)
+                outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline)
+                self._keep(trial, outcome)
+            self._compare(trial)
+        except ChildFailure as error:
+            trial.failure = str(error)
+        if not trial.at_hand and self._last_of_model(trial):
+            self.bench.discard(trial.variant.candidate, trial.variant.image_size)
+        if trial.measurement is not None:
+            model = [s for b in trial.measurement.blocks if b.scope == "model" for s in b.samples_ms]
+            if model:
+                self._model.observe(trial.variant, stats.percentile(model, 50))
+
+    def _export(self, trial: Trial, until: float) -> None:
+        left = until - self.clock()
+        export = self.bench.export(trial.variant, min(EXPORT_TIMEOUT_S, max(left, 5.0)))
+        trial.subject = self.bench.subject(trial.variant, export)
+
+    def _ready(self, trial: Trial) -> bool:
+        """Have the trial's export at hand, also when its figures came from an earlier run."""
+        if trial.subject is None:
+            try:
+                self._export(trial, self.deadline)
+            except ChildFailure as error:
+                trial.failure = str(error)
+        return trial.subject is not None
+
+    def _reuse(self, trial: Trial, recorded: Measurement, plan: Plan) -> None:
+        """Take figures of an earlier run; what was a finalist then and is decided now needs no finals."""
+        outcome = _outcome_of(trial.variant.name, plan, recorded)
+        launches = {block.launch for block in recorded.blocks}
+        trial.measurement, trial.parity, trial.outcome = recorded, recorded.parity, outcome
+        trial.finalist = outcome.answer != "undecided" and len(launches) > plan.launches
+
+    def _compare(self, trial: Trial) -> None:
+        """Parity of a contender, in a launch of its own, kept with its measurement."""
+        if not (trial.at_hand and trial.parity is None and self._contends(trial) and self._ready(trial)):
+            return
+        assert trial.subject is not None
+        assert trial.measurement is not None
+        launch = trial.subject.launch(0)
+        try:
+            trial.parity = self.bench.parity(trial.variant, launch)
+        finally:
+            launch.close()
+        trial.measurement = replace(trial.measurement, parity=trial.parity)
+        self.bench.record(trial.variant, trial.measurement)
+
+    def _keep(self, trial: Trial, outcome: Outcome, *, finalist: bool = False) -> None:
+        """Turn an outcome into the trial's measurement and record it at once."""
+        trial.outcome, trial.finalist = outcome, finalist
+        if outcome.failure is not None:
+            trial.failure = outcome.failure
+            return
+        assert trial.subject is not None
+        seen = trial.subject.seen
+        if seen.facts is None or seen.memory is None or not outcome.blocks:
+            trial.failure = trial.failure or "measuring ended before the first block: raise --budget"
+            return
+        trial.measurement = Measurement(
+            variant=trial.variant.name,
+            workload=self.bench.workload,
+            environment=self.bench.environment(trial.variant),
+            facts=seen.facts,
+            blocks=outcome.blocks,
+            memory=seen.memory,
+            parity=trial.parity,
+            load_s=seen.load_s,
+            warm_up_calls=seen.warm_up_calls,
+            random_weights=not trial.at_hand,
+            flags=outcome.flags,
+        )
+        self.bench.record(trial.variant, trial.measurement)
+
+    # --- views ------------------------------------------------------------------------------------
+
+    def _observe(self, trial: Trial, *, hopeful: bool = False) -> Observation:
+        if trial.measurement is None or trial.outcome is None:
+            return Observation(
+                variant=trial.variant,
+                accuracy=judge.accuracy(trial.variant, None, at_hand=False),
+                weights_at_hand=trial.at_hand,
+                failure=trial.failure,
+                pruned=trial.pruned,
+            )
+        answer = trial.outcome.latency_answer
+        if hopeful and not trial.finalist and trial.outcome.contender and answer == "undecided":
+            answer = "pass"
+        observation = judge.observe(trial.variant, trial.measurement, latency_answer=answer)
+        return replace(observation, weights_at_hand=trial.at_hand, failure=trial.failure)
+
+    def _best(self, *, at_hand: bool) -> Trial | None:
+        """What would win if every contender passed its finals, and unless `at_hand`, had its weights."""
+        pool = [t for t in self.trials.values() if self._contends(t) and (t.at_hand or not at_hand)]
+        judged = judge.judge(
+            [self._observe(trial, hopeful=True) for trial in pool],
+            self.requirements,
+            self.bench.workload,
+            hardware={},
+        )
+        wish = next((entry.variant.name for entry in judged.ledger if entry.would_win), None)
+        name = wish or judged.selected
+        return self.trials[name] if name else None
+
+    def _entry(self, trial: Trial) -> LedgerEntry:
+        alone = judge.judge([self._observe(trial)], self.requirements, self.bench.workload, hardware={})
+        return alone.ledger[0]
+
+    def _contends(self, trial: Trial) -> bool:
+        return (
+            trial.outcome is not None
+            and trial.outcome.contender
+            and trial.failure is None
+            and not trial.variant.reference
+        )
+
+    def _blocks(self, trial: Trial) -> tuple[Block, ...]:
+        return trial.measurement.blocks if trial.measurement else ()
+
+    def _memory_baseline(self) -> float:
+        """What a process holds before it loads an export: the least seen so far, in MiB."""
+        held = [
+            memory.peak - (memory.above_baseline or memory.peak)
+            for trial in self.trials.values()
+            if trial.measurement and (memory := trial.measurement.memory)
+        ]
+        return min(held, default=0.0)
+
+    def _last_of_model(self, trial: Trial) -> bool:
+        variant = trial.variant
+        return not any(
+            other.open and other.variant.candidate.name == variant.candidate.name
+            for other in self.trials.values()
+            if other is not trial
+        )
+
+    def _tell(self, trial: Trial) -> None:
+        self._done += 1
+        best = self._best(at_hand=True)
+        total = sum(t.pruned is None for t in self.trials.values())
+        self.report(
+            Progress(
+                done=self._done,
+                total=total,
+                entry=self._entry(trial),
+                best=None if best is None else self._entry(best),
+                left_s=max(self.deadline - self.clock(), 0.0),
+            )
+        )
+
+
+def _outcome_of(name: str, plan: Plan, measurement: Measurement) -> Outcome:
+    """The outcome that recorded blocks support against this plan's limits."""
+    answer = plan.answer(measurement.blocks)
+    return Outcome(
+        name=name,
+        blocks=measurement.blocks,
+        answer=answer,
+        latency_answer=plan.latency(measurement.blocks),
+        contender=answer != "fail" and bool(plan.judged(measurement.blocks)),
+        stopped="decided",
+        flags=measurement.flags,
+    )
