@@ -1,3 +1,75 @@
-"""Vitrail: from requirements to a verified, deployable vision model."""
+"""Vitrail: from requirements to a verified, deployable vision model.
+
+The public API. Names are looked up when they are first used: importing vitrail imports no engine, and
+only `select` needs the workbench (torch).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Accuracy",
+    "Candidate",
+    "ClaimError",
+    "InputError",
+    "MissingExtraError",
+    "OwnWeights",
+    "Prediction",
+    "Predictor",
+    "Requirements",
+    "SearchSettings",
+    "Selection",
+    "Variant",
+    "VitrailError",
+    "Watcher",
+    "Workload",
+    "__version__",
+    "load",
+    "select",
+]
+
+if TYPE_CHECKING:
+    from vitrail.errors import ClaimError, InputError, MissingExtraError, VitrailError
+    from vitrail.predict import Prediction, Predictor, load
+    from vitrail.selection.own import OwnWeights
+    from vitrail.selection.select import Watcher, select
+    from vitrail.vocabulary import (
+        Accuracy,
+        Candidate,
+        Requirements,
+        SearchSettings,
+        Selection,
+        Variant,
+        Workload,
+    )
+
+_PLACES = {
+    "vitrail.errors": ("ClaimError", "InputError", "MissingExtraError", "VitrailError"),
+    "vitrail.vocabulary": (
+        "Accuracy",
+        "Candidate",
+        "Requirements",
+        "SearchSettings",
+        "Selection",
+        "Variant",
+        "Workload",
+    ),
+    "vitrail.predict": ("Prediction", "Predictor", "load"),
+    "vitrail.selection.select": ("Watcher", "select"),
+    "vitrail.selection.own": ("OwnWeights",),
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

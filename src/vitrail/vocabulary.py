@@ -7,6 +7,7 @@ D width, K classes.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -388,3 +389,8 @@ class Selection:
     def winner(self) -> LedgerEntry | None:
         """The selected entry, or None when nothing fits."""
         return next((e for e in self.ledger if e.variant.name == self.selected), None)
+
+    def _repr_html_(self) -> str:
+        # A notebook's table. The report stands above the vocabulary, so it is found by name when asked for.
+        table = importlib.import_module("vitrail.report.notebook").selection_table_html(self)
+        return str(table)

@@ -13,7 +13,7 @@ from vitrail.vocabulary import Requirements, Workload
 
 if TYPE_CHECKING:
     from vitrail.artifact import Manifest
-    from vitrail.verify import Judge, Measure, Verification
+    from vitrail.verify import Verification
 
 SCHEMA_VERSION = 1
 MARKS = {"pass": "ok", "fail": "FAIL", "undecided": "undecided", "not assessed": "not assessed"}
@@ -47,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
         requirements, workload = _asked(args.against, manifest)
         if args.threads is not None:
             workload = replace(workload, threads=args.threads)
-        measure, judge = _measuring()
+        from vitrail import judge, remeasure
+
         options = {
-            "measure": measure,
-            "judge": judge,
+            "measure": remeasure.measure_artifact,
+            "judge": judge.verdicts,
             "requirements": requirements,
             "workload": workload,
         }
@@ -62,11 +63,6 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.flush()  # before the error on stderr
     outcome.require()
     return 0
-
-
-def _measuring() -> tuple[Measure, Judge]:
-    """How an artifact is measured in a process of its own, and how its figures are judged."""
-    raise NotImplementedError("measuring an artifact is not wired yet")
 
 
 def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:

@@ -1,0 +1,93 @@
+"""An artifact measured again in fresh processes, the way it was measured before it shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from pathlib import Path
+
+from vitrail import __version__, hardware, judge
+from vitrail.artifact import Artifact
+from vitrail.errors import ClaimError
+from vitrail.images.photos import PhotoSet, photo_folder
+from vitrail.measure.latency import Plan, finals
+from vitrail.measure.launch import ExportSubject
+from vitrail.vocabulary import (
+    Environment,
+    Export,
+    Measurement,
+    Observation,
+    Requirements,
+    Workload,
+)
+
+__all__ = ["measure_artifact"]
+
+MOST_SECONDS = 60.0
+
+
+def measure_artifact(artifact: Artifact, requirements: Requirements, workload: Workload) -> Observation:
+    """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
+
+    Photos are the workload's folder where that exists on this machine, else the artifact's own.
+
+    Raises:
+        InputError: the photos cannot be used.
+        ClaimError: the export no longer runs.
+    """
+    manifest = artifact.manifest
+    workload = dataclasses.replace(workload, threads=workload.threads or hardware.usable_cores())
+    assert workload.threads is not None
+    photos = _photos(artifact, workload)
+    subject = ExportSubject(
+        variant=manifest.variant,
+        export=Export(folder=str(artifact.model_folder), files=(manifest.entry,), entry=manifest.entry),
+        workload=workload,
+        preprocess=manifest.preprocess,
+        labels=artifact.labels(),
+        photos=photos,
+        threads=workload.threads,
+    )
+    plan = Plan(
+        scope=workload.latency_scope,
+        percentile=workload.percentile,
+        limit_ms=requirements.max_latency_ms,
+        min_throughput=requirements.min_throughput,
+        batch_size=workload.batch_size,
+        final_s=MOST_SECONDS,
+    )
+    outcome = finals([subject], plan, rng=random.Random(0))[subject.name]
+    seen = subject.seen
+    if outcome.failure is not None or seen.facts is None or seen.memory is None:
+        raise ClaimError(f"{artifact.path} is intact but does not run: {outcome.failure}.")
+    measurement = Measurement(
+        variant=manifest.name,
+        workload=workload,
+        environment=_environment(artifact, photos),
+        facts=seen.facts,
+        blocks=outcome.blocks,
+        memory=seen.memory,
+        parity=None,
+        load_s=seen.load_s,
+        warm_up_calls=seen.warm_up_calls,
+        flags=outcome.flags,
+    )
+    return judge.observe(manifest.variant, measurement, latency_answer=outcome.latency_answer)
+
+
+def _photos(artifact: Artifact, workload: Workload) -> PhotoSet:
+    if workload.images is not None and os.path.isdir(workload.images):
+        return photo_folder(workload.images)
+    paths = tuple(str(Path(photo).absolute()) for photo in artifact.photos)
+    digest = artifact.manifest.files[artifact.manifest.reference.photos[0]].sha256
+    return PhotoSet(name="artifact", paths=paths, digest=digest, evidence="the artifact's own photos")
+
+
+def _environment(artifact: Artifact, photos: PhotoSet) -> Environment:
+    return Environment(
+        hardware=hardware.fingerprint(hardware.facts()),
+        engine=artifact.manifest.variant.runtime,
+        vitrail=__version__,
+        photos=photos.digest,
+    )
