@@ -38,8 +38,10 @@ CURVE = (0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.3)
 """True percentile / limit."""
 
 
-def decide(limit_ms: float, seed: int, drift: float = 0.0, **subject) -> tuple[str, int, float, float]:
-    """(answer, judged calls, seconds) of screen + finals, and 1 if the final interval misses the truth."""
+def decide(
+    limit_ms: float, seed: int, drift: float = 0.0, **subject
+) -> tuple[str, int, float, latency.Outcome]:
+    """(answer, judged calls, simulated seconds, outcome) of screen + finals."""
     machine = Machine(seed=seed, drift_per_s=drift)
     one = SimulatedSubject(machine, **subject)
     plan = latency.Plan(limit_ms=limit_ms)
