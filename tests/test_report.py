@@ -315,7 +315,7 @@ def test_progress_is_one_line_with_the_clock_at_its_end(width: int):
     line = progress_line(6, 41, selection.ledger[0], selection.winner, 0, selection.workload, 140)
     assert "efficientnet_lite0 openvino bf16" in line
     assert "p95 5.72–6.08 ms" in line
-    assert "best so far efficientnet_lite2" in line
+    assert "best efficientnet_lite2" in line
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,10 @@ OPTIONS: dict[str, Option] = {
         record=SearchSettings, field="fresh", parse=_switch,
         help="measure all again instead of using recorded measurements",
     ),
+    "exhaustive": Option(
+        record=SearchSettings, field="exhaustive", parse=_switch,
+        help="measure all that facts do not rule out, also what can no longer win",
+    ),
 }  # fmt: skip
 
 

@@ -67,6 +67,8 @@ class SearchSettings:
     offline: bool = False
     fresh: bool = False
     """Ignore recorded measurements and measure all again."""
+    exhaustive: bool = False
+    """Measure whatever facts do not rule out, also what can no longer win."""
 
 
 # --- candidates and variants --------------------------------------------------------------------

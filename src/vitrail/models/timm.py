@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import nn
 from vitrail.errors import InputError
 from vitrail.models import checkpoints
 
-__all__ = ["build"]
+__all__ = ["build", "describe"]
+
+INTERPOLATIONS, CROP_MODES = ("bicubic", "bilinear"), ("center", "squash")
 
 
 def build(
@@ -31,8 +34,7 @@ def build(
     Raises:
         InputError: unknown architecture, an image size it cannot take, or weights that do not fit.
     """
-    if not timm.is_model(architecture):
-        raise InputError(f"timm has no architecture {architecture!r}: `vitrail models` lists what there is.")
+    _check_known(architecture)
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": classes}
     if _takes_image_size(architecture):
         arguments["img_size"] = image_size
@@ -57,33 +59,62 @@ def _takes_image_size(architecture: str) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(entry).parameters.values())
 
 
-def describe(payload: dict[str, object]) -> dict[str, object]:
-    """Facts of an architecture for a candidate: its own preprocess, parameters, MACs, activations.
+def describe(payload: dict[str, Any]) -> dict[str, Any]:
+    """Facts of an architecture for a candidate: timm's preprocess, parameters, MACs, activations.
 
-    Payload: `architecture` (timm's name) and `classes`. Runs in a child of measure/sandbox.py.
+    Payload: `architecture` (timm's name; a tag chooses its preprocess), `classes`, `weights` (a file that
+    must fit it) and `image_size` in pixels (None: timm's). What a user got wrong comes back as
+    `{"refused": sentence}`. Runs in a child of measure/sandbox.py.
     """
+    try:
+        return _describe(
+            str(payload["architecture"]), int(payload["classes"]), payload["image_size"], payload["weights"]
+        )
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _describe(name: str, classes: int, image_size: int | None, weights: str) -> dict[str, Any]:
     from vitrail.models.cost import count
 
-    architecture = str(payload["architecture"])
-    if not timm.is_model(architecture):
-        raise InputError(f"timm has no architecture {architecture!r}: `vitrail models` lists what there is")
-    config: Any = timm.get_pretrained_cfg(architecture)
-    size = int((config.test_input_size or config.input_size)[-1])
-    classes = int(str(payload["classes"]))
+    architecture = name.split(".")[0]
+    _check_known(architecture)
+    preprocess = _preprocess(name)
+    size = image_size or preprocess["image_size"]
     with torch.device("meta"):
-        cost = count(build(architecture, image_size=size, classes=classes, weights=None), size)
-    preprocess = {
-        "image_size": size,
-        "crop": config.test_crop_pct or config.crop_pct,
-        "interpolation": config.interpolation
-        if config.interpolation in ("bicubic", "bilinear")
-        else "bicubic",
-        "mean": tuple(config.mean),
-        "std": tuple(config.std),
-    }
+        model = build(architecture, image_size=size, classes=classes, weights=None)
+    checkpoints.fitted(model, checkpoints.read_state_dict(Path(weights)), source=weights)
+    cost = count(model, size)
     return {
         "preprocess": preprocess,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "activations": cost.activations,
     }
+
+
+def _preprocess(name: str) -> dict[str, Any]:
+    try:
+        config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise InputError(f"{error} Name the architecture without a tag, or with one of timm's.") from None
+    if config.interpolation not in INTERPOLATIONS or config.crop_mode not in CROP_MODES:
+        raise InputError(
+            f"{name} is prepared with {config.interpolation} interpolation and crop mode {config.crop_mode}, "
+            f"and only {', '.join(INTERPOLATIONS + CROP_MODES)} are offered: choose another architecture."
+        )
+    return {
+        "image_size": int((config.test_input_size or config.input_size)[-1]),
+        "crop": config.test_crop_pct or config.crop_pct,
+        "crop_mode": config.crop_mode,
+        "interpolation": config.interpolation,
+        "mean": tuple(config.mean),
+        "std": tuple(config.std),
+    }
+
+
+def _check_known(architecture: str) -> None:
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`vitrail models` lists some that it has."
+        raise InputError(f"timm has no architecture {architecture!r}: {hint}")

@@ -38,7 +38,7 @@ class Row:
     chips: tuple[tuple[Verdict, str, str], ...]
     """(verdict, sign, name)"""
     random: bool
-    needs: str | None
+    reasons: str
     evidence: tuple[tuple[str, str], ...]
 
 
@@ -235,7 +235,7 @@ def _row(entry: LedgerEntry, selection: Selection) -> Row:
             for verdict in entry.verdicts
         ),
         random=phrases.is_random(entry),
-        needs=phrases.admission(entry) if entry.status in ("rejected", "undecided") else None,
+        reasons=phrases.reasons(entry) or "no reason recorded",
         evidence=tuple(_evidence(entry)),
     )
 

@@ -33,7 +33,6 @@ def selection_table_html(selection: Selection, rows: int = 12) -> str:
 
 def _row(entry: LedgerEntry, selection: Selection) -> Markup:
     figures, memory = phrases.judged_figures(entry, selection.workload), entry.observation.memory
-    needs = phrases.admission(entry) if entry.status in ("rejected", "undecided") else None
     random = ", random weights" if phrases.is_random(entry) else ""
     cells = (
         "would win" if entry.would_win else entry.status,
@@ -41,7 +40,7 @@ def _row(entry: LedgerEntry, selection: Selection) -> Markup:
         phrases.accuracy(entry) or "–",
         f"{phrases.milliseconds(figures)}{random}" if figures else "–",
         phrases.number(memory.peak) if memory else "–",
-        "; ".join(entry.reasons) + (f" → needs {needs}" if needs else ""),
+        phrases.reasons(entry),
     )
     filled = (Markup('<td style="{}">{}</td>').format(_LEFT, cell) for cell in cells)
     return Markup("<tr>{}</tr>").format(Markup("").join(filled))

@@ -134,6 +134,15 @@ def admission(entry: LedgerEntry) -> str | None:
     return " ".join(dict.fromkeys(option for option in options if option is not None))
 
 
+def reasons(entry: LedgerEntry) -> str:
+    """Why the variant has its place, and what would admit it (a judge's reasons say so themselves)."""
+    said = "; ".join(entry.reasons)
+    needs = admission(entry) if entry.status in ("rejected", "undecided") else None
+    if needs is None or "→ needs" in said:
+        return said
+    return f"{said} → needs {needs}{' and its weights' if is_random(entry) else ''}"
+
+
 def measured(selection: Selection) -> list[LedgerEntry]:
     """The entries with a latency in either scope."""
     return [e for e in selection.ledger if e.observation.request or e.observation.model]

@@ -26,7 +26,7 @@ def summary(
     lines += _would_win(selection)
     shown = phrases.rivals(selection, rivals) if selection.winner else _nearest(selection)
     if selection.winner:
-        lines += _table("LOST", [_lost_row(entry, selection.workload) for entry in shown])
+        lines += _table("LOST", [_lost_row(entry) for entry in shown])
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
     lines += _wrapped("LOST", "also: " + " · ".join(groups)) if groups else []
     lines += [_line("NOTE", note) for note in selection.notes]
@@ -67,16 +67,16 @@ def progress_line(
     workload: Workload,
     width: int = 110,
 ) -> str:
-    """`[ 6/41] convnext_tiny openvino bf16   p95 21–22 ms  pass          best so far …   2:10 left`.
+    """`[ 6/41] convnext_tiny openvino bf16   p95 21–22 ms  pass          best …   2:10 left`.
 
     `entry` is what was just measured, `best` what leads; cut to `width` columns so that it is one line.
     """
     variant = entry.variant
     name = f"{variant.candidate.architecture} {variant.runtime} {variant.precision}"
-    room = 40 if width >= 100 else 22
+    room = 36 if width >= 100 else 22
     head = f"[{done:>{len(str(total))}}/{total}] {name:<{room}.{room}}  {_range(entry, workload):<17} "
     head += f"{_answer(entry):<13}"
-    leader = f"best so far {best.variant.candidate.architecture}" if best else "nothing fits yet"
+    leader = f"best {best.variant.candidate.architecture}" if best else "nothing fits yet"
     seconds = max(0, math.ceil(left_s))
     clock = f"{seconds // 60}:{seconds % 60:02} left"
     room = width - len(head) - len(clock) - 3
@@ -140,11 +140,8 @@ def _facts(entry: LedgerEntry, workload: Workload) -> str:
     return "   ".join(said)
 
 
-def _lost_row(entry: LedgerEntry, workload: Workload) -> tuple[str, str]:
-    options = phrases.admission(entry)
-    weights = " and its weights" if phrases.is_random(entry) else ""
-    needs = f" → needs {options}{weights}" if options else ""
-    return entry.variant.name, "; ".join(entry.reasons) + needs
+def _lost_row(entry: LedgerEntry) -> tuple[str, str]:
+    return entry.variant.name, phrases.reasons(entry)
 
 
 def _nearest(selection: Selection) -> list[LedgerEntry]:
@@ -155,7 +152,7 @@ def _nearest(selection: Selection) -> list[LedgerEntry]:
 def _nothing_fits(selection: Selection) -> list[str]:
     asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
     lines = [_line("NOTHING", f"fits: no variant was shown to hold {asked or 'what was asked'}")]
-    rows = [_lost_row(entry, selection.workload) for entry in _nearest(selection)]
+    rows = [_lost_row(entry) for entry in _nearest(selection)]
     return lines + _table("NEAREST", rows)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import median
 
-from vitrail import judge, stats
-from vitrail.selection.prune import Peaks, accuracy_bound, floor_ms, macs, memory_floor_mib
+from vitrail.selection.prune import Peaks, accuracy_bound, accuracy_ceiling, floor_ms, macs, memory_floor_mib
 from vitrail.vocabulary import Observation, Requirements, Variant, Workload
 
 PRIOR_RATIO = 2.0
@@ -89,17 +88,6 @@ def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) 
 
 def _loses_accuracy(variant: Variant) -> float:
     return 0.0 if variant.precision == "fp32" else 1.0
-
-
-def accuracy_ceiling(variant: Variant, photos: int) -> float | None:
-    """Highest accuracy the variant can end with: lower precisions lose at least the stated allowance.
-
-    With enough photos the allowance gives way to a measured bound, which is only known to be positive.
-    """
-    bound = accuracy_bound(variant)
-    if bound is None or variant.precision == "fp32" or photos >= stats.PHOTOS_FOR_LOSS_BOUND:
-        return bound
-    return bound - judge.ALLOWANCE_POINTS
 
 
 def cannot_beat(

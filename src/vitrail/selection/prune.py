@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from vitrail import runtimes
+from vitrail import judge, runtimes, stats
 from vitrail.catalog import admits
 from vitrail.errors import InputError
 from vitrail.runtimes import RUNTIMES
@@ -100,16 +100,32 @@ def memory_floor_mib(variant: Variant) -> float:
     return variant.candidate.parameters * WEIGHT_BYTES[variant.precision] / MIB
 
 
-def ruled_out(variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks) -> str | None:
-    """Why facts alone exclude the variant, as a clause for the ledger; None: it has to be measured."""
+def accuracy_ceiling(variant: Variant, photos: int) -> float | None:
+    """Highest accuracy the variant can end with: lower precisions lose at least the stated allowance.
+
+    With enough photos the allowance gives way to a measured bound, which is only known to be positive.
+    """
+    bound = accuracy_bound(variant)
+    if bound is None or variant.precision == "fp32" or photos >= stats.PHOTOS_FOR_LOSS_BOUND:
+        return bound
+    return bound - judge.ALLOWANCE_POINTS
+
+
+def ruled_out(
+    variant: Variant, requirements: Requirements, workload: Workload, peaks: Peaks, photos: int
+) -> str | None:
+    """Why facts alone exclude the variant, as a clause for the ledger; None: it has to be measured.
+
+    `photos` is how many there are to measure the loss of a lower precision on.
+    """
     admitted, reason = admits(requirements.license, variant.candidate.weights.license)
     if not admitted:
         return f"license: {reason}"
-    bound = accuracy_bound(variant)
-    if requirements.min_accuracy is not None and bound is None:
-        return f"no accuracy is known at {variant.image_size} px: a figure belongs to its resolution"
-    if bound is not None and requirements.min_accuracy is not None and bound < requirements.min_accuracy:
-        return f"accuracy: {bound:g} % is below {requirements.min_accuracy:g} %"
+    ceiling, asked = accuracy_ceiling(variant, photos), requirements.min_accuracy
+    if asked is not None and ceiling is None:
+        return f"no accuracy known: a figure belongs to its resolution, {variant.image_size} px has none"
+    if asked is not None and ceiling is not None and ceiling < asked:
+        return f"accuracy: at most {ceiling:g} %, {asked:g} % asked"
     return _resources(variant, requirements, workload, peaks)
 
 

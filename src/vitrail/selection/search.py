@@ -117,7 +117,13 @@ class Search:
         """Search until it is decided or the budget is spent; everything considered, as observations."""
         self.deadline = self.clock() + self.settings.budget_s
         for trial in self.trials.values():
-            trial.pruned = ruled_out(trial.variant, self.requirements, self.bench.workload, self.peaks)
+            trial.pruned = ruled_out(
+                trial.variant,
+                self.requirements,
+                self.bench.workload,
+                self.peaks,
+                len(self.bench.photos.paths),
+            )
         reserve = min(max(RESERVE_SHARE * self.settings.budget_s, RESERVE_LEAST_S), RESERVE_MOST_S)
         while True:
             best = self._explore(at_hand=True, until=self.deadline - reserve)
@@ -182,6 +188,8 @@ class Search:
         )
 
     def _hopeless(self, trial: Trial, rival: Observation, memory_baseline: float) -> str | None:
+        if self.settings.exhaustive:
+            return None
         return cannot_beat(
             trial.variant,
             rival,
@@ -434,11 +442,15 @@ class Search:
 def _outcome_of(name: str, plan: Plan, measurement: Measurement) -> Outcome:
     """The outcome that recorded blocks support against this plan's limits."""
     answer = plan.answer(measurement.blocks)
+    latency = plan.latency(measurement.blocks)
+    if latency == "pass" and any("did not confirm" in flag for flag in measurement.flags):
+        # The calls alone do not show that the winner's own new launch disagreed with them.
+        answer = latency = "undecided"
     return Outcome(
         name=name,
         blocks=measurement.blocks,
         answer=answer,
-        latency_answer=plan.latency(measurement.blocks),
+        latency_answer=latency,
         contender=answer != "fail" and bool(plan.judged(measurement.blocks)),
         stopped="decided",
         flags=measurement.flags,

@@ -73,7 +73,7 @@ def select(
     bench = Bench(workload=workload, photos=photos, finder=finder, machine=machine, fresh=settings.fresh)
     peaks = measured_peaks(machine, workload)
     everything = variants(candidates, workload, settings)
-    _introduce(watcher, machine, candidates, everything, requirements, workload, peaks)
+    _introduce(watcher, machine, candidates, everything, requirements, workload, peaks, len(photos.paths))
     # What was spent on photos and peaks belongs to the budget too.
     left = dataclasses.replace(settings, budget_s=settings.budget_s - (time.monotonic() - begin))
     search = Search(
@@ -170,11 +170,16 @@ def _introduce(
     requirements: Requirements,
     workload: Workload,
     peaks: Peaks,
+    photos: int,
 ) -> None:
-    left = [v for v in everything if prune.ruled_out(v, requirements, workload, peaks) is None]
+    left = [v for v in everything if prune.ruled_out(v, requirements, workload, peaks, photos) is None]
     models = {v.candidate.name for v in left}
+    families = {v.candidate.family for v in left}
     watcher.note(hardware.one_line(machine))
-    watcher.note(f"{len(candidates)} models → {len(models)} not ruled out by facts → {len(left)} variants")
+    watcher.note(
+        f"{len(candidates)} models → {len(models)} of {len(families)} families not ruled out by facts "
+        f"→ {len(left)} variants"
+    )
 
 
 __all__ = ["OwnWeights", "Watcher", "measured_peaks", "select", "ship"]
