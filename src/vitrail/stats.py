@@ -365,6 +365,20 @@ def _signed_rank_cut(n: int, alpha: float) -> int:
     return int(np.searchsorted(np.cumsum(counts), alpha / 2, side="right")) - 1
 
 
+def apart(a: Sequence[Block], b: Sequence[Block], launch_spread: float = ASSUMED_LAUNCH_SPREAD) -> bool:
+    """Whether all calls of one side are slower than all of the other, and launches alone do not explain it.
+
+    For sides with too few blocks for `ratio_interval`. With 4 calls or more on each side the rank-sum
+    test's two-sided p is at most 2 / C(8, 4) = 2.9 %; the medians must differ by more than two launches'.
+    """
+    sides = [np.array([sample for block in side for sample in block.samples_ms]) for side in (a, b)]
+    if min(len(side) for side in sides) < 4:
+        return False
+    fast, slow = sorted(sides, key=lambda side: float(side.max()))
+    spread = NormalDist().inv_cdf(0.975) * launch_spread * math.sqrt(2)
+    return bool(fast.max() < slow.min() and math.log(np.median(slow) / np.median(fast)) > spread)
+
+
 def mean_latency_interval(
     blocks: Sequence[Block], *, alpha: float = 0.05, launch_spread: float = ASSUMED_LAUNCH_SPREAD
 ) -> tuple[float, float, float] | None:

@@ -52,15 +52,19 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     from vitrail.selection.select import select
 
     requirements, workload, settings = asked
-    return select(
-        requirements,
-        workload,
-        settings,
-        own=_own(args),
-        out=args.out,
-        overwrite=args.overwrite,
-        watcher=_watcher(args, workload),
-    )
+    try:
+        return select(
+            requirements,
+            workload,
+            settings,
+            own=_own(args),
+            out=args.out,
+            overwrite=args.overwrite,
+            watcher=_watcher(args, workload),
+        )
+    except KeyboardInterrupt:
+        print("vitrail: what was measured is kept: run the same command to go on.", file=sys.stderr)
+        raise
 
 
 def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:

@@ -75,7 +75,7 @@ def told_apart(
             if each.measurement is not None
         ]
         ratio = stats.ratio_interval(blocks[0], blocks[1])
-        if ratio is not None and ratio.differs:
+        if (ratio is not None and ratio.differs) or stats.apart(blocks[0], blocks[1]):
             return True
     intervals = [
         figures.judged.interval

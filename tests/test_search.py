@@ -1,0 +1,226 @@
+"""The search on recorded or invented launches, in simulated time (about 5 s)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from replay import Clock, Recording, ReplayBench
+
+from vitrail import catalog, judge
+from vitrail.selection.order import LatencyModel
+from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out, variants
+from vitrail.selection.search import Search
+from vitrail.vocabulary import Memory, Requirements, RunnerFacts, SearchSettings, Workload
+
+WORKLOAD = Workload(threads=2)
+PEAKS = {"openvino": {"fp32": 250.0, "bf16": 750.0}, "onnxruntime": {"fp32": 200.0}}
+MODELS = ("tf_efficientnet_lite*", "mobilenetv3_*", "resnet50.*", "vit_tiny*", "swin_tiny*", "convnext_nano*")
+FACTS = RunnerFacts(
+    runtime="x", version="1", precision="fp32", threads=2, input_shape=(1,), output_shape=(1,)
+)
+
+
+def grid_of(seed=0, models=MODELS, efficiency=(1.5, 6.0)):
+    """Invented recordings: each variant runs at some multiple of its floor, with some noise."""
+    rng = random.Random(seed)
+    settings = SearchSettings(models=models, runtimes=("openvino", "onnxruntime"))
+    found = {}
+    for variant in variants(catalog.find(models), WORKLOAD, settings):
+        model = floor_ms(variant, WORKLOAD, PEAKS) * rng.uniform(*efficiency) + 0.3
+        found[variant.name] = recording(model, rng, peak=100 + variant.candidate.parameters * 4 / 2**20)
+    return found
+
+
+def recording(model_ms, rng=None, *, peak=150.0, failure=None):
+    rng = rng or random.Random(0)
+    launches = tuple(
+        {
+            "model": [model_ms * rng.uniform(0.98, 1.03) for _ in range(40)],
+            "request": [(model_ms + 5) * rng.uniform(0.98, 1.03) for _ in range(40)],
+        }
+        for _ in range(4)
+    )
+    return Recording(
+        export_s=10.0,
+        parity_s=5.0,
+        launch_s=(0.8,) * 4,
+        samples=launches,
+        memory=Memory(peak=peak, steady=peak, above_baseline=peak - 80),
+        facts=FACTS,
+        failure=failure,
+    )
+
+
+def run(grid, *, missing=(), budget_s=1e6, exhaustive=False, bench=None, **limits):
+    settings = SearchSettings(
+        models=MODELS, runtimes=("openvino", "onnxruntime"), budget_s=budget_s, exhaustive=exhaustive
+    )
+    requirements = Requirements(**limits)
+    clock = bench._clock if bench else Clock()
+    bench = bench or ReplayBench(grid, WORKLOAD, clock, missing=missing)
+    search = Search(
+        requirements=requirements,
+        settings=settings,
+        bench=bench,
+        peaks=PEAKS,
+        variants=[v for v in variants(catalog.find(MODELS), WORKLOAD, settings) if v.name in grid],
+        clock=clock,
+    )
+    selection = judge.judge(search.run(), requirements, WORKLOAD, hardware={}, notes=search.notes())
+    return selection, search, bench
+
+
+LIMITS = [
+    {"max_latency_ms": 20.0},
+    {"max_latency_ms": 60.0, "min_accuracy": 77.0},
+    {"objective": "latency", "min_accuracy": 76.0},
+    {"objective": "throughput", "min_accuracy": 80.0},
+    {"objective": "memory", "min_accuracy": 75.0},
+    {"min_throughput": 60.0},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_finds_what_an_exhaustive_search_finds(seed, limits):
+    grid = grid_of(seed)
+    found, _, bench = run(grid, **limits)
+    full, _, everything = run(grid, exhaustive=True, **limits)
+    objective = limits.get("objective", "accuracy")
+    own, best = (judge.ranking.figure(each.winner.observation, objective, WORKLOAD) for each in (found, full))
+    assert own == pytest.approx(best, rel=0.03)
+    if objective == "accuracy":
+        assert own == best
+    assert len(bench.exports) <= len(everything.exports)
+
+
+def test_it_stops_where_nothing_left_can_win():
+    grid = grid_of()
+    found, _, bench = run(grid, max_latency_ms=1000.0)
+    assert found.winner.variant.candidate.name == "convnext_nano.in12k_ft_in1k"
+    assert len(bench.exports) == 1
+    pruned = [e for e in found.ledger if e.variant.candidate.name.startswith("resnet50")]
+    assert all("cannot beat the best: at most 8" in e.reasons[0] for e in pruned)
+
+
+def test_weights_not_at_hand_never_win_but_are_named():
+    grid = grid_of()
+    best, _, _ = run(grid, max_latency_ms=30.0)
+    missing = best.winner.variant.candidate.name
+    found, search, _ = run(grid, max_latency_ms=30.0, missing=[missing])
+    assert found.winner is not None
+    assert found.winner.variant.candidate.name != missing
+    wish = [e for e in found.ledger if e.would_win]
+    assert [e.variant.candidate.name for e in wish] == [missing]
+    assert "would win if its weights were at hand" in wish[0].reasons
+    assert wish[0].observation.measurement.random_weights
+    assert any("not at hand" in note for note in search.notes())
+
+
+def test_a_failed_export_is_a_reason_and_not_the_end():
+    grid = grid_of()
+    best, _, _ = run(grid, max_latency_ms=30.0)
+    broken = {
+        name: recording(1.0, failure="exporting crashed (SIGSEGV)")
+        for name in grid
+        if name.startswith(best.winner.variant.candidate.name)
+    }
+    found, _, _ = run({**grid, **broken}, max_latency_ms=30.0)
+    assert found.winner is not None
+    assert found.winner.variant.name not in broken
+    lost = [e for e in found.ledger if e.variant.name in broken]
+    assert all(e.status == "rejected" for e in lost)
+    assert any(e.reasons == ("exporting crashed (SIGSEGV)",) for e in lost)
+
+
+def test_nothing_fits_gives_the_nearest():
+    found, _, _ = run(grid_of(), max_latency_ms=5.5, min_accuracy=76.0)
+    assert found.selected is None
+    assert found.nearest
+
+
+def test_a_spent_budget_leaves_the_rest_undecided_and_says_so():
+    found, search, _ = run(grid_of(), budget_s=25.0, max_latency_ms=15.0)
+    unmeasured = [e for e in found.ledger if e.observation.measurement is None and not e.observation.pruned]
+    assert unmeasured
+    assert all(e.status in ("undecided", "rejected") for e in unmeasured)
+    assert any("within the budget" in note for note in search.notes())
+
+
+def test_a_contender_that_fails_its_finals_makes_room_for_the_next():
+    grid = grid_of(models=("tf_efficientnet_lite0*", "tf_efficientnet_lite2*"))
+    name = "tf_efficientnet_lite2.pypi@260 openvino fp32"
+    fast, slow = recording(5.0), recording(40.0)
+    for other in grid:
+        if "lite2" in other:
+            grid[other] = recording(60.0)
+    # Fast in the launch that is screened, slow in every later one.
+    grid[name] = Recording(
+        **{**vars(fast), "samples": (slow.samples[0], fast.samples[0], slow.samples[1], slow.samples[2])}
+    )
+    found, _, _ = run(grid, max_latency_ms=20.0)
+    assert found.winner is not None
+    assert "lite0" in found.winner.variant.name
+    lost = next(e for e in found.ledger if e.variant.name == name)
+    assert lost.status in ("rejected", "undecided")
+
+
+def test_a_second_run_repeats_nothing_that_was_finished():
+    grid = grid_of()
+    found, _, bench = run(grid, max_latency_ms=30.0)
+    before, exports = bench._clock.now, list(bench.exports)
+    again, _, _ = run(grid, bench=bench, max_latency_ms=30.0)
+    assert again.selected == found.selected
+    assert bench.exports == exports
+    assert bench._clock.now == before
+
+
+def test_floors_prune_only_beyond_twice_the_limit():
+    settings = SearchSettings(models=("swin_tiny*",), runtimes=("openvino",), precisions=("fp32",))
+    (variant,) = variants(catalog.find(settings.models), WORKLOAD, settings)
+    floor = floor_ms(variant, WORKLOAD, PEAKS)
+    assert floor == pytest.approx(2 * variant.candidate.macs / 250e9 * 1e3)
+    barely, clearly = floor / 2 * 1.01, floor / 2 * 0.99
+    assert ruled_out(variant, Requirements(max_latency_ms=barely), WORKLOAD, PEAKS, 15) is None
+    reason = ruled_out(variant, Requirements(max_latency_ms=clearly), WORKLOAD, PEAKS, 15)
+    assert reason is not None
+    assert reason.startswith("latency:")
+    assert ruled_out(variant, Requirements(max_latency_ms=clearly), WORKLOAD, {}, 15) is None
+
+
+def test_a_figure_belongs_to_its_resolution():
+    settings = SearchSettings(models=("resnet50.a1*",), runtimes=("openvino",), precisions=("fp32",))
+    (variant,) = variants(catalog.find(settings.models), Workload(image_size=160), settings)
+    reason = ruled_out(variant, Requirements(min_accuracy=10.0), WORKLOAD, PEAKS, 15)
+    assert "resolution" in reason
+    assert accuracy_ceiling(variant, 15) is None
+
+
+def test_lower_precision_cannot_tie_with_fp32_of_the_same_model():
+    grid = grid_of(models=("resnet50.a1*",))
+    found, _, _ = run(grid, max_latency_ms=500.0)
+    assert found.winner is not None
+    lossy = [e for e in found.ledger if e.variant.precision == "bf16"]
+    assert all("cannot beat the best" in e.reasons[0] for e in lossy)
+
+
+def test_predictions_learn_from_measurements():
+    settings = SearchSettings(models=("vit_*",), runtimes=("openvino",), precisions=("fp32",))
+    tiny, small, *_ = variants(catalog.find(settings.models), WORKLOAD, settings)
+    model = LatencyModel(WORKLOAD, PEAKS)
+    before = model.predict_ms(small)
+    model.observe(tiny, 3 * model.predict_ms(tiny))
+    assert model.predict_ms(small) == pytest.approx(3 * before)
+
+
+def test_the_lower_bound_stays_below_what_was_measured():
+    grid = grid_of()
+    settings = SearchSettings(models=MODELS, runtimes=("openvino", "onnxruntime"))
+    everything = variants(catalog.find(MODELS), WORKLOAD, settings)
+    model = LatencyModel(WORKLOAD, PEAKS)
+    for variant in everything[: len(everything) // 2]:
+        model.observe(variant, grid[variant.name].samples[0]["model"][0])
+    for variant in everything:
+        assert model.lower_bound_ms(variant) <= 1.01 * grid[variant.name].samples[0]["model"][0] * 3
+        assert model.lower_bound_ms(variant) >= floor_ms(variant, WORKLOAD, PEAKS)
