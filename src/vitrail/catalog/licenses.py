@@ -56,6 +56,8 @@ LICENSES: dict[str, LicenseClass] = {
     "sapiens2-license": "custom",
     "qwen-community-1.0": "custom",
     "gemma": "custom",
+    # The user's own weights (`select --weights`): there are no terms of others to keep.
+    "own": "permissive",
     "unknown": "unknown",
 }
 

@@ -75,17 +75,22 @@ def check(model: nn.Module, onnx_path: Path, image_size: int, seed: int = 0) -> 
     batch = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(batch)).numpy()
-    runner = runtimes.load(
-        onnx_path.parent,
-        onnx_path.name,
-        runtime="onnxruntime",
-        precision="fp32",
-        batch_size=CHECKED_BATCH,
-        image_size=image_size,
-        threads=torch.get_num_threads(),
-    )
-    found = runner.run(batch)
-    runner.close()
+    try:
+        runner = runtimes.load(
+            onnx_path.parent,
+            onnx_path.name,
+            runtime="onnxruntime",
+            precision="fp32",
+            batch_size=CHECKED_BATCH,
+            image_size=image_size,
+            threads=torch.get_num_threads(),
+        )
+        found = runner.run(batch)
+        runner.close()
+    except Exception as error:  # a batch frozen inside the graph shows as whatever the engine raises
+        raise ExportMismatch(
+            f"the ONNX file does not run at batch {CHECKED_BATCH} ({str(error).splitlines()[0]})"
+        ) from error
     if found.shape != expected.shape:
         raise ExportMismatch(f"the ONNX file gives {found.shape} where the module gives {expected.shape}")
     scale = float(np.linalg.norm(expected)) or 1.0

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitrail.errors import InputError
 from vitrail.export.work import ExportRequest
 from vitrail.models import timm
 from vitrail.models.labels import labels
@@ -38,9 +39,17 @@ class EagerRunner:
 def load(
     path: Path, *, precision: str, batch_size: int, image_size: int, threads: int, settings: dict[str, str]
 ) -> EagerRunner:
-    """Build the module that the export's `reference.json` describes; it takes no engine settings."""
+    """Build the module that the export's `reference.json` describes; it takes no engine settings.
+
+    Raises:
+        InputError: the file is missing or damaged, or the weights it names are.
+        EngineMismatch: another number of threads or another precision than asked.
+    """
     assert not settings, settings
-    request = msgspec.json.decode(path.read_bytes(), type=ExportRequest)
+    try:
+        request = msgspec.json.decode(path.read_bytes(), type=ExportRequest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"PyTorch cannot read {path.name}: export it again ({error}).") from None
     # The whole process serves this one runner, so torch's process-wide thread count is its own.
     torch.set_num_threads(threads)
     if torch.get_num_threads() != threads:

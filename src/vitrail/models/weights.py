@@ -7,6 +7,7 @@ the locked commit is the one that is asked for.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ from vitrail.vocabulary import Candidate, Weights
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_TIMEOUT_S = 5.0
+TOO_MANY_REQUESTS = 429
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 MIB = 1024 * 1024
 
 
@@ -86,7 +97,8 @@ class WeightsFinder:
         weights = candidate.weights
         cached = self._cached(weights)
         if cached is not None:
-            return cached, dataclasses.replace(weights, revision=self._revision(weights))
+            # The hub's cache keeps a file under snapshots/<commit>; another program may have put it there.
+            return cached, self._locked(weights, cached.parent.name)
         if self._offline:
             raise WeightsUnavailable(
                 f"The weights of {candidate.name} ({weights.reference}) are not on this machine: "
@@ -95,7 +107,7 @@ class WeightsFinder:
         if self._unreachable:
             raise WeightsUnavailable(
                 f"The weights of {candidate.name} ({weights.reference}) are not on this machine and "
-                f"{self._unreachable}."
+                f"{self._unreachable}: connect, or pass them with --weights FILE."
             )
         return self._download(candidate)
 
@@ -108,24 +120,48 @@ class WeightsFinder:
                 facts = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
                 self._allow(candidate, (facts.size or 0) / MIB)
                 path = hub.hf_hub_download(weights.reference, name, revision=facts.commit_hash)
-            except hub.errors.EntryNotFoundError:
-                continue
-            except hub.errors.RepositoryNotFoundError:
-                raise WeightsUnavailable(
-                    f"The hub has no {weights.reference} (or it asks for a login): "
-                    "log in with `hf auth login`, or choose another model."
-                ) from None
             except WeightsUnavailable:
                 raise
             except Exception as error:  # the hub's client raises what its HTTP library raises
-                self._unreachable = f"the model hub cannot be reached ({type(error).__name__})"
-                raise WeightsUnavailable(
-                    f"The weights of {candidate.name} ({weights.reference}) are not on this machine and "
-                    f"{self._unreachable}: connect, or pass them with --weights FILE."
-                ) from None
-            self._lock(weights.reference, facts.commit_hash)
-            return Path(path), dataclasses.replace(weights, revision=facts.commit_hash)
-        raise WeightsUnavailable(f"{weights.reference} on the hub holds none of {', '.join(HUB_FILES)}.")
+                if _no_such_file(error):
+                    continue
+                raise self._explained(candidate, error) from None
+            return Path(path), self._locked(weights, facts.commit_hash)
+        raise WeightsUnavailable(
+            f"{weights.reference} on the hub holds none of {', '.join(HUB_FILES)}: choose another model."
+        )
+
+    def _explained(self, candidate: Candidate, error: Exception) -> WeightsUnavailable:
+        """One sentence for what stopped a download; only a hub that is away is remembered."""
+        errors = _hub().errors
+        reference = candidate.weights.reference
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return WeightsUnavailable(
+                f"The hub has no {reference} (or it asks for a login): "
+                "log in with `hf auth login`, or choose another model."
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return WeightsUnavailable(
+                f"The hub no longer has {reference} at {self._revision(candidate.weights)}, to which it was "
+                f"locked: remove its line from {self._locks} to lock the present one."
+            )
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None and 400 <= status < 500 and status != TOO_MANY_REQUESTS:
+            return WeightsUnavailable(
+                f"The hub refuses {reference} (HTTP {status}): check your login with `hf auth whoami`, "
+                "or choose another model."
+            )
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return WeightsUnavailable(
+                f"The weights of {candidate.name} cannot be kept ({error.strerror}): "
+                "free some space, or name another folder in HF_HUB_CACHE."
+            )
+        answer = type(error).__name__ if status is None else f"HTTP {status}"
+        self._unreachable = f"the model hub cannot be reached ({answer})"
+        return WeightsUnavailable(
+            f"The weights of {candidate.name} ({reference}) are not on this machine and "
+            f"{self._unreachable}: connect, or pass them with --weights FILE."
+        )
 
     def _allow(self, candidate: Candidate, size_mib: float) -> None:
         if self._allowance_mib is None:
@@ -158,10 +194,22 @@ class WeightsFinder:
             return {}
         return locks if isinstance(locks, dict) else {}
 
-    def _lock(self, reference: str, revision: str | None) -> None:
-        if revision:
-            locks = {**self._read_locks(), reference: revision}
+    def _locked(self, weights: Weights, revision: str | None) -> Weights:
+        """The weights at that commit, which is asked for from now on."""
+        if revision and revision != self._revision(weights):
+            with store.writing(self._locks):
+                self._locks.parent.mkdir(parents=True, exist_ok=True)
+            locks = {**self._read_locks(), weights.reference: revision}
             store.atomic_write(self._locks, json.dumps(locks, indent=1, sort_keys=True).encode())
+        return dataclasses.replace(weights, revision=revision)
+
+
+def _no_such_file(error: Exception) -> bool:
+    """Whether the repository exists without that file; a file that is only not cached is not meant."""
+    errors = _hub().errors
+    return isinstance(error, errors.EntryNotFoundError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    )
 
 
 def _hub():  # type: ignore[no-untyped-def]  # noqa: ANN202 - a module, imported late

@@ -47,9 +47,13 @@ def load(
         model = core.read_model(path)
     except RuntimeError as error:
         raise InputError(
-            f"OpenVINO cannot read {path.name}: export it again ({_first_line(error)})."
+            f"OpenVINO cannot read {path.name}: export it again ({_last_line(error)})."
         ) from None
-    model.reshape([batch_size, 3, image_size, image_size])
+    shape = [batch_size, 3, image_size, image_size]
+    try:
+        model.reshape(shape)
+    except RuntimeError:
+        raise EngineMismatch(f"OpenVINO cannot give {path.name} an input of {tuple(shape)}.") from None
     config = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "INFERENCE_NUM_THREADS": threads,
@@ -57,7 +61,13 @@ def load(
         "PERFORMANCE_HINT": "LATENCY",
         **settings,
     }
-    compiled = core.compile_model(model, "CPU", config)
+    try:
+        compiled = core.compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        raise InputError(
+            f"OpenVINO cannot compile {path.name} ({_last_line(error)}): "
+            "check the settings, or export it again."
+        ) from None
     return OpenVINORunner(compiled, _facts(compiled, precision, threads))
 
 
@@ -100,6 +110,7 @@ def _operation_precisions(compiled: ov.CompiledModel) -> Counter[str]:
     return counts
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
+    # The lines before it name places in OpenVINO's own source.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitrail.catalog import candidates
 from vitrail.errors import InputError
@@ -30,30 +31,24 @@ class OwnWeights:
 
 
 def own_candidate(own: OwnWeights) -> Candidate:
-    """Describe the user's weights; preprocess is the architecture's own in the catalogue, else timm's.
+    """Describe the user's weights, which must fit the architecture and the labels.
+
+    Preprocess is that of the catalogue's entry of that name (without a tag: the first of that
+    architecture), else timm's. A child reads the weights: this process never imports torch.
 
     Raises:
-        InputError: a file that is missing, labels that cannot be read, an unknown architecture, or an
+        InputError: weights or labels that cannot be read or do not fit, an unknown architecture, or an
             accuracy outside (0, 100].
     """
     if not Path(own.file).is_file():
         raise InputError(f"There is no weights file at {own.file}: check --weights.")
     if own.accuracy is not None and not 0 < own.accuracy <= 100:
         raise InputError(f"--accuracy {own.accuracy:g} is no percentage: give a value in (0, 100].")
-    classes = len(read_labels(Path(own.labels)))
-    architecture = own.arch.split(".")[0]
-    try:
-        facts = sandbox.call(
-            "vitrail.models.timm:describe",
-            {"architecture": architecture, "classes": classes},
-            timeout_s=DESCRIBE_TIMEOUT_S,
-            memory_mib=DESCRIBE_MEMORY_MIB,
-            name=f"--arch {own.arch}",
-        )
-    except sandbox.ChildFailure as error:
-        raise InputError(f"{error}.".replace("..", ".")) from None
-    known = next((c for c in candidates() if c.name == own.arch or c.architecture == architecture), None)
+    classes = len(read_labels(own.labels))
+    known = _known(own.arch)
+    facts = _described(own, classes, known)
     preprocess = known.preprocess if known else Preprocess(**facts["preprocess"])
+    architecture = own.arch.split(".")[0]
     tag = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(own.file).stem)
     return Candidate(
         name=f"{architecture}.{tag}",
@@ -65,11 +60,39 @@ def own_candidate(own: OwnWeights) -> Candidate:
         preprocess=preprocess,
         accuracy=_declared(own),
         parameters=int(facts["parameters"]),
-        macs=int(facts["macs"] * (preprocess.image_size / facts["preprocess"]["image_size"]) ** 2),
+        macs=int(facts["macs"]),
         activations=int(facts["activations"]),
         labels=str(Path(own.labels).absolute()),
         note="the user's own weights",
     )
+
+
+def _known(arch: str) -> Candidate | None:
+    """The catalogue's entry of that name, or of that architecture where no tag is given."""
+    named = (c for c in candidates() if arch in (c.name, c.architecture))
+    return next(named, None)
+
+
+def _described(own: OwnWeights, classes: int, known: Candidate | None) -> dict[str, Any]:
+    payload = {
+        "architecture": own.arch if known is None else known.architecture,
+        "classes": classes,
+        "image_size": known.preprocess.image_size if known else None,
+        "weights": own.file,
+    }
+    try:
+        facts: dict[str, Any] = sandbox.call(
+            "vitrail.models.timm:describe",
+            payload,
+            timeout_s=DESCRIBE_TIMEOUT_S,
+            memory_mib=DESCRIBE_MEMORY_MIB,
+            name=f"reading {own.file} as {own.arch}",
+        )
+    except sandbox.ChildFailure as error:
+        raise InputError(f"{error}: check --weights and --arch.") from None
+    if "refused" in facts:
+        raise InputError(facts["refused"])
+    return facts
 
 
 def _declared(own: OwnWeights) -> Accuracy | None:

@@ -1,0 +1,54 @@
+"""Shared by the tests of the workbench: a tiny model's weights, exported once per session (about 8 s)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CLASSES = 10
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """timm's test_vit for 64 px and 10 classes: random values in every tensor, norms and biases too."""
+    import torch
+
+    from vitrail.models import timm
+
+    model = timm.build("test_vit", image_size=64, classes=CLASSES, weights=None)
+    generator = torch.Generator().manual_seed(1)
+    values = {
+        name: value + 0.3 * torch.randn(value.shape, generator=generator)
+        for name, value in model.state_dict().items()
+    }
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save(values, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_labels(tmp_path_factory) -> Path:
+    """Ten labels, one a line, some with commas and letters beyond ASCII."""
+    path = tmp_path_factory.mktemp("labels") / "labels.txt"
+    path.write_text("".join(f"größe {i}, {i}th\n" for i in range(CLASSES)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_weights, tiny_labels, tmp_path_factory) -> Path:
+    """The folder that `export.work.export` writes for `tiny_weights`."""
+    from vitrail.export import work
+
+    folder = tmp_path_factory.mktemp("exports") / "tiny"
+    work.export(
+        {
+            "architecture": "test_vit",
+            "image_size": 64,
+            "labels": str(tiny_labels),
+            "weights": str(tiny_weights),
+            "folder": str(folder),
+            "threads": 2,
+        }
+    )
+    return folder

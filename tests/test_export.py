@@ -1,0 +1,312 @@
+"""Exports against the module they were made from. About 25 s."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vitrail import runtimes
+from vitrail.errors import InputError
+from vitrail.export import onnx, work
+from vitrail.images.labels import read_labels
+from vitrail.images.photos import sample_photos
+from vitrail.models import timm
+from vitrail.models.labels import labels
+from vitrail.vocabulary import Preprocess
+
+SIZE, CLASSES = 64, 10
+
+
+def randomised(model: nn.Module, seed: int = 0, by: float = 0.3) -> nn.Module:
+    """Values in every tensor that norms and biases start without; running variances stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and value.dim() <= 1:
+                noise = by * torch.randn(value.shape, generator=generator)
+                value.copy_((value + noise).abs() + 0.1 if name.endswith("running_var") else value + noise)
+    return model.eval()
+
+
+def images(batch: int, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(batch).standard_normal((batch, 3, size, size), dtype=np.float32)
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+def assert_equals_module(folder: Path, model: nn.Module, batches: tuple[int, ...], size: int = SIZE) -> None:
+    for runtime in ("onnxruntime", "openvino"):
+        entry = work.ENTRIES[runtimes.RUNTIMES[runtime].files]
+        for batch in batches:
+            runner = runtimes.load(
+                folder, entry, runtime=runtime, precision="fp32", batch_size=batch, image_size=size, threads=2
+            )
+            with torch.inference_mode():
+                expected = model(torch.from_numpy(images(batch, size))).double().numpy()
+            assert difference(runner.run(images(batch, size)), expected) <= 1e-4, (runtime, batch)
+            runner.close()
+
+
+# --- files equal the module -----------------------------------------------------------------------
+
+
+def test_an_export_equals_its_weights_at_batches_that_were_not_traced(tiny_export, tiny_weights):
+    assert onnx.TRACED_BATCH == 2
+    model = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=tiny_weights)
+    assert_equals_module(tiny_export, model, (1, 2, 3, 7))
+
+
+def convolutional() -> nn.Module:
+    # Depthwise convolutions, squeeze-and-excitation, batch norm and hard-swish in one.
+    return timm.build("mobilenetv3_small_050", image_size=SIZE, classes=CLASSES, weights=None)
+
+
+def windowed() -> nn.Module:
+    # Two stages of two blocks, so that a shifted window, its mask and a patch merging take part.
+    from timm.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer(
+        img_size=SIZE, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=CLASSES
+    )
+
+
+@pytest.mark.parametrize("make", [convolutional, windowed])
+def test_other_families_equal_their_module_at_every_batch(tmp_path, make):
+    torch.manual_seed(0)
+    model = randomised(make()).requires_grad_(False)
+    onnx.write_onnx(model, SIZE, tmp_path / work.ONNX_FILE)
+    assert onnx.check(model, tmp_path / work.ONNX_FILE, SIZE) <= onnx.EXPORT_TOLERANCE
+    onnx.write_openvino(tmp_path / work.ONNX_FILE, tmp_path / work.IR_FILE)
+    assert_equals_module(tmp_path, model, (1, 3, 7))
+
+
+def test_the_ir_keeps_its_weights_in_fp32(tiny_export, tiny_weights):
+    import openvino as ov
+
+    constants = [op for op in ov.Core().read_model(tiny_export / "model.xml").get_ops() if "Const" in str(op)]
+    kinds = {op.get_element_type().get_type_name() for op in constants}
+    assert "f32" in kinds
+    assert kinds.isdisjoint({"f16", "bf16"})
+    values = sum(value.numel() for value in torch.load(tiny_weights, weights_only=True).values())
+    assert (tiny_export / "model.bin").stat().st_size >= 4 * values
+
+
+def test_the_folder_says_what_is_in_it(tiny_export, tiny_labels):
+    names = {path.name for path in tiny_export.iterdir()}
+    assert names == {
+        "model.onnx",
+        "model.xml",
+        "model.bin",
+        work.REFERENCE_FILE,
+        work.LABELS_FILE,
+        work.MANIFEST,
+    }
+    assert read_labels(tiny_export / work.LABELS_FILE) == read_labels(tiny_labels)
+    manifest = json.loads((tiny_export / work.MANIFEST).read_bytes())
+    assert manifest["random_weights"] is False
+    assert 0 <= manifest["relative_difference"] <= onnx.EXPORT_TOLERANCE
+    assert manifest["toolchain"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_imagenet_has_a_thousand_distinct_labels_that_survive_their_file(tmp_path):
+    names = labels("imagenet-1k")
+    assert len(set(names)) == len(names) == 1000
+    assert (names[0].split(",")[0], names[985]) == ("tench", "daisy")
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    assert read_labels(path) == names
+
+
+def test_an_unknown_label_set_is_refused():
+    with pytest.raises(InputError, match="no label set 'imagenet-2k'"):
+        labels("imagenet-2k")
+
+
+# --- files that do not equal the module -----------------------------------------------------------
+
+
+class FrozenInput(nn.Module):
+    """Traced without a dynamic batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+def write_frozen(path: Path) -> None:
+    torch.onnx.export(
+        FrozenInput().eval(),
+        (torch.zeros(onnx.TRACED_BATCH, 3, SIZE, SIZE),),
+        path,
+        dynamo=True,
+        input_names=[onnx.INPUT],
+        output_names=[onnx.OUTPUT],
+        verbose=False,
+    )
+
+
+def test_a_frozen_batch_is_caught(tmp_path):
+    path = tmp_path / "frozen.onnx"
+    write_frozen(path)
+    with pytest.raises(onnx.ExportMismatch, match="does not run at batch 3"):
+        onnx.check(FrozenInput(), path, SIZE)
+
+
+def test_a_batch_frozen_inside_the_graph_is_caught(tmp_path):
+    import onnx as library
+    from onnx import TensorProto, helper, numpy_helper
+
+    images_ = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3])
+    shape = numpy_helper.from_array(np.array([2, 3, SIZE * SIZE], dtype=np.int64), "shape")
+    axes = numpy_helper.from_array(np.array([2], dtype=np.int64), "axes")
+    nodes = [
+        helper.make_node("Reshape", ["images", "shape"], ["flat"]),
+        helper.make_node("ReduceMean", ["flat", "axes"], ["scores"], keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "frozen", [images_], [scores], [shape, axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    library.save(model, tmp_path / "frozen.onnx")
+    with pytest.raises(onnx.ExportMismatch, match="does not run at batch 3"):
+        onnx.check(FrozenInput(), tmp_path / "frozen.onnx", SIZE)
+
+
+def test_other_values_are_caught(tiny_export):
+    other = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=None, seed=3)
+    with pytest.raises(onnx.ExportMismatch, match="differs from the module by"):
+        onnx.check(other, tiny_export / work.ONNX_FILE, SIZE)
+    fewer = timm.build("test_vit", image_size=SIZE, classes=CLASSES - 1, weights=None)
+    with pytest.raises(onnx.ExportMismatch, match=r"gives \(3, 10\) where the module gives \(3, 9\)"):
+        onnx.check(fewer, tiny_export / work.ONNX_FILE, SIZE)
+
+
+def test_scores_that_are_not_numbers_are_caught(tiny_export, tiny_weights):
+    model = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=tiny_weights)
+    model.head.bias.fill_(float("nan"))
+    with pytest.raises(onnx.ExportMismatch, match="nan"):
+        onnx.check(model, tiny_export / work.ONNX_FILE, SIZE)
+
+
+# --- whole or not at all --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def request_(tiny_weights, tiny_labels, tmp_path) -> dict[str, object]:
+    return {
+        "architecture": "test_vit",
+        "image_size": SIZE,
+        "labels": str(tiny_labels),
+        "weights": str(tiny_weights),
+        "folder": str(tmp_path / "exports" / "tiny"),
+        "threads": 2,
+    }
+
+
+@pytest.mark.parametrize("stage", ["write_onnx", "check", "write_openvino"])
+def test_a_failure_on_the_way_leaves_nothing(request_, tiny_export, tmp_path, monkeypatch, stage):
+    # The trace itself is slow and tested above: here the finished file stands in for it.
+    def traced(model: nn.Module, image_size: int, path: Path) -> None:
+        shutil.copy(tiny_export / work.ONNX_FILE, path)
+
+    monkeypatch.setattr(onnx, "write_onnx", traced)
+    real = getattr(onnx, stage)
+
+    def fails(*arguments: object) -> None:
+        real(*arguments)
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(onnx, stage, fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        work.export(request_)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_keeps_the_export_that_was_there(request_, monkeypatch):
+    folder = Path(str(request_["folder"]))
+    folder.mkdir(parents=True)
+    (folder / "earlier").write_text("whole")
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(onnx, "write_onnx", fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        work.export(request_)
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+    assert [path.name for path in folder.iterdir()] == ["earlier"]
+
+
+def test_weights_that_do_not_fit_end_the_export_before_it_writes(request_, tmp_path):
+    with pytest.raises(InputError, match="does not fit"):
+        work.export({**request_, "architecture": "test_vit2"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_said_to_be_random_and_the_same_each_time(request_, tiny_export, monkeypatch):
+    written = []
+    monkeypatch.setattr(onnx, "check", lambda *_: 0.0)
+    monkeypatch.setattr(onnx, "write_openvino", lambda *_: None)
+    monkeypatch.setattr(onnx, "write_onnx", lambda model, *_: written.append(model.state_dict()))
+    state = torch.random.get_rng_state()
+    for _ in range(2):
+        assert work.export({**request_, "weights": None})["random_weights"] is True
+    assert torch.equal(torch.random.get_rng_state(), state)
+    first, second = written
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- the fp32 reference ---------------------------------------------------------------------------
+
+
+def reference_request(tiny_weights, tiny_labels, target: Path, **changes: object) -> dict[str, object]:
+    photos = [str(path) for path in sample_photos().paths[:3]]
+    return {
+        "architecture": "test_vit",
+        "preprocess": {"image_size": SIZE},
+        "labels": str(tiny_labels),
+        "weights": str(tiny_weights),
+        "photos": photos * 2,
+        "crops_per_photo": 2,
+        "seconds": 600.0,
+        "minimum": 1,
+        "target": str(target),
+        "threads": 2,
+        **changes,
+    }
+
+
+def test_reference_scores_are_the_models_own(tiny_weights, tiny_labels, tmp_path):
+    from vitrail.images.decode import decode
+    from vitrail.images.preprocess import crops
+
+    request = reference_request(tiny_weights, tiny_labels, tmp_path / "scores.npy")
+    assert work.reference_scores(request) == {"photos": 6}
+    scores = np.load(tmp_path / "scores.npy")
+    assert (scores.shape, scores.dtype) == ((6, 2, CLASSES), np.float32)
+    np.testing.assert_array_equal(scores[:3], scores[3:])
+    model = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=tiny_weights)
+    batch = crops(decode(request["photos"][1]), Preprocess(image_size=SIZE), 2)
+    with torch.inference_mode():
+        expected = model.double()(torch.from_numpy(batch).double()).numpy()
+    assert difference(scores[1], expected) < 1e-5
+
+
+@pytest.mark.parametrize(("minimum", "taken"), [(0, 0), (2, 2), (6, 6), (9, 6)])
+def test_reference_scores_stop_by_time_but_never_below_the_minimum(monkeypatch, minimum, taken):
+    monkeypatch.setattr(work.time, "perf_counter", lambda: 10.0)
+    photos = [str(number) for number in range(6)]
+    assert list(work._until(photos, 9.0, minimum)) == photos[:taken]
+    assert list(work._until(photos, 11.0, minimum)) == photos
+
+
+def test_reference_scores_without_time_keep_to_the_minimum(tiny_weights, tiny_labels, tmp_path):
+    request = reference_request(tiny_weights, tiny_labels, tmp_path / "s.npy", seconds=-1.0, minimum=2)
+    assert work.reference_scores(request) == {"photos": 2}
+    assert np.load(tmp_path / "s.npy").shape == (2, 2, CLASSES)

@@ -1,0 +1,257 @@
+"""The engines on one tiny export: what they say of themselves, what they refuse. About 4 s."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from vitrail import runtimes
+from vitrail.errors import InputError, MissingExtraError
+from vitrail.export.work import ENTRIES
+from vitrail.runtimes import RUNTIMES, EngineMismatch
+
+SIZE, CLASSES = 64, 10
+PAIRS = [(name, precision) for name, runtime in RUNTIMES.items() for precision in runtime.precisions]
+CPU_HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def load(folder: Path, runtime: str, precision: str = "fp32", **changes):
+    arguments = {"batch_size": 2, "image_size": SIZE, "threads": 2, **changes}
+    entry = ENTRIES[RUNTIMES[runtime].files]
+    return runtimes.load(folder, entry, runtime=runtime, precision=precision, **arguments)
+
+
+def images(seed: int, batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, SIZE, SIZE), dtype=np.float32)
+
+
+@pytest.fixture
+def copied(tiny_export, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_export, tmp_path / "copied"))
+
+
+def supported(runtime: str, precision: str) -> None:
+    if runtime == "openvino" and precision == "bf16" and not CPU_HAS_BF16:
+        pytest.skip("this CPU has neither avx512_bf16 nor amx_bf16")
+
+
+@pytest.mark.parametrize(("runtime", "precision"), PAIRS)
+@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 2)])
+def test_what_was_asked_is_read_back(tiny_export, runtime, precision, batch, threads):
+    supported(runtime, precision)
+    runner = load(tiny_export, runtime, precision, batch_size=batch, threads=threads)
+    facts = runner.facts
+    assert (facts.runtime, facts.precision, facts.threads) == (runtime, precision, threads)
+    assert facts.input_shape == (batch, 3, SIZE, SIZE)
+    assert facts.output_shape == (batch, CLASSES)
+    assert facts.version.split("+")[0] in runtimes.installed()[runtime]
+    scores = runner.run(images(0, batch))
+    assert (scores.shape, scores.dtype) == ((batch, CLASSES), np.float32)
+    runner.close()
+
+
+@pytest.mark.parametrize(("runtime", "precision"), PAIRS)
+def test_outputs_are_copies(tiny_export, runtime, precision):
+    supported(runtime, precision)
+    runner = load(tiny_export, runtime, precision)
+    first = runner.run(images(1))
+    kept = first.copy()
+    second = runner.run(images(2))
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, kept)
+    assert np.abs(first - second).max() > 1e-3
+    first[:] = 0
+    np.testing.assert_array_equal(runner.run(images(1)), kept)
+
+
+def test_all_engines_agree_in_fp32(tiny_export):
+    scores = [load(tiny_export, name).run(images(3)).astype(np.float64) for name in RUNTIMES]
+    for other in scores[1:]:
+        assert np.linalg.norm(other - scores[0]) <= 1e-4 * np.linalg.norm(scores[0])
+
+
+@pytest.mark.skipif(not CPU_HAS_BF16, reason="this CPU has neither avx512_bf16 nor amx_bf16")
+def test_bf16_runs_bf16_operations_and_fp32_runs_none(tiny_export):
+    def operations(runner) -> dict[str, int]:
+        pairs = dict(runner.facts.details)["operations"].split()
+        return {name: int(count) for name, count in (pair.split(":") for pair in pairs)}
+
+    exact, reduced = load(tiny_export, "openvino"), load(tiny_export, "openvino", "bf16")
+    assert operations(reduced)["bf16"] > 0
+    assert operations(exact).keys().isdisjoint({"bf16", "f16"})
+    difference = np.abs(exact.run(images(4)) - reduced.run(images(4))).max()
+    assert 0 < difference < 0.1 * np.abs(exact.run(images(4))).max()
+
+
+# --- an engine that does something else -----------------------------------------------------------
+
+
+class Doctored:
+    """A compiled model that answers one property with something else."""
+
+    def __init__(self, compiled: ov.CompiledModel, name: str, value: object) -> None:
+        self._compiled, self._name, self._value = compiled, name, value
+
+    def get_property(self, name: str) -> object:
+        return self._value if name == self._name else self._compiled.get_property(name)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._compiled, name)
+
+
+class DoctoredCore:
+    def __init__(self, core: ov.Core, wrap) -> None:
+        self._core, self._wrap = core, wrap
+
+    def read_model(self, path: Path) -> ov.Model:
+        return self._core.read_model(path)
+
+    def compile_model(self, *arguments: object) -> object:
+        return self._wrap(self._core.compile_model(*arguments))
+
+
+def doctor(monkeypatch, wrap) -> None:
+    real = ov.Core
+    monkeypatch.setattr(ov, "Core", lambda: DoctoredCore(real(), wrap))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("INFERENCE_PRECISION_HINT", ov.Type.bf16, "asked for fp32 and set bf16"),
+        ("INFERENCE_PRECISION_HINT", ov.Type.f16, "asked for fp32 and set fp16"),
+        ("INFERENCE_NUM_THREADS", 1, "asked for 2 threads and uses 1"),
+    ],
+)
+def test_openvino_that_reads_back_otherwise_is_refused(tiny_export, monkeypatch, name, value, said):
+    doctor(monkeypatch, lambda compiled: Doctored(compiled, name, value))
+    with pytest.raises(EngineMismatch, match=said):
+        load(tiny_export, "openvino")
+
+
+@pytest.mark.skipif(not CPU_HAS_BF16, reason="this CPU has neither avx512_bf16 nor amx_bf16")
+@pytest.mark.parametrize(
+    ("asked", "given", "said"),
+    [("fp32", "bf16", "operations in a lower precision"), ("bf16", "f32", "no operation in bf16")],
+)
+def test_a_hint_that_the_operations_do_not_follow_is_refused(tiny_export, monkeypatch, asked, given, said):
+    # The engine echoes the hint that was asked, yet compiled with another.
+    hint = ov.Type.f32 if asked == "fp32" else ov.Type.bf16
+    real = ov.Core()
+    model = real.read_model(tiny_export / "model.xml")
+    model.reshape([2, 3, SIZE, SIZE])
+    config = {"INFERENCE_PRECISION_HINT": given, "INFERENCE_NUM_THREADS": 2}
+    other = real.compile_model(model, "CPU", config)
+    doctor(monkeypatch, lambda _: Doctored(other, "INFERENCE_PRECISION_HINT", hint))
+    with pytest.raises(EngineMismatch, match=said):
+        load(tiny_export, "openvino", asked)
+
+
+def test_onnx_runtime_with_another_provider_or_thread_count_is_refused(tiny_export, monkeypatch):
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    with monkeypatch.context() as patch:
+        patch.setattr(real, "get_providers", lambda _: ["AzureExecutionProvider", "CPUExecutionProvider"])
+        with pytest.raises(EngineMismatch, match="only CPUExecutionProvider"):
+            load(tiny_export, "onnxruntime")
+
+    def on_one_thread(path: str, options: onnxruntime.SessionOptions, **rest: object):
+        options.intra_op_num_threads = 1
+        return real(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_one_thread)
+    with pytest.raises(EngineMismatch, match="asked for 2 threads and uses 1"):
+        load(tiny_export, "onnxruntime")
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_size_that_the_file_was_not_made_for_is_refused(tiny_export, runtime):
+    with pytest.raises(EngineMismatch, match="96, 96"):
+        load(tiny_export, runtime, image_size=96)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"input_shape": (1, 3, SIZE, SIZE)}, "takes input"),
+        ({"output_shape": (1, CLASSES)}, "gives output"),
+    ],
+)
+def test_shapes_read_back_otherwise_are_refused(tiny_export, monkeypatch, shapes, said):
+    import dataclasses
+
+    from vitrail.runtimes import openvino
+
+    real = openvino._facts
+    monkeypatch.setattr(openvino, "_facts", lambda *a: dataclasses.replace(real(*a), **shapes))
+    with pytest.raises(EngineMismatch, match=said):
+        load(tiny_export, "openvino")
+
+
+# --- what a user can get wrong --------------------------------------------------------------------
+
+
+def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
+    asked = {"batch_size": 2, "image_size": SIZE, "threads": 2}
+    with pytest.raises(InputError, match=r"'tensorrt'.*openvino, onnxruntime, pytorch"):
+        runtimes.load(tiny_export, "model.xml", runtime="tensorrt", precision="fp32", **asked)
+    with pytest.raises(InputError, match="ONNX Runtime has no bf16 here: choose fp32"):
+        load(tiny_export, "onnxruntime", "bf16")
+    with pytest.raises(InputError, match="OpenVINO has no int8 here: choose fp32 or bf16"):
+        load(tiny_export, "openvino", "int8")
+
+
+@pytest.mark.parametrize("runtime", list(RUNTIMES))
+def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, monkeypatch, runtime):
+    from importlib import metadata
+
+    missing, real = RUNTIMES[runtime].distribution, metadata.version
+
+    def version(name: str) -> str:
+        if name == missing:
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert runtime not in runtimes.installed()
+    assert set(runtimes.installed()) == set(RUNTIMES) - {runtime}
+    with pytest.raises(MissingExtraError, match=r"is not installed: run `pip install .*vitrail") as raised:
+        load(tiny_export, runtime)
+    assert raised.value.install == RUNTIMES[runtime].install
+
+
+@pytest.mark.parametrize(
+    ("runtime", "file"),
+    [
+        ("openvino", "model.xml"),
+        ("openvino", "model.bin"),
+        ("onnxruntime", "model.onnx"),
+        ("pytorch", "reference.json"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut short", "empty", "text", "missing"])
+def test_damaged_files_are_one_sentence(copied, runtime, file, damage):
+    path = copied / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"cut short": whole[: len(whole) // 2], "empty": b"", "text": b"hello\n"}[damage])
+    with pytest.raises(InputError, match=r"cannot read .*: export it again") as raised:
+        load(copied, runtime)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_setting_that_openvino_does_not_know_is_named(tiny_export):
+    with pytest.raises(InputError, match=r"NOPE.*check the settings"):
+        load(tiny_export, "openvino", settings={"NOPE": "1"})
+
+
+def test_settings_reach_openvino(tiny_export):
+    runner = load(tiny_export, "openvino", settings={"NUM_STREAMS": "2"})
+    assert dict(runner.facts.details)["streams"] == "2"
