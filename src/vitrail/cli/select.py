@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Select; exit code 0 with a winner, 3 when nothing fits."""
-    asked = resolve_arguments(args, args.requirements)
+    from vitrail.runtimes import RUNTIMES
+
+    asked = resolve_arguments(args, args.requirements, runtimes=RUNTIMES)
     selection = _measure(args, asked) if args.recorded is None else _judge_again(args, asked)
     _show(args, selection)
     return 0 if selection.winner is not None else NOTHING_FITS

@@ -39,12 +39,12 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which scores of the fp32 eager reference to compute, and for how long at most."""
+    """Which scores of the fp32 eager reference to compute, and for how long at most; `weights` as above."""
 
     architecture: str
     preprocess: Preprocess
     labels: str
-    weights: str
+    weights: str | None
     photos: list[str]
     crops_per_photo: int
     seconds: float
@@ -103,7 +103,7 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
         request.architecture,
         image_size=request.preprocess.image_size,
         classes=len(labels(request.labels)),
-        weights=Path(request.weights),
+        weights=None if request.weights is None else Path(request.weights),
     )
     begin, rows = time.perf_counter(), []
     with torch.inference_mode():

@@ -116,7 +116,7 @@ class Bench:
                 architecture=variant.candidate.architecture,
                 image_size=variant.image_size,
                 labels=variant.candidate.labels,
-                weights=str(located.path) if located else None,
+                weights=self._weights_path(located),
                 folder=str(folder),
                 threads=self.threads,
             )
@@ -178,6 +178,10 @@ class Bench:
         }
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
+
+    def _weights_path(self, located: Located | None) -> str | None:
+        """The file an export is made from; None: random weights."""
+        return str(located.path) if located else None
 
     def _weights_key(self, candidate: Candidate) -> str:
         located = self.weights(candidate)
@@ -282,7 +286,7 @@ class Bench:
                 architecture=variant.candidate.architecture,
                 preprocess=preprocess_of(variant),
                 labels=variant.candidate.labels,
-                weights=str(located.path),
+                weights=self._weights_path(located),
                 photos=list(self._parity_photos),
                 crops_per_photo=crops,
                 seconds=REFERENCE_SECONDS,

@@ -2,8 +2,8 @@
 
 1. explore  one launch each, most promising first, until nothing left could beat the best contender
 2. finals   the best contender and whoever may tie with it, in fresh launches; then the winner once more
-3. wishes   variants whose weights are not at hand, timed with random weights, if they would win
-4. references  the winner's candidate in eager PyTorch, for comparison
+3. references  the winner's candidate in eager PyTorch, for comparison
+4. wishes   variants whose weights are not at hand, timed with random weights, if they would win
 
 A contender that fails its finals sends the search back to 1: what it had made hopeless is open again.
 """
@@ -56,6 +56,8 @@ class Trial:
     failure: str | None = None
     pruned: str | None = None
     finalist: bool = False
+    confirmed: bool = False
+    """Its new launch after the finals was measured, whatever it said."""
     subject: ExportSubject | None = None
 
     @property
@@ -127,10 +129,14 @@ class Search:
         reserve = min(max(RESERVE_SHARE * self.settings.budget_s, RESERVE_LEAST_S), RESERVE_MOST_S)
         while True:
             best = self._explore(at_hand=True, until=self.deadline - reserve)
-            if best is None or best.finalist or not self._settle(best):
+            if best is None or best.confirmed or self.clock() >= self.deadline:
                 break
-        self._explore(at_hand=False, until=self.deadline)
+            if best.finalist:
+                self._confirm(best)
+            else:
+                self._finals(best)
         self._measure_references()
+        self._explore(at_hand=False, until=self.deadline)
         self._close()
         return self.observations()
 
@@ -151,7 +157,7 @@ class Search:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             lines.append(f"weights not at hand{more}: {first}")
         best = self._best(at_hand=True)
-        if best is not None and not best.finalist:
+        if best is not None and not best.confirmed:
             lines.append(f"{best.variant.name} leads, but the budget ended before its finals: raise --budget")
         return tuple(lines)
 
@@ -206,28 +212,30 @@ class Search:
         self.deadline += self.clock() - begin
         return trial.at_hand
 
-    def _settle(self, best: Trial) -> bool:
-        """Finals of the best contender and its rivals, then the winner once more; False if out of time."""
-        finalists = [best, *self._rivals(best)]
+    def _finals(self, best: Trial) -> None:
+        """Fresh launches of the best contender and its rivals, interleaved."""
+        finalists = [trial for trial in (best, *self._rivals(best)) if self._ready(trial)]
         self.note(f"finals: {', '.join(trial.variant.name for trial in finalists)}")
-        measurable = [trial for trial in finalists if self._ready(trial)]
         outcomes = finals(
-            [trial.subject for trial in measurable if trial.subject is not None],
+            [trial.subject for trial in finalists if trial.subject is not None],
             self._plan,
             rng=self._rng,
             clock=self.clock,
             deadline=self.deadline,
-            prior={trial.variant.name: self._blocks(trial) for trial in measurable},
+            prior={trial.variant.name: self._blocks(trial) for trial in finalists},
         )
-        for trial in measurable:
-            self._keep(trial, outcomes[trial.variant.name], finalist=True)
-        winner = self._best(at_hand=True)
-        if winner is not None and winner.finalist and winner.subject is not None:
-            outcome = confirm(
-                winner.subject, self._plan, self._blocks(winner), clock=self.clock, deadline=self.deadline
-            )
-            self._keep(winner, outcome, finalist=True)
-        return self.clock() < self.deadline
+        for trial in finalists:
+            trial.finalist = True
+            self._keep(trial, outcomes[trial.variant.name])
+
+    def _confirm(self, winner: Trial) -> None:
+        """The winner of the finals in one more launch, which must agree."""
+        winner.confirmed = True
+        if not self._ready(winner) or winner.subject is None:
+            return
+        blocks = self._blocks(winner)
+        outcome = confirm(winner.subject, self._plan, blocks, clock=self.clock, deadline=self.deadline)
+        self._keep(winner, outcome)
 
     def _rivals(self, best: Trial) -> list[Trial]:
         """Contenders that may tie with the best one by the objective, closest first."""
@@ -320,7 +328,9 @@ class Search:
         outcome = _outcome_of(trial.variant.name, plan, recorded)
         launches = {block.launch for block in recorded.blocks}
         trial.measurement, trial.parity, trial.outcome = recorded, recorded.parity, outcome
-        trial.finalist = outcome.answer != "undecided" and len(launches) > plan.launches
+        decided = outcome.answer != "undecided"
+        trial.finalist = decided and len(launches) >= plan.launches + 1
+        trial.confirmed = decided and len(launches) >= plan.launches + 2
 
     def _compare(self, trial: Trial) -> None:
         """Parity of a contender, in a launch of its own, kept with its measurement."""
@@ -336,9 +346,9 @@ class Search:
         trial.measurement = replace(trial.measurement, parity=trial.parity)
         self.bench.record(trial.variant, trial.measurement)
 
-    def _keep(self, trial: Trial, outcome: Outcome, *, finalist: bool = False) -> None:
+    def _keep(self, trial: Trial, outcome: Outcome) -> None:
         """Turn an outcome into the trial's measurement and record it at once."""
-        trial.outcome, trial.finalist = outcome, finalist
+        trial.outcome = outcome
         if outcome.failure is not None:
             trial.failure = outcome.failure
             return
@@ -427,7 +437,7 @@ class Search:
     def _tell(self, trial: Trial) -> None:
         self._done += 1
         best = self._best(at_hand=True)
-        total = sum(t.pruned is None for t in self.trials.values())
+        total = sum(t.pruned is None and not t.variant.reference for t in self.trials.values())
         self.report(
             Progress(
                 done=self._done,

@@ -15,6 +15,7 @@ from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.images.photos import photo_folder, sample_photos
 from vitrail.measure import peaks as engine_peaks
 from vitrail.models.weights import WeightsFinder
+from vitrail.requirements import check
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
 from vitrail.selection.bench import METHOD_VERSION, Bench
@@ -61,6 +62,8 @@ def select(
     """
     requirements, settings = requirements or Requirements(), settings or SearchSettings()
     watcher = watcher or Watcher()
+    check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
+    catalog.check_requirement(requirements.license, also=(own.license,) if own else ())
     _need_workbench()
     if out is not None:
         store.check_target(out, overwrite=overwrite)
