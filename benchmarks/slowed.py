@@ -17,7 +17,7 @@ from vitrail.predict import Predictor
 
 
 def start(payload: dict[str, Any]) -> session.Session:
-    """A session like any other, but each call takes `payload["slowdown"]` (a share) longer, in both scopes."""
+    """A session like any other whose calls, in both scopes, take `payload["slowdown"]` (a share) longer."""
     share = float(payload.pop("slowdown"))
     load = runtimes.load
 
