@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
@@ -47,9 +49,9 @@ def own_candidate(own: OwnWeights) -> Candidate:
     classes = len(read_labels(own.labels))
     known = _known(own.arch)
     facts = _described(own, classes, known)
-    preprocess = known.preprocess if known else Preprocess(**facts["preprocess"])
+    preprocess = known.preprocess if known else msgspec.convert(facts["preprocess"], Preprocess)
     architecture = own.arch.split(".")[0]
-    tag = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(own.file).stem)
+    tag = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(own.file).stem).strip("-") or "own"
     return Candidate(
         name=f"{architecture}.{tag}",
         architecture=architecture,
