@@ -1,8 +1,10 @@
-"""What to measure first, and what can no longer win: predictions order, bounds prune.
+"""What to measure first, and what can no longer win: predictions order, floors prune.
 
-A prediction is the variant's floor times the ratio of measured latency to floor seen so far for its
-family (else for its engine), so the search learns the machine while it measures. Predictions never
-reject: only a bound that holds whatever the measurement would say does.
+A prediction is the variant's work (its arithmetic at the engine's peak plus the bytes it moves) times the
+ratio of measured latency to work seen so far for its family, else for its engine. It only orders. What
+rejects is a floor: the arithmetic at the peak, or where relatives were measured, the work at the best
+ratio a relative reached. A floor rejects by a limit only beyond twice that limit, and by a rival only
+beyond `SAFETY` times the rival's latency.
 """
 
 from __future__ import annotations
@@ -10,7 +12,15 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import median
 
-from vitrail.selection.prune import Peaks, accuracy_bound, accuracy_ceiling, floor_ms, macs, memory_floor_mib
+from vitrail.selection.prune import (
+    FLOOR_FACTOR,
+    Peaks,
+    accuracy_bound,
+    accuracy_ceiling,
+    floor_ms,
+    macs,
+    memory_floor_mib,
+)
 from vitrail.vocabulary import Observation, Requirements, Variant, Workload
 
 PRIOR_RATIO = 2.0
@@ -22,43 +32,65 @@ BYTES_PER_MS = 6e6
 FIT = 1.25
 """A prediction up to this multiple of the limit counts as likely to fit."""
 
-CEILING_SAFETY = 1.5
-"""How much closer to its floor an unmeasured variant may come than the closest measured one."""
+SAFETY = 1.5
+"""How much faster than its floor a variant is still believed to be able to run."""
+
+RELATED = 4.0
+"""Up to this ratio of work, one member of a family tells of another: ratios fall as models grow."""
 
 
 class LatencyModel:
-    """Predicts the model-scope latency of variants from the ones measured so far."""
+    """Predicts and bounds the model-scope latency of variants from the ones measured so far."""
 
     def __init__(self, workload: Workload, peaks: Peaks) -> None:
         self._workload = workload
         self._peaks = peaks
-        self._by_family: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        self._by_family: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+        """(work, ratio) of the members measured, by family, runtime and precision."""
         self._by_engine: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._of_candidate: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        """(engine's peak, latency) of a candidate's variants, by name and image size."""
         self._closest: dict[tuple[str, str], float] = {}
 
     def observe(self, variant: Variant, latency_ms: float) -> None:
         """Learn from a measured median of the model scope."""
-        ratio = latency_ms / self._work_ms(variant)
-        engine = (variant.runtime, variant.precision)
-        self._by_family[(variant.candidate.family, *engine)].append(ratio)
-        self._by_engine[engine].append(ratio)
+        engine, work = (variant.runtime, variant.precision), self._work_ms(variant)
+        self._by_family[(variant.candidate.family, *engine)].append((work, latency_ms / work))
+        self._by_engine[engine].append(latency_ms / work)
+        self._of_candidate[(variant.candidate.name, variant.image_size)].append(
+            (self._peak(variant), latency_ms)
+        )
         floor = floor_ms(variant, self._workload, self._peaks)
         if floor:
-            self._closest[engine] = min(self._closest.get(engine, float("inf")), latency_ms / floor)
+            self._closest[engine] = min(self._closest.get(engine, 1.0), latency_ms / floor)
 
     def predict_ms(self, variant: Variant) -> float:
         """Expected latency in ms: an order of magnitude at first, closer once its family is known."""
         engine = (variant.runtime, variant.precision)
-        ratios = self._by_family.get((variant.candidate.family, *engine)) or self._by_engine.get(engine)
+        family = [ratio for _, ratio in self._by_family.get((variant.candidate.family, *engine), ())]
+        ratios = family or self._by_engine.get(engine)
         return self._work_ms(variant) * (median(ratios) if ratios else PRIOR_RATIO)
 
-    def lower_bound_ms(self, variant: Variant) -> float:
-        """A latency the variant is not believed to beat: no engine here came that close to its floor."""
-        floor = floor_ms(variant, self._workload, self._peaks)
-        if floor is None:
-            return 0.0
-        closest = self._closest.get((variant.runtime, variant.precision))
-        return floor if closest is None else max(floor, floor * closest / CEILING_SAFETY)
+    def floor_ms(self, variant: Variant) -> float:
+        """A latency in ms that the variant hardly beats: by its peak, its family, its faster siblings."""
+        engine, work = (variant.runtime, variant.precision), self._work_ms(variant)
+        floor = floor_ms(variant, self._workload, self._peaks) or 0.0
+        # An engine that beat its peak shows that the peak was measured too low.
+        floor *= self._closest.get(engine, 1.0)
+        family = [
+            ratio
+            for other, ratio in self._by_family.get((variant.candidate.family, *engine), ())
+            if 1 / RELATED <= other / work <= RELATED
+        ]
+        siblings = [
+            latency
+            for peak, latency in self._of_candidate.get((variant.candidate.name, variant.image_size), ())
+            if peak > self._peak(variant) > 0
+        ]
+        return max(floor, work * min(family, default=0.0), *siblings)
+
+    def _peak(self, variant: Variant) -> float:
+        return self._peaks.get(variant.runtime, {}).get(variant.precision, 0.0)
 
     def _work_ms(self, variant: Variant) -> float:
         floor = floor_ms(variant, self._workload, self._peaks)
@@ -78,7 +110,8 @@ def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) 
     accuracy = accuracy_bound(variant)
     by_accuracy = -(accuracy if accuracy is not None else 0.0)
     order = {
-        "accuracy": (by_accuracy, _loses_accuracy(variant), predicted),
+        # What will hardly fit goes from small to large: the small ones tell of their relatives.
+        "accuracy": (predicted,) if unlikely else (by_accuracy, _loses_accuracy(variant), predicted),
         "latency": (predicted, by_accuracy),
         "throughput": (predicted, by_accuracy),
         "memory": (memory_floor_mib(variant), predicted),
@@ -108,11 +141,19 @@ def cannot_beat(
             most = "no known accuracy" if ceiling is None else f"at most {ceiling:.1f} % top-1"
             return f"{most}, {name} has {rival.accuracy.value:.1f} %"
     if objective in ("latency", "throughput") and rival.model is not None:
-        least = model.lower_bound_ms(variant)
+        least = model.floor_ms(variant) / SAFETY
         if least > rival.model.p50:
-            return f"at least {least:.1f} ms by its arithmetic, {name} takes {rival.model.p50:.1f} ms"
+            return f"hardly below {least:.1f} ms by its floor, {name} takes {rival.model.p50:.1f} ms"
     if objective == "memory" and rival.memory is not None:
         needed = memory_baseline + memory_floor_mib(variant)
         if needed > rival.memory.peak:
             return f"at least {needed:.0f} MiB with its weights, {name} takes {rival.memory.peak:.0f} MiB"
     return None
+
+
+def cannot_fit(variant: Variant, requirements: Requirements, model: LatencyModel) -> str | None:
+    """Why the variant cannot hold the latency limit, going by measured relatives; None: it could."""
+    limit, floor = requirements.max_latency_ms, model.floor_ms(variant)
+    if limit is None or floor <= FLOOR_FACTOR * limit:
+        return None
+    return f"hardly below {floor:.0f} ms, going by its arithmetic and what relatives took"

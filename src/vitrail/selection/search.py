@@ -21,7 +21,7 @@ from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import ExportSubject
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.selection.bench import Bench
-from vitrail.selection.order import LatencyModel, cannot_beat, rank_key
+from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import Peaks, ruled_out
 from vitrail.vocabulary import (
     Block,
@@ -185,7 +185,7 @@ class Search:
             if trial.open
             and trial.at_hand == at_hand
             and not trial.variant.reference
-            and (rival is None or not self._hopeless(trial, rival, floor))
+            and not self._excluded(trial, rival, floor)
         ]
         if not hopeful:
             return None
@@ -193,10 +193,16 @@ class Search:
             hopeful, key=lambda t: (rank_key(t.variant, self.requirements, self._model), t.variant.name)
         )
 
-    def _hopeless(self, trial: Trial, rival: Observation, memory_baseline: float) -> str | None:
+    def _excluded(self, trial: Trial, rival: Observation | None, memory_baseline: float) -> str | None:
+        """Why measuring the trial could not make it win, going by what is measured already."""
         if self.settings.exhaustive:
             return None
-        return cannot_beat(
+        reason = cannot_fit(trial.variant, self.requirements, self._model)
+        if reason is not None:
+            return f"latency: {reason}"
+        if rival is None:
+            return None
+        reason = cannot_beat(
             trial.variant,
             rival,
             self.requirements.objective,
@@ -204,6 +210,7 @@ class Search:
             memory_baseline=memory_baseline,
             photos=len(self.bench.photos.paths),
         )
+        return f"cannot beat the best: {reason}" if reason else None
 
     def _obtain(self, trial: Trial) -> bool:
         """Find or download the trial's weights; downloads are not charged to the budget."""
@@ -277,11 +284,9 @@ class Search:
         for trial in self.trials.values():
             if not trial.open:
                 continue
-            for rival in (best, wish):
-                reason = rival and self._hopeless(trial, self._observe(rival, hopeful=True), floor)
-                if reason:
-                    trial.pruned = f"cannot beat the best: {reason}"
-                    break
+            rivals = [None if each is None else self._observe(each, hopeful=True) for each in (best, wish)]
+            reasons = (self._excluded(trial, rival, floor) for rival in rivals)
+            trial.pruned = next((reason for reason in reasons if reason), None)
 
     # --- one trial --------------------------------------------------------------------------------
 
