@@ -37,7 +37,7 @@ from vitrail.selection.select import measured_peaks
 from vitrail.vocabulary import Requirements, RunnerFacts, SearchSettings, Variant, Workload
 
 RESULTS = Path(__file__).parent / "results"
-LAUNCHES = 4
+LAUNCHES = 3
 REQUEST_S, MODEL_S = 1.2, 0.4
 """Time of calls per launch and scope."""
 EXPORT_TIMEOUT_S = 600.0

@@ -171,7 +171,7 @@ class Bench:
         key = {
             "architecture": candidate.architecture,
             "weights": self._weights_key(candidate),
-            "labels": candidate.labels,
+            "labels": _labels_key(candidate.labels),
             "image_size": image_size,
             "toolchain": work.toolchain(),
             "version": work.EXPORT_VERSION,
@@ -267,6 +267,7 @@ class Bench:
             "weights": located.weights.sha256,
             "architecture": variant.candidate.architecture,
             "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "labels": _labels_key(variant.candidate.labels),
             "photos": list(self._parity_photos),
             "digest": self.photos.digest,
             "crops": crops,
@@ -333,6 +334,12 @@ class Bench:
             bounds=ParityBounds(**dataclasses.asdict(bounds)),
             measurement=measurement,
         )
+
+
+def _labels_key(labels: str) -> str:
+    """A label set's name, or the digest of a labels file: an edited file is another one."""
+    path = Path(labels)
+    return store.sha256_file(path) if path.is_file() else labels
 
 
 def preprocess_of(variant: Variant) -> Preprocess:

@@ -215,7 +215,11 @@ class Search:
     def _obtain(self, trial: Trial) -> bool:
         """Find or download the trial's weights; downloads are not charged to the budget."""
         begin = self.clock()
-        trial.at_hand = self.bench.weights(trial.variant.candidate) is not None
+        located = self.bench.weights(trial.variant.candidate)
+        trial.at_hand = located is not None
+        if located is not None:  # from here on with digest and revision
+            candidate = replace(trial.variant.candidate, weights=located.weights)
+            trial.variant = replace(trial.variant, candidate=candidate)
         self.deadline += self.clock() - begin
         return trial.at_hand
 
