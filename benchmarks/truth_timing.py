@@ -35,7 +35,7 @@ Part = tuple[dict[str, Any], list[dict[str, Any]]]
 
 ROUNDS = 12
 """Of the cheapest comparison: one launch each side, docs/measurement.md."""
-BLOCK_S = 0.1
+BLOCK_S = 0.05
 """Shorter than the schedule's 0.3 s, so that hundreds of pairs are affordable; fewer calls are harder."""
 
 
