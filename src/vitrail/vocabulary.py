@@ -64,6 +64,7 @@ class SearchSettings:
     budget_s: float = 300.0
     """Wall time, exports included, downloads not."""
     max_download_mib: float | None = None
+    """Of all downloads together; None: 2 GiB."""
     offline: bool = False
     fresh: bool = False
     """Ignore recorded measurements and measure all again."""

@@ -2,9 +2,9 @@
 
 A prediction is the variant's work (its arithmetic at the engine's peak plus the bytes it moves) times the
 ratio of measured latency to work seen so far for its family, else for its engine. It only orders. What
-rejects is a floor: the arithmetic at the peak, or where relatives were measured, the work at the best
-ratio a relative reached. A floor rejects by a limit only beyond twice that limit, and by a rival only
-beyond `SAFETY` times the rival's latency.
+rejects is a floor: the arithmetic at the peak; the work at the best ratio that its family, or any five
+variants of the engine, reached; what the same model took on an engine with a higher peak. A variant is
+still believed to be `SAFETY` times faster than that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import defaultdict
 from statistics import median
 
 from vitrail.selection.prune import (
-    FLOOR_FACTOR,
     Peaks,
     accuracy_bound,
     accuracy_ceiling,
@@ -32,8 +31,11 @@ BYTES_PER_MS = 6e6
 FIT = 1.25
 """A prediction up to this multiple of the limit counts as likely to fit."""
 
-SAFETY = 1.5
+SAFETY = 2.0
 """How much faster than its floor a variant is still believed to be able to run."""
+
+ENOUGH = 5
+"""Variants of one engine after which the best ratio among them is a floor for all."""
 
 RELATED = 4.0
 """Up to this ratio of work, one member of a family tells of another: ratios fall as models grow."""
@@ -51,9 +53,13 @@ class LatencyModel:
         self._of_candidate: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
         """(engine's peak, latency) of a candidate's variants, by name and image size."""
         self._closest: dict[tuple[str, str], float] = {}
+        self._beside_percentile = self._beside_mean = float("inf")
+        """The least that these figures lay above the model's median: decoding, preparing, the tail."""
 
-    def observe(self, variant: Variant, latency_ms: float) -> None:
-        """Learn from a measured median of the model scope."""
+    def observe(self, variant: Variant, latency_ms: float, *, judged_ms: float, mean_ms: float) -> None:
+        """Learn from a measured median of the model scope, and the judged scope's percentile and mean."""
+        self._beside_percentile = min(self._beside_percentile, max(judged_ms - latency_ms, 0.0))
+        self._beside_mean = min(self._beside_mean, max(mean_ms - latency_ms, 0.0))
         engine, work = (variant.runtime, variant.precision), self._work_ms(variant)
         self._by_family[(variant.candidate.family, *engine)].append((work, latency_ms / work))
         self._by_engine[engine].append(latency_ms / work)
@@ -82,12 +88,21 @@ class LatencyModel:
             for other, ratio in self._by_family.get((variant.candidate.family, *engine), ())
             if 1 / RELATED <= other / work <= RELATED
         ]
+        engine_wide = self._by_engine.get(engine, ())
+        anything = min(engine_wide) if len(engine_wide) >= ENOUGH else 0.0
         siblings = [
             latency
             for peak, latency in self._of_candidate.get((variant.candidate.name, variant.image_size), ())
             if peak > self._peak(variant) > 0
         ]
-        return max(floor, work * min(family, default=0.0), *siblings)
+        return max(floor, work * min(family, default=0.0), work * anything, *siblings)
+
+    def least_ms(self, variant: Variant) -> tuple[float, float]:
+        """Least judged percentile and mean that are believed possible, in ms."""
+        least = self.floor_ms(variant) / SAFETY
+        if not self._by_engine:
+            return least, least
+        return least + self._beside_percentile, least + self._beside_mean
 
     def _peak(self, variant: Variant) -> float:
         return self._peaks.get(variant.runtime, {}).get(variant.precision, 0.0)
@@ -151,9 +166,17 @@ def cannot_beat(
     return None
 
 
-def cannot_fit(variant: Variant, requirements: Requirements, model: LatencyModel) -> str | None:
-    """Why the variant cannot hold the latency limit, going by measured relatives; None: it could."""
-    limit, floor = requirements.max_latency_ms, model.floor_ms(variant)
-    if limit is None or floor <= FLOOR_FACTOR * limit:
-        return None
-    return f"hardly below {floor:.0f} ms, going by its arithmetic and what relatives took"
+def cannot_fit(
+    variant: Variant, requirements: Requirements, workload: Workload, model: LatencyModel
+) -> str | None:
+    """Why the variant cannot hold its limits of time, going by measured relatives; None: it could."""
+    percentile, mean = model.least_ms(variant)
+    limit, rate = requirements.max_latency_ms, requirements.min_throughput
+    if limit is not None and percentile > limit:
+        return f"latency: hardly below {percentile:.0f} ms, going by its arithmetic and what relatives took"
+    if rate is not None and 1000 * workload.batch_size / mean < rate:
+        most = 1000 * workload.batch_size / mean
+        return (
+            f"throughput: hardly above {most:.0f} images/s, going by its arithmetic and what relatives took"
+        )
+    return None

@@ -1,7 +1,7 @@
 """The search: what is measured, in which order, until when. The judge alone says what won.
 
 1. explore  one launch each, most promising first, until nothing left could beat the best contender
-2. finals   the best contender and whoever may tie with it, in fresh launches; then the winner once more
+2. finals   the best contender and who may tie with it: parity, fresh launches; then the winner once more
 3. references  the winner's candidate in eager PyTorch, for comparison
 4. wishes   variants whose weights are not at hand, timed with random weights, if they would win
 
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from vitrail import judge, runtimes, stats
-from vitrail.judge.ranking import figure
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import ExportSubject
 from vitrail.measure.sandbox import ChildFailure
@@ -35,12 +34,12 @@ from vitrail.vocabulary import (
 )
 
 EXPORT_TIMEOUT_S = 300.0
-RESERVE_SHARE, RESERVE_LEAST_S, RESERVE_MOST_S = 0.2, 8.0, 60.0
+RESERVE_SHARE, RESERVE_LEAST_S, RESERVE_MOST_S = 0.25, 8.0, 90.0
 """Part of the budget that exploring leaves for the finals."""
 RIVALS = 3
 """Finalists at once: all their processes are alive at the same time."""
 RIVAL_RATIO = 1.15
-"""A contender within this of the best one's median may tie with it."""
+"""A contender whose figure is within this of the best one's may tie with it."""
 REFERENCE_SCREEN_S = 4.0
 
 
@@ -197,9 +196,9 @@ class Search:
         """Why measuring the trial could not make it win, going by what is measured already."""
         if self.settings.exhaustive:
             return None
-        reason = cannot_fit(trial.variant, self.requirements, self._model)
+        reason = cannot_fit(trial.variant, self.requirements, self.bench.workload, self._model)
         if reason is not None:
-            return f"latency: {reason}"
+            return reason
         if rival is None:
             return None
         reason = cannot_beat(
@@ -225,7 +224,7 @@ class Search:
 
     def _finals(self, best: Trial) -> None:
         """Fresh launches of the best contender and its rivals, interleaved."""
-        finalists = [trial for trial in (best, *self._rivals(best)) if self._ready(trial)]
+        finalists = [trial for trial in (best, *self._rivals(best)) if self._agrees(trial)]
         self.note(f"finals: {', '.join(trial.variant.name for trial in finalists)}")
         outcomes = finals(
             [trial.subject for trial in finalists if trial.subject is not None],
@@ -236,7 +235,6 @@ class Search:
             prior={trial.variant.name: self._blocks(trial) for trial in finalists},
         )
         for trial in finalists:
-            trial.finalist = True
             self._keep(trial, outcomes[trial.variant.name])
 
     def _confirm(self, winner: Trial) -> None:
@@ -250,18 +248,14 @@ class Search:
 
     def _rivals(self, best: Trial) -> list[Trial]:
         """Contenders that may tie with the best one by the objective, closest first."""
-        objective, workload = self.requirements.objective, self.bench.workload
-        top = figure(self._observe(best, hopeful=True), objective, workload)
+        top = self._observe(best, hopeful=True)
         rivals = []
         for trial in self.trials.values():
             if trial is best or trial.finalist or not (trial.at_hand and self._contends(trial)):
                 continue
-            own = figure(self._observe(trial, hopeful=True), objective, workload)
-            if own is None or top is None:
-                continue
-            apart = max(own / top, top / own)
-            if apart <= (1.0 if objective == "accuracy" else RIVAL_RATIO):
-                rivals.append((apart, trial.variant.name, trial))
+            behind = judge.distance(self._observe(trial, hopeful=True), top, self.requirements.objective)
+            if behind is not None and behind <= RIVAL_RATIO:
+                rivals.append((behind, trial.variant.name, trial))
         return [trial for _, _, trial in sorted(rivals, key=lambda rival: rival[:2])[: RIVALS - 1]]
 
     def _measure_references(self) -> None:
@@ -308,15 +302,25 @@ class Search:
                 deadline = max(until, self.clock() + 3.0)
                 outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline)
                 self._keep(trial, outcome)
-            self._compare(trial)
+            if self.settings.exhaustive and trial.at_hand and self._contends(trial) and self._ready(trial):
+                self._compare(trial)
         except ChildFailure as error:
             trial.failure = str(error)
         if not trial.at_hand and self._last_of_model(trial):
             self.bench.discard(trial.variant.candidate, trial.variant.image_size)
         if trial.measurement is not None:
-            model = [s for b in trial.measurement.blocks if b.scope == "model" for s in b.samples_ms]
-            if model:
-                self._model.observe(trial.variant, stats.percentile(model, 50))
+            samples = {
+                scope: [s for b in trial.measurement.blocks if b.scope == scope for s in b.samples_ms]
+                for scope in ("model", plan.scope)
+            }
+            if all(samples.values()):
+                judged = samples[plan.scope]
+                self._model.observe(
+                    trial.variant,
+                    stats.percentile(samples["model"], 50),
+                    judged_ms=stats.percentile(judged, plan.percentile),
+                    mean_ms=sum(judged) / len(judged),
+                )
 
     def _export(self, trial: Trial, until: float) -> None:
         left = until - self.clock()
@@ -341,12 +345,24 @@ class Search:
         trial.finalist = decided and len(launches) >= plan.launches + 1
         trial.confirmed = decided and len(launches) >= plan.launches + 2
 
+    def _agrees(self, trial: Trial) -> bool:
+        """Whether a finalist's export can be launched and holds parity."""
+        if not self._ready(trial):
+            return False
+        trial.finalist = True
+        try:
+            self._compare(trial)
+        except ChildFailure as error:
+            trial.failure = str(error)
+        return trial.parity is not None and trial.parity.answer == "pass"
+
     def _compare(self, trial: Trial) -> None:
-        """Parity of a contender, in a launch of its own, kept with its measurement."""
-        if not (trial.at_hand and trial.parity is None and self._contends(trial) and self._ready(trial)):
+        """Parity, unless it is known, in a launch of its own.
+
+        The fp32 reference is slow, so only finalists are compared, or in an exhaustive search all contenders.
+        """
+        if trial.parity is not None or trial.measurement is None or trial.subject is None:
             return
-        assert trial.subject is not None
-        assert trial.measurement is not None
         launch = trial.subject.launch(0)
         try:
             trial.parity = self.bench.parity(trial.variant, launch)
@@ -393,9 +409,15 @@ class Search:
                 pruned=trial.pruned,
             )
         answer = trial.outcome.latency_answer
-        if hopeful and not trial.finalist and trial.outcome.contender and answer == "undecided":
+        hopeful = hopeful and not trial.finalist and trial.outcome.contender
+        if hopeful and answer == "undecided":
             answer = "pass"
-        observation = judge.observe(trial.variant, trial.measurement, latency_answer=answer)
+        assumed = hopeful and trial.at_hand and trial.parity is None
+        observation = judge.observe(
+            trial.variant, trial.measurement, latency_answer=answer, weights_at_hand=not assumed
+        )
+        if assumed:
+            observation = judge.as_if_at_hand(observation)
         return replace(observation, weights_at_hand=trial.at_hand, failure=trial.failure)
 
     def _best(self, *, at_hand: bool) -> Trial | None:

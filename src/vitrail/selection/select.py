@@ -24,6 +24,9 @@ from vitrail.selection.prune import Peaks, missing_runtimes, variants
 from vitrail.selection.search import Progress, Search
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings, Selection, Workload
 
+DOWNLOAD_MIB = 2048.0
+"""What a selection may download where nothing was said: nobody expects ten gigabytes."""
+
 WORKBENCH = ("torch", "timm", "onnx", "onnxscript", "huggingface_hub", "safetensors")
 
 
@@ -72,7 +75,8 @@ def select(
     workload = _resolved(workload or Workload(), machine)
     candidates = _candidates(own, settings)
     photos = sample_photos() if workload.images is None else photo_folder(workload.images)
-    finder = WeightsFinder(offline=settings.offline, max_download_mib=settings.max_download_mib)
+    allowance = DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib
+    finder = WeightsFinder(offline=settings.offline, max_download_mib=allowance)
     bench = Bench(workload=workload, photos=photos, finder=finder, machine=machine, fresh=settings.fresh)
     peaks = measured_peaks(machine, workload)
     everything = variants(candidates, workload, settings)
