@@ -47,7 +47,10 @@ class Recording:
     """What recording one variant gave; times in s, samples in ms."""
 
     export_s: float
+    reference_s: float
+    """Of the candidate's fp32 reference scores."""
     parity_s: float
+    """Of this variant's own outputs and the comparison."""
     launch_s: tuple[float, ...]
     samples: tuple[dict[str, list[float]], ...]
     """Per launch and scope."""
@@ -150,12 +153,16 @@ class ReplayBench:
     def discard(self, candidate: Candidate, image_size: int) -> None:
         return
 
-    def parity(self, variant: Variant, launch: object) -> Parity:
-        # The fp32 reference is made once per candidate; a further variant pays for its own outputs only.
-        cost = self._recordings[variant.name].parity_s
-        first = variant.candidate.name not in self._compared
-        self._compared.add(variant.candidate.name)
-        self._clock.now += cost if first else cost / 10
+    def exported(self, variant: Variant) -> bool:
+        return f"{variant.candidate.name}@{variant.image_size}" in self.exports
+
+    def parity(self, variant: Variant, launch: object, left_s: float) -> Parity:
+        # The fp32 reference is made once per candidate.
+        recording = self._recordings[variant.name]
+        if variant.candidate.name not in self._compared:
+            self._clock.now += recording.reference_s
+            self._compared.add(variant.candidate.name)
+        self._clock.now += recording.parity_s
         return PASSED
 
     def recorded(self, variant: Variant) -> Measurement | None:

@@ -323,10 +323,25 @@ def test_another_percentile_or_scope_is_not_assessed():
         assert answers["max_latency"].answer == "not assessed"
 
 
-def test_nothing_to_rank_by_never_wins():
+def test_a_missing_figure_never_wins_against_known_ones():
     blank = replace(recorded("a", None, 20.0), accuracy=None)
-    assert decide([blank]).selected is None
-    assert decide([blank], objective="latency").selected == blank.variant.name
+    known = recorded("b", 50.0, 30.0)
+    assert decide([blank, known]).selected == known.variant.name
+    assert decide([blank, known], objective="latency").selected == blank.variant.name
+
+
+def test_where_nobody_has_the_figure_the_next_criterion_ranks():
+    blank, slower = (
+        replace(recorded(name, None, ms), accuracy=None) for name, ms in (("a", 20.0), ("b", 30.0))
+    )
+    assert decide([slower, blank]).selected == blank.variant.name
+    assert decide([slower, blank], min_accuracy=10.0).selected is None
+
+
+def test_what_was_only_screened_never_wins():
+    screened = replace(recorded("a", 80.0, 20.0), confirmed=False)
+    assert decide([screened]).selected is None
+    assert decide([replace(screened, confirmed=True)]).selected == screened.variant.name
 
 
 def test_a_number_with_calls_but_no_interval_is_undecided():

@@ -43,7 +43,8 @@ def recording(model_ms, rng=None, *, peak=150.0, failure=None):
     )
     return Recording(
         export_s=10.0,
-        parity_s=5.0,
+        reference_s=4.0,
+        parity_s=1.0,
         launch_s=(0.8,) * 4,
         samples=launches,
         memory=Memory(peak=peak, steady=peak, above_baseline=peak - 80),

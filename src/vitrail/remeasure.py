@@ -10,9 +10,10 @@ from pathlib import Path
 from vitrail import __version__, hardware, judge
 from vitrail.artifact import Artifact
 from vitrail.errors import ClaimError
-from vitrail.images.photos import PhotoSet, photo_folder
+from vitrail.images.photos import PhotoSet, digest_of, photo_folder
 from vitrail.measure.latency import Plan, finals
 from vitrail.measure.launch import ExportSubject
+from vitrail.stats import LAUNCHES_TO_PASS
 from vitrail.vocabulary import (
     Environment,
     Export,
@@ -25,9 +26,12 @@ from vitrail.vocabulary import (
 __all__ = ["measure_artifact"]
 
 MOST_SECONDS = 60.0
+CALLS_PER_LAUNCH = 34
 
 
-def measure_artifact(artifact: Artifact, requirements: Requirements, workload: Workload) -> Observation:
+def measure_artifact(
+    artifact: Artifact, requirements: Requirements, workload: Workload, *, launches: int = LAUNCHES_TO_PASS
+) -> Observation:
     """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
 
     Photos are the workload's folder where that exists on this machine, else the artifact's own.
@@ -56,6 +60,9 @@ def measure_artifact(artifact: Artifact, requirements: Requirements, workload: W
         min_throughput=requirements.min_throughput,
         batch_size=workload.batch_size,
         final_s=MOST_SECONDS,
+        launches=launches,
+        max_launches=2 * launches,
+        final_calls=CALLS_PER_LAUNCH * launches,
     )
     outcome = finals([subject], plan, rng=random.Random(0))[subject.name]
     seen = subject.seen
@@ -80,8 +87,9 @@ def _photos(artifact: Artifact, workload: Workload) -> PhotoSet:
     if workload.images is not None and os.path.isdir(workload.images):
         return photo_folder(workload.images)
     paths = tuple(str(Path(photo).absolute()) for photo in artifact.photos)
-    digest = artifact.manifest.files[artifact.manifest.reference.photos[0]].sha256
-    return PhotoSet(name="artifact", paths=paths, digest=digest, evidence="the artifact's own photos")
+    return PhotoSet(
+        name="artifact", paths=paths, digest=digest_of(paths), evidence="the artifact's own photos"
+    )
 
 
 def _environment(artifact: Artifact, photos: PhotoSet) -> Environment:

@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from vitrail import judge
+from vitrail.catalog import check_requirement
 from vitrail.document import from_document
 from vitrail.errors import InputError
 from vitrail.vocabulary import Observation, Requirements, SearchSettings, Selection, Workload
 
 __all__ = ["judge_recorded"]
 
+ANEW = ("latency_scope", "percentile")
+"""Parts of a workload that recorded figures can be judged under anew."""
+
 
 def judge_recorded(
-    path: str | os.PathLike[str], requirements: Requirements, workload: Workload, settings: SearchSettings
+    path: str | os.PathLike[str],
+    requirements: Requirements,
+    workload: Workload,
+    settings: SearchSettings,
+    *,
+    said: Collection[str] = (),
 ) -> Selection:
     """Judge the variants of a recorded document again.
 
-    Scope and percentile are the asked ones; the rest of the workload is what the figures were taken
-    under. Of the settings, models, runtimes and precisions choose among the recorded variants.
+    Args:
+        path: the document.
+        requirements: what to hold now.
+        workload: its fields named in `said` count; scope and percentile may differ from the recorded ones.
+        settings: models, runtimes and precisions choose among the recorded variants.
+        said: fields of the workload that were asked for; the others are as recorded.
 
     Raises:
-        InputError: unreadable file, wrong document, or no recorded variant is asked for.
+        InputError: unreadable file, wrong document, no recorded variant is asked for, or another load is.
     """
+    check_requirement(requirements.license)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the path.") from None
     recorded = from_document(data, str(path))
-    asked = dataclasses.replace(
-        recorded.workload, latency_scope=workload.latency_scope, percentile=workload.percentile
-    )
-    chosen = [each for each in recorded.observations if _is_asked(each, settings)]
+    asked = dataclasses.replace(recorded.workload, **{name: getattr(workload, name) for name in said})
+    for name in said:
+        if name not in ANEW and getattr(asked, name) != getattr(recorded.workload, name):
+            was = getattr(recorded.workload, name)
+            raise InputError(f"{path} was recorded with {name} {was}: another one has to be measured.")
+    chosen = [_reopened(each) for each in recorded.observations if _is_asked(each, settings)]
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")
     return judge.judge(
@@ -46,6 +63,13 @@ def judge_recorded(
         notes=(*recorded.notes, f"judged again from {path}: nothing was measured, nothing ships"),
         method=recorded.method,
     )
+
+
+def _reopened(observation: Observation) -> Observation:
+    """A variant left out under the recorded requirements may fit these: it is not known, not rejected."""
+    if observation.pruned is None or observation.request or observation.model:
+        return observation
+    return dataclasses.replace(observation, pruned=None, flags=(*observation.flags, observation.pruned))
 
 
 def _is_asked(observation: Observation, settings: SearchSettings) -> bool:

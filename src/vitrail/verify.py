@@ -230,7 +230,8 @@ def _measured(
 
 
 def _as_claimed(evidence: Evidence, seen: Observation) -> list[Check]:
-    scope = evidence.workload.latency_scope
+    # A request's latency belongs to its photos; on others only the model's can be compared.
+    scope = evidence.workload.latency_scope if _same_photos(evidence, seen) else "model"
     claimed_latency, latency = getattr(evidence, scope), getattr(seen, scope)
     return [
         *_no_worse(
@@ -238,6 +239,11 @@ def _as_claimed(evidence: Evidence, seen: Observation) -> list[Check]:
         ),
         *_no_worse("claimed memory", _of(evidence.memory, "peak"), _of(seen.memory, "peak"), "MiB (peak)"),
     ]
+
+
+def _same_photos(evidence: Evidence, seen: Observation) -> bool:
+    there, here = evidence.environment, seen.measurement.environment if seen.measurement else seen.environment
+    return there is not None and here is not None and there.photos == here.photos
 
 
 def _of(record: object | None, name: str) -> float | None:

@@ -181,8 +181,6 @@ class Export:
     """The file (or the reference runner's description) that the runtime loads."""
     seconds: float = 0.0
     random_weights: bool = False
-    sha256: str = ""
-    """Digest over all `files`."""
     toolchain: tuple[tuple[str, str], ...] = ()
     """(library, version) of everything that took part in making the files."""
 
@@ -335,10 +333,14 @@ class Observation:
     latency_answer: Answer | None = None
     """What the sequential test said against the limit; None: judge by the interval shown."""
     throughput: float | None = None
+    throughput_answer: Answer | None = None
+    """An answer that overrides the one from the calls; None: judge by the calls or the number."""
     memory: Memory | None = None
     parity: Parity | None = None
     facts: RunnerFacts | None = None
     measurement: Measurement | None = None
+    confirmed: bool = True
+    """False: a live search screened it but spent no finals on it, so it cannot win."""
     environment: Environment | None = None
     """Where recorded figures were taken; live ones say it in `measurement`."""
     random_weights: bool = False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.output import STDOUT, add_json_argument
-from vitrail.cli.requirement_options import add_requirement_arguments, resolve_arguments
+from vitrail.cli.requirement_options import add_requirement_arguments, flags_of, resolve_arguments
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,9 +45,25 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.runtimes import RUNTIMES
 
     asked = resolve_arguments(args, args.requirements, runtimes=RUNTIMES)
-    selection = _measure(args, asked) if args.recorded is None else _judge_again(args, asked)
-    _show(args, selection)
+    _check_targets(args)
+    if args.recorded is not None:
+        selection = _judge_again(args, asked)
+        _show(args, selection)
+    else:
+        selection = _measure(args, asked)
     return 0 if selection.winner is not None else NOTHING_FITS
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    """Find out before measuring, not after, that a result could not be written."""
+    from vitrail.store import check_target
+
+    if args.out is not None and not Path(args.out).name.strip("."):
+        raise InputError(f"--out {args.out} is no new folder: give it a name of its own.")
+    if args.json not in (None, STDOUT):
+        if Path(args.json).is_dir():
+            raise InputError(f"--json {args.json} is a folder: name a file.")
+        check_target(Path(args.json).parent / ".vitrail-probe")
 
 
 def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
@@ -55,7 +71,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
 
     requirements, workload, settings = asked
     try:
-        return select(
+        selection = select(
             requirements,
             workload,
             settings,
@@ -67,15 +83,25 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     except KeyboardInterrupt:
         print("vitrail: what was measured is kept: run the same command to go on.", file=sys.stderr)
         raise
+    if args.out is not None and args.json != STDOUT:
+        from vitrail.report.terminal import written
+
+        artifact = args.out if selection.winner is not None else None
+        print(written(artifact, str(_report_path(args.out))))
+    return selection
 
 
 def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
-    for name in ("out", "weights"):
-        if getattr(args, name) is not None:
+    for name in ("out", "overwrite", "weights", "arch", "labels", "accuracy"):
+        if getattr(args, name) not in (None, False):
             raise InputError(f"--from judges recorded figures and ships nothing: leave --{name} out.")
     from vitrail.replay import judge_recorded
+    from vitrail.requirements import OPTIONS, from_toml
+    from vitrail.vocabulary import Workload
 
-    return judge_recorded(args.recorded, *asked)
+    named = {*flags_of(args), *(from_toml(args.requirements) if args.requirements else ())}
+    said = [OPTIONS[name].field for name in named if name in OPTIONS and OPTIONS[name].record is Workload]
+    return judge_recorded(args.recorded, *asked, said=said)
 
 
 def _own(args: argparse.Namespace) -> OwnWeights | None:
@@ -96,39 +122,46 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
     from vitrail.selection.select import Watcher
 
     stream = sys.stderr if args.json == STDOUT else sys.stdout
+
+    def judged(selection: Selection) -> None:
+        _show(args, selection)
+
     if not stream.isatty():
-        return Watcher()
+        return Watcher(judged=judged)
     from vitrail.report.terminal import progress_line
 
     def progress(step: Progress) -> None:
         line = progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload)
         print(line, file=stream, flush=True)
 
-    return Watcher(progress=progress, note=lambda line: print(line, file=stream, flush=True))
+    return Watcher(progress=progress, note=lambda line: print(line, file=stream, flush=True), judged=judged)
 
 
 def _show(args: argparse.Namespace, selection: Selection) -> None:
-    report = _write_report(args.out, selection) if args.out else None
+    """The result itself, before anything ships: terminal or JSON, and the report."""
+    if args.json != STDOUT:
+        from vitrail.report import terminal
+
+        terminal.show(selection, sys.stdout)
     if args.json:
         from vitrail.document import to_json_bytes
 
         if args.json == STDOUT:
             sys.stdout.buffer.write(to_json_bytes(selection))
             sys.stdout.flush()
-            return
-        from vitrail.store import atomic_write
+        else:
+            from vitrail.store import atomic_write
 
-        atomic_write(args.json, to_json_bytes(selection))
-    from vitrail.report import terminal
+            atomic_write(args.json, to_json_bytes(selection))
+    if args.out is not None:
+        from vitrail.report.html import render
+        from vitrail.store import atomic_write, writing
 
-    artifact = args.out if selection.winner is not None else None
-    terminal.show(selection, sys.stdout, artifact=artifact, report=report)
+        report = _report_path(args.out)
+        with writing(report):
+            report.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(report, render(selection).encode("utf-8"))
 
 
-def _write_report(out: str, selection: Selection) -> str:
-    from vitrail.report.html import render
-    from vitrail.store import atomic_write
-
-    target = Path(out).with_name(Path(out).name + ".report.html")
-    atomic_write(target, render(selection).encode("utf-8"))
-    return str(target)
+def _report_path(out: str) -> Path:
+    return Path(out).with_name(Path(out).name + ".report.html")

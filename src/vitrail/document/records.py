@@ -80,6 +80,8 @@ def _observation(row: schema.VariantDoc) -> v.Observation:
         facts=_facts(row.engine),
         environment=_maybe(v.Environment, row.environment),
         measurement=None,
+        throughput_answer=None,
+        confirmed=True,
         weights_at_hand=row.weights.at_hand,
     )
 

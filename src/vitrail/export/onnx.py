@@ -21,6 +21,10 @@ CHECKED_BATCH = 3
 EXPORT_TOLERANCE = 1e-4
 """Largest relative difference between the file and the module it was made from, in fp32."""
 
+RANDOM_TOLERANCE = 0.1
+"""The same for random weights: an untrained net's activations grow or vanish with depth, so fp32 rounding
+does too (1.6e-3 seen on EfficientNetV2-S). They are only timed; a wrong graph is off by far more."""
+
 ONE_FILE_LIMIT = 1_800 * 1024 * 1024
 """A protobuf file ends at 2 GiB; above this the weights go into a file beside it."""
 
@@ -63,16 +67,18 @@ def write_openvino(onnx_path: Path, path: Path) -> None:
     ov.save_model(model, path, compress_to_fp16=False)
 
 
-def check(model: nn.Module, onnx_path: Path, image_size: int, seed: int = 0) -> float:
+def check(
+    model: nn.Module, onnx_path: Path, image_size: int, *, tolerance: float = EXPORT_TOLERANCE
+) -> float:
     """Run the file at a batch size that was not traced; return its relative difference to the module.
 
     Raises:
-        ExportMismatch: the difference is above `EXPORT_TOLERANCE`, or the batch size was frozen.
+        ExportMismatch: the difference is above `tolerance`, or the batch size was frozen.
     """
     from vitrail import runtimes
 
     shape = (CHECKED_BATCH, 3, image_size, image_size)
-    batch = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(batch)).numpy()
     try:
@@ -95,7 +101,7 @@ def check(model: nn.Module, onnx_path: Path, image_size: int, seed: int = 0) -> 
         raise ExportMismatch(f"the ONNX file gives {found.shape} where the module gives {expected.shape}")
     scale = float(np.linalg.norm(expected)) or 1.0
     difference = float(np.linalg.norm(found - expected)) / scale
-    if not difference <= EXPORT_TOLERANCE:
+    if not difference <= tolerance:
         raise ExportMismatch(
             f"the ONNX file differs from the module by {difference:.1e} (relative) at batch {CHECKED_BATCH}"
         )

@@ -13,8 +13,8 @@ from pathlib import Path
 from vitrail.errors import InputError, MissingExtraError
 
 MAX_PHOTOS = 800
-"""Enough for a bound of the accuracy that a lower precision loses, which takes 600 (docs/measurement.md)."""
-"""Largest number of a folder's photos that is used; more are thinned evenly."""
+"""Largest number of a folder's photos that is used, more are thinned evenly: enough for a bound of the
+accuracy that a lower precision loses, which takes 600 (docs/measurement.md)."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMED_UNREADABLE = 10
@@ -140,7 +140,7 @@ def sample_photos() -> PhotoSet:
     return PhotoSet(
         name="sample",
         paths=tuple(str(path.absolute()) for path in present.values()),
-        digest=_digest(present.values()),
+        digest=digest_of(present.values()),
         evidence=(
             f"{len(present)} sample photos of scikit-learn and scikit-image{missing}: "
             "weaker evidence than your own photos (--images DIR)"
@@ -172,7 +172,7 @@ def photo_folder(path: str | Path) -> PhotoSet:
     return PhotoSet(
         name=root.resolve().name or str(root),
         paths=tuple(str(photo) for photo in good),
-        digest=_digest(good),
+        digest=digest_of(good),
         evidence=_evidence(str(path), len(good), len(chosen), len(everything), bad),
     )
 
@@ -230,9 +230,9 @@ def _unreadable(paths: Iterable[Path]) -> list[str]:
         return list(pool.map(reason, paths))
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def digest_of(paths: Iterable[str | Path]) -> str:
     """sha256 over the sorted sha256 of the files, so that a renamed or moved set stays the same set."""
-    contents = sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths)
+    contents = sorted(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
     return hashlib.sha256(b"".join(contents)).hexdigest()
 
 

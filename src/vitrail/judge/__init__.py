@@ -80,8 +80,12 @@ def judge(
     )
     _refuse_mixtures(observations)
     judged = {each.variant.name: verdicts(each, requirements, workload) for each in observations}
+    # Where no variant has a figure for the objective, the next criterion ranks; else a missing one blocks.
+    ranked_by = any(figure(each, requirements.objective, workload) is not None for each in observations)
     blocking = {
-        each.variant.name: _blocking(each, judged[each.variant.name], requirements, workload, shipping)
+        each.variant.name: _blocking(
+            each, judged[each.variant.name], requirements, workload, shipping, ranked_by
+        )
         for each in observations
     }
     status = {
@@ -151,7 +155,7 @@ def _refuse_mixtures(observations: Sequence[Observation]) -> None:
     places = {
         (where.hardware, where.vitrail, where.photos)
         for each in observations
-        if each.measurement is not None and (where := each.measurement.environment)
+        if (where := each.measurement.environment if each.measurement else each.environment) is not None
     }
     if len(places) > 1:
         raise InputError(
@@ -168,6 +172,7 @@ def _blocking(
     requirements: Requirements,
     workload: Workload,
     shipping: bool,
+    ranked_by: bool,
 ) -> list[Verdict]:
     """The verdicts that keep the variant from winning, fails first."""
     unstated = () if shipping else ("parity", "license")
@@ -177,10 +182,21 @@ def _blocking(
         if verdict.answer != "pass"
         and not (verdict.answer == "not assessed" and verdict.requirement in unstated)
     ]
+    if not observation.confirmed and observation.weights_at_hand and _measured(observation):
+        reason = "screened in one launch, no finals: raise --budget if it should win"
+        blocks.append(
+            Verdict(
+                requirement="finals",
+                answer="undecided",
+                observed=None,
+                limit=None,
+                margin=None,
+                reason=reason,
+            )
+        )
     objective = requirements.objective
-    if figure(observation, objective, workload) is None and not any(
-        objective in v.requirement for v in blocks
-    ):
+    missing = ranked_by and figure(observation, objective, workload) is None
+    if missing and not any(objective in v.requirement for v in blocks):
         reason = f"{objective} not assessed: no figure to rank by"
         blocks.append(
             Verdict(
@@ -199,12 +215,15 @@ def _blocking(
 def _status(observation: Observation, own: Sequence[Verdict], blocking: Sequence[Verdict]) -> Status:
     if observation.variant.reference:
         return "reference"
-    measured = observation.request is not None or observation.model is not None
-    if observation.failure is not None or (observation.pruned is not None and not measured):
+    if observation.failure is not None or (observation.pruned is not None and not _measured(observation)):
         return "rejected"
     if any(verdict.answer == "fail" for verdict in own):
         return "rejected"
     return "undecided" if blocking or not observation.weights_at_hand else "feasible"
+
+
+def _measured(observation: Observation) -> bool:
+    return observation.request is not None or observation.model is not None
 
 
 def _only_lacks_weights(observation: Observation, blocking: Sequence[Verdict], workload: Workload) -> bool:
@@ -223,9 +242,8 @@ def _could_ship(entry: LedgerEntry) -> bool:
     return entry.status != "reference" and seen.failure is None and seen.weights_at_hand and not refuted
 
 
-def _miss_key(entry: LedgerEntry) -> float:
-    total = miss(entry.verdicts)
-    return float("inf") if total is None else total
+def _miss_key(entry: LedgerEntry) -> tuple[float, float]:
+    return miss(entry.verdicts) or (float("inf"), float("inf"))
 
 
 def _nearest(entries: Sequence[LedgerEntry]) -> tuple[str, ...]:

@@ -200,7 +200,7 @@ def _throughput(observation: Observation, requirements: Requirements, workload: 
     supported: float | None = value
     if observation.measurement is not None:
         blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
-        answer = stats.throughput_answer(blocks, workload.batch_size, least)
+        answer = observation.throughput_answer or stats.throughput_answer(blocks, workload.batch_size, least)
         interval = stats.mean_latency_interval(blocks)
         supported = 1000 * workload.batch_size / interval[2] if interval else None
     reason = f"{_number(value)} images/s: {_room(value - least, 'images/s')}"

@@ -134,9 +134,9 @@ def front(observations: Sequence[Observation], workload: Workload) -> tuple[str,
     )
 
 
-def miss(verdicts: Iterable[Verdict]) -> float | None:
-    """Total relative miss of the requirements; None when parity fails or a limit was not assessed."""
-    total = 0.0
+def miss(verdicts: Iterable[Verdict]) -> tuple[int, float] | None:
+    """(limits not assessed, total relative miss of the others); None: parity fails, nothing is known."""
+    total, unknown, known = 0.0, 0, 0
     for verdict in verdicts:
         if verdict.requirement == "parity":
             if verdict.answer == "fail":
@@ -144,7 +144,9 @@ def miss(verdicts: Iterable[Verdict]) -> float | None:
         elif verdict.requirement == "license":
             total += LICENSE_MISS if verdict.answer == "fail" else 0.0
         elif verdict.margin is None or not isinstance(verdict.limit, (int, float)):
-            return None
-        elif verdict.answer != "pass":
-            total += max(0.0, -verdict.margin / verdict.limit) if verdict.limit else 1.0
-    return total
+            unknown += 1
+        else:
+            known += 1
+            if verdict.answer != "pass":
+                total += max(0.0, -verdict.margin / verdict.limit) if verdict.limit else 1.0
+    return (unknown, total) if known else None

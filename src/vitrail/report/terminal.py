@@ -30,7 +30,8 @@ def summary(
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
     lines += _wrapped("LOST", "also: " + " · ".join(groups)) if groups else []
     lines += [_line("NOTE", note) for note in selection.notes]
-    lines += _written(selection, artifact, report)
+    if last := written(artifact, report):
+        lines.append(last)
     return "\n".join(lines) + "\n"
 
 
@@ -167,8 +168,9 @@ def _would_win(selection: Selection) -> list[str]:
     ]
 
 
-def _written(selection: Selection, artifact: str | None, report: str | None) -> list[str]:
+def written(artifact: str | None, report: str | None) -> str:
+    """The last line: what was written where, and what to do next; empty if nothing was."""
     said = [f"{artifact.rstrip('/')}/ written, verified"] if artifact else []
     said += [report] if report else []
     said += [f"next: vitrail predict {artifact.rstrip('/')} IMAGE"] if artifact else []
-    return [" · ".join(said)] if said else []
+    return " · ".join(said)

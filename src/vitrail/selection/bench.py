@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -39,6 +40,8 @@ METHOD_VERSION = "1"
 
 EXPORT_MEMORY_MIB = 12_288.0
 REFERENCE_SECONDS = 20.0
+REFERENCE_MANY_SECONDS = 90.0
+"""With enough photos to measure what a lower precision loses, the reference gets the time to see them."""
 PARITY_IMAGES = 96
 """Crops that parity looks at when there are few photos; each photo gives at most `MAX_CROPS`."""
 MAX_CROPS = 8
@@ -75,6 +78,8 @@ class Bench:
         # The slow reference may not get through all photos: a shuffled order keeps what it sees mixed.
         order = np.random.default_rng(0).permutation(len(photos.paths))
         self._parity_photos = tuple(photos.paths[i] for i in order)
+        many = len(photos.paths) >= stats.PHOTOS_FOR_LOSS_BOUND
+        self._reference_s = REFERENCE_MANY_SECONDS if many else REFERENCE_SECONDS
         self._finder = finder
         self._fingerprint = hardware.fingerprint(machine)
         self._fresh = fresh
@@ -151,16 +156,12 @@ class Bench:
         manifest = msgspec.json.decode((folder / work.MANIFEST).read_bytes())
         files_of = runtimes.RUNTIMES[variant.runtime].files
         files = tuple(name for name in work.FILE_SETS[files_of] if (folder / name).is_file())
-        digest = hashlib.sha256()
-        for name in files:
-            digest.update(store.sha256_file(folder / name).encode())
         return Export(
             folder=str(folder),
             files=files,
             entry=work.ENTRIES[files_of],
             seconds=float(manifest["seconds"]),
             random_weights=bool(manifest["random_weights"]),
-            sha256=digest.hexdigest(),
             toolchain=tuple(sorted(manifest["toolchain"].items())),
         )
 
@@ -225,6 +226,7 @@ class Bench:
             "workload": msgspec.to_builtins(workload),
             "environment": msgspec.to_builtins(self.environment(variant)),
             "toolchain": work.toolchain(),
+            "images": _image_libraries(),
             "export": work.EXPORT_VERSION,
         }
 
@@ -246,19 +248,21 @@ class Bench:
 
     # --- parity -----------------------------------------------------------------------------------
 
-    def parity(self, variant: Variant, launch: Launch) -> Parity:
+    def parity(self, variant: Variant, launch: Launch, left_s: float) -> Parity:
         """Compare a launched export with the fp32 eager reference on the photos' crops.
+
+        The reference sees as many photos as `left_s` allows, and never fewer than parity needs.
 
         Raises:
             ChildFailure: the reference or the export failed.
         """
-        reference = self.reference_scores(variant)
+        reference = self.reference_scores(variant, left_s)
         photos = self._parity_photos[: len(reference)]
         with tempfile.TemporaryDirectory() as folder:
             scores = launch.scores(photos, reference.shape[1], Path(folder) / "scores.npy")
         return parity.compare(reference, scores, variant.precision)
 
-    def reference_scores(self, variant: Variant) -> np.ndarray:
+    def reference_scores(self, variant: Variant, left_s: float = REFERENCE_SECONDS) -> np.ndarray:
         """float32 (photos, crops, K) of the fp32 eager model; made once for all of a candidate's variants."""
         located = self.weights(variant.candidate)
         assert located is not None, "random weights have no parity"
@@ -272,14 +276,22 @@ class Bench:
             "digest": self.photos.digest,
             "crops": crops,
             "toolchain": work.toolchain(),
+            "images": _image_libraries(),
+            "method": METHOD_VERSION,
         }
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
         target = self._cache / "references" / f"{digest}.npy"
         if not target.is_file():
-            self._make_reference(variant, located, crops, target)
-        return np.asarray(np.load(target, allow_pickle=False))
+            self._make_reference(variant, located, crops, target, left_s)
+        try:
+            return np.asarray(np.load(target, allow_pickle=False))
+        except (ValueError, EOFError):  # cut off by a crash of the machine: as if it were not there
+            self._make_reference(variant, located, crops, target, left_s)
+            return np.asarray(np.load(target, allow_pickle=False))
 
-    def _make_reference(self, variant: Variant, located: Located, crops: int, target: Path) -> None:
+    def _make_reference(
+        self, variant: Variant, located: Located, crops: int, target: Path, left_s: float
+    ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             partial = Path(folder) / "scores.npy"
@@ -290,7 +302,7 @@ class Bench:
                 weights=self._weights_path(located),
                 photos=list(self._parity_photos),
                 crops_per_photo=crops,
-                seconds=REFERENCE_SECONDS,
+                seconds=min(self._reference_s, max(left_s / 2, 1.0)),
                 minimum=min(len(self.photos.paths), 2 * parity.MIN_DECIDED_PHOTOS),
                 target=str(partial),
                 threads=self.threads,
@@ -334,6 +346,11 @@ class Bench:
             bounds=ParityBounds(**dataclasses.asdict(bounds)),
             measurement=measurement,
         )
+
+
+def _image_libraries() -> dict[str, str]:
+    """Versions of what decodes and resizes: part of a request's latency and of a reference's pixels."""
+    return {name: metadata.version(name) for name in ("pillow", "numpy")}
 
 
 def _labels_key(labels: str) -> str:

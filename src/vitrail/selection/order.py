@@ -2,8 +2,8 @@
 
 A prediction is the variant's work (its arithmetic at the engine's peak plus the bytes it moves) times the
 ratio of measured latency to work seen so far for its family, else for its engine. It only orders. What
-rejects is a floor: the arithmetic at the peak; the work at the best ratio that its family, or any five
-variants of the engine, reached; what the same model took on an engine with a higher peak. A variant is
+rejects is a floor: the arithmetic at the peak; the work at the best ratio that a relative of
+similar size reached; what the same model took on an engine with a higher peak. A variant is
 still believed to be `SAFETY` times faster than that.
 """
 
@@ -33,9 +33,6 @@ FIT = 1.25
 
 SAFETY = 2.0
 """How much faster than its floor a variant is still believed to be able to run."""
-
-ENOUGH = 5
-"""Variants of one engine after which the best ratio among them is a floor for all."""
 
 RELATED = 4.0
 """Up to this ratio of work, one member of a family tells of another: ratios fall as models grow."""
@@ -88,21 +85,19 @@ class LatencyModel:
             for other, ratio in self._by_family.get((variant.candidate.family, *engine), ())
             if 1 / RELATED <= other / work <= RELATED
         ]
-        engine_wide = self._by_engine.get(engine, ())
-        anything = min(engine_wide) if len(engine_wide) >= ENOUGH else 0.0
         siblings = [
             latency
             for peak, latency in self._of_candidate.get((variant.candidate.name, variant.image_size), ())
             if peak > self._peak(variant) > 0
         ]
-        return max(floor, work * min(family, default=0.0), work * anything, *siblings)
+        return max(floor, work * min(family, default=0.0), *siblings)
 
     def least_ms(self, variant: Variant) -> tuple[float, float]:
         """Least judged percentile and mean that are believed possible, in ms."""
         least = self.floor_ms(variant) / SAFETY
         if not self._by_engine:
             return least, least
-        return least + self._beside_percentile, least + self._beside_mean
+        return least + self._beside_percentile / SAFETY, least + self._beside_mean / SAFETY
 
     def _peak(self, variant: Variant) -> float:
         return self._peaks.get(variant.runtime, {}).get(variant.precision, 0.0)
@@ -155,7 +150,8 @@ def cannot_beat(
         if ceiling is None or ceiling < rival.accuracy.value or (lossy and ceiling == rival.accuracy.value):
             most = "no known accuracy" if ceiling is None else f"at most {ceiling:.1f} % top-1"
             return f"{most}, {name} has {rival.accuracy.value:.1f} %"
-    if objective in ("latency", "throughput") and rival.model is not None:
+    by_time = objective in ("latency", "throughput") or (objective == "accuracy" and rival.accuracy is None)
+    if by_time and rival.model is not None:
         least = model.floor_ms(variant) / SAFETY
         if least > rival.model.p50:
             return f"hardly below {least:.1f} ms by its floor, {name} takes {rival.model.p50:.1f} ms"

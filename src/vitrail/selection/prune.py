@@ -28,12 +28,16 @@ def variants(
 ) -> tuple[Variant, ...]:
     """All variants of the candidates on the installed runtimes that the settings admit.
 
-    References (PyTorch) are searched only when they are asked for by name.
+    References (PyTorch) are measured beside the winner, never searched.
 
     Raises:
-        InputError: no installed runtime has an asked precision.
+        InputError: no installed runtime has an asked precision, or only references are asked for.
     """
     pairs = _engines(settings.runtimes, settings.precisions)
+    if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
+        raise InputError(
+            f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
+        )
     if not pairs:
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
         raise InputError(
@@ -45,7 +49,6 @@ def variants(
             image_size=workload.image_size or candidate.preprocess.image_size,
             runtime=runtime,
             precision=precision,
-            reference=RUNTIMES[runtime].reference,
         )
         for candidate in candidates
         for runtime, precision in pairs
@@ -57,7 +60,7 @@ def _engines(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str,
     return [
         (name, precision)
         for name, runtime in RUNTIMES.items()
-        if name in there and (name in names or not (names or runtime.reference))
+        if name in there and not runtime.reference and (name in names or not names)
         for precision in runtime.precisions
         if not precisions or precision in precisions
     ]

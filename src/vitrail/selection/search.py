@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from vitrail import judge, runtimes, stats
+from vitrail.errors import InputError
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import ExportSubject
 from vitrail.measure.sandbox import ChildFailure
@@ -33,7 +34,9 @@ from vitrail.vocabulary import (
     Variant,
 )
 
-EXPORT_TIMEOUT_S = 300.0
+EXPORT_TIMEOUT_S = 180.0
+EXPORT_LEAST_S = 8.0
+"""What an export is expected to take before one was made."""
 RESERVE_SHARE, RESERVE_LEAST_S, RESERVE_MOST_S = 0.25, 8.0, 90.0
 """Part of the budget that exploring leaves for the finals."""
 RIVALS = 3
@@ -100,6 +103,8 @@ class Search:
     def __post_init__(self) -> None:
         workload = self.bench.workload
         self.trials = {variant.name: Trial(variant) for variant in self.variants}
+        if len(self.trials) != len(self.variants):
+            raise InputError("Two candidates have one name: rename the weights file, or narrow --models.")
         self._model = LatencyModel(workload, self.peaks)
         self._rng = random.Random(self.seed)
         self._plan = Plan(
@@ -111,6 +116,7 @@ class Search:
             rank=self.requirements.objective in ("latency", "throughput"),
         )
         self._done = 0
+        self._export_s: list[float] = []
 
     # --- the whole --------------------------------------------------------------------------------
 
@@ -127,7 +133,7 @@ class Search:
             )
         reserve = min(max(RESERVE_SHARE * self.settings.budget_s, RESERVE_LEAST_S), RESERVE_MOST_S)
         while True:
-            best = self._explore(at_hand=True, until=self.deadline - reserve)
+            best = self._explore(at_hand=True, reserve=reserve)
             if best is None or best.confirmed or self.clock() >= self.deadline:
                 break
             if best.finalist:
@@ -135,13 +141,13 @@ class Search:
             else:
                 self._finals(best)
         self._measure_references()
-        self._explore(at_hand=False, until=self.deadline)
+        self._explore(at_hand=False, reserve=0.0)
         self._close()
         return self.observations()
 
-    def observations(self, *, hopeful: bool = False) -> tuple[Observation, ...]:
-        """All trials as observations; `hopeful` takes contenders that were screened only as passing."""
-        return tuple(self._observe(trial, hopeful=hopeful) for trial in self.trials.values())
+    def observations(self) -> tuple[Observation, ...]:
+        """All trials as observations, in the order of the variants."""
+        return tuple(self._observe(trial) for trial in self.trials.values())
 
     def notes(self) -> tuple[str, ...]:
         """What the ledger alone does not say about this search."""
@@ -162,17 +168,27 @@ class Search:
 
     # --- stages -----------------------------------------------------------------------------------
 
-    def _explore(self, *, at_hand: bool, until: float) -> Trial | None:
-        """Measure open trials, most promising first; returns the best contender whose weights are at hand."""
+    def _explore(self, *, at_hand: bool, reserve: float) -> Trial | None:
+        """Measure open trials, most promising first; returns the best contender whose weights are at hand.
+
+        Ends when nothing open can beat the best, or when the next one would reach into the reserve.
+        """
         while True:
-            best = self._best(at_hand=at_hand)
-            trial = self._next(best, at_hand=at_hand)
-            if trial is None or self.clock() >= until:
+            trial = self._next(self._best(at_hand=at_hand), at_hand=at_hand)
+            if trial is None:
                 return self._best(at_hand=True)
             if at_hand and not self._obtain(trial):
                 continue
+            until = self.deadline - reserve  # downloads move the deadline
+            if self.clock() + self._needed_s(trial) >= until:
+                return self._best(at_hand=True)
             self._measure(trial, until)
             self._tell(trial)
+
+    def _needed_s(self, trial: Trial) -> float:
+        """Least time that measuring the trial takes: its export, going by the ones made so far."""
+        kept = self.bench.exported(trial.variant) or self.bench.recorded(trial.variant) is not None
+        return 1.0 if kept else max(self._export_s, default=EXPORT_LEAST_S)
 
     def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
         """The most promising open trial that could still beat the best one."""
@@ -261,10 +277,11 @@ class Search:
     def _measure_references(self) -> None:
         """The winner's candidate in eager PyTorch, if the time allows."""
         winner = self._best(at_hand=True)
-        if winner is None or self.settings.runtimes:
+        if winner is None:
             return
         for name, runtime in runtimes.RUNTIMES.items():
-            if not runtime.reference or runtimes.version(name) is None:
+            asked = not self.settings.runtimes or name in self.settings.runtimes
+            if not (runtime.reference and asked) or runtimes.version(name) is None:
                 continue
             for precision in runtime.precisions:
                 variant = replace(winner.variant, runtime=name, precision=precision, reference=True)
@@ -282,21 +299,23 @@ class Search:
         for trial in self.trials.values():
             if not trial.open:
                 continue
-            rivals = [None if each is None else self._observe(each, hopeful=True) for each in (best, wish)]
+            # Only what also lacks its weights is compared with a wish: that one cannot win itself.
+            ahead = (best,) if trial.at_hand else (best, wish)
+            rivals = [None if each is None else self._observe(each, hopeful=True) for each in ahead]
             reasons = (self._excluded(trial, rival, floor) for rival in rivals)
             trial.pruned = next((reason for reason in reasons if reason), None)
 
     # --- one trial --------------------------------------------------------------------------------
 
     def _measure(self, trial: Trial, until: float, plan: Plan | None = None) -> None:
-        """Export, screen and compare one variant; whatever goes wrong becomes its failure."""
+        """Export and screen one variant; whatever goes wrong becomes its failure."""
         plan = plan or self._plan
-        recorded = self.bench.recorded(trial.variant)
-        if recorded is not None:
-            self._reuse(trial, recorded, plan)
         try:
-            if recorded is None:
-                self._export(trial, until)
+            recorded = self.bench.recorded(trial.variant)
+            if recorded is not None:
+                self._reuse(trial, recorded, plan)
+            else:
+                self._export(trial)
                 assert trial.subject is not None
                 # However late it is, a launch gets time for a first block: without one there is no record.
                 deadline = max(until, self.clock() + 3.0)
@@ -322,16 +341,19 @@ class Search:
                     mean_ms=sum(judged) / len(judged),
                 )
 
-    def _export(self, trial: Trial, until: float) -> None:
-        left = until - self.clock()
-        export = self.bench.export(trial.variant, min(EXPORT_TIMEOUT_S, max(left, 5.0)))
+    def _export(self, trial: Trial) -> None:
+        begin, kept = self.clock(), self.bench.exported(trial.variant)
+        # A hang is cut by the time of its own; the budget alone never turns an export into a failure.
+        export = self.bench.export(trial.variant, EXPORT_TIMEOUT_S)
         trial.subject = self.bench.subject(trial.variant, export)
+        if not kept:
+            self._export_s.append(self.clock() - begin)
 
     def _ready(self, trial: Trial) -> bool:
         """Have the trial's export at hand, also when its figures came from an earlier run."""
         if trial.subject is None:
             try:
-                self._export(trial, self.deadline)
+                self._export(trial)
             except ChildFailure as error:
                 trial.failure = str(error)
         return trial.subject is not None
@@ -365,7 +387,7 @@ class Search:
             return
         launch = trial.subject.launch(0)
         try:
-            trial.parity = self.bench.parity(trial.variant, launch)
+            trial.parity = self.bench.parity(trial.variant, launch, self.deadline - self.clock())
         finally:
             launch.close()
         trial.measurement = replace(trial.measurement, parity=trial.parity)
@@ -403,21 +425,25 @@ class Search:
         if trial.measurement is None or trial.outcome is None:
             return Observation(
                 variant=trial.variant,
-                accuracy=judge.accuracy(trial.variant, None, at_hand=False),
+                accuracy=judge.accuracy_before_measuring(trial.variant),
                 weights_at_hand=trial.at_hand,
                 failure=trial.failure,
                 pruned=trial.pruned,
             )
         answer = trial.outcome.latency_answer
-        hopeful = hopeful and not trial.finalist and trial.outcome.contender
-        if hopeful and answer == "undecided":
+        may_pass = hopeful and not trial.finalist and trial.outcome.contender
+        if may_pass and answer == "undecided":
             answer = "pass"
-        assumed = hopeful and trial.at_hand and trial.parity is None
+        assumed = may_pass and trial.at_hand and trial.parity is None
         observation = judge.observe(
             trial.variant, trial.measurement, latency_answer=answer, weights_at_hand=not assumed
         )
         if assumed:
             observation = judge.as_if_at_hand(observation)
+        if may_pass:
+            observation = replace(observation, throughput_answer="pass")
+        if trial.at_hand and not hopeful:
+            observation = replace(observation, confirmed=trial.confirmed)
         return replace(observation, weights_at_hand=trial.at_hand, failure=trial.failure)
 
     def _best(self, *, at_hand: bool) -> Trial | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vitrail import artifact, catalog, hardware, judge, runtimes, store, verify
+from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.images.photos import photo_folder, sample_photos
 from vitrail.measure import peaks as engine_peaks
@@ -36,6 +36,8 @@ class Watcher:
 
     progress: Callable[[Progress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
+    judged: Callable[[Selection], None] = lambda _: None
+    """Called with the result before anything ships, so that a failure to write does not lose it."""
 
 
 def select(
@@ -78,7 +80,7 @@ def select(
     allowance = DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib
     finder = WeightsFinder(offline=settings.offline, max_download_mib=allowance)
     bench = Bench(workload=workload, photos=photos, finder=finder, machine=machine, fresh=settings.fresh)
-    peaks = measured_peaks(machine, workload)
+    peaks = measured_peaks(machine, workload, fresh=settings.fresh)
     everything = variants(candidates, workload, settings)
     _introduce(watcher, machine, candidates, everything, requirements, workload, peaks, len(photos.paths))
     # What was spent on photos and peaks belongs to the budget too.
@@ -103,13 +105,17 @@ def select(
         notes=(*search.notes(), *missing_runtimes(settings), photos.evidence),
         method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
     )
+    watcher.judged(selection)
     if out is not None and selection.winner is not None:
-        ship(selection, search, Path(out), overwrite=overwrite)
+        watcher.note(ship(selection, search, Path(out), overwrite=overwrite))
     return selection
 
 
-def ship(selection: Selection, search: Search, out: Path, *, overwrite: bool) -> artifact.Artifact:
-    """Write the winner's artifact and verify it from its own files.
+def ship(selection: Selection, search: Search, out: Path, *, overwrite: bool) -> str:
+    """Write the winner's artifact, verify it from its own files, and measure it once more.
+
+    Returns one line that compares the latency of the shipped folder with what was claimed. A difference is
+    said, not refused: one launch on a shared machine may be slow.
 
     Raises:
         InputError: the folder cannot be written.
@@ -127,11 +133,17 @@ def ship(selection: Selection, search: Search, out: Path, *, overwrite: bool) ->
         raise ClaimError(
             f"{out} was written but does not verify: run `vitrail verify {out}` and report what it says."
         )
-    return written
+    again = remeasure.measure_artifact(written, selection.requirements, selection.workload, launches=1)
+    now, then = again.model, winner.observation.model
+    assert now is not None
+    assert then is not None
+    return (
+        f"shipped folder launched again: model p50 {now.p50:.3g} ms, {then.p50:.3g} ms when it was selected"
+    )
 
 
-def measured_peaks(machine: dict[str, object], workload: Workload) -> Peaks:
-    """Engine peaks of this machine, probed once per engine version and kept."""
+def measured_peaks(machine: dict[str, object], workload: Workload, *, fresh: bool = False) -> Peaks:
+    """Engine peaks of this machine, probed once per engine version and kept; `fresh` probes again."""
     assert workload.threads is not None
     key: dict[str, object] = {
         "peaks": hardware.fingerprint(machine),
@@ -139,7 +151,7 @@ def measured_peaks(machine: dict[str, object], workload: Workload) -> Peaks:
         "threads": workload.threads,
     }
     records = store.RecordStore(store.cache_dir() / "peaks")
-    kept = records.get(key)
+    kept = None if fresh else records.get(key)
     if kept is None:
         kept = {"gflops": engine_peaks.peaks(workload.threads)}
         records.put(key, kept)
