@@ -20,7 +20,7 @@ import numpy as np
 
 from vitrail import runtimes
 from vitrail.images.decode import decode
-from vitrail.images.preprocess import crops
+from vitrail.images.preprocess import crops, resized_short_side
 from vitrail.predict import Predictor
 from vitrail.vocabulary import Preprocess
 
@@ -181,7 +181,7 @@ def machine_speed(payload: dict[str, Any]) -> dict[str, float]:
 def _warm_libraries(request: SessionRequest) -> None:
     # Importing the engine and decoding one photo belong to the baseline: they are the same for all models.
     __import__(runtimes.RUNTIMES[request.runtime].module)
-    decode(request.photos[0])
+    decode(request.photos[0], short_side=resized_short_side(request.preprocess))
 
 
 def _steal_s() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -168,9 +169,9 @@ def _need_workbench() -> None:
 
 def _resolved(workload: Workload, machine: dict[str, object]) -> Workload:
     cores = hardware.usable_cores()
-    threads = workload.threads or cores
-    if threads > cores:
-        raise InputError(f"--threads {threads} is more than the {cores} usable cores: give {cores} or fewer.")
+    threads, most = workload.threads or cores, max(cores, os.cpu_count() or cores)
+    if threads > most:
+        raise InputError(f"--threads {threads} is more than this machine's {most} processors: give fewer.")
     return dataclasses.replace(workload, threads=threads)
 
 
