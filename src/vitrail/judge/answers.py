@@ -138,12 +138,15 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
     margin = limit - value
     shown = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
     reason = f"{name} {_number(value)}{shown} ms: {_room(margin, 'ms')}"
-    if answer == "undecided":
-        why = "within its uncertainty of the limit" if interval else f"{figures.calls} calls do not decide"
-        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}"
     # A limit below the interval's upper end would not be passed.
     needed = max(value, interval[1]) if interval else value
     option = _option("--max-latency", needed, up=True, unit="ms")
+    if answer == "undecided":
+        why = "within its uncertainty of the limit" if interval else f"{figures.calls} calls do not decide"
+        if interval and interval[1] <= limit:
+            # No limit would admit it: what is missing are fresh launches.
+            why, option = "too few launches to pass", None
+        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}"
     return _numeric("max_latency", answer, value, limit, margin, reason, option)
 
 

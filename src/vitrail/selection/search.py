@@ -116,6 +116,7 @@ class Search:
             rank=self.requirements.objective in ("latency", "throughput"),
         )
         self._done = 0
+        self._decided = False
         self._export_s: list[float] = []
 
     # --- the whole --------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ class Search:
                 self._confirm(best)
             else:
                 self._finals(best)
+        self._decided = best is not None and best.confirmed
         self._measure_references()
         self._explore(at_hand=False, reserve=0.0)
         self._close()
@@ -443,7 +445,9 @@ class Search:
         if may_pass:
             observation = replace(observation, throughput_answer="pass")
         if trial.at_hand and not hopeful:
-            observation = replace(observation, confirmed=trial.confirmed)
+            # Rivals of the finals stand as what they are, once the winner above them was confirmed.
+            confirmed = trial.confirmed or (trial.finalist and self._decided)
+            observation = replace(observation, confirmed=confirmed)
         return replace(observation, weights_at_hand=trial.at_hand, failure=trial.failure)
 
     def _best(self, *, at_hand: bool) -> Trial | None:

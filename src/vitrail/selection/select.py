@@ -197,7 +197,7 @@ def _introduce(
     families = {v.candidate.family for v in left}
     watcher.note(hardware.one_line(machine))
     watcher.note(
-        f"{len(candidates)} models → {len(models)} of {len(families)} families not ruled out by facts "
+        f"{len(candidates)} models → {len(models)} in {len(families)} families are not ruled out by facts "
         f"→ {len(left)} variants"
     )
 
