@@ -218,8 +218,8 @@ def test_a_failure_on_the_way_leaves_nothing(request_, tiny_export, tmp_path, mo
     monkeypatch.setattr(onnx, "write_onnx", traced)
     real = getattr(onnx, stage)
 
-    def fails(*arguments: object) -> None:
-        real(*arguments)
+    def fails(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)
         raise RuntimeError("in the middle")
 
     monkeypatch.setattr(onnx, stage, fails)
@@ -251,7 +251,7 @@ def test_weights_that_do_not_fit_end_the_export_before_it_writes(request_, tmp_p
 
 def test_random_weights_are_said_to_be_random_and_the_same_each_time(request_, tiny_export, monkeypatch):
     written = []
-    monkeypatch.setattr(onnx, "check", lambda *_: 0.0)
+    monkeypatch.setattr(onnx, "check", lambda *_, **__: 0.0)
     monkeypatch.setattr(onnx, "write_openvino", lambda *_: None)
     monkeypatch.setattr(onnx, "write_onnx", lambda model, *_: written.append(model.state_dict()))
     state = torch.random.get_rng_state()

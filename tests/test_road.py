@@ -222,7 +222,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    """The fenced blocks of one language; fences are read in pairs, from the top."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in fences if name == language]
 
 
 @pytest.fixture(scope="module")
@@ -278,9 +280,7 @@ def test_the_readme_s_python_runs_as_it_stands(road, desk):
 
 
 def test_the_readme_s_file_tree_is_the_source_s():
-    (tree,) = [
-        block for block in re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if "src/" in block
-    ]
+    (tree,) = [block for block in blocks("") if block.startswith("src/")]
     source = Path(__file__).parents[1] / "src" / "vitrail"
     named = set(re.findall(r"([a-z]+\.py|[a-z]+/)(?=\s|,)", tree))
     there = {p.name + "/" * p.is_dir() for p in source.iterdir() if not p.name.startswith("__")}

@@ -45,7 +45,8 @@ class Measured:
 
     def measure(self, artifact, requirements, workload):
         self.asked = (requirements, workload)
-        return self.observation
+        # Measured on the photos that the claim belongs to.
+        return dataclasses.replace(self.observation, environment=artifact.manifest.evidence.environment)
 
     def judge(self, observation, requirements, workload):
         self.judged = (observation, requirements, workload)
@@ -180,6 +181,19 @@ def test_only_pass_holds(artifact, answer):
 def test_slower_or_larger_than_claimed(artifact, latency, memory, broken):
     outcome = Measured(latency, memory).verify(artifact.path)
     assert {name for name, answer in answers(outcome).items() if answer != "pass"} == broken
+
+
+def test_a_request_on_other_photos_is_not_compared_with_the_claimed_one(artifact):
+    measured = Measured()
+
+    def on_other_photos(*asked):
+        seen = Measured.measure(measured, *asked)
+        return dataclasses.replace(seen, environment=dataclasses.replace(seen.environment, photos="others"))
+
+    measured.measure = on_other_photos
+    names = set(answers(measured.verify(artifact.path)))
+    assert "claimed request latency" not in names
+    assert "claimed model latency" in names
 
 
 def test_figures_of_another_place_or_load_are_not_compared(bundle, artifact, tmp_path):
