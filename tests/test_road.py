@@ -246,6 +246,7 @@ def desk(road):
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_the_readme_s_commands_run_as_they_stand(road, desk):
     commands = [line[2:] for block in blocks("console") for line in block.splitlines()]
     assert len(commands) >= 8
