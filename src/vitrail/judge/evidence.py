@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from vitrail import stats
 from vitrail.measure import latency
+from vitrail.measure.parity import MIN_DECIDED_PHOTOS
 from vitrail.vocabulary import (
     Accuracy,
     Answer,
@@ -20,7 +21,6 @@ from vitrail.vocabulary import (
 
 ALLOWANCE_POINTS = 0.5
 """Assumed loss of a lower precision while too few photos measure it."""
-DECIDED_PHOTOS = 8
 
 
 def throughput(blocks: Sequence[Block], scope: Scope, batch_size: int) -> float | None:
@@ -104,8 +104,8 @@ def as_if_at_hand(observation: Observation) -> Observation:
         cosine=1.0,
         relative_error=0.0,
         photos=0,
-        decided=DECIDED_PHOTOS,
-        agreeing=DECIDED_PHOTOS,
+        decided=MIN_DECIDED_PHOTOS,
+        agreeing=MIN_DECIDED_PHOTOS,
         loss=None,
         loss_bound=None,
         reason="assumed: the weights are not at hand",
@@ -120,7 +120,7 @@ def as_if_at_hand(observation: Observation) -> Observation:
 
 def decided_photos_agree(parity: Parity) -> bool:
     """Whether enough photos are decided, and all of them agree, for the allowance to be granted."""
-    return parity.decided >= DECIDED_PHOTOS and parity.agreeing == parity.decided
+    return parity.decided >= MIN_DECIDED_PHOTOS and parity.agreeing == parity.decided
 
 
 def _estimated(known: Accuracy, loss: float, why: str) -> Accuracy:

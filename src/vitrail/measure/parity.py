@@ -13,7 +13,6 @@ DECIDED_MARGIN = 0.1
 """A crop is decided if the reference's top-1 leads its top-2 by this much in probability."""
 
 MIN_DECIDED_PHOTOS = 8
-MIN_PHOTOS_FOR_BOUND = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
     error = float((np.linalg.norm(scores - reference, axis=-1) / np.maximum(norms[0], 1e-12)).max())
     decided, agreeing = decided_photos(reference, scores)
     losses = loss_per_photo(reference, scores)
-    bound = stats.mean_upper_bound(losses) if photos >= MIN_PHOTOS_FOR_BOUND else None
+    bound = stats.mean_upper_bound(losses)
     answer, reason = _answer(bounds, cosine, error, decided, agreeing)
     return Parity(
         answer=answer,
