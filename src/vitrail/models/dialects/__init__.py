@@ -1,0 +1,115 @@
+"""Foreign names of the same weights -> ours, by literal tables: one file of tables per architecture.
+
+A table's left side is a key, or a module's path (then it stands for all tensors of that module: weight,
+bias, …). `{b}` matches a number; the right side may use it, `{b+1}` or `{b-1}` too. After the right side may
+stand
+
+    [0/3]   this tensor is part 0 of 3, concatenated along its first dimension (q, k and v kept apart)
+    ^T      transposed (matrices that are stored to be multiplied from the right)
+
+and None drops the tensor: tables that are derived from the configuration are computed here, never loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dialect", "detect", "translate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one codebase names the weights of one architecture."""
+
+    name: str
+    """As a person calls it: "Hugging Face transformers", "torchvision", …"""
+    marks: tuple[str, ...]
+    """Keys that only this dialect has; all of them must be there."""
+    names: Mapping[str, str | None] = field(default_factory=dict)
+    """Foreign key or module path -> ours. Keys without an entry keep their name."""
+    prefix: str = ""
+    """Stripped from every key that has it before `marks` and `names` are looked up."""
+
+
+def detect(keys: Mapping[str, Tensor], dialects: tuple[Dialect, ...]) -> Dialect | None:
+    """The first dialect all of whose marks are among the keys; None: none is recognised."""
+    for dialect in dialects:
+        stripped = {key.removeprefix(dialect.prefix) for key in keys}
+        if all(mark in stripped for mark in dialect.marks):
+            return dialect
+    return None
+
+
+def translate(state_dict: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
+    """The same tensors under our names, joined, transposed or dropped as the table says.
+
+    Raises:
+        ValueError: a tensor that is stored in parts lacks one of them, or two keys give the same name.
+    """
+    rules = [(_pattern(foreign), ours) for foreign, ours in dialect.names.items()]
+    result: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    counts: dict[str, int] = {}
+    for key, tensor in state_dict.items():
+        name = _renamed(key.removeprefix(dialect.prefix), rules)
+        if name is None:
+            continue
+        if name.endswith("^T"):
+            name, tensor = name[:-2], tensor.T
+        part = _PART.search(name)
+        if part:
+            name = name.replace(part.group(0), "")
+            parts.setdefault(name, {})[int(part.group(1))] = tensor
+            counts[name] = int(part.group(2))
+            continue
+        if name in result:
+            raise ValueError(f"two tensors of the file are {name} here (one is {key})")
+        result[name] = tensor
+    for name, found in parts.items():
+        lacking = sorted(set(range(counts[name])) - found.keys())
+        if lacking:
+            raise ValueError(f"{name} is stored in {counts[name]} parts and part {lacking[0]} is missing")
+        result[name] = torch.cat([found[i] for i in sorted(found)])
+    return result
+
+
+_PART = re.compile(r"\[(\d+)/(\d+)\]")
+_PLACE = re.compile(r"\{(\w)\}")
+_USE = re.compile(r"\{(\w)([+-]\d+)?\}")
+
+
+def _pattern(foreign: str) -> re.Pattern[str]:
+    pieces = _PLACE.split(foreign)
+    # split() alternates literal text and placeholder names.
+    text = "".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
+    return re.compile(f"{text}(?P<leaf>\\.\\w+)?")
+
+
+def _renamed(key: str, rules: list[tuple[re.Pattern[str], str | None]]) -> str | None:
+    for pattern, ours in rules:
+        match = pattern.fullmatch(key)
+        if match is None:
+            continue
+        if ours is None:
+            return None
+        found = match.groupdict()
+
+        def number(use: re.Match[str], found: dict[str, str | None] = found) -> str:
+            return str(int(found[use.group(1)] or 0) + int(use.group(2) or 0))
+
+        # The leaf goes before the mark that says what to do with the tensor.
+        name, mark = _split_mark(_USE.sub(number, ours))
+        return name + (found["leaf"] or "") + mark
+    return key
+
+
+def _split_mark(ours: str) -> tuple[str, str]:
+    if ours.endswith("^T"):
+        return ours[:-2], "^T"
+    part = _PART.search(ours)
+    return (ours[: part.start()], part.group(0)) if part else (ours, "")
