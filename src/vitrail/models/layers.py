@@ -1,0 +1,142 @@
+"""Small parts that the transformers share: the MLP, LayerScale, stochastic depth, the checks of their input.
+
+Shapes: B batch, C channels, H W pixels, N tokens, D width, F features of the hidden layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrail.errors import InputError
+
+__all__ = ["ACTIVATIONS", "DropPath", "LayerScale", "Mlp", "check_images", "drop_path_rates", "inferring"]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
+
+CHUNK_BYTES = 8 * 1024 * 1024
+"""Largest hidden activation of an MLP in eager inference. What it saves: 4 × D features for every token."""
+
+
+def inferring() -> bool:
+    """Eager and without gradients: the only state in which results may be written over their inputs."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting())
+
+
+class Mlp(nn.Module):
+    """(…, D) -> (…, D): fc2(act(fc1 x)), or with `gated` fc2(silu(a) · b) where [a b] = fc1 x.
+
+    The gate is SwiGLU (Shazeer 2020, eq. 6), both of its matrices packed into fc1.
+    """
+
+    def __init__(self, width: int, hidden: int, *, activation: str = "gelu", gated: bool = False) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise InputError(
+                f"There is no activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}."
+            )
+        if gated and hidden % 2:
+            raise InputError(f"A gated MLP halves its hidden features: give an even number, not {hidden}.")
+        self.activation, self.gated = activation, gated
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden // 2 if gated else hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not inferring():
+            return self._whole(x)
+        rows = max(1, CHUNK_BYTES // (self.fc1.out_features * x.element_size()))
+        flat_ND = x.reshape(-1, x.shape[-1])
+        count = len(flat_ND)
+        if count <= rows:
+            return self._whole(x)
+        # Tokens do not see one another here, so parts of them give the same as all at once. The parts are
+        # of equal size: a short last one would be slow.
+        parts = -(-count // rows)
+        bounds = [i * count // parts for i in range(parts + 1)]
+        first_ND = self._whole(flat_ND[: bounds[1]])
+        out_ND = first_ND.new_empty(count, first_ND.shape[-1])
+        out_ND[: bounds[1]] = first_ND
+        for start, end in pairwise(bounds[1:]):
+            out_ND[start:end] = self._whole(flat_ND[start:end])
+        return out_ND.view(*x.shape[:-1], -1)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        hidden_F = self.fc1(x)
+        if self.gated:
+            gate, value = hidden_F.chunk(2, dim=-1)
+            return self.fc2(F.silu(gate) * value)
+        return self.fc2(ACTIVATIONS[self.activation](hidden_F))
+
+
+class LayerScale(nn.Module):
+    """x · gamma, one learned factor per feature (Touvron et al. 2021, "Going deeper", eq. 5)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """In training, leave a residual branch out for a random share of the samples (Huang et al. 2016).
+
+    What stays is divided by the probability of staying, so that inference needs no correction.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept_B = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * (kept_B / keep)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """The rate of each block, growing linearly from 0 to `last`: early blocks matter to all later ones."""
+    return [last * i / max(1, depth - 1) for i in range(depth)]
+
+
+def check_images(images_BCHW: Tensor, channels: int) -> None:
+    """Refuse what is no batch of images; the sizes are looked at by the model.
+
+    Raises:
+        InputError: not 4-D, another number of channels, an empty batch.
+    """
+    if images_BCHW.ndim != 4:
+        raise InputError(
+            f"A batch of images has the shape (B, {channels}, H, W), not {tuple(images_BCHW.shape)}: "
+            "a single image needs images[None]."
+        )
+    if images_BCHW.shape[1] != channels:
+        raise InputError(
+            f"The model takes {channels} channels and the images have {images_BCHW.shape[1]}: "
+            f"convert them, or build the model with channels={images_BCHW.shape[1]}."
+        )
+    # A symbolic batch must not be looked at: the comparison would become part of the traced graph.
+    if not torch.compiler.is_compiling() and images_BCHW.shape[0] == 0:
+        raise InputError("The batch of images is empty: give at least one image.")

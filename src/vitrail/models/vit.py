@@ -1,0 +1,590 @@
+"""The Vision Transformer: an image as a sequence of patches (Dosovitskiy et al. 2021).
+
+    patches_BND = conv(images)                        one linear map of each P × P patch, eq. 1
+    x_BND       = [class; registers; patches] + positions
+    x_BND       = x + attention(norm1 x)              eq. 2, repeated `depth` times
+    x_BND       = x + mlp(norm2 x)                    eq. 3
+    features_BD = pool(norm x)                        the class token, a mean, or attention pooling; eq. 4
+    scores_BK   = head(features)
+
+What later papers added is a field of `ViTConfig` each: CLIP's norm before the blocks, DeiT-3's and DINOv2's
+LayerScale and registers, SwiGLU, SigLIP's attention pooling, QK-norm. Parameter names are timm's.
+
+Shapes: B batch, C channels, H W pixels, h w patches (the grid), N tokens (prefix + h·w), D width, K classes,
+in attention also H heads, d = D / H, F hidden features of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrail.errors import InputError
+from vitrail.models.attention import attend, check_kernel
+from vitrail.models.dialects import Dialect
+from vitrail.models.dialects.vit import DIALECTS
+from vitrail.models.layers import (
+    ACTIVATIONS,
+    DropPath,
+    LayerScale,
+    Mlp,
+    check_images,
+    drop_path_rates,
+    inferring,
+)
+
+__all__ = ["VARIANTS", "Attention", "Block", "ViT", "ViTConfig", "resample_positions"]
+
+POOLS = ("token", "avg", "map")
+MLPS = ("plain", "swiglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that distinguishes one Vision Transformer from another.
+
+    Raises:
+        InputError: fields that exclude one another, or an image that is no whole number of patches.
+    """
+
+    width: int
+    """D, features of a token."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads; each sees D / heads features."""
+    patch_size: int = 16
+    """P, side of a patch in pixels."""
+    image_size: tuple[int, int] = (224, 224)
+    """(H, W) that the position table is made for; other sizes are taken too, by resampling it."""
+    num_classes: int = 1000
+    """K; 0: no head, the model gives the pooled features."""
+    channels: int = 3
+    mlp: str = "plain"
+    """plain: two layers with `activation`; swiglu: gated, both matrices of the gate packed in fc1."""
+    mlp_width: int | None = None
+    """F, outputs of fc1 (with swiglu of both its halves); None: 4 × width."""
+    activation: str = "gelu"
+    """gelu, gelu_tanh or quick_gelu, as the weights were trained."""
+    class_token: bool = True
+    register_tokens: int = 0
+    """Extra learned tokens that no one reads (Darcet et al. 2024); they stand after the class token."""
+    position_covers_prefix: bool = True
+    """Class and register tokens have rows of the position table (timm: not no_embed_class)."""
+    pre_norm: bool = False
+    """A norm before the blocks, and patches projected without bias (CLIP)."""
+    pool: str = "token"
+    """token: the class token; avg: mean over the patches; map: attention pooling (SigLIP)."""
+    norm_after_pool: bool = False
+    """The last norm stands after the pooling, not before (timm: fc_norm)."""
+    layer_scale: float | None = None
+    """Initial value of the factors on each branch; None: no such factors."""
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    """Queries and keys are normalised per head (Dehghani et al. 2023, ViT-22B)."""
+    norm_eps: float = 1e-6
+    head_bias: bool = True
+    drop_path: float = 0.0
+    """In training: share of the samples that leave out the last block's branches; linear from 0."""
+    attention: str = "auto"
+    """Kernel, one of `attention.KERNELS`."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(
+                f"{self.width} features do not divide into {self.heads} heads: change one of them."
+            )
+        if self.pool not in POOLS:
+            raise InputError(f"There is no pooling {self.pool!r}: choose one of {', '.join(POOLS)}.")
+        if self.mlp not in MLPS:
+            raise InputError(f"There is no MLP {self.mlp!r}: choose one of {', '.join(MLPS)}.")
+        if self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"There is no activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}."
+            )
+        if self.pool == "token" and not self.class_token:
+            raise InputError("Pooling by the class token needs class_token=True: else choose pool='avg'.")
+        check_kernel(self.attention)
+        _check_whole_patches(*self.image_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), patches along each side of an image of `image_size`."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return int(self.class_token) + self.register_tokens
+
+
+class Attention(nn.Module):
+    """Self-attention of H heads: (B, N, D) -> (B, N, D); queries, keys and values from one matrix."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.heads, self.attention = heads, check_kernel(attention)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
+        q_BHNd, k_BHNd, v_BHNd = self._queries_keys_values(x_BND)
+        out_BHNd = attend(q_BHNd, k_BHNd, v_BHNd, causal=causal, kernel=self.attention)
+        return self.proj(out_BHNd.transpose(1, 2).flatten(2))
+
+    def weights(self, x_BND: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d), (B, H, N, N): how much each token (row) takes from each other one."""
+        q_BHNd, k_BHNd, _ = self._queries_keys_values(x_BND)
+        return (q_BHNd @ k_BHNd.transpose(-2, -1) * q_BHNd.shape[-1] ** -0.5).softmax(-1)
+
+    def _queries_keys_values(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BN3Hd = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
+        # Views only: the kernels read strided heads, a copy would cost as much memory as the projection.
+        q_BHNd, k_BHNd, v_BHNd = qkv_BN3Hd.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q_BHNd), self.k_norm(k_BHNd), v_BHNd
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, (B, N, D) -> (B, N, D); `causal` hides later tokens (text)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_width: int | None = None,
+        gated: bool = False,
+        activation: str = "gelu",
+        layer_scale: float | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(
+            width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps, attention=attention
+        )
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_width or 4 * width, activation=activation, gated=gated)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
+        x_BND = x_BND + self.drop_path(self.ls1(self.attn(self.norm1(x_BND), causal=causal)))
+        branch_BND = self.drop_path(self.ls2(self.mlp(self.norm2(x_BND))))
+        # The first sum made a tensor of this block's own: nobody sees it being written over.
+        return x_BND.add_(branch_BND) if inferring() else x_BND + branch_BND
+
+
+class AttentionPool(nn.Module):
+    """(B, N, D) -> (B, D): one learned query attends to all tokens, then an MLP (Zhai et al. 2022, "MAP")."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.attention = config.heads, config.attention
+        self.latent = nn.Parameter(torch.zeros(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = Mlp(width, config.mlp_width or 4 * width, activation=config.activation)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        query_1HNd = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv_BN2Hd = self.kv(x_BND).unflatten(-1, (2, self.heads, -1))
+        k_BHNd, v_BHNd = kv_BN2Hd.permute(2, 0, 3, 1, 4).unbind(0)
+        query_BHNd = query_1HNd.expand(len(x_BND), -1, -1, -1)
+        pooled_BHNd = attend(query_BHNd, k_BHNd, v_BHNd, kernel=self.attention)
+        pooled_BND = self.proj(pooled_BHNd.transpose(1, 2).flatten(2))
+        return (pooled_BND + self.mlp(self.norm(pooled_BND)))[:, 0]
+
+
+class PatchEmbed(nn.Module):
+    """(B, C, H, W) -> (B, h·w, D): each patch through the same linear map, row by row."""
+
+    def __init__(self, channels: int, width: int, patch_size: int, *, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size, bias=bias)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.proj(images_BCHW).flatten(2).transpose(1, 2)
+
+
+class ViT(nn.Module):
+    """A Vision Transformer of any size; with `num_classes=0` a backbone whose forward gives features.
+
+    New weights are drawn as timm does: truncated normal of deviation 0.02 for matrices and positions, 1e-6
+    for the class token and the registers, zero biases; PyTorch's own for the patch projection.
+    """
+
+    DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
+    head_prefix: ClassVar[tuple[str, ...]] = ("head.",)
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        rows = c.grid[0] * c.grid[1] + (c.prefix_tokens if c.position_covers_prefix else 0)
+        self.patch_embed = PatchEmbed(c.channels, c.width, c.patch_size, bias=not c.pre_norm)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.width)) if c.class_token else None
+        self.reg_token = (
+            nn.Parameter(torch.zeros(1, c.register_tokens, c.width)) if c.register_tokens else None
+        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, c.width))
+        self.norm_pre = nn.LayerNorm(c.width, eps=c.norm_eps) if c.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(_block(c, rate) for rate in drop_path_rates(c.drop_path, c.depth))
+        self.norm = nn.Identity() if c.norm_after_pool else nn.LayerNorm(c.width, eps=c.norm_eps)
+        self.attn_pool = AttentionPool(c) if c.pool == "map" else None
+        self.fc_norm = nn.LayerNorm(c.width, eps=c.norm_eps) if c.norm_after_pool else nn.Identity()
+        self.head: nn.Module = _head(c)
+        _initialise(self)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K) scores; (B, D) features if the model has no head.
+
+        Raises:
+            InputError: no batch of images, other channels, or sizes that are no whole number of patches.
+        """
+        return self.head(self.forward_features(images_BCHW))
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D) pooled features: what the head sees."""
+        return self.fc_norm(self._pool(self.forward_tokens(images_BCHW)))
+
+    def forward_tokens(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D): class token, registers, then the patches row by row, after `norm`."""
+        x_BND = self._embed(images_BCHW)
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.norm(x_BND)
+
+    def forward_intermediates(
+        self, images_BCHW: Tensor, indices: Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[Tensor]:
+        """(B, D, h, w) of the patches after each of the blocks `indices` (negative: from the end; None: all).
+
+        With `norm` each has gone through the last norm. Blocks after the last one asked for are not run.
+
+        Raises:
+            InputError: as `forward`, or a block that the model has not.
+        """
+        depth = len(self.blocks)
+        wanted = [self._block_index(i) for i in (range(depth) if indices is None else indices)]
+        h, w = (side // self.config.patch_size for side in images_BCHW.shape[-2:])
+        x_BND = self._embed(images_BCHW)
+        found: dict[int, Tensor] = {}
+        for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
+            x_BND = block(x_BND)
+            if i in wanted:
+                patches_BND = (self.norm(x_BND) if norm else x_BND)[:, self.config.prefix_tokens :]
+                found[i] = patches_BND.transpose(1, 2).unflatten(2, (h, w)).contiguous()
+        return [found[i] for i in sorted(found)]
+
+    def attention_maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """(B, H, N, N) per block: softmax(q kᵀ / √d), N × N numbers per head, so for small images only."""
+        x_BND, maps = self._embed(images_BCHW), []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            maps.append(block.attn.weights(block.norm1(x_BND)))
+            x_BND = block(x_BND)
+        return maps
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the classifier by a new one for `num_classes`; 0 removes it."""
+        self.config = replace(self.config, num_classes=num_classes)
+        like = self.pos_embed
+        self.head = _head(self.config).to(like.device, like.dtype)
+        _initialise_linear(self.head)
+
+    def adapt_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Translated tensors, reshaped to this model where arithmetic is needed; the dict is not changed.
+
+        Position tables of another image size are resampled to this model's grid. A table of as many rows as
+        the model's is taken to be of the model's own grid, any other one to be of a square grid.
+
+        Raises:
+            InputError: a position table that is of no square grid.
+        """
+        state = dict(state_dict)
+        if "pos_embed" in state and state["pos_embed"].ndim == 2:
+            state["pos_embed"] = state["pos_embed"][None]
+        if "pos_embed+class" in state:
+            self._split_class_position(state)
+        for leaf in ("weight", "bias"):
+            packed = state.pop(f"attn_pool.qkv.{leaf}", None)
+            if packed is not None:
+                state[f"attn_pool.q.{leaf}"], state[f"attn_pool.kv.{leaf}"] = packed.tensor_split(
+                    (len(packed) // 3,)
+                )
+        if "pos_embed" in state:
+            state["pos_embed"] = self._fitted_positions(state["pos_embed"])
+        return state
+
+    def _embed(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D): what the first block sees."""
+        check_images(images_BCHW, self.config.channels)
+        height, width = images_BCHW.shape[-2:]
+        _check_whole_patches(height, width, self.config.patch_size)
+        patch = self.config.patch_size
+        positions_1ND = self._positions((height // patch, width // patch))
+        patches_BND = self.patch_embed(images_BCHW)
+        prefix = [
+            token.expand(images_BCHW.shape[0], -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
+        if self.config.position_covers_prefix:
+            x_BND = torch.cat([*prefix, patches_BND], 1) + positions_1ND
+        else:
+            x_BND = torch.cat([*prefix, patches_BND + positions_1ND], 1)
+        return self.norm_pre(x_BND)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        if grid == self.config.grid:
+            return self.pos_embed
+        return resample_positions(self.pos_embed, self.config.grid, grid, prefix=self._prefix_rows)
+
+    def _pool(self, x_BND: Tensor) -> Tensor:
+        if self.config.pool == "token":
+            return x_BND[:, 0]
+        patches_BND = x_BND[:, self.config.prefix_tokens :]
+        return patches_BND.mean(1) if self.attn_pool is None else self.attn_pool(patches_BND)
+
+    @property
+    def _prefix_rows(self) -> int:
+        return self.config.prefix_tokens if self.config.position_covers_prefix else 0
+
+    def _block_index(self, index: int) -> int:
+        depth = len(self.blocks)
+        if not -depth <= index < depth:
+            raise InputError(f"There is no block {index}: the model has blocks 0 to {depth - 1}.")
+        return index % depth
+
+    def _split_class_position(self, state: dict[str, Tensor]) -> None:
+        """A table whose first row belongs to the class token and that knows no registers -> the model's."""
+        table_1ND = state.pop("pos_embed+class")
+        class_11D, patches_1ND = table_1ND[:, :1], table_1ND[:, 1:]
+        if not self.config.position_covers_prefix:
+            state["cls_token"] = state["cls_token"] + class_11D
+            state["pos_embed"] = patches_1ND
+            return
+        registers_1ND = table_1ND.new_zeros(1, self.config.register_tokens, table_1ND.shape[-1])
+        state["pos_embed"] = torch.cat([class_11D, registers_1ND, patches_1ND], 1)
+
+    def _fitted_positions(self, table_1ND: Tensor) -> Tensor:
+        if table_1ND.shape[1] == self.pos_embed.shape[1]:
+            return table_1ND
+        rows = table_1ND.shape[1] - self._prefix_rows
+        side = isqrt(max(rows, 0))
+        if side == 0 or side * side != rows:
+            raise InputError(
+                f"The position table has {table_1ND.shape[1]} rows; {self._prefix_rows} belong to the tokens "
+                "before the patches and the rest is no square grid: build the model with the image_size "
+                "that the weights were trained with."
+            )
+        return resample_positions(table_1ND, (side, side), self.config.grid, prefix=self._prefix_rows)
+
+
+def resample_positions(
+    table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int
+) -> Tensor:
+    """A position table of the grid `old` (h, w) for the grid `new`; its first `prefix` rows stay.
+
+    Bicubic with antialiasing, in float32, as timm does; the table's dtype is kept.
+    """
+    grid_1Dhw = table_1ND[:, prefix:].float().transpose(1, 2).unflatten(2, old)
+    grid_1Dhw = F.interpolate(grid_1Dhw, size=new, mode="bicubic", antialias=True)
+    rows_1ND = grid_1Dhw.flatten(2).transpose(1, 2).to(table_1ND.dtype)
+    return torch.cat([table_1ND[:, :prefix], rows_1ND], 1)
+
+
+def _check_whole_patches(height: int, width: int, patch: int) -> None:
+    if height % patch == 0 and width % patch == 0 and height > 0 and width > 0:
+        return
+
+    def nearest(side: int) -> int:
+        return max(1, round(side / patch)) * patch
+
+    raise InputError(
+        f"An image of {height} × {width} pixels is no whole number of patches of {patch}: resize or crop it, "
+        f"nearest is {nearest(height)} × {nearest(width)}."
+    )
+
+
+def _block(config: ViTConfig, drop_path: float) -> Block:
+    return Block(
+        config.width,
+        config.heads,
+        mlp_width=config.mlp_width,
+        gated=config.mlp == "swiglu",
+        activation=config.activation,
+        layer_scale=config.layer_scale,
+        qkv_bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
+        drop_path=drop_path,
+        attention=config.attention,
+    )
+
+
+def _head(config: ViTConfig) -> nn.Module:
+    if config.num_classes == 0:
+        return nn.Identity()
+    return nn.Linear(config.width, config.num_classes, bias=config.head_bias)
+
+
+def _initialise(model: ViT) -> None:
+    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            nn.init.normal_(token, std=1e-6)
+    if model.attn_pool is not None:
+        nn.init.trunc_normal_(model.attn_pool.latent, std=model.config.width**-0.5)
+    for module in model.modules():
+        _initialise_linear(module)
+
+
+def _initialise_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+TINY: dict[str, Any] = {"width": 192, "depth": 12, "heads": 3}
+SMALL: dict[str, Any] = {"width": 384, "depth": 12, "heads": 6}
+MEDIUM: dict[str, Any] = {"width": 512, "depth": 12, "heads": 8}
+BASE: dict[str, Any] = {"width": 768, "depth": 12, "heads": 12}
+LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16}
+SO400M: dict[str, Any] = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304}
+HUGE: dict[str, Any] = {"width": 1280, "depth": 32, "heads": 16}
+GIANT: dict[str, Any] = {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144}
+GIGANTIC: dict[str, Any] = {"width": 1664, "depth": 48, "heads": 16, "mlp_width": 8192}
+
+DEIT3: dict[str, Any] = {"position_covers_prefix": False, "layer_scale": 1e-6}
+DINOV2: dict[str, Any] = {"patch_size": 14, "image_size": (518, 518), "layer_scale": 1e-5, "num_classes": 0}
+DINOV2_REG: dict[str, Any] = {**DINOV2, "register_tokens": 4, "position_covers_prefix": False}
+DINOV2_GIANT: dict[str, Any] = {"width": 1536, "depth": 40, "heads": 24, "mlp": "swiglu", "mlp_width": 8192}
+CLIP: dict[str, Any] = {"pre_norm": True, "norm_eps": 1e-5}
+QUICK: dict[str, Any] = {**CLIP, "activation": "quick_gelu"}
+SIGLIP: dict[str, Any] = {"class_token": False, "pool": "map", "num_classes": 0}
+SIGLIP2: dict[str, Any] = {**SIGLIP, "activation": "gelu_tanh"}
+REG_GAP: dict[str, Any] = {
+    "class_token": False,
+    "pool": "avg",
+    "norm_after_pool": True,
+    "position_covers_prefix": False,
+    "layer_scale": 1e-5,
+    "image_size": (256, 256),
+}
+
+VARIANTS: dict[str, ViTConfig] = {
+    # Steiner et al. 2022 (AugReg) and Dosovitskiy et al. 2021; Zhai et al. 2022 from giant on.
+    "vit_tiny_patch16_224": ViTConfig(**TINY),
+    "vit_tiny_patch16_384": ViTConfig(**TINY, image_size=(384, 384)),
+    "vit_small_patch32_224": ViTConfig(**SMALL, patch_size=32),
+    "vit_small_patch32_384": ViTConfig(**SMALL, patch_size=32, image_size=(384, 384)),
+    "vit_small_patch16_224": ViTConfig(**SMALL),
+    "vit_small_patch16_384": ViTConfig(**SMALL, image_size=(384, 384)),
+    "vit_small_patch8_224": ViTConfig(**SMALL, patch_size=8, num_classes=0),
+    "vit_base_patch32_224": ViTConfig(**BASE, patch_size=32),
+    "vit_base_patch32_384": ViTConfig(**BASE, patch_size=32, image_size=(384, 384)),
+    "vit_base_patch16_224": ViTConfig(**BASE),
+    "vit_base_patch16_384": ViTConfig(**BASE, image_size=(384, 384)),
+    "vit_base_patch16_224_miil": ViTConfig(**BASE, qkv_bias=False, num_classes=11221),
+    "vit_base_patch8_224": ViTConfig(**BASE, patch_size=8),
+    "vit_large_patch32_224": ViTConfig(**LARGE, patch_size=32, num_classes=0),
+    "vit_large_patch32_384": ViTConfig(**LARGE, patch_size=32, image_size=(384, 384)),
+    "vit_large_patch16_224": ViTConfig(**LARGE),
+    "vit_large_patch16_384": ViTConfig(**LARGE, image_size=(384, 384)),
+    "vit_large_patch14_224": ViTConfig(**LARGE, patch_size=14),
+    "vit_huge_patch14_224": ViTConfig(**HUGE, patch_size=14, num_classes=0),
+    "vit_giant_patch14_224": ViTConfig(**GIANT, patch_size=14),
+    "vit_gigantic_patch14_224": ViTConfig(**GIGANTIC, patch_size=14),
+    # Touvron et al. 2021 (DeiT) and 2022 (DeiT III).
+    "deit_tiny_patch16_224": ViTConfig(**TINY),
+    "deit_small_patch16_224": ViTConfig(**SMALL),
+    "deit_base_patch16_224": ViTConfig(**BASE),
+    "deit_base_patch16_384": ViTConfig(**BASE, image_size=(384, 384)),
+    "deit3_small_patch16_224": ViTConfig(**SMALL, **DEIT3),
+    "deit3_small_patch16_384": ViTConfig(**SMALL, **DEIT3, image_size=(384, 384)),
+    "deit3_medium_patch16_224": ViTConfig(**MEDIUM, **DEIT3),
+    "deit3_base_patch16_224": ViTConfig(**BASE, **DEIT3),
+    "deit3_base_patch16_384": ViTConfig(**BASE, **DEIT3, image_size=(384, 384)),
+    "deit3_large_patch16_224": ViTConfig(**LARGE, **DEIT3),
+    "deit3_large_patch16_384": ViTConfig(**LARGE, **DEIT3, image_size=(384, 384)),
+    "deit3_huge_patch14_224": ViTConfig(**HUGE, **DEIT3, patch_size=14),
+    # Oquab et al. 2024 (DINOv2), Darcet et al. 2024 (registers).
+    "vit_small_patch14_dinov2": ViTConfig(**SMALL, **DINOV2),
+    "vit_base_patch14_dinov2": ViTConfig(**BASE, **DINOV2),
+    "vit_large_patch14_dinov2": ViTConfig(**LARGE, **DINOV2),
+    "vit_giant_patch14_dinov2": ViTConfig(**DINOV2_GIANT, **DINOV2),
+    "vit_small_patch14_reg4_dinov2": ViTConfig(**SMALL, **DINOV2_REG),
+    "vit_base_patch14_reg4_dinov2": ViTConfig(**BASE, **DINOV2_REG),
+    "vit_large_patch14_reg4_dinov2": ViTConfig(**LARGE, **DINOV2_REG),
+    "vit_giant_patch14_reg4_dinov2": ViTConfig(**DINOV2_GIANT, **DINOV2_REG),
+    # Radford et al. 2021 (CLIP) and its fine-tuned image towers; quickgelu: as OpenAI trained.
+    "vit_medium_patch32_clip_224": ViTConfig(**MEDIUM, **CLIP, patch_size=32, num_classes=512),
+    "vit_medium_patch16_clip_224": ViTConfig(**MEDIUM, **CLIP, num_classes=512),
+    "vit_base_patch32_clip_224": ViTConfig(**BASE, **CLIP, patch_size=32),
+    "vit_base_patch32_clip_256": ViTConfig(
+        **BASE, **CLIP, patch_size=32, image_size=(256, 256), num_classes=512
+    ),
+    "vit_base_patch32_clip_384": ViTConfig(**BASE, **CLIP, patch_size=32, image_size=(384, 384)),
+    "vit_base_patch32_clip_448": ViTConfig(**BASE, **CLIP, patch_size=32, image_size=(448, 448)),
+    "vit_base_patch16_clip_224": ViTConfig(**BASE, **CLIP),
+    "vit_base_patch16_clip_384": ViTConfig(**BASE, **CLIP, image_size=(384, 384)),
+    "vit_large_patch14_clip_224": ViTConfig(**LARGE, **CLIP, patch_size=14),
+    "vit_large_patch14_clip_336": ViTConfig(**LARGE, **CLIP, patch_size=14, image_size=(336, 336)),
+    "vit_huge_patch14_clip_224": ViTConfig(**HUGE, **CLIP, patch_size=14),
+    "vit_huge_patch14_clip_336": ViTConfig(**HUGE, **CLIP, patch_size=14, image_size=(336, 336)),
+    "vit_giant_patch14_clip_224": ViTConfig(**GIANT, **CLIP, patch_size=14, num_classes=1024),
+    "vit_gigantic_patch14_clip_224": ViTConfig(**GIGANTIC, **CLIP, patch_size=14, num_classes=1280),
+    "vit_base_patch32_clip_quickgelu_224": ViTConfig(**BASE, **QUICK, patch_size=32, num_classes=512),
+    "vit_base_patch16_clip_quickgelu_224": ViTConfig(**BASE, **QUICK, num_classes=512),
+    "vit_large_patch14_clip_quickgelu_224": ViTConfig(**LARGE, **QUICK, patch_size=14, num_classes=768),
+    "vit_large_patch14_clip_quickgelu_336": ViTConfig(
+        **LARGE, **QUICK, patch_size=14, image_size=(336, 336), num_classes=768
+    ),
+    "vit_huge_patch14_clip_quickgelu_224": ViTConfig(**HUGE, **QUICK, patch_size=14, num_classes=1024),
+    # Zhai et al. 2023 (SigLIP), Tschannen et al. 2025 (SigLIP 2).
+    "vit_base_patch32_siglip_256": ViTConfig(**BASE, **SIGLIP2, patch_size=32, image_size=(256, 256)),
+    "vit_base_patch16_siglip_224": ViTConfig(**BASE, **SIGLIP),
+    "vit_base_patch16_siglip_256": ViTConfig(**BASE, **SIGLIP, image_size=(256, 256)),
+    "vit_base_patch16_siglip_384": ViTConfig(**BASE, **SIGLIP, image_size=(384, 384)),
+    "vit_base_patch16_siglip_512": ViTConfig(**BASE, **SIGLIP, image_size=(512, 512)),
+    "vit_large_patch16_siglip_256": ViTConfig(**LARGE, **SIGLIP, image_size=(256, 256)),
+    "vit_large_patch16_siglip_384": ViTConfig(**LARGE, **SIGLIP, image_size=(384, 384)),
+    "vit_large_patch16_siglip_512": ViTConfig(**LARGE, **SIGLIP2, image_size=(512, 512)),
+    "vit_so400m_patch14_siglip_224": ViTConfig(**SO400M, **SIGLIP, patch_size=14),
+    "vit_so400m_patch14_siglip_378": ViTConfig(**SO400M, **SIGLIP, patch_size=14, image_size=(378, 378)),
+    "vit_so400m_patch16_siglip_256": ViTConfig(**SO400M, **SIGLIP2, image_size=(256, 256)),
+    "vit_so400m_patch16_siglip_384": ViTConfig(**SO400M, **SIGLIP2, image_size=(384, 384)),
+    "vit_so400m_patch16_siglip_512": ViTConfig(**SO400M, **SIGLIP2, image_size=(512, 512)),
+    # Registers with average pooling, trained by timm.
+    "vit_medium_patch16_reg1_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=1),
+    "vit_medium_patch16_reg4_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=4),
+    "vit_base_patch16_reg4_gap_256": ViTConfig(**{**BASE, **REG_GAP, "layer_scale": None}, register_tokens=4),
+}
+"""By timm's names without the tag of the weights."""
