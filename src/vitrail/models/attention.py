@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vitrail.errors import InputError
+from vitrail.models.linear import linear
 
 __all__ = ["KERNELS", "attend", "check_kernel"]
 
@@ -32,10 +33,17 @@ _BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
-BLOCKED_FROM = 1024
-"""Tokens from which blocks of queries beat torch's fused kernel on the CPUs that were measured."""
+BLOCKED_FROM = {torch.float32: 768, torch.bfloat16: 128}
+"""Keys from which blocks of queries beat torch's fused kernel on the CPU that was measured."""
 
-BLOCK = 64
+ROWS = 192
+"""Queries in a block where all heads are multiplied at once (bf16): enough for the matrix product."""
+
+SCORES_BYTES = 24 * 2**20
+"""Most bytes of scores in memory at once there; they stay near the last-level cache."""
+
+HEAD_SCORES_BYTES = 4 * 2**20
+"""The same where heads are taken one by one (fp32): a larger block is mapped anew at each allocation."""
 
 
 def check_kernel(kernel: str) -> str:
@@ -71,9 +79,12 @@ def attend(
     if kernel == "auto":
         kernel = _choose(q_BHNd, k_BHSd, v_BHSd, bias, causal)
     if kernel == "naive":
-        return _naive(q_BHNd, k_BHSd, v_BHSd, bias, causal, scale)
+        return _naive(q_BHNd, k_BHSd, v_BHSd, bias, causal, _scale(q_BHNd, scale))
     if kernel == "blocked":
-        return _blocked(q_BHNd, k_BHSd, v_BHSd, bias, causal, scale)
+        reason = _why_not_blocked(q_BHNd, k_BHSd, v_BHSd, bias, causal)
+        if reason:
+            raise InputError(f"The attention kernel 'blocked' cannot be used here ({reason}): use 'auto'.")
+        return _blocked(q_BHNd, k_BHSd, v_BHSd, _scale(q_BHNd, scale))
     if kernel == "fused":
         return scaled_dot_product_attention(
             q_BHNd, k_BHSd, v_BHSd, attn_mask=bias, is_causal=causal, scale=scale
@@ -85,23 +96,22 @@ def attend(
             )
     except RuntimeError as error:
         raise InputError(
-            f"The attention kernel {kernel!r} is not to be had for {str(q_BHNd.dtype).removeprefix('torch.')} on "
-            f"{q_BHNd.device.type} here: use 'auto' or 'fused'; `vitrail attention` says what there is."
+            f"The attention kernel {kernel!r} is not to be had for {q_BHNd.dtype} on {q_BHNd.device.type} here: use 'auto' or 'fused'; `vitrail attention` says what there is."
         ) from error
 
 
+def _scale(q: Tensor, scale: float | None) -> float:
+    return float(q.shape[-1] ** -0.5) if scale is None else scale
+
+
 def _choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str:
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or q.device.type != "cpu":
+    if torch.compiler.is_compiling() or k.shape[-2] < BLOCKED_FROM.get(k.dtype, 0):
         return "fused"
-    if causal or bias is not None:
-        return "fused"
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return "fused"
-    return "blocked" if k.shape[-2] >= BLOCKED_FROM else "fused"
+    return "fused" if _why_not_blocked(q, k, v, bias, causal) else "blocked"
 
 
-def _naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    scores_BHNS = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+def _naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float) -> Tensor:
+    scores_BHNS = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         scores_BHNS = scores_BHNS + bias
     if causal:
@@ -110,13 +120,50 @@ def _naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, s
     return scores_BHNS.softmax(-1) @ v
 
 
-def _blocked(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float | None
-) -> Tensor:
-    if causal or bias is not None:
-        raise InputError("The attention kernel 'blocked' takes no bias and no causal mask: use 'fused'.")
-    out_BHNd = torch.empty_like(q)
-    for start in range(0, q.shape[-2], BLOCK):
-        part = slice(start, start + BLOCK)
-        out_BHNd[..., part, :] = _naive(q[..., part, :], k, v, None, False, scale)
-    return out_BHNd
+def _why_not_blocked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str | None:
+    if bias is not None or causal:
+        return "it takes no bias and no causal mask"
+    if q.device.type not in ("cpu", "meta") or q.dtype not in (torch.float32, torch.bfloat16):
+        return "it is for fp32 and bf16 on CPUs"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return "it is forward only, for torch.inference_mode() or torch.no_grad()"
+    return None
+
+
+def _blocked(q_BHNd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, scale: float) -> Tensor:
+    # G: batch and heads as one dimension.
+    q_GNd = (q_BHNd * scale).flatten(0, 1)
+    k_GSd, v_GSd = k_BHSd.flatten(0, 1), v_BHSd.flatten(0, 1)
+    out_GNd = q_GNd.new_empty(*q_GNd.shape[:2], v_GSd.shape[-1])
+    if q_GNd.dtype is torch.float32:
+        for q_Nd, k_Sd, v_Sd, out_Nd in zip(q_GNd, k_GSd, v_GSd, out_GNd, strict=True):
+            _head_by_blocks(q_Nd, k_Sd, v_Sd, out_Nd)
+    else:
+        _heads_by_blocks(q_GNd, k_GSd, v_GSd, out_GNd)
+    return out_GNd.unflatten(0, q_BHNd.shape[:2])
+
+
+def _head_by_blocks(q_Nd: Tensor, k_Sd: Tensor, v_Sd: Tensor, out_Nd: Tensor) -> None:
+    """One head at a time: fp32 matrix products are then linear layers, which have the faster kernel."""
+    k_Sd, v_dS = k_Sd.contiguous(), v_Sd.T.contiguous()
+    rows = min(512, max(64, HEAD_SCORES_BYTES // (4 * k_Sd.shape[0])))
+    for q_Rd, out_Rd in zip(q_Nd.split(rows), out_Nd.split(rows), strict=True):
+        scores_RS = linear(q_Rd, k_Sd)
+        torch.softmax(scores_RS, -1, out=scores_RS)
+        out_Rd.copy_(linear(scores_RS, v_dS))
+
+
+def _heads_by_blocks(q_GNd: Tensor, k_GSd: Tensor, v_GSd: Tensor, out_GNd: Tensor) -> None:
+    """As many heads at once as their scores fit, all in one buffer."""
+    keys, rows = k_GSd.shape[1], min(ROWS, q_GNd.shape[1])
+    group = max(1, SCORES_BYTES // (rows * keys * q_GNd.element_size()))
+    for first in range(0, len(q_GNd), group):
+        part = slice(first, first + group)
+        q, k_GdS, v, out = q_GNd[part], k_GSd[part].transpose(1, 2), v_GSd[part], out_GNd[part]
+        buffer = q.new_empty(len(q) * rows * keys)
+        for q_GRd, out_GRd in zip(q.split(rows, 1), out.split(rows, 1), strict=True):
+            shape = (len(q), q_GRd.shape[1], keys)
+            scores_GRS = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+            torch.bmm(q_GRd, k_GdS, out=scores_GRS)
+            torch.softmax(scores_GRS, -1, out=scores_GRS)
+            out_GRd.copy_(torch.bmm(scores_GRS, v))
