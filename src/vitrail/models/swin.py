@@ -1,0 +1,601 @@
+"""Swin Transformer, version 1 (Liu et al. 2021, arXiv:2103.14030) and 2 (Liu et al. 2022, arXiv:2111.09883).
+
+    image ─ 4 × 4 patches ─► stage 1 ─ merge 2 × 2 ─► stage 2 ─ merge ─► stage 3 ─ merge ─► stage 4 ─► mean ─► head
+                             stride 4                 8                  16                 32
+
+Attention stays within windows of M = m × m tokens, so its cost grows with the image, not with its square.
+Every second block shifts the windows by m/2, which joins neighbours; the shift is cyclic, and a mask keeps
+apart what only the wrapping brought together.
+
+                v1                                          v2
+    block       x + f(norm(x))                              x + norm(f(x))      ("res-post-norm")
+    scores      q kᵀ / √d + bias                            τ cos(q, k) + bias, τ = exp(min(logit_scale, ln 100))
+    bias        learned table of relative positions         16 σ(MLP(log-spaced relative positions))
+    merging     reduce(norm([x₀₀ x₁₀ x₀₁ x₁₁]))             norm(reduce([x₀₀ x₁₀ x₀₁ x₁₁]))
+
+The residual stream lives in *window order* (see `windows.py`): moving to the shifted windows and back is one
+gather each, nothing is rolled, partitioned and reversed.
+
+Two ways through the same weights give the same numbers. Training, torch.compile and export take the whole map
+at once. Inference takes whole blocks over a few windows at a time, in place: everything in a block is local
+to a window, so neither q, k, v nor the MLP's hidden features nor the scores of the map ever exist.
+
+Shapes: B batch, N slots of a map in window order (W windows × M tokens), D width, H heads, d head width,
+K distinct masks, T relative offsets, h w tokens of a map.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrail.errors import InputError
+from vitrail.models.attention import attend, check_kernel
+from vitrail.models.dialects import Dialect
+from vitrail.models.dialects.swin import DIALECTS
+from vitrail.models.layers import DropPath, Mlp, check_images, drop_path_rates, inferring
+from vitrail.models.linear import linear
+from vitrail.models.windows import Order, StageTables, image_tables, resample_offsets, window_and_shift
+
+__all__ = ["VARIANTS", "Swin", "SwinConfig"]
+
+PATCH = 4
+MAX_LOGIT_SCALE = math.log(100.0)
+CPB_HIDDEN = 512
+"""Hidden features of v2's MLP of relative positions."""
+
+CHUNK_BYTES = 8 * 1024 * 1024
+"""Hidden features of the MLP that inference holds at a time, …"""
+CHUNK_TOKENS = (1024, 4096)
+"""… within these numbers of tokens: with fewer, matrix products lose speed; more do not fit the cache."""
+
+SIZES_KEPT = 8
+"""Image sizes whose tables a model remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """One Swin model; see `VARIANTS`."""
+
+    version: int = 1
+    image_size: tuple[int, int] = (224, 224)
+    """(H, W) the tables are prepared for; `forward` takes other sizes too."""
+    trained_size: tuple[int, int] | None = None
+    """(H, W) the published weights were trained at, for the warning."""
+    window: int | tuple[int, int] = 7
+    pretrained_window: tuple[int, ...] = (0, 0, 0, 0)
+    """v2: per stage, the window whose offsets span the log scale; 0: the window itself."""
+    width: int = 96
+    """D of stage 1; it doubles with each stage."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    num_classes: int = 1000
+    channels: int = 3
+    attention: str = "auto"
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """The window as (rows, columns)."""
+        return self.window if isinstance(self.window, tuple) else (self.window, self.window)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between the tokens of the last stage."""
+        return PATCH << (len(self.depths) - 1)
+
+
+_T = SwinConfig()
+_S = SwinConfig(depths=(2, 2, 18, 2))
+_B = SwinConfig(depths=(2, 2, 18, 2), width=128, heads=(4, 8, 16, 32))
+_L = SwinConfig(depths=(2, 2, 18, 2), width=192, heads=(6, 12, 24, 48))
+
+
+def _at(base: SwinConfig, version: int, window: int, size: int, before: tuple[int, ...] = ()) -> SwinConfig:
+    return replace(
+        base,
+        version=version,
+        window=window,
+        image_size=(size, size),
+        trained_size=(size, size),
+        pretrained_window=before or (0,) * len(base.depths),
+    )
+
+
+VARIANTS: dict[str, SwinConfig] = {
+    "swin_tiny_patch4_window7_224": _at(_T, 1, 7, 224),
+    "swin_small_patch4_window7_224": _at(_S, 1, 7, 224),
+    "swin_base_patch4_window7_224": _at(_B, 1, 7, 224),
+    "swin_large_patch4_window7_224": _at(_L, 1, 7, 224),
+    "swin_base_patch4_window12_384": _at(_B, 1, 12, 384),
+    "swin_large_patch4_window12_384": _at(_L, 1, 12, 384),
+    "swinv2_tiny_window8_256": _at(_T, 2, 8, 256),
+    "swinv2_small_window8_256": _at(_S, 2, 8, 256),
+    "swinv2_base_window8_256": _at(_B, 2, 8, 256),
+    "swinv2_tiny_window16_256": _at(_T, 2, 16, 256),
+    "swinv2_small_window16_256": _at(_S, 2, 16, 256),
+    "swinv2_base_window16_256": _at(_B, 2, 16, 256),
+    "swinv2_base_window12_192": replace(_at(_B, 2, 12, 192), num_classes=21841),
+    "swinv2_large_window12_192": replace(_at(_L, 2, 12, 192), num_classes=21841),
+    "swinv2_base_window12to16_192to256": _at(_B, 2, 16, 256, (12, 12, 12, 6)),
+    "swinv2_large_window12to16_192to256": _at(_L, 2, 16, 256, (12, 12, 12, 6)),
+    "swinv2_base_window12to24_192to384": _at(_B, 2, 24, 384, (12, 12, 12, 6)),
+    "swinv2_large_window12to24_192to384": _at(_L, 2, 24, 384, (12, 12, 12, 6)),
+}
+
+
+class WindowAttention(nn.Module):
+    """Attention of each window's tokens among themselves, with a bias for their relative position."""
+
+    def __init__(self, config: SwinConfig, width: int, heads: int, window: tuple[int, int]) -> None:
+        super().__init__()
+        self.version, self.heads, self.window, self.kernel = config.version, heads, window, config.attention
+        self.qkv = nn.Linear(width, 3 * width, bias=config.version == 1)
+        self.proj = nn.Linear(width, width)
+        if config.version == 1:
+            offsets = (2 * window[0] - 1) * (2 * window[1] - 1)
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, heads))
+            return
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
+        self.cpb_mlp = nn.Sequential(
+            nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, heads, bias=False)
+        )
+        # Keys have no bias: adding the same to every key's score changes no softmax (of v1, not of cosines,
+        # but so it was trained).
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+
+    def position_bias(self, tables: StageTables, order: Order, dtype: torch.dtype) -> Tensor:
+        """(K, H, M, M): relative position bias plus each of the order's masks."""
+        if self.version == 1:
+            bias_TH: Tensor = self.relative_position_bias_table
+            if tables.resample_TT is not None:
+                bias_TH = (tables.resample_TT @ bias_TH.float()).to(bias_TH.dtype)
+        else:
+            coordinates_T2 = tables.coordinates_T2.to(self.cpb_mlp[0].weight.dtype)
+            bias_TH = 16 * torch.sigmoid(self.cpb_mlp(coordinates_T2))
+        tokens = tables.plan.tokens
+        bias_MMH = bias_TH.index_select(0, tables.offset_MM.view(-1)).view(tokens, tokens, self.heads)
+        return (bias_MMH.permute(2, 0, 1) + order.masks_KMM[:, None].to(bias_TH.dtype)).to(dtype)
+
+    def project(self, x_BND: Tensor) -> Tensor:
+        """Queries, keys and values side by side, (B, N, 3D)."""
+        bias = self.qkv.bias
+        if self.version == 2:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        return linear(x_BND, self.qkv.weight, bias)
+
+    def attend(self, qkv_BN3: Tensor, bias_KHMM: Tensor, runs: tuple[tuple[int, int, int], ...]) -> Tensor:
+        """(B, N, 3D) -> (B, N, D) of the windows of some runs (first, end, mask), which follow one another."""
+        tokens, first, end = bias_KHMM.shape[-1], runs[0][0], runs[-1][1]
+        width = qkv_BN3.shape[-1] // 3
+        # Only the batch is left to -1: a number of windows left open keeps engines from folding the rest.
+        parts = qkv_BN3.reshape(-1, end - first, tokens, 3, self.heads, width // self.heads)
+        q_BWHMd, k_BWHMd, v_BWHMd = parts.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        scale = None
+        if self.version == 2:
+            sharpness_H11 = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+            q_BWHMd = F.normalize(q_BWHMd, dim=-1) * sharpness_H11.to(q_BWHMd.dtype)
+            k_BWHMd = F.normalize(k_BWHMd, dim=-1)
+            scale = 1.0
+        outs = []
+        for start, stop, mask in runs:
+            run = slice(start - first, stop - first)
+            q, k, v = (t[:, run].flatten(0, 1) for t in (q_BWHMd, k_BWHMd, v_BWHMd))
+            out_BHMd = attend(q, k, v, bias=bias_KHMM[mask : mask + 1], scale=scale, kernel=self.kernel)
+            outs.append(out_BHMd.transpose(1, 2).reshape(-1, (stop - start) * tokens, width))
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+    def forward(self, x_BND: Tensor, bias_KHMM: Tensor, runs: tuple[tuple[int, int, int], ...]) -> Tensor:
+        """(B, N, D) -> (B, N, D), N = the tokens of the runs' windows."""
+        mixed_BND = self.attend(self.project(x_BND), bias_KHMM, runs)
+        return linear(mixed_BND, self.proj.weight, self.proj.bias)
+
+
+class Block(nn.Module):
+    """Attention within windows, then an MLP, each added to the residual stream."""
+
+    def __init__(
+        self,
+        config: SwinConfig,
+        width: int,
+        heads: int,
+        window: tuple[int, int],
+        *,
+        shifts: bool,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.version, self.shifts = config.version, shifts
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(config, width, heads, window)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def order(self, tables: StageTables) -> Order:
+        """The window order this block works in."""
+        return tables.plan.shifted if self.shifts else tables.plan.regular
+
+    def forward(self, x_BND: Tensor, tables: StageTables) -> Tensor:
+        """(B, N, D) -> (B, N, D), already in this block's order."""
+        order = self.order(tables)
+        bias_KHMM = self.attn.position_bias(tables, order, x_BND.dtype)
+        if self.version == 1:
+            x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), bias_KHMM, order.runs))
+            return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+        x_BND = x_BND + self.drop_path(self.norm1(self.attn(x_BND, bias_KHMM, order.runs)))
+        return x_BND + self.drop_path(self.norm2(self.mlp(x_BND)))
+
+    def in_place(self, x_BND: Tensor, tables: StageTables) -> None:
+        """The same on a stream that is kept in regular order, a few windows at a time."""
+        plan, order = tables.plan, self.order(tables)
+        bias_KHMM = self.attn.position_bias(tables, order, x_BND.dtype)
+        for images, windows in _chunks(x_BND, plan.tokens, self.mlp.fc1.out_features):
+            stream_BND = x_BND[images]
+            slots = slice(windows.start * plan.tokens, windows.stop * plan.tokens)
+            runs = _within(order.runs, windows)
+            if not (self.shifts and plan.moves):
+                self._add(stream_BND[:, slots], bias_KHMM, runs)
+                continue
+            # Every slot is in one window only, so chunks may be written back as they come.
+            slots_N = plan.to_shifted_N[slots]
+            part_BND = stream_BND.index_select(1, slots_N)
+            self._add(part_BND, bias_KHMM, runs)
+            stream_BND.index_copy_(1, slots_N, part_BND)
+
+    def _add(self, x_BND: Tensor, bias_KHMM: Tensor, runs: tuple[tuple[int, int, int], ...]) -> None:
+        if self.version == 1:
+            x_BND += self.attn(self.norm1(x_BND), bias_KHMM, runs)
+            x_BND += self._mlp(self.norm2(x_BND))
+        else:
+            x_BND += self.norm1(self.attn(x_BND, bias_KHMM, runs))
+            x_BND += self.norm2(self._mlp(x_BND))
+
+    def _mlp(self, x_BND: Tensor) -> Tensor:
+        hidden = linear(x_BND, self.mlp.fc1.weight, self.mlp.fc1.bias, gelu=True)
+        return linear(hidden, self.mlp.fc2.weight, self.mlp.fc2.bias)
+
+
+class PatchMerging(nn.Module):
+    """Four neighbours side by side, (…, 4D), reduced to (…, 2D)."""
+
+    def __init__(self, version: int, width: int) -> None:
+        super().__init__()
+        self.version = version
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm = nn.LayerNorm(4 * width if version == 1 else 2 * width)
+
+    def forward(self, four_BND: Tensor) -> Tensor:
+        """(B, N', 4D) -> (B, N', 2D)."""
+        if self.version == 1:
+            return linear(self.norm(four_BND), self.reduction.weight, None)
+        return self.norm(linear(four_BND, self.reduction.weight, None))
+
+
+class Stage(nn.Module):
+    """The move to this stage's windows (with merging, except in the first), then its blocks."""
+
+    def __init__(self, config: SwinConfig, index: int, drop_paths: list[float]) -> None:
+        super().__init__()
+        width = config.width << index
+        stride = PATCH << index
+        window = tuple(
+            window_and_shift(-(-size // stride), w)[0]
+            for size, w in zip(config.image_size, config.windows, strict=True)
+        )
+        self.downsample = PatchMerging(config.version, width // 2) if index else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                config,
+                width,
+                config.heads[index],
+                (window[0], window[1]),
+                shifts=bool(b % 2),
+                drop_path=drop_paths[b],
+            )
+            for b in range(config.depths[index])
+        )
+
+    def enter(self, x_BND: Tensor, tables: StageTables, slots_N4: Tensor, part: slice) -> Tensor:
+        """From the stage before to some slots of this one: gathered four by four and merged."""
+        four_BND = x_BND.index_select(1, slots_N4[part].reshape(-1))
+        four_BND = four_BND.view(-1, len(range(*part.indices(len(slots_N4)))), 4 * x_BND.shape[-1])
+        if tables.exists_N4 is not None:
+            exists_ND = tables.exists_N4[part].repeat_interleave(x_BND.shape[-1], dim=1)
+            four_BND = four_BND * exists_ND.to(four_BND.dtype)
+        merged: Tensor = self.downsample(four_BND)
+        return merged
+
+    def forward(self, x_BND: Tensor, tables: StageTables) -> tuple[Tensor, bool]:
+        """The blocks over the whole map, from regular order; and whether it ends in shifted order."""
+        shifted = False
+        for block in self.blocks:
+            if tables.plan.moves and block.shifts != shifted:
+                move = tables.plan.to_shifted_N if block.shifts else tables.plan.to_regular_N
+                x_BND, shifted = x_BND.index_select(1, move), block.shifts
+            x_BND = block(x_BND, tables)
+        return x_BND, shifted
+
+
+class Swin(nn.Module):
+    """Images (B, C, H, W) of any size -> class scores (B, K)."""
+
+    DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
+    head_prefix: ClassVar[tuple[str, ...]] = ("head.fc.",)
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        rates = drop_path_rates(config.drop_path, sum(config.depths))
+        starts = [sum(config.depths[:i]) for i in range(len(config.depths))]
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(config.channels, config.width, PATCH, PATCH)
+        self.patch_embed.norm = nn.LayerNorm(config.width)
+        self.layers = nn.ModuleList(Stage(config, i, rates[start:]) for i, start in enumerate(starts))
+        self.features = config.width << (len(config.depths) - 1)
+        self.norm = nn.LayerNorm(self.features)
+        self.head = nn.Module()
+        self.reset_head(config.num_classes)
+        self._initialise()
+        self._tables: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
+        self.prepare(*config.image_size)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, WindowAttention) and module.version == 1:
+                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+            if isinstance(module, Block) and module.version == 2:
+                # Every block starts as the identity (Liu et al. 2022, §A.1).
+                for norm in (module.norm1, module.norm2):
+                    nn.init.zeros_(norm.weight)
+
+    def reset_head(self, num_classes: int) -> None:
+        """A new classifier; 0 classes: none, the scores are the features."""
+        self.config = replace(self.config, num_classes=num_classes)
+        self.head.fc = nn.Linear(self.features, num_classes) if num_classes else nn.Identity()
+        if num_classes:
+            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
+            nn.init.zeros_(self.head.fc.bias)
+
+    def prepare(self, height: int, width: int, device: torch.device | str = "cpu") -> None:
+        """Compute what the model derives from an image size. `forward` does so by itself, except while it is
+        being compiled or exported at a size it was not built for: then call this before.
+
+        Warns where accuracy is known to fall: the weights saw one resolution, v1's position table one window.
+
+        Raises:
+            InputError: smaller than the stride of the last stage.
+        """
+        key = (height, width, str(device))
+        if key in self._tables:
+            return
+        _check_size(self.config, height, width)
+        while len(self._tables) >= SIZES_KEPT:
+            del self._tables[next(iter(self._tables))]
+        built = tuple(stage.blocks[0].attn.window for stage in self.layers)
+        config = self.config
+        tables = image_tables(
+            (-(-height // PATCH), -(-width // PATCH)),
+            config.windows,
+            built,
+            config.pretrained_window if config.version == 2 else None,
+        )
+        self._tables[key] = tuple(stage.to(device) for stage in tables)
+
+    def _tables_for(self, images_BCHW: Tensor) -> tuple[StageTables, ...]:
+        height, width = int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1])
+        key = (height, width, str(images_BCHW.device))
+        if key in self._tables:
+            return self._tables[key]
+        if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):
+            self.prepare(height, width, images_BCHW.device)
+            return self._tables[key]
+        if (height, width, "cpu") in self._tables:
+            return tuple(t.to(images_BCHW.device) for t in self._tables[height, width, "cpu"])
+        raise InputError(
+            f"Swin cannot be compiled or exported at {height} × {width} before its tables are there: "
+            f"build it with image_size=({height}, {width}), or call model.prepare({height}, {width})."
+        )
+
+    def _patches(self, images_BCHW: Tensor) -> Tensor:
+        """Images padded at the bottom and right to whole patches (with zeros, the mean colour)."""
+        height, width = int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1])
+        if height % PATCH or width % PATCH:
+            return F.pad(images_BCHW, (0, -width % PATCH, 0, -height % PATCH))
+        return images_BCHW
+
+    def _stages(self, images_BCHW: Tensor) -> Iterator[tuple[Tensor, StageTables, bool]]:
+        """After each stage: its stream, tables and whether that is in shifted order."""
+        check_images(images_BCHW, self.config.channels)
+        tables = self._tables_for(images_BCHW)
+        if inferring():
+            return self._stages_in_place(self._patches(images_BCHW), tables)
+        return self._stages_whole(self._patches(images_BCHW), tables)
+
+    def _stages_whole(
+        self, images_BCHW: Tensor, tables: tuple[StageTables, ...]
+    ) -> Iterator[tuple[Tensor, StageTables, bool]]:
+        x_BND = self.patch_embed.proj(images_BCHW).flatten(2).transpose(1, 2)
+        x_BND = self.patch_embed.norm(x_BND.index_select(1, tables[0].enter_regular_N4.view(-1)))
+        shifted = False
+        for stage, table in zip(self.layers, tables, strict=True):
+            if table is not tables[0]:
+                slots_N4 = table.enter_shifted_N4 if shifted else table.enter_regular_N4
+                x_BND = stage.enter(x_BND, table, slots_N4, slice(None))
+            x_BND, shifted = stage(x_BND, table)
+            yield x_BND, table, shifted
+
+    def _stages_in_place(
+        self, images_BCHW: Tensor, tables: tuple[StageTables, ...]
+    ) -> Iterator[tuple[Tensor, StageTables, bool]]:
+        x_BND = self._embed(images_BCHW, tables[0])
+        for stage, table in zip(self.layers, tables, strict=True):
+            if table is not tables[0]:
+                slots_N4 = table.enter_regular_N4
+                merged_BND = x_BND.new_empty(len(x_BND), len(slots_N4), 2 * x_BND.shape[-1])
+                for images, part in _parts(len(x_BND), len(slots_N4), _rows(4 * x_BND.shape[-1], x_BND)):
+                    merged_BND[images, part] = stage.enter(x_BND[images], table, slots_N4, part)
+                x_BND = merged_BND
+            for block in stage.blocks:
+                block.in_place(x_BND, table)
+            yield x_BND, table, False
+
+    def _embed(self, images_BCHW: Tensor, table: StageTables) -> Tensor:
+        """Patches as rows, gathered in window order and projected a few windows at a time."""
+        batch, channels, height, width = images_BCHW.shape
+        patches_BhwP = (
+            images_BCHW.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+            .permute(0, 2, 4, 1, 3, 5)
+            .reshape(batch, -1, channels * PATCH * PATCH)
+        )
+        raster_N = table.enter_regular_N4.view(-1)
+        weight_DP = self.patch_embed.proj.weight.flatten(1)
+        x_BND = patches_BhwP.new_empty(batch, len(raster_N), self.config.width)
+        for images, part in _parts(batch, len(raster_N), CHUNK_TOKENS[1]):
+            rows_BNP = patches_BhwP[images].index_select(1, raster_N[part])
+            x_BND[images, part] = self.patch_embed.norm(
+                linear(rows_BNP, weight_DP, self.patch_embed.proj.bias)
+            )
+        return x_BND
+
+    def forward_pyramid(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The maps after each stage, (B, D · 2ˢ, ⌈H/4⌉ / 2ˢ …) at strides 4, 8, 16, 32, without a norm.
+
+        The last one is what `norm` is applied to for classification.
+        """
+        maps = []
+        for x_BND, table, shifted in self._stages(images_BCHW):
+            slot_hw = table.plan.slot_shifted_hw if shifted else table.plan.slot_regular_hw
+            map_BND = x_BND.index_select(1, slot_hw)
+            maps.append(map_BND.transpose(1, 2).reshape(-1, x_BND.shape[-1], *table.plan.size))
+        return maps
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, D): the mean of the last map's tokens after the last norm; what the head sees."""
+        *_, (x_BND, table, shifted) = self._stages(images_BCHW)
+        if table.plan.has_padding:
+            x_BND = x_BND.index_select(
+                1, table.plan.slot_shifted_hw if shifted else table.plan.slot_regular_hw
+            )
+        pooled_BD: Tensor = self.norm(x_BND).mean(1)
+        return pooled_BD
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Class scores, (B, K).
+
+        Raises:
+            InputError: not (B, C, H, W), another number of channels, an empty batch, an image smaller than
+                the last stage's stride.
+        """
+        scores_BK: Tensor = self.head.fc(self.forward_features(images_BCHW))
+        return scores_BK
+
+    def adapt_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under our names, fitted to this model: v1's position tables resampled to its windows (taken
+        to be square ones in the file), v2's joint q, k, v bias taken apart."""
+        result = dict(state_dict)
+        for name, module in self.named_modules():
+            if not isinstance(module, WindowAttention):
+                continue
+            joint = result.pop(f"{name}.qkv.bias", None) if module.version == 2 else None
+            if joint is not None:
+                result[f"{name}.q_bias"], _, result[f"{name}.v_bias"] = joint.chunk(3)
+            key = f"{name}.relative_position_bias_table"
+            table_TH = result.get(key)
+            if module.version == 1 and table_TH is not None:
+                result[key] = _fit_table(table_TH, module.window)
+        return result
+
+
+def _fit_table(table_TH: Tensor, window: tuple[int, int]) -> Tensor:
+    rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+    side = math.isqrt(len(table_TH))
+    # A length that is no square can only be a table for a window like ours.
+    if side * side != len(table_TH) or (len(table_TH) == rows and window[0] == window[1]):
+        return table_TH
+    old = (side + 1) // 2
+    matrix_TT = resample_offsets((old, old), window).to(table_TH.device)
+    return (matrix_TT @ table_TH.float()).to(table_TH.dtype)
+
+
+def _rows(hidden: int, x: Tensor) -> int:
+    """Tokens of a chunk whose hidden features fill CHUNK_BYTES."""
+    fewest, most = CHUNK_TOKENS
+    return min(most, max(fewest, CHUNK_BYTES // (hidden * x.element_size())))
+
+
+def _parts(batch: int, count: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut (batch, count) into parts of about `rows`: several whole images, or pieces of one, of equal size."""
+    whole = max(1, rows // count)
+    images = _bounds(batch, whole)
+    pieces = _bounds(count, rows) if count > rows else [0, count]
+    for first, last in pairwise(images):
+        for start, end in pairwise(pieces):
+            yield slice(first, last), slice(start, end)
+
+
+def _bounds(count: int, size: int) -> list[int]:
+    parts = -(-count // size)
+    return [i * count // parts for i in range(parts + 1)]
+
+
+def _chunks(x_BND: Tensor, tokens: int, hidden: int) -> Iterator[tuple[slice, slice]]:
+    """(images, windows) of each chunk."""
+    rows = max(1, _rows(hidden, x_BND) // tokens)
+    return _parts(len(x_BND), x_BND.shape[1] // tokens, rows)
+
+
+def _within(runs: tuple[tuple[int, int, int], ...], windows: slice) -> tuple[tuple[int, int, int], ...]:
+    """The parts of the runs that lie among these windows."""
+    cut = [(max(start, windows.start), min(end, windows.stop), mask) for start, end, mask in runs]
+    return tuple(run for run in cut if run[0] < run[1])
+
+
+def _check(config: SwinConfig) -> None:
+    check_kernel(config.attention)
+    if config.version not in (1, 2):
+        raise InputError(f"Swin has the versions 1 and 2, not {config.version}.")
+    stages = len(config.depths)
+    if len(config.heads) != stages or (config.version == 2 and len(config.pretrained_window) != stages):
+        raise InputError(
+            f"Give one number of heads (and in v2 one pretrained window) per stage: depths has {stages}."
+        )
+    if any((config.width << i) % heads for i, heads in enumerate(config.heads)):
+        raise InputError(
+            f"Each stage's width must be divisible by its heads: {config.width} · 2ˢ and {config.heads}."
+        )
+    _check_size(config, *config.image_size)
+
+
+def _check_size(config: SwinConfig, height: int, width: int) -> None:
+    if min(height, width) < config.stride:
+        raise InputError(
+            f"The images are {height} × {width} pixels, less than one token of the last stage: "
+            f"give at least {config.stride} × {config.stride}."
+        )
+    trained = config.trained_size
+    if trained is None:
+        return
+    growth = max(height / trained[0], width / trained[1])
+    limit = 1.25 if config.version == 1 else 2.0
+    if growth > limit or min(height / trained[0], width / trained[1]) < 0.5:
+        warnings.warn(
+            f"These weights were trained at {trained[0]} × {trained[1]}; at {height} × {width} expect a lower "
+            "accuracy unless they are fine-tuned there.",
+            stacklevel=4,
+        )
