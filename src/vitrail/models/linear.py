@@ -1,39 +1,58 @@
-"""y = act(x Wᵀ + b) for eager inference: the one place that chooses a matrix product.
+"""act(x Wᵀ + b): the only place in Vitrail that chooses a kernel for a linear layer.
 
-On CPUs torch's own `F.linear` takes MKL for fp32, which is half as fast as oneDNN where MKL's best kernels
-are kept from the processor (AMD: 190 against 450 GFLOP/s on 2 Zen 5 cores; on Intel they are equal). Without
-gradients we therefore call oneDNN, the library torch itself uses for bf16 and for convolutions, and let it
-apply GELU or add the residual while the tile is still in cache.
+On x86 CPUs torch computes fp32 products with MKL, which runs at less than half of the peak on some
+processors (196 against 468 GFLOP/s on a 2-core AMD EPYC with AVX-512, torch 2.15). oneDNN, which torch
+carries too and uses for bf16, has no such preference, and applies GELU while the result is still in cache.
+It is taken in eager inference; training, compiling and exporting see the ordinary operators.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.nn import functional
 
-__all__ = ["linear"]
+__all__ = ["Linear", "linear", "onednn_takes"]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """(…, C) -> (…, O) by a weight (O, C); with `gelu` the exact GELU of it."""
-    if _onednn_serves(x, weight):
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else ""
-        )
+class Linear(nn.Linear):
+    """`nn.Linear` with the same weights and names, through `linear`."""
+
+    def forward(self, input: Tensor, *, gelu: bool = False) -> Tensor:
+        """(…, in) -> (…, out)."""
+        return linear(input, self.weight, self.bias, gelu=gelu)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """x (…, in), weight (out, in), bias (out,) -> (…, out); with `gelu` the exact GELU of it.
+
+    fp32 products stay fp32.
+    """
+    if onednn_takes(x, weight):
+        activation, algorithm = ("gelu", "none") if gelu else ("none", "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
         return result
-    y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
+    product = functional.linear(x, weight, bias)
+    return functional.gelu(product) if gelu else product
 
 
-def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False
-    if torch.is_grad_enabled() or x.device.type != "cpu":
-        return False
+def onednn_takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product runs on oneDNN's own kernel: eager inference on an x86 CPU, nothing empty."""
     return (
-        x.dtype == weight.dtype
+        not torch.compiler.is_compiling()
         and x.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and weight.dtype is x.dtype
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+        and _onednn_is_here()
+        and x.numel() > 0
+    )
+
+
+def _onednn_is_here() -> bool:
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()  # only x86 builds have MKL
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
