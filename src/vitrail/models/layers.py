@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
+from vitrail.models.linear import Linear
 
 __all__ = ["ACTIVATIONS", "DropPath", "LayerScale", "Mlp", "check_images", "drop_path_rates", "inferring"]
 
@@ -57,8 +58,8 @@ class Mlp(nn.Module):
         if gated and hidden % 2:
             raise InputError(f"A gated MLP halves its hidden features: give an even number, not {hidden}.")
         self.activation, self.gated = activation, gated
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden // 2 if gated else hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden // 2 if gated else hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         if not inferring():
@@ -80,11 +81,12 @@ class Mlp(nn.Module):
         return out_ND.view(*x.shape[:-1], -1)
 
     def _whole(self, x: Tensor) -> Tensor:
-        hidden_F = self.fc1(x)
         if self.gated:
-            gate, value = hidden_F.chunk(2, dim=-1)
+            gate, value = self.fc1(x).chunk(2, dim=-1)
             return self.fc2(F.silu(gate) * value)
-        return self.fc2(ACTIVATIONS[self.activation](hidden_F))
+        if self.activation == "gelu":
+            return self.fc2(self.fc1(x, gelu=True))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class LayerScale(nn.Module):

@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
     fp32 products stay fp32.
     """
-    if onednn_takes(x, weight):
+    if onednn_takes(x, weight, bias):
         activation, algorithm = ("gelu", "none") if gelu else ("none", "")
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
         return result
@@ -36,14 +36,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     return functional.gelu(product) if gelu else product
 
 
-def onednn_takes(x: Tensor, weight: Tensor) -> bool:
+def onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether the product runs on oneDNN's own kernel: eager inference on an x86 CPU, nothing empty."""
     return (
         not torch.compiler.is_compiling()
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype is x.dtype
         and x.device.type == "cpu"
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not (
+            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+        )
         and not torch.is_autocast_enabled("cpu")
         and _onednn_is_here()
         and x.numel() > 0

@@ -38,6 +38,7 @@ from vitrail.models.layers import (
     drop_path_rates,
     inferring,
 )
+from vitrail.models.linear import Linear
 
 __all__ = ["VARIANTS", "Attention", "Block", "ViT", "ViTConfig", "resample_positions"]
 
@@ -139,10 +140,10 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.attention = heads, check_kernel(attention)
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
         q_BHNd, k_BHNd, v_BHNd = self._queries_keys_values(x_BND)
@@ -205,9 +206,9 @@ class AttentionPool(nn.Module):
         width = config.width
         self.heads, self.attention = config.heads, config.attention
         self.latent = nn.Parameter(torch.zeros(1, 1, width))
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = Mlp(width, config.mlp_width or 4 * width, activation=config.activation)
 
@@ -215,7 +216,7 @@ class AttentionPool(nn.Module):
         query_1HNd = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         kv_BN2Hd = self.kv(x_BND).unflatten(-1, (2, self.heads, -1))
         k_BHNd, v_BHNd = kv_BN2Hd.permute(2, 0, 3, 1, 4).unbind(0)
-        query_BHNd = query_1HNd.expand(len(x_BND), -1, -1, -1)
+        query_BHNd = query_1HNd.expand(x_BND.shape[0], -1, -1, -1)
         pooled_BHNd = attend(query_BHNd, k_BHNd, v_BHNd, kernel=self.attention)
         pooled_BND = self.proj(pooled_BHNd.transpose(1, 2).flatten(2))
         return (pooled_BND + self.mlp(self.norm(pooled_BND)))[:, 0]
@@ -240,7 +241,7 @@ class ViT(nn.Module):
     """
 
     DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
-    head_prefix: ClassVar[tuple[str, ...]] = ("head.",)
+    head_prefix: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -451,7 +452,7 @@ def _block(config: ViTConfig, drop_path: float) -> Block:
 def _head(config: ViTConfig) -> nn.Module:
     if config.num_classes == 0:
         return nn.Identity()
-    return nn.Linear(config.width, config.num_classes, bias=config.head_bias)
+    return Linear(config.width, config.num_classes, bias=config.head_bias)
 
 
 def _initialise(model: ViT) -> None:
