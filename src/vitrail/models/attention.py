@@ -33,6 +33,9 @@ _BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
+_NO_KERNEL = ("No available kernel", "No viable backend")
+"""How torch says that it was left no kernel; other errors (memory, shapes) are not about the kernel."""
+
 BLOCKED_FROM = {torch.float32: 768, torch.bfloat16: 128}
 """Keys from which blocks of queries beat torch's fused kernel on the CPU that was measured."""
 
@@ -73,9 +76,11 @@ def attend(
     `scale` defaults to 1/√d.
 
     Raises:
-        InputError: an unknown kernel, or one that this device, dtype or shape has not.
+        InputError: an unknown kernel, one that this device, dtype or shape has not, or a boolean bias.
     """
     check_kernel(kernel)
+    if bias is not None and bias.dtype is torch.bool:
+        raise InputError("A boolean mask is no bias: give 0 where a key is seen and -inf where it is not.")
     if kernel == "auto":
         kernel = _choose(q_BHNd, k_BHSd, v_BHSd, bias, causal)
     if kernel == "naive":
@@ -85,20 +90,7 @@ def attend(
         if reason:
             raise InputError(f"The attention kernel 'blocked' cannot be used here ({reason}): use 'auto'.")
         return _blocked(q_BHNd, k_BHSd, v_BHSd, _scale(q_BHNd, scale))
-    if kernel == "fused":
-        return scaled_dot_product_attention(
-            q_BHNd, k_BHSd, v_BHSd, attn_mask=bias, is_causal=causal, scale=scale
-        )
-    try:
-        with sdpa_kernel(_BACKENDS[kernel]):
-            return scaled_dot_product_attention(
-                q_BHNd, k_BHSd, v_BHSd, attn_mask=bias, is_causal=causal, scale=scale
-            )
-    except RuntimeError as error:
-        raise InputError(
-            f"The attention kernel {kernel!r} cannot run {q_BHNd.dtype} on {q_BHNd.device.type} here: use 'auto' "
-            "or 'fused'; `vitrail attention` says what there is."
-        ) from error
+    return _torch_kernel(q_BHNd, k_BHSd, v_BHSd, bias, causal, scale, kernel)
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -106,9 +98,45 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 
 def _choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str:
-    if torch.compiler.is_compiling() or k.shape[-2] < BLOCKED_FROM.get(k.dtype, 0):
+    # In this order: to a compiler the number of keys may be a symbol, which must not be compared.
+    if _why_not_blocked(q, k, v, bias, causal) or k.shape[-2] < BLOCKED_FROM[q.dtype]:
         return "fused"
-    return "fused" if _why_not_blocked(q, k, v, bias, causal) else "blocked"
+    return "blocked"
+
+
+def _torch_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    kernel: str,
+) -> Tensor:
+    """scaled_dot_product_attention, left to choose (`fused`) or held to one kernel."""
+    if bias is not None:
+        # Torch takes a bias or a causal mask, and its flash kernel wants two or four dimensions of it.
+        bias = bias + _unseen(q, k) if causal else bias
+        causal, bias = False, bias[(None,) * (4 - bias.dim())]
+    if kernel == "fused":
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    try:
+        with sdpa_kernel(_BACKENDS[kernel]):
+            return scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    except RuntimeError as error:
+        if not str(error).startswith(_NO_KERNEL):
+            raise
+        raise InputError(
+            f"The attention kernel {kernel!r} is not to be had for {q.dtype} on {q.device.type} with these "
+            "shapes: use 'auto' or 'fused'; `vitrail attention` says what there is."
+        ) from error
+
+
+def _unseen(q: Tensor, k: Tensor) -> Tensor:
+    """(N, S): -inf at keys after the query, else 0."""
+    zero = torch.zeros(q.shape[-2], k.shape[-2], dtype=q.dtype, device=q.device)
+    hidden = torch.ones_like(zero, dtype=torch.bool).triu(1)
+    return zero.masked_fill(hidden, float("-inf"))
 
 
 def _naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float) -> Tensor:
@@ -116,18 +144,21 @@ def _naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, s
     if bias is not None:
         scores_BHNS = scores_BHNS + bias
     if causal:
-        hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-        scores_BHNS = scores_BHNS.masked_fill(hidden, float("-inf"))
+        scores_BHNS = scores_BHNS + _unseen(q, k)
     return scores_BHNS.softmax(-1) @ v
 
 
 def _why_not_blocked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str | None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "it is for eager calls, neither compiled nor exported"
     if bias is not None or causal:
         return "it takes no bias and no causal mask"
     if q.device.type not in ("cpu", "meta") or q.dtype not in (torch.float32, torch.bfloat16):
         return "it is for fp32 and bf16 on CPUs"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
         return "it is forward only, for torch.inference_mode() or torch.no_grad()"
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not q.dtype:
+        return "autocast wants another dtype than its inputs'"
     return None
 
 
@@ -147,7 +178,7 @@ def _blocked(q_BHNd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, scale: float) -> Te
 def _head_by_blocks(q_Nd: Tensor, k_Sd: Tensor, v_Sd: Tensor, out_Nd: Tensor) -> None:
     """One head at a time: fp32 matrix products are then linear layers, which have the faster kernel."""
     k_Sd, v_dS = k_Sd.contiguous(), v_Sd.T.contiguous()
-    rows = min(512, max(64, HEAD_SCORES_BYTES // (4 * k_Sd.shape[0])))
+    rows = min(512, max(64, HEAD_SCORES_BYTES // (4 * max(1, len(k_Sd)))))
     for q_Rd, out_Rd in zip(q_Nd.split(rows), out_Nd.split(rows), strict=True):
         scores_RS = linear(q_Rd, k_Sd)
         torch.softmax(scores_RS, -1, out=scores_RS)
@@ -157,7 +188,7 @@ def _head_by_blocks(q_Nd: Tensor, k_Sd: Tensor, v_Sd: Tensor, out_Nd: Tensor) ->
 def _heads_by_blocks(q_GNd: Tensor, k_GSd: Tensor, v_GSd: Tensor, out_GNd: Tensor) -> None:
     """As many heads at once as their scores fit, all in one buffer."""
     keys, rows = k_GSd.shape[1], min(ROWS, q_GNd.shape[1])
-    group = max(1, SCORES_BYTES // (rows * keys * q_GNd.element_size()))
+    group = max(1, SCORES_BYTES // max(1, rows * keys * q_GNd.element_size()))
     for first in range(0, len(q_GNd), group):
         part = slice(first, first + group)
         q, k_GdS, v, out = q_GNd[part], k_GSd[part].transpose(1, 2), v_GSd[part], out_GNd[part]

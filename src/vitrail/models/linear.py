@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 __all__ = ["Linear", "linear", "onednn_takes"]
@@ -39,22 +40,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 def onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether the product runs on oneDNN's own kernel: eager inference on an x86 CPU, nothing empty."""
     return (
-        not torch.compiler.is_compiling()
+        x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype is x.dtype
-        and x.device.type == "cpu"
-        and not (
-            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-        )
-        and not torch.is_autocast_enabled("cpu")
-        and _onednn_is_here()
         and x.numel() > 0
+        and x.shape[-1] == weight.shape[-1]
+        and (bias is None or _plain(bias, weight))
+        and not _followed(x, weight, bias)
+        and not torch.is_autocast_enabled("cpu")
+        and _onednn_has(x.dtype)
     )
 
 
-def _onednn_is_here() -> bool:
+def _plain(bias: Tensor, weight: Tensor) -> bool:
+    # The operator reads the bias as if it were contiguous, whatever its strides say.
+    return bias.dtype is weight.dtype and bias.shape == weight.shape[:1] and bias.is_contiguous()
+
+
+def _followed(*tensors: Tensor | None) -> bool:
+    """Whether somebody records what happens: a compiler, a tracer, or autograd in either direction."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        # Forward mode asks no requires_grad, and the operator would answer with a tangent of zero.
+        or forward_ad._current_level >= 0
+    )
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.mkl.is_available()  # only x86 builds have MKL
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and (dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
