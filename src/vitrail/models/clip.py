@@ -1,0 +1,330 @@
+"""CLIP: images and texts in one space (Radford et al. 2021, figure 3); SigLIP, its variant with a bias.
+
+    image_BE  = normalise(image tower(images))         our ViT, its head being the projection
+    text_TE   = normalise(text tower(tokens))
+    scores_BT = scale · image_BE text_TEᵀ [+ bias]
+
+CLIP reads a row of scores through a softmax over the texts, SigLIP each score through a sigmoid of its own
+(Zhai et al. 2023, section 3.2), which needs the bias. SigLIP's image tower pools by attention.
+
+Shapes: B images, T texts, C channels, H W pixels, L tokens, E width of the shared embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrail.errors import InputError
+from vitrail.models.dialects import Dialect
+from vitrail.models.dialects.clip import DIALECTS, OPENAI_FACTS
+from vitrail.models.text import TextConfig, TextTransformer
+from vitrail.models.vit import ViT, ViTConfig
+
+__all__ = ["CLIP", "VARIANTS", "CLIPConfig", "Embeddings", "similarity"]
+
+INITIAL_SCALE = math.log(1 / 0.07)
+MAX_SCALE = 100.0
+"""CLIP's training never let the scale beyond (section 2.5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """Both towers, and how their embeddings are compared.
+
+    Raises:
+        InputError: towers that give embeddings of different width.
+    """
+
+    image: ViTConfig
+    """`num_classes` is E; 0 where the pooled features are the embedding (SigLIP)."""
+    text: TextConfig
+    scale: float = INITIAL_SCALE
+    """Initial logarithm of the scale."""
+    max_scale: float | None = MAX_SCALE
+    """The scale, not its logarithm, is clamped here; None: never. SigLIP's weights are above 100."""
+    bias: float | None = None
+    """Initial bias of the scores (SigLIP); None: there is none."""
+
+    def __post_init__(self) -> None:
+        width = self.image.num_classes or self.image.width
+        if width != self.text.embed_width:
+            raise InputError(
+                f"The image tower gives {width} features and the text tower {self.text.embed_width}: "
+                "they are compared with one another, so give both the same."
+            )
+
+    @property
+    def embed_width(self) -> int:
+        """E."""
+        return self.text.embed_width
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.image.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.image.channels
+
+    @property
+    def num_classes(self) -> int:
+        """0: CLIP compares with texts and has no classes of its own."""
+        return 0
+
+    @property
+    def attention(self) -> str:
+        return self.image.attention
+
+    def overridden(
+        self,
+        *,
+        image_size: tuple[int, int] | None = None,
+        num_classes: int | None = None,
+        attention: str | None = None,
+        **others: Any,
+    ) -> CLIPConfig:
+        """The same model with another image size, kernel (of both towers) or other fields.
+
+        Raises:
+            InputError: a number of classes.
+        """
+        if num_classes:
+            raise InputError("CLIP has no classifier to give classes to: leave num_classes out.")
+        image, text = others.pop("image", self.image), others.pop("text", self.text)
+        if image_size is not None:
+            image = replace(image, image_size=image_size)
+        if attention is not None:
+            image, text = replace(image, attention=attention), replace(text, attention=attention)
+        return replace(self, image=image, text=text, **others)
+
+
+class Embeddings(NamedTuple):
+    """What CLIP gives for a batch of images and one of texts."""
+
+    image_BE: Tensor
+    """Of length 1."""
+    text_TE: Tensor
+    """Of length 1."""
+    scale: Tensor
+    """Scalar, clamped."""
+    bias: Tensor | None = None
+    """Scalar (SigLIP)."""
+
+
+class CLIP(nn.Module):
+    """Two towers and a scale; given built towers, or building them from the config.
+
+    Args:
+        config: the model's.
+        image, text: towers to use, of the config's sizes; None: new ones.
+    """
+
+    DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
+    head_prefix: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, config: CLIPConfig, *, image: ViT | None = None, text: TextTransformer | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image = ViT(config.image) if image is None else image
+        self.text = TextTransformer(config.text) if text is None else text
+        if self.image.config != config.image or self.text.config != config.text:
+            raise InputError(
+                "The towers are not those of the config: build them from config.image and .text."
+            )
+        self.logit_scale = nn.Parameter(torch.tensor(config.scale))
+        self.logit_bias = None if config.bias is None else nn.Parameter(torch.tensor(config.bias))
+
+    def forward(self, images_BCHW: Tensor, tokens_TL: Tensor) -> Embeddings:
+        """(B, C, H, W) and (T, L) -> embeddings of length 1, the scale and the bias; `similarity` joins them.
+
+        Raises:
+            InputError: as `encode_image` and `encode_text`.
+        """
+        return Embeddings(
+            self.encode_image(images_BCHW), self.encode_text(tokens_TL), self.scale(), self.logit_bias
+        )
+
+    def encode_image(self, images_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+        """(B, C, H, W) -> (B, E), of length 1 unless told otherwise.
+
+        Raises:
+            InputError: as `ViT.forward`.
+        """
+        image_BE = self.image(images_BCHW)
+        return F.normalize(image_BE, dim=-1) if normalize else image_BE
+
+    def encode_text(self, tokens_TL: Tensor, *, normalize: bool = True) -> Tensor:
+        """(T, L) int64 -> (T, E), of length 1 unless told otherwise.
+
+        Raises:
+            InputError: as `TextTransformer.forward`.
+        """
+        text_TE = self.text(tokens_TL)
+        return F.normalize(text_TE, dim=-1) if normalize else text_TE
+
+    def scale(self) -> Tensor:
+        """exp(logit_scale), at most the config's `max_scale`; a scalar."""
+        return self.logit_scale.exp().clamp(max=self.config.max_scale or math.inf)
+
+    def adapt_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Translated tensors, reshaped to this model; the dict is not changed.
+
+        Raises:
+            InputError: OpenAI's weights for a model without QuickGELU, or a position table of no square grid.
+        """
+        state = dict(state_dict)
+        facts = [state.pop(name, None) for name in OPENAI_FACTS]
+        if facts[0] is not None:
+            self._check_quick_gelu()
+        for name in ("logit_scale", "logit_bias"):
+            if name in state and state[name].numel() == 1:
+                state[name] = state[name].reshape(())
+        image = {name: state.pop(name) for name in list(state) if name.startswith("image.")}
+        image = {name.removeprefix("image."): tensor for name, tensor in image.items()}
+        if "cls_token" in image:
+            image["cls_token"] = image["cls_token"].reshape(1, 1, -1)
+        return state | {f"image.{name}": t for name, t in self.image.adapt_weights(image).items()}
+
+    def _check_quick_gelu(self) -> None:
+        found = {self.config.image.activation, self.config.text.activation}
+        if found == {"quick_gelu"}:
+            return
+        right = _quick(self.config)
+        name = next((n for n, variant in VARIANTS.items() if _same_weights(variant, right)), None)
+        fix = f"build {name!r}" if name else "set activation='quick_gelu' in both towers' configs"
+        raise InputError(
+            f"OpenAI's CLIP was trained with QuickGELU and this model has {' and '.join(sorted(found))}, "
+            f"which would give wrong embeddings: {fix}."
+        )
+
+
+def similarity(image_BE: Tensor, text_TE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """scale · image_BE text_TEᵀ + bias, (B, T): a row's softmax (CLIP) or each one's sigmoid (SigLIP)."""
+    scores_BT = scale * image_BE @ text_TE.T
+    return scores_BT if bias is None else scores_BT + bias
+
+
+def _quick(config: CLIPConfig) -> CLIPConfig:
+    return replace(
+        config,
+        image=replace(config.image, activation="quick_gelu"),
+        text=replace(config.text, activation="quick_gelu"),
+    )
+
+
+def _same_weights(one: CLIPConfig, other: CLIPConfig) -> bool:
+    """Whether they differ in nothing but the attention kernel."""
+    return one == other.overridden(attention=one.attention)
+
+
+def _clip(
+    image: dict[str, Any], text: dict[str, Any], embed_width: int, *, patch: int, size: int = 224
+) -> CLIPConfig:
+    return CLIPConfig(
+        image=ViTConfig(
+            **image,
+            patch_size=patch,
+            image_size=(size, size),
+            num_classes=embed_width,
+            head_bias=False,
+            pre_norm=True,
+            norm_eps=1e-5,
+        ),
+        text=TextConfig(**text, embed_width=embed_width),
+    )
+
+
+def _siglip(
+    image: dict[str, Any],
+    text: dict[str, Any],
+    *,
+    patch: int,
+    size: int,
+    vocabulary: str,
+    context_length: int = 64,
+) -> CLIPConfig:
+    return CLIPConfig(
+        image=ViTConfig(
+            **image,
+            patch_size=patch,
+            image_size=(size, size),
+            num_classes=0,
+            class_token=False,
+            pool="map",
+        ),
+        text=TextConfig(
+            **text,
+            **VOCABULARIES[vocabulary],
+            embed_width=text["width"],
+            context_length=context_length,
+            causal=False,
+            pool="last",
+            projection_bias=True,
+            norm_eps=1e-6,
+        ),
+        scale=math.log(10.0),
+        max_scale=None,
+        bias=-10.0,
+    )
+
+
+BASE: dict[str, Any] = {"width": 768, "depth": 12, "heads": 12}
+LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16}
+HUGE: dict[str, Any] = {"width": 1280, "depth": 32, "heads": 16}
+GIANT: dict[str, Any] = {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144}
+BIG_GIANT: dict[str, Any] = {"width": 1664, "depth": 48, "heads": 16, "mlp_width": 8192}
+SO400M: dict[str, Any] = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304}
+
+TEXT_512: dict[str, Any] = {"width": 512, "depth": 12, "heads": 8}
+TEXT_768: dict[str, Any] = {"width": 768, "depth": 12, "heads": 12}
+TEXT_1024: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16}
+TEXT_1280: dict[str, Any] = {"width": 1280, "depth": 32, "heads": 20}
+
+VOCABULARIES: dict[str, dict[str, Any]] = {
+    "c4-en": {"tokenizer": "timm/ViT-B-16-SigLIP", "vocab_size": 32_000, "pad_id": 1},
+    # SigLIP 2: Gemma's vocabulary, and a GELU by tanh.
+    "gemma": {
+        "tokenizer": "timm/ViT-B-16-SigLIP2",
+        "vocab_size": 256_000,
+        "pad_id": 0,
+        "activation": "gelu_tanh",
+    },
+}
+
+VARIANTS: dict[str, CLIPConfig] = {
+    "ViT-B-32": _clip(BASE, TEXT_512, 512, patch=32),
+    "ViT-B-32-256": _clip(BASE, TEXT_512, 512, patch=32, size=256),
+    "ViT-B-32-quickgelu": _quick(_clip(BASE, TEXT_512, 512, patch=32)),
+    "ViT-B-16": _clip(BASE, TEXT_512, 512, patch=16),
+    "ViT-B-16-quickgelu": _quick(_clip(BASE, TEXT_512, 512, patch=16)),
+    "ViT-L-14": _clip(LARGE, TEXT_768, 768, patch=14),
+    "ViT-L-14-quickgelu": _quick(_clip(LARGE, TEXT_768, 768, patch=14)),
+    "ViT-L-14-336": _clip(LARGE, TEXT_768, 768, patch=14, size=336),
+    "ViT-L-14-336-quickgelu": _quick(_clip(LARGE, TEXT_768, 768, patch=14, size=336)),
+    "ViT-H-14": _clip(HUGE, TEXT_1024, 1024, patch=14),
+    "ViT-H-14-quickgelu": _quick(_clip(HUGE, TEXT_1024, 1024, patch=14)),
+    "ViT-g-14": _clip(GIANT, TEXT_1024, 1024, patch=14),
+    "ViT-bigG-14": _clip(BIG_GIANT, TEXT_1280, 1280, patch=14),
+    "ViT-B-16-SigLIP": _siglip(BASE, BASE, patch=16, size=224, vocabulary="c4-en"),
+    "ViT-B-16-SigLIP-256": _siglip(BASE, BASE, patch=16, size=256, vocabulary="c4-en"),
+    "ViT-B-16-SigLIP-384": _siglip(BASE, BASE, patch=16, size=384, vocabulary="c4-en"),
+    "ViT-B-16-SigLIP-512": _siglip(BASE, BASE, patch=16, size=512, vocabulary="c4-en"),
+    "ViT-L-16-SigLIP-256": _siglip(LARGE, LARGE, patch=16, size=256, vocabulary="c4-en"),
+    "ViT-L-16-SigLIP-384": _siglip(LARGE, LARGE, patch=16, size=384, vocabulary="c4-en"),
+    "ViT-SO400M-14-SigLIP": _siglip(
+        SO400M, SO400M, patch=14, size=224, vocabulary="c4-en", context_length=16
+    ),
+    "ViT-B-16-SigLIP2": _siglip(BASE, BASE, patch=16, size=224, vocabulary="gemma"),
+    "ViT-B-16-SigLIP2-256": _siglip(BASE, BASE, patch=16, size=256, vocabulary="gemma"),
+    "ViT-L-16-SigLIP2-256": _siglip(LARGE, LARGE, patch=16, size=256, vocabulary="gemma"),
+    "ViT-SO400M-14-SigLIP2": _siglip(SO400M, SO400M, patch=14, size=224, vocabulary="gemma"),
+}
+"""By open_clip's names. A name says the activation too: OpenAI's own weights need `-quickgelu`."""

@@ -1,0 +1,192 @@
+"""The text transformer of CLIP (Radford et al. 2021, section 2.4) and of SigLIP (Zhai et al. 2023).
+
+    x_BLD       = embedding[tokens] + positions
+    x_BLD       = block(x)                       the image tower's block, repeated; CLIP's hides later tokens
+    pooled_BD   = x at the end token (CLIP) or at the last place (SigLIP), after the last norm
+    text_BE     = projection(pooled)
+
+In CLIP the causal mask makes the end token the first one that has seen the whole text, and what stands after
+it is never read; in SigLIP each token sees all, padding included, so a row always has the full length.
+
+Shapes: B texts, L tokens (the context), V vocabulary, D width, E width of the embedding shared with images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import InputError
+from vitrail.models.attention import check_kernel
+from vitrail.models.layers import ACTIVATIONS, inferring
+from vitrail.models.vit import Block
+
+__all__ = ["CLIP_TOKENIZER", "TextConfig", "TextTransformer"]
+
+POOLS = ("end", "last")
+
+CLIP_TOKENIZER = "clip"
+"""`TextConfig.tokenizer` of the towers that read CLIP's byte-pair encoding, which is part of this package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Everything that distinguishes one text tower from another.
+
+    Raises:
+        InputError: fields that exclude one another.
+    """
+
+    width: int
+    """D."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    embed_width: int
+    """E."""
+    context_length: int = 77
+    """L, the frame included."""
+    vocab_size: int = 49_408
+    """V."""
+    mlp_width: int | None = None
+    """Hidden features of the MLP; None: 4 × width."""
+    activation: str = "gelu"
+    """gelu, gelu_tanh or quick_gelu, as the weights were trained."""
+    causal: bool = True
+    """Each token sees itself and what stands before it."""
+    pool: str = "end"
+    """end: the end token, which has the highest number of a row; last: the last place."""
+    projection_bias: bool = False
+    norm_eps: float = 1e-5
+    pad_id: int = 0
+    """What fills a row after the end of its text."""
+    tokenizer: str = CLIP_TOKENIZER
+    """`CLIP_TOKENIZER`, or the id on the Hugging Face hub of the vocabulary."""
+    attention: str = "auto"
+    """Kernel, one of `attention.KERNELS`."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(
+                f"{self.width} features do not divide into {self.heads} heads: change one of them."
+            )
+        if self.pool not in POOLS:
+            raise InputError(f"There is no pooling {self.pool!r}: choose one of {', '.join(POOLS)}.")
+        if self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"There is no activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}."
+            )
+        check_kernel(self.attention)
+
+    @property
+    def any_length(self) -> bool:
+        """Whether a row may end with its text: nothing after the end token is ever read."""
+        return self.causal and self.pool == "end"
+
+
+class TextTransformer(nn.Module):
+    """(B, L) token numbers -> (B, E) embeddings, not normalised."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.token_embedding = nn.Embedding(c.vocab_size, c.width)
+        self.positional_embedding = nn.Parameter(torch.zeros(c.context_length, c.width))
+        self.blocks = nn.ModuleList(
+            Block(
+                c.width,
+                c.heads,
+                mlp_width=c.mlp_width,
+                activation=c.activation,
+                norm_eps=c.norm_eps,
+                attention=c.attention,
+            )
+            for _ in range(c.depth)
+        )
+        self.norm = nn.LayerNorm(c.width, eps=c.norm_eps)
+        self.projection = nn.Linear(c.width, c.embed_width, bias=c.projection_bias)
+        _initialise(self)
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        """(B, L) int64, or fewer columns where no text reaches further (CLIP) -> (B, E).
+
+        Eager inference of CLIP leaves out the columns after the longest text: exact, and a batch of short
+        prompts takes a fraction of the time.
+
+        Raises:
+            InputError: not rows of token numbers, rows of a wrong length, or numbers out of the vocabulary.
+        """
+        self._check(tokens_BL)
+        if self.config.any_length and inferring():
+            tokens_BL = tokens_BL[:, : int(tokens_BL.argmax(-1).max()) + 1]
+        x_BLD = self.token_embedding(tokens_BL) + self.positional_embedding[: tokens_BL.shape[1]]
+        for block in self.blocks:
+            x_BLD = block(x_BLD, causal=self.config.causal)
+        # The norm works on each token by itself, so only the pooled one needs it.
+        return self.projection(self.norm(self._pool(x_BLD, tokens_BL)))
+
+    def _pool(self, x_BLD: Tensor, tokens_BL: Tensor) -> Tensor:
+        if self.config.pool == "last":
+            return x_BLD[:, -1]
+        rows_B = torch.arange(tokens_BL.shape[0], device=tokens_BL.device)
+        return x_BLD[rows_B, tokens_BL.argmax(-1)]
+
+    def _check(self, tokens_BL: Tensor) -> None:
+        c = self.config
+        if tokens_BL.ndim != 2:
+            raise InputError(
+                f"Token numbers have the shape (B, {c.context_length}), not {tuple(tokens_BL.shape)}: "
+                "give what the tokenizer returns; a single row needs tokens[None]."
+            )
+        if tokens_BL.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                f"Token numbers are int64, not {str(tokens_BL.dtype).removeprefix('torch.')}: "
+                "give what the tokenizer returns."
+            )
+        length = tokens_BL.shape[1]
+        if length > c.context_length or length == 0:
+            raise InputError(
+                f"The rows have {length} tokens and the model reads {c.context_length}: "
+                f"use a tokenizer with context_length={c.context_length}."
+            )
+        if length < c.context_length and not c.any_length:
+            raise InputError(
+                f"The rows have {length} tokens and this model reads exactly {c.context_length}, padding "
+                f"included: use a tokenizer with context_length={c.context_length}."
+            )
+        # What follows looks at values, which a traced graph must not.
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return
+        if tokens_BL.shape[0] == 0:
+            raise InputError("The batch of texts is empty: give at least one text.")
+        if tokens_BL.device.type == "meta":
+            return
+        low, high = (int(number) for number in tokens_BL.aminmax())
+        if low < 0 or high >= c.vocab_size:
+            raise InputError(
+                f"Token {low if low < 0 else high} is outside the vocabulary of {c.vocab_size}: "
+                "use the tokenizer that belongs to the model."
+            )
+
+
+def _initialise(model: TextTransformer) -> None:
+    """New weights as OpenAI's CLIP drew them: the deeper, the smaller what a block adds."""
+    width, depth = model.config.width, model.config.depth
+    nn.init.normal_(model.token_embedding.weight, std=0.02)
+    nn.init.normal_(model.positional_embedding, std=0.01)
+    added = width**-0.5 * (2 * depth) ** -0.5
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        for linear, deviation in (
+            (block.attn.qkv, width**-0.5),
+            (block.attn.proj, added),
+            (block.mlp.fc1, (2 * width) ** -0.5),
+            (block.mlp.fc2, added),
+        ):
+            nn.init.normal_(linear.weight, std=deviation)
+            nn.init.zeros_(linear.bias)
+    nn.init.normal_(model.projection.weight, std=width**-0.5)
+    if model.projection.bias is not None:
+        nn.init.zeros_(model.projection.bias)

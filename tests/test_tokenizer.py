@@ -1,0 +1,282 @@
+"""Our tokenizers against open_clip's, on any text that hypothesis comes up with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+
+import open_clip.tokenizer as peer
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vitrail.errors import InputError
+from vitrail.models import clip
+from vitrail.models.tokenizer import BPETokenizer, FileTokenizer, canonicalize, load_tokenizer
+
+CAPTION = "a photo of a cat"
+
+
+@lru_cache
+def ours(clean: str = "lower") -> BPETokenizer:
+    return BPETokenizer(clean=clean)
+
+
+@lru_cache
+def theirs(clean: str = "lower") -> peer.SimpleTokenizer:
+    return peer.SimpleTokenizer(clean=clean)
+
+
+# Text that reaches every branch: any Unicode, and pieces that cleaning and the word pattern treat apart.
+PIECES = st.sampled_from(
+    [
+        *("'s", "'t", "'RE", "'ve", "'m", "'LL", "'d", "'ſ", "’s", "ﬁ", "İ", "ẞ", "ß", "Σς", "ǅ", "ıı"),
+        *("&amp;", "&amp;amp;lt;", "&#x1F600;", "&nbsp;", "&#xD800;", "&lt;end_of_text&gt;"),
+        *("<start_of_text>", "<end_of_text>", "<END_OF_TEXT>", "</w>", "<|endoftext|>"),
+        *("cafÃ©", "â€œquotedâ€\x9d", "ï¿½", "\ufffd", "\x1b[31mred", "\r\n", "\u2028", "\u200b", "\ufeff"),
+        *(
+            "12345",
+            "½",
+            "٣",
+            "Ⅷ",
+            "０",
+            "日本語の文章",
+            "ไทย",
+            "עברית",
+            "नमस्ते",
+            "👩‍👩‍👧‍👦",
+            "🇫🇷",
+            "e\u0301",
+            "\U000e0041",
+        ),
+        *(
+            "_",
+            "__",
+            "a_b",
+            "-",
+            "...",
+            "!?",
+            "$%",
+            "aaaaaaaaa",
+            "abababab",
+            "the",
+            "photograph",
+            " ",
+            "\t",
+            "\xa0",
+        ),
+    ]
+)
+TEXTS = st.one_of(
+    st.text(max_size=60),
+    st.text(alphabet=st.characters(codec="utf-8", max_codepoint=0x2FF), max_size=60),
+    st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=20).map("".join),
+    st.lists(PIECES, max_size=20).map(" ".join),
+    # Few letters in long runs: overlapping and repeated merges.
+    st.text(alphabet="aehnotr", min_size=1, max_size=120),
+    st.text(alphabet="あいの日本の的是", max_size=80),
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(TEXTS)
+@example("")
+@example("\ud800 lone surrogate")
+@example("it's John's 3 dogs' café, naïve—really?!")
+def test_ids_equal_open_clips(text):
+    assert ours().encode(text) == theirs().encode(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_ids_of_canonical_text_equal_open_clips(text):
+    assert ours("canonicalize").encode(text) == theirs("canonicalize").encode(text)
+    assert canonicalize(text) == peer.canonicalize_text(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+@example(["a " * 75])
+@example(["a " * 76])
+@example(["the <end_of_text> in the middle " * 20, ""])
+def test_batches_equal_open_clips(texts):
+    rows = ours()(texts, truncate=True)
+    assert rows.dtype == torch.int64
+    assert torch.equal(rows, theirs()(texts))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 49_407), max_size=30))
+def test_decoding_equals_open_clips(ids):
+    assert ours().decode(ids) == theirs().decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz ", max_size=60))
+def test_plain_text_survives_a_round_trip(text):
+    assert ours().decode(ours().encode(text)) == "".join(f"{word} " for word in text.split())
+
+
+def test_every_symbol_has_open_clips_id():
+    assert {s: i for i, s in enumerate(ours()._symbols)} == theirs().encoder
+    assert ours().vocab_size == 49_408
+    assert (ours().start_id, ours().end_id) == (49_406, 49_407)
+
+
+def test_the_vocabulary_is_the_published_file():
+    from importlib.resources import files
+
+    data = (files("vitrail.models") / "data" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    assert hashlib.sha256(data).hexdigest().startswith("924691ac288e5440")
+    assert "MIT License" in (files("vitrail.models") / "data" / "NOTICE").read_text()
+
+
+def test_a_long_run_of_letters_is_no_trap():
+    """Quadratic merging of 60,000 letters would take minutes; the tests' time limit is the judge."""
+    word = "".join(chr(0x4E00 + (i * 7919) % 20_000) for i in range(20_000))
+    ids = ours().encode(word)
+    assert ours().decode(ids) == word + " "
+
+
+def test_a_context_of_another_length():
+    rows = BPETokenizer(context_length=8)(["one", "a b c d e f"])
+    assert torch.equal(rows, theirs()(["one", "a b c d e f"], context_length=8))
+
+
+class TestBadInput:
+    def test_a_long_text_is_refused_with_the_limit(self):
+        with pytest.raises(InputError, match=r"is 202 tokens long and the model reads 77.*truncate=True"):
+            ours()("cat " * 200)
+        assert ours()("cat " * 200, truncate=True)[0, -1] == ours().end_id
+
+    def test_the_longest_text_fits(self):
+        assert ours()("cat " * 75)[0, -1] == ours().end_id
+
+    def test_no_texts(self):
+        with pytest.raises(InputError, match="at least one"):
+            ours()([])
+
+    @pytest.mark.parametrize("texts", [[CAPTION, 3], [None], [b"cat"]])
+    def test_not_a_text(self, texts):
+        with pytest.raises(InputError, match="not a string"):
+            ours()(texts)
+
+    @pytest.mark.parametrize("texts", [None, 7, b"cat", {"cat": 1}])
+    def test_not_texts_at_all(self, texts):
+        with pytest.raises(InputError, match="list of texts"):
+            ours()(texts)
+
+    def test_encode_takes_one_text(self):
+        with pytest.raises(InputError, match="not a string"):
+            ours().encode([CAPTION])
+
+    @pytest.mark.parametrize("number", [-1, 49_408])
+    def test_no_such_token(self, number):
+        with pytest.raises(InputError, match="0 to 49407"):
+            ours().decode([number])
+
+    def test_no_such_cleaning(self):
+        with pytest.raises(InputError, match="'lower' or 'canonicalize'"):
+            BPETokenizer(clean="shout")
+
+    def test_a_context_without_room(self):
+        with pytest.raises(InputError, match="no room"):
+            BPETokenizer(context_length=1)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory):
+    """A small Unigram vocabulary laid out as SigLIP's: </s> is id 1, ends each text and pads."""
+    import tokenizers as hf
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = hf.Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    corpus = ["a photo of a cat", "a photo of two dogs", "the quick brown fox jumps over the lazy dog"] * 5
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "</s>",
+                "pad_token": "</s>",
+                "unk_token": "<unk>",
+            }
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(sentencepiece_folder):
+    mine = FileTokenizer(sentencepiece_folder / "tokenizer.json", context_length=12, pad_id=1)
+    reference = peer.HFTokenizer(str(sentencepiece_folder), context_length=12, clean="canonicalize")
+    return mine, reference
+
+
+class TestFileTokenizer:
+    """SigLIP's vocabulary cannot be had here; the path to it is tested with a small one of the same kind."""
+
+    @settings(max_examples=200, deadline=None)
+    @given(texts=st.lists(TEXTS, min_size=1, max_size=3))
+    @example(texts=["A photo of a CAT!", "a_photo", "", "the lazy dog " * 9])
+    def test_equal_to_open_clips_wrapper(self, pair, texts):
+        mine, reference = pair
+        assert torch.equal(mine(texts, truncate=True), reference(texts))
+
+    def test_a_long_text_is_refused_with_the_limit(self, pair):
+        with pytest.raises(InputError, match="the model reads 12"):
+            pair[0]("the lazy dog " * 9)
+        # The refusal left no state behind.
+        assert torch.equal(pair[0]("a cat"), pair[1]("a cat"))
+
+    def test_loaded_for_the_tower_it_belongs_to(self, sentencepiece_folder):
+        config = clip.VARIANTS["ViT-B-16-SigLIP"].text
+        tokenizer = load_tokenizer(config, file=sentencepiece_folder / "tokenizer.json")
+        row = tokenizer("a cat")[0]
+        assert row.shape == (64,)
+        assert set(row[-10:].tolist()) == {1}
+
+    def test_no_file(self):
+        with pytest.raises(
+            InputError, match=r"tokenizer\.json from https://huggingface\.co/timm/ViT-B-16-SigLIP "
+        ):
+            load_tokenizer(clip.VARIANTS["ViT-B-16-SigLIP"].text)
+
+    def test_a_path_without_a_file(self, tmp_path):
+        with pytest.raises(InputError, match="check the path"):
+            FileTokenizer(tmp_path / "none.json", context_length=12, pad_id=1)
+
+    def test_a_file_of_something_else(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_text('{"a": 1}')
+        with pytest.raises(InputError, match=r"not a tokenizer\.json"):
+            FileTokenizer(tmp_path / "tokenizer.json", context_length=12, pad_id=1)
+
+    def test_the_library_is_missing(self, monkeypatch, sentencepiece_folder):
+        monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+        with pytest.raises(InputError, match=r"vitrail\[siglip\]"):
+            FileTokenizer(sentencepiece_folder / "tokenizer.json", context_length=12, pad_id=1)
+
+    def test_a_vocabulary_of_another_tower(self, sentencepiece_folder):
+        import dataclasses
+
+        config = dataclasses.replace(clip.VARIANTS["ViT-B-16-SigLIP"].text, vocab_size=10)
+        with pytest.raises(InputError, match="the text tower 10"):
+            load_tokenizer(config, file=sentencepiece_folder / "tokenizer.json")
+
+
+def test_clips_towers_bring_their_vocabulary():
+    tokenizer = load_tokenizer(clip.VARIANTS["ViT-B-32"].text)
+    assert torch.equal(tokenizer(CAPTION), theirs()(CAPTION))
+    with pytest.raises(InputError, match="leave the tokenizer file out"):
+        load_tokenizer(clip.VARIANTS["ViT-B-32"].text, file="tokenizer.json")
