@@ -150,7 +150,7 @@ class ReplayBench:
     def subject(self, variant: Variant, export: Export) -> ReplaySubject:
         return ReplaySubject(variant.name, self._recordings[variant.name], self._clock, self._offset)
 
-    def discard(self, candidate: Candidate, image_size: int) -> None:
+    def discard(self, variant: Variant) -> None:
         return
 
     def exported(self, variant: Variant) -> bool:

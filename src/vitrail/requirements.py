@@ -16,7 +16,15 @@ from typing import Any, get_args
 
 from vitrail.errors import InputError
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
-from vitrail.vocabulary import Objective, Precision, Requirements, Scope, SearchSettings, Workload
+from vitrail.vocabulary import (
+    Implementation,
+    Objective,
+    Precision,
+    Requirements,
+    Scope,
+    SearchSettings,
+    Workload,
+)
 
 __all__ = [
     "OPTIONS",
@@ -169,6 +177,10 @@ OPTIONS: dict[str, Option] = {
     "precisions": Option(
         record=SearchSettings, field="precisions", parse=_names, metavar="NAME", many=True,
         help=f"only these of {', '.join(get_args(Precision))}",
+    ),
+    "implementations": Option(
+        record=SearchSettings, field="implementations", parse=_names, metavar="NAME", many=True,
+        help="whose code runs the weights: vitrail, timm or both (default: ours where there is one)",
     ),
     "budget": Option(
         record=SearchSettings, field="budget_s", parse=_seconds, metavar="TIME", above=0,
@@ -337,6 +349,7 @@ def check(
         if isinstance(record, SearchSettings):
             _known("runtime", record.runtimes, runtimes)
             _known("precision", record.precisions, get_args(Precision))
+            _known("implementation", record.implementations, get_args(Implementation))
             if record.offline and record.max_download_mib:
                 raise InputError("offline and max-download contradict each other: drop one of them.")
 

@@ -11,6 +11,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Literal
 
+Implementation = Literal["vitrail", "timm"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
@@ -61,6 +62,8 @@ class SearchSettings:
     """Globs over candidate names; empty: all."""
     runtimes: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    implementations: tuple[str, ...] = ()
+    """Whose code runs the weights; empty: ours where we have the architecture, else timm's."""
     budget_s: float = 300.0
     """Wall time, exports included, downloads not."""
     max_download_mib: float | None = None
@@ -151,7 +154,7 @@ class Variant:
     image_size: int
     runtime: str
     precision: Precision
-    implementation: str = "timm"
+    implementation: Implementation = "timm"
     passes: tuple[str, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     """Engine settings beyond threads and precision, as sorted (name, value) pairs."""

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from vitrail.errors import InputError
+from vitrail.export import source
 from vitrail.export.work import ExportRequest
-from vitrail.models import timm
-from vitrail.models.labels import labels
 from vitrail.runtimes import EngineMismatch
 from vitrail.vocabulary import RunnerFacts
 
@@ -55,10 +54,7 @@ def load(
     if torch.get_num_threads() != threads:
         raise EngineMismatch(f"PyTorch was asked for {threads} threads and uses {torch.get_num_threads()}.")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    weights = None if request.weights is None else Path(request.weights)
-    classes = len(labels(request.labels))
-    model = timm.build(request.architecture, image_size=image_size, classes=classes, weights=weights)
-    model = model.to(dtype)
+    model = source.module(request, image_size).to(dtype)
     with torch.inference_mode():
         output = model(torch.zeros(batch_size, 3, image_size, image_size, dtype=dtype))
     if output.dtype != dtype:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from vitrail import store
-from vitrail.vocabulary import Preprocess
+from vitrail.vocabulary import Implementation, Preprocess
 
 MANIFEST = "export.json"
 ONNX_FILE, IR_FILE, REFERENCE_FILE = "model.onnx", "model.xml", "reference.json"
@@ -30,6 +30,7 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to export; `weights` None means random weights of a fixed seed."""
 
     architecture: str
+    implementation: Implementation
     image_size: int
     labels: str
     """Name of a label set, or path of a file with one label a line."""
@@ -42,6 +43,7 @@ class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which scores of the fp32 eager reference to compute, and for how long at most; `weights` as above."""
 
     architecture: str
+    implementation: Implementation
     preprocess: Preprocess
     labels: str
     weights: str | None
@@ -57,21 +59,18 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     """Write all file sets of one model into a new folder; the folder appears whole or not at all."""
     import torch
 
-    from vitrail.export import onnx
-    from vitrail.models import timm
+    from vitrail.export import onnx, source
     from vitrail.models.labels import labels
 
     request = msgspec.convert(payload, ExportRequest)
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
-    weights = None if request.weights is None else Path(request.weights)
     names = labels(request.labels)
-    model = timm.build(
-        request.architecture, image_size=request.image_size, classes=len(names), weights=weights
-    )
+    model = source.module(request, request.image_size)
+    tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
+    source.check(model, request, request.image_size, tolerance)
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         onnx.write_onnx(model, request.image_size, folder / ONNX_FILE)
-        tolerance = onnx.RANDOM_TOLERANCE if weights is None else onnx.EXPORT_TOLERANCE
         difference = onnx.check(model, folder / ONNX_FILE, request.image_size, tolerance=tolerance)
         onnx.write_openvino(folder / ONNX_FILE, folder / IR_FILE)
         (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
@@ -93,19 +92,13 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    from vitrail.export import source
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import crops
-    from vitrail.models import timm
-    from vitrail.models.labels import labels
 
     request = msgspec.convert(payload, ReferenceRequest)
     torch.set_num_threads(request.threads)
-    model = timm.build(
-        request.architecture,
-        image_size=request.preprocess.image_size,
-        classes=len(labels(request.labels)),
-        weights=None if request.weights is None else Path(request.weights),
-    )
+    model = source.module(request, request.preprocess.image_size)
     begin, rows = time.perf_counter(), []
     with torch.inference_mode():
         for photo in _until(request.photos, begin + request.seconds, request.minimum):

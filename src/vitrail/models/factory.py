@@ -125,7 +125,7 @@ def _in_our_names(model: nn.Module, state_dict: dict[str, Tensor], source: str) 
 
 def _is_head(model: nn.Module, key: str) -> bool:
     prefixes: tuple[str, ...] = getattr(model, "head_prefix", ())
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+    return any(key.startswith(prefix) for prefix in prefixes)
 
 
 def _advice(model: nn.Module, mapped: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -119,6 +119,7 @@ class Bench:
         if not (folder / work.MANIFEST).is_file():
             request = work.ExportRequest(
                 architecture=variant.candidate.architecture,
+                implementation=variant.implementation,
                 image_size=variant.image_size,
                 labels=variant.candidate.labels,
                 weights=self._weights_path(located),
@@ -135,10 +136,10 @@ class Bench:
             )
         return self._read_export(folder, variant)
 
-    def discard(self, candidate: Candidate, image_size: int) -> None:
+    def discard(self, variant: Variant) -> None:
         """Remove an export with random weights: its timing is kept, its files are worth nothing."""
-        if self.weights(candidate) is None:
-            shutil.rmtree(self._folder_of(candidate, image_size), ignore_errors=True)
+        if self.weights(variant.candidate) is None:
+            shutil.rmtree(self._export_folder(variant), ignore_errors=True)
 
     def subject(self, variant: Variant, export: Export) -> ExportSubject:
         """The variant as something to launch."""
@@ -166,11 +167,10 @@ class Bench:
         )
 
     def _export_folder(self, variant: Variant) -> Path:
-        return self._folder_of(variant.candidate, variant.image_size)
-
-    def _folder_of(self, candidate: Candidate, image_size: int) -> Path:
+        candidate, image_size = variant.candidate, variant.image_size
         key = {
             "architecture": candidate.architecture,
+            "implementation": variant.implementation,
             "weights": self._weights_key(candidate),
             "labels": _labels_key(candidate.labels),
             "image_size": image_size,
@@ -270,6 +270,7 @@ class Bench:
         key = {
             "weights": located.weights.sha256,
             "architecture": variant.candidate.architecture,
+            "implementation": variant.implementation,
             "preprocess": msgspec.to_builtins(preprocess_of(variant)),
             "labels": _labels_key(variant.candidate.labels),
             "photos": list(self._parity_photos),
@@ -297,6 +298,7 @@ class Bench:
             partial = Path(folder) / "scores.npy"
             request = work.ReferenceRequest(
                 architecture=variant.candidate.architecture,
+                implementation=variant.implementation,
                 preprocess=preprocess_of(variant),
                 labels=variant.candidate.labels,
                 weights=self._weights_path(located),

@@ -47,8 +47,8 @@ class LatencyModel:
         self._by_family: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
         """(work, ratio) of the members measured, by family, runtime and precision."""
         self._by_engine: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self._of_candidate: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-        """(engine's peak, latency) of a candidate's variants, by name and image size."""
+        self._of_candidate: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
+        """(engine's peak, latency) of a candidate's variants, by `_code_of`."""
         self._closest: dict[tuple[str, str], float] = {}
         self._beside_percentile = self._beside_mean = float("inf")
         """The least that these figures lay above the model's median: decoding, preparing, the tail."""
@@ -60,9 +60,7 @@ class LatencyModel:
         engine, work = (variant.runtime, variant.precision), self._work_ms(variant)
         self._by_family[(variant.candidate.family, *engine)].append((work, latency_ms / work))
         self._by_engine[engine].append(latency_ms / work)
-        self._of_candidate[(variant.candidate.name, variant.image_size)].append(
-            (self._peak(variant), latency_ms)
-        )
+        self._of_candidate[_code_of(variant)].append((self._peak(variant), latency_ms))
         floor = floor_ms(variant, self._workload, self._peaks)
         if floor:
             self._closest[engine] = min(self._closest.get(engine, 1.0), latency_ms / floor)
@@ -87,7 +85,7 @@ class LatencyModel:
         ]
         siblings = [
             latency
-            for peak, latency in self._of_candidate.get((variant.candidate.name, variant.image_size), ())
+            for peak, latency in self._of_candidate.get(_code_of(variant), ())
             if peak > self._peak(variant) > 0
         ]
         return max(floor, work * min(family, default=0.0), *siblings)
@@ -176,3 +174,8 @@ def cannot_fit(
             f"throughput: hardly above {most:.0f} images/s, going by its arithmetic and what relatives took"
         )
     return None
+
+
+def _code_of(variant: Variant) -> tuple[str, str, int]:
+    """What variants share that differ by engine and precision alone."""
+    return variant.candidate.name, variant.implementation, variant.image_size

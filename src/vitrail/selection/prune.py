@@ -12,8 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from vitrail import judge, runtimes, stats
 from vitrail.catalog import admits
 from vitrail.errors import InputError
+from vitrail.models.table import MODELS
 from vitrail.runtimes import RUNTIMES
-from vitrail.vocabulary import Candidate, Precision, Requirements, SearchSettings, Variant, Workload
+from vitrail.vocabulary import (
+    Candidate,
+    Implementation,
+    Precision,
+    Requirements,
+    SearchSettings,
+    Variant,
+    Workload,
+)
 
 FLOOR_FACTOR = 2.0
 MIB = 1024 * 1024
@@ -31,7 +40,8 @@ def variants(
     References (PyTorch) are measured beside the winner, never searched.
 
     Raises:
-        InputError: no installed runtime has an asked precision, or only references are asked for.
+        InputError: no installed runtime has an asked precision, only references are asked for, or none of
+            the asked implementations has any of the candidates.
     """
     pairs = _engines(settings.runtimes, settings.precisions)
     if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
@@ -43,16 +53,29 @@ def variants(
         raise InputError(
             f"No installed runtime offers {asked}: `vitrail doctor` lists runtimes and precisions."
         )
-    return tuple(
+    found = tuple(
         Variant(
             candidate=candidate,
             image_size=workload.image_size or candidate.preprocess.image_size,
+            implementation=implementation,
             runtime=runtime,
             precision=precision,
         )
         for candidate in candidates
+        for implementation in implementations(candidate, settings.implementations)
         for runtime, precision in pairs
     )
+    if not found and settings.implementations == ("vitrail",):
+        raise InputError(
+            "Vitrail has none of these architectures of its own: add timm to --implementations."
+        )
+    return found
+
+
+def implementations(candidate: Candidate, asked: Sequence[str] = ()) -> tuple[Implementation, ...]:
+    """Whose code can run the candidate's weights, of those asked; none asked: ours where it exists."""
+    there: tuple[Implementation, ...] = ("vitrail", "timm") if candidate.architecture in MODELS else ("timm",)
+    return tuple(name for name in there if name in asked) if asked else there[:1]
 
 
 def _engines(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, Precision]]:

@@ -328,7 +328,7 @@ class Search:
         except ChildFailure as error:
             trial.failure = str(error)
         if not trial.at_hand and self._last_of_model(trial):
-            self.bench.discard(trial.variant.candidate, trial.variant.image_size)
+            self.bench.discard(trial.variant)
         if trial.measurement is not None:
             samples = {
                 scope: [s for b in trial.measurement.blocks if b.scope == scope for s in b.samples_ms]
@@ -490,7 +490,9 @@ class Search:
     def _last_of_model(self, trial: Trial) -> bool:
         variant = trial.variant
         return not any(
-            other.open and other.variant.candidate.name == variant.candidate.name
+            other.open
+            and other.variant.candidate.name == variant.candidate.name
+            and other.variant.implementation == variant.implementation
             for other in self.trials.values()
             if other is not trial
         )
