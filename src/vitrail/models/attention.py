@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vitrail.errors import InputError
 from vitrail.models.linear import linear
 
-__all__ = ["KERNELS", "attend", "check_kernel"]
+__all__ = ["KERNELS", "attend", "check_kernel", "choose"]
 
 KERNELS = ("auto", "naive", "fused", "flash", "efficient", "math", "blocked")
 
@@ -82,7 +82,7 @@ def attend(
     if bias is not None and bias.dtype is torch.bool:
         raise InputError("A boolean mask is no bias: give 0 where a key is seen and -inf where it is not.")
     if kernel == "auto":
-        kernel = _choose(q_BHNd, k_BHSd, v_BHSd, bias, causal)
+        kernel = choose(q_BHNd, k_BHSd, v_BHSd, bias=bias, causal=causal)
     if kernel == "naive":
         return _naive(q_BHNd, k_BHSd, v_BHSd, bias, causal, _scale(q_BHNd, scale))
     if kernel == "blocked":
@@ -97,7 +97,8 @@ def _scale(q: Tensor, scale: float | None) -> float:
     return float(q.shape[-1] ** -0.5) if scale is None else scale
 
 
-def _choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str:
+def choose(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, causal: bool = False) -> str:
+    """What `auto` takes for these inputs: `blocked` or `fused`."""
     # In this order: to a compiler the number of keys may be a symbol, which must not be compared.
     if _why_not_blocked(q, k, v, bias, causal) or k.shape[-2] < BLOCKED_FROM[q.dtype]:
         return "fused"
