@@ -52,6 +52,8 @@ WORKBENCH = (
     "huggingface_hub",
     "sklearn",
     "skimage",
+    "ftfy",
+    "regex",
 )
 
 

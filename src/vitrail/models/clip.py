@@ -47,7 +47,8 @@ class CLIPConfig:
     scale: float = INITIAL_SCALE
     """Initial logarithm of the scale."""
     max_scale: float | None = MAX_SCALE
-    """The scale, not its logarithm, is clamped here; None: never. SigLIP's weights are above 100."""
+    """The scale, not its logarithm, is clamped here; None: never. SigLIP's weights go above 100: 112.3 in
+    ViT-SO400M-14-SigLIP-384 (mlfoundations/open_clip#746)."""
     bias: float | None = None
     """Initial bias of the scores (SigLIP); None: there is none."""
 
