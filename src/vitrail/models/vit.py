@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from vitrail.errors import InputError
 from vitrail.models.attention import attend, check_kernel
 from vitrail.models.dialects import Dialect
-from vitrail.models.dialects.vit import DIALECTS
+from vitrail.models.dialects.vit import DIALECTS, settle
 from vitrail.models.layers import (
     ACTIVATIONS,
     DropPath,
@@ -327,17 +327,8 @@ class ViT(nn.Module):
         Raises:
             InputError: a position table that is of no square grid.
         """
-        state = dict(state_dict)
-        if "pos_embed" in state and state["pos_embed"].ndim == 2:
-            state["pos_embed"] = state["pos_embed"][None]
-        if "pos_embed+class" in state:
-            self._split_class_position(state)
-        for leaf in ("weight", "bias"):
-            packed = state.pop(f"attn_pool.qkv.{leaf}", None)
-            if packed is not None:
-                state[f"attn_pool.q.{leaf}"], state[f"attn_pool.kv.{leaf}"] = packed.tensor_split(
-                    (len(packed) // 3,)
-                )
+        c = self.config
+        state = settle(state_dict, registers=c.register_tokens, covers_prefix=c.position_covers_prefix)
         if "pos_embed" in state:
             state["pos_embed"] = self._fitted_positions(state["pos_embed"])
         return state
@@ -381,17 +372,6 @@ class ViT(nn.Module):
         if not -depth <= index < depth:
             raise InputError(f"There is no block {index}: the model has blocks 0 to {depth - 1}.")
         return index % depth
-
-    def _split_class_position(self, state: dict[str, Tensor]) -> None:
-        """A table whose first row belongs to the class token and that knows no registers -> the model's."""
-        table_1ND = state.pop("pos_embed+class")
-        class_11D, patches_1ND = table_1ND[:, :1], table_1ND[:, 1:]
-        if not self.config.position_covers_prefix:
-            state["cls_token"] = state["cls_token"] + class_11D
-            state["pos_embed"] = patches_1ND
-            return
-        registers_1ND = table_1ND.new_zeros(1, self.config.register_tokens, table_1ND.shape[-1])
-        state["pos_embed"] = torch.cat([class_11D, registers_1ND, patches_1ND], 1)
 
     def _fitted_positions(self, table_1ND: Tensor) -> Tensor:
         if table_1ND.shape[1] == self.pos_embed.shape[1]:
