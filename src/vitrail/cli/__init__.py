@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
     "models": ("vitrail.cli.models", "list the candidates of the catalogue"),
     "profiles": ("vitrail.cli.profiles", "show the ready-made requirement profiles"),
+    "attention": ("vitrail.cli.attention", "show the attention kernels of this machine and what each costs"),
     "doctor": ("vitrail.cli.doctor", "show what this machine has, and what is missing"),
 }
 

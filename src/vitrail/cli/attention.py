@@ -1,0 +1,292 @@
+"""`vitrail attention`: which attention kernels this machine has, and naive against fused and all others."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.models.kernel_session import Case
+    from vitrail.models.kernels import Kernel, Row
+
+SCHEMA_VERSION = 1
+PRECISIONS = ("fp32", "bf16", "fp16")
+MOST_TOKENS = 10_000_000
+
+COLUMNS = ("tokens", "kernel", "ms", "from", "to", "naive_x", "fused_x", "peak_MiB", "error")
+GRADIENT = "gradient_error"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--tokens",
+        nargs="+",
+        type=_at_most(MOST_TOKENS),
+        default=(1024, 4096, 8192),
+        metavar="N",
+        help="lengths to measure (1024 4096 8192)",
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
+    parser.add_argument("--heads", type=_at_most(1024), default=12, metavar="H", help="(12)")
+    parser.add_argument("--width", type=_at_most(4096), default=64, metavar="D", help="of a head (64)")
+    parser.add_argument("--batch-size", type=_at_most(65536), default=1, metavar="B", help="(1)")
+    parser.add_argument("--backward", action="store_true", help="forward and backward pass together")
+    parser.add_argument("--threads", type=_at_most(1024), metavar="T", help="(all usable cores)")
+    parser.add_argument("--device", default="cpu", metavar="DEV", help="cpu, cuda or cuda:N (cpu)")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show which kernels there are, measure, show the figures; 0 also when a kernel fails.
+
+    Raises InputError for a device that is not here.
+    """
+    _check_target(args.json)
+    document = attention_document(args)
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != STDOUT:
+        _show(document)
+    return 0
+
+
+def attention_document(args: argparse.Namespace) -> dict[str, Any]:
+    """The `--json` document: the machine, `kernels` (which there are) and `rows` (what was measured)."""
+    from dataclasses import asdict
+
+    import torch
+
+    from vitrail import hardware
+    from vitrail.models import kernels
+    from vitrail.models.kernel_session import Case
+
+    kernels.check_device(args.device)
+    facts = hardware.facts()
+    no_gpu = kernels.no_gpu()
+    devices = list(dict.fromkeys(["cpu", args.device] if no_gpu else ["cpu", "cuda", args.device]))
+    there = [
+        kernel
+        for device in devices
+        for precision in PRECISIONS
+        for kernel in kernels.available(device, precision, heads=args.heads, width=args.width)
+    ]
+    mine = [k for k in there if (k.device, k.precision) == (args.device, args.precision)]
+    threads = args.threads or hardware.usable_cores()
+    rows: list[dict[str, Any]] = []
+    auto = {}
+    for tokens in dict.fromkeys(args.tokens):
+        case = Case(
+            tokens=tokens,
+            heads=args.heads,
+            width=args.width,
+            batch_size=args.batch_size,
+            precision=args.precision,
+            backward=args.backward,
+            device=args.device,
+            threads=threads,
+        )
+        _progress(case, mine)
+        auto[str(tokens)] = kernels.auto_takes(case)
+        rows += with_speedups(kernels.measure(case, mine))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "summary": hardware.one_line(facts),
+        "fingerprint": hardware.fingerprint(facts),
+        "torch": str(torch.__version__),
+        "no_gpu": no_gpu,
+        "kernels": [asdict(kernel) for kernel in there],
+        "case": {
+            "device": args.device,
+            "precision": args.precision,
+            "heads": args.heads,
+            "width": args.width,
+            "batch_size": args.batch_size,
+            "backward": args.backward,
+            "threads": threads,
+        },
+        "auto": auto,
+        "rows": rows,
+    }
+
+
+def with_speedups(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows of one length as JSON, with `speedup_over_naive` and `speedup_over_fused` of the medians."""
+    from dataclasses import asdict
+
+    medians = {row.kernel: row.median_ms for row in rows}
+
+    def speedup(row: Row, other: str) -> float | None:
+        theirs = medians.get(other)
+        return None if theirs is None or row.median_ms is None else theirs / row.median_ms
+
+    return [
+        {
+            **asdict(row),
+            "speedup_over_naive": speedup(row, "naive"),
+            "speedup_over_fused": speedup(row, "fused"),
+        }
+        for row in rows
+    ]
+
+
+def _check_target(target: str | None) -> None:
+    """Find out before measuring, not after, that the result could not be written."""
+    from vitrail.store import check_target
+
+    if target not in (None, STDOUT):
+        if Path(target).is_dir():
+            raise InputError(f"--json {target} is a folder: name a file.")
+        check_target(Path(target).parent / ".vitrail-probe")
+
+
+def _progress(case: Case, kernels: Sequence[Kernel]) -> None:
+    if sys.stderr.isatty():
+        names = ", ".join(k.kernel for k in kernels if (k.backward if case.backward else k.forward))
+        print(f"{case.tokens} tokens: {names} …", file=sys.stderr)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _show(document: dict[str, Any]) -> None:
+    print(f"{document['summary']} · torch {document['torch']}\n")
+    print("\n".join(_which(document)))
+    case = document["case"]
+    passes = "forward and backward" if case["backward"] else "forward"
+    print(
+        f"\n{passes}, {case['precision']} on {case['device']}, {case['threads']} threads: "
+        f"batch {case['batch_size']}, {case['heads']} heads of {case['width']}\n"
+    )
+    columns = (*COLUMNS, GRADIENT) if case["backward"] else COLUMNS
+    cells = [_cells(row, columns) for row in document["rows"]]
+    if sys.stdout.isatty():
+        _print_rich(columns, cells)
+    else:
+        _print_plain(columns, cells)
+    chosen = ", ".join(f"{kernel} at {tokens}" for tokens, kernel in document["auto"].items())
+    print(f"\nauto takes {chosen} tokens.")
+    print(
+        "ms: median, from the fastest to the slowest call; x: times faster than that kernel; peak: above the "
+        "inputs;\nerror: relative, against float64."
+    )
+
+
+def _which(document: dict[str, Any]) -> list[str]:
+    """The kernels of each device: precisions side by side, and below them why not."""
+    lines = []
+    for device in dict.fromkeys(kernel["device"] for kernel in document["kernels"]):
+        mine = [kernel for kernel in document["kernels"] if kernel["device"] == device]
+        lines.append(f"{device:10}" + "".join(f"{precision:14}" for precision in PRECISIONS).rstrip())
+        for name in dict.fromkeys(kernel["kernel"] for kernel in mine):
+            of = {k["precision"]: k for k in mine if k["kernel"] == name}
+            states = "".join(f"{_state(of[precision]):14}" for precision in PRECISIONS)
+            lines.append(f"  {name:8}{states}{_reasons(list(of.values()))}".rstrip())
+    if document["no_gpu"] is not None:
+        lines.append(f"no GPU: {document['no_gpu']}")
+    return lines
+
+
+def _state(kernel: dict[str, Any]) -> str:
+    if not kernel["forward"]:
+        return "no"
+    if not kernel["backward"]:
+        return "forward only"
+    return f"yes ({kernel['takes']})" if kernel["takes"] else "yes"
+
+
+def _reasons(kernels: Sequence[dict[str, Any]]) -> str:
+    """Each reason once, with the precisions it holds for unless it holds for all."""
+    found: dict[str, list[str]] = {}
+    for kernel in kernels:
+        if kernel["reason"] not in (None, "forward only"):
+            found.setdefault(kernel["reason"], []).append(kernel["precision"])
+    everywhere = len(kernels)
+    return "; ".join(
+        reason if len(where) == everywhere else f"{', '.join(where)}: {reason}"
+        for reason, where in found.items()
+    )
+
+
+def _cells(row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """One cell a column; of a kernel that was not measured only what it is and why."""
+    if row["status"] != "measured":
+        status = "" if row["status"] in ("too large", "unavailable") else f"{row['status']}: "
+        return (str(row["tokens"]), row["kernel"], f"{status}{row['reason']}")
+    values = {
+        "tokens": str(row["tokens"]),
+        "kernel": row["kernel"],
+        "ms": _ms(row["median_ms"]),
+        "from": _ms(row["fastest_ms"]),
+        "to": _ms(row["slowest_ms"]),
+        "naive_x": _times(row["speedup_over_naive"]),
+        "fused_x": _times(row["speedup_over_fused"]),
+        "peak_MiB": f"{row['peak_mib']:.0f}",
+        "error": f"{row['error']:.1e}",
+        GRADIENT: "-" if row["gradient_error"] is None else f"{row['gradient_error']:.1e}",
+    }
+    return tuple(values[column] for column in columns)
+
+
+def _print_plain(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> None:
+    full = [row for row in (tuple(columns), *cells) if len(row) == len(columns)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    widths[1] = max(widths[1], *(len(row[1]) for row in cells))
+    for row in (tuple(columns), *cells):
+        # Text starts left, figures end right; a reason runs over the columns that it leaves empty.
+        words = [
+            cell.ljust(width) if i == 1 or (len(row) == 3 and i == 2) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        print("  ".join(words).rstrip())
+
+
+def _print_rich(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown = [*columns, ""] if any(len(row) == 3 for row in cells) else list(columns)
+    for column in shown:
+        justify: Literal["left", "right"] = "left" if column in ("kernel", "") else "right"
+        table.add_column(column.replace("_", " "), justify=justify, no_wrap=column != "")
+    before = None
+    for row in cells:
+        if before not in (None, row[0]):
+            table.add_row()
+        before = row[0]
+        if len(row) == 3:
+            table.add_row(*row[:2], *[""] * (len(columns) - 2), row[2], style="dim")
+        else:
+            table.add_row(*row)
+    Console().print(table, highlight=False)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def _at_most(limit: int) -> Any:
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if not 1 <= value <= limit:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}")
+        return value
+
+    return count
