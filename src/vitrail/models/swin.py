@@ -43,7 +43,7 @@ from vitrail.models.dialects import Dialect
 from vitrail.models.dialects.swin import DIALECTS
 from vitrail.models.layers import DropPath, Mlp, check_images, drop_path_rates, inferring
 from vitrail.models.linear import linear
-from vitrail.models.windows import Order, StageTables, image_tables, resample_offsets, window_and_shift
+from vitrail.models.windows import Order, Runs, StageTables, image_tables, resample_offsets, window_and_shift
 
 __all__ = ["VARIANTS", "Swin", "SwinConfig"]
 
@@ -56,6 +56,10 @@ CHUNK_BYTES = 8 * 1024 * 1024
 """Hidden features of the MLP that inference holds at a time, …"""
 CHUNK_TOKENS = (1024, 4096)
 """… within these numbers of tokens: with fewer, matrix products lose speed; more do not fit the cache."""
+
+FOLDED_BIAS = 1 << 20
+"""Numbers up to which an exported block adds one tensor (bias and masks of all its windows) to the scores.
+On large maps that constant would outgrow the weights: there windows with the same mask are taken together."""
 
 SIZES_KEPT = 8
 """Image sizes whose tables a model remembers."""
@@ -174,8 +178,8 @@ class WindowAttention(nn.Module):
             bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         return linear(x_BND, self.qkv.weight, bias)
 
-    def attend(self, qkv_BN3: Tensor, bias_KHMM: Tensor, runs: tuple[tuple[int, int, int], ...]) -> Tensor:
-        """(B, N, 3D) -> (B, N, D) of the windows of some runs (first, end, mask), which follow one another."""
+    def attend(self, qkv_BN3: Tensor, bias_KHMM: Tensor, runs: Runs) -> Tensor:
+        """(B, N, 3D) -> (B, N, D) for the windows of runs that follow one another."""
         tokens, first, end = bias_KHMM.shape[-1], runs[0][0], runs[-1][1]
         width = qkv_BN3.shape[-1] // 3
         # Only the batch is left to -1: a number of windows left open keeps engines from folding the rest.
@@ -187,15 +191,33 @@ class WindowAttention(nn.Module):
             q_BWHMd = F.normalize(q_BWHMd, dim=-1) * sharpness_H11.to(q_BWHMd.dtype)
             k_BWHMd = F.normalize(k_BWHMd, dim=-1)
             scale = 1.0
-        outs = []
-        for start, stop, mask in runs:
-            run = slice(start - first, stop - first)
-            q, k, v = (t[:, run].flatten(0, 1) for t in (q_BWHMd, k_BWHMd, v_BWHMd))
-            out_BHMd = attend(q, k, v, bias=bias_KHMM[mask : mask + 1], scale=scale, kernel=self.kernel)
-            outs.append(out_BHMd.transpose(1, 2).reshape(-1, (stop - start) * tokens, width))
-        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+        if torch.compiler.is_exporting() and len(runs) > 1 and bias_KHMM[0].numel() * end <= FOLDED_BIAS:
+            mask_W = [mask for start, stop, mask in runs for _ in range(start, stop)]
+            bias_WHMM = torch.stack([bias_KHMM[mask] for mask in mask_W])
+            return self._mix(q_BWHMd, k_BWHMd, v_BWHMd, bias_WHMM, scale)
+        outs_BND = [
+            self._mix(
+                *(t[:, start - first : stop - first] for t in (q_BWHMd, k_BWHMd, v_BWHMd)),
+                bias_KHMM[mask : mask + 1],
+                scale,
+            )
+            for start, stop, mask in runs
+        ]
+        return outs_BND[0] if len(runs) == 1 else torch.cat(outs_BND, dim=1)
 
-    def forward(self, x_BND: Tensor, bias_KHMM: Tensor, runs: tuple[tuple[int, int, int], ...]) -> Tensor:
+    def _mix(self, q_BWHMd: Tensor, k_BWHMd: Tensor, v_BWHMd: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+        """Attention of windows under one bias, (1, H, M, M), or one each, (W, H, M, M); as (B, W · M, D)."""
+        _, windows, heads, tokens, depth = q_BWHMd.shape
+        if torch.compiler.is_exporting():
+            # Engines recognise the written-out form, and in five dimensions nothing but the batch is open.
+            kernel = "naive" if self.kernel == "auto" else self.kernel
+            out_BWHMd = attend(q_BWHMd, k_BWHMd, v_BWHMd, bias=bias, scale=scale, kernel=kernel)
+            return out_BWHMd.transpose(2, 3).reshape(-1, windows * tokens, heads * depth)
+        q, k, v = (t.flatten(0, 1) for t in (q_BWHMd, k_BWHMd, v_BWHMd))
+        out_BHMd = attend(q, k, v, bias=bias, scale=scale, kernel=self.kernel)
+        return out_BHMd.transpose(1, 2).reshape(-1, windows * tokens, heads * depth)
+
+    def forward(self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> Tensor:
         """(B, N, D) -> (B, N, D), N = the tokens of the runs' windows."""
         mixed_BND = self.attend(self.project(x_BND), bias_KHMM, runs)
         return linear(mixed_BND, self.proj.weight, self.proj.bias)
@@ -253,7 +275,7 @@ class Block(nn.Module):
             self._add(part_BND, bias_KHMM, runs)
             stream_BND.index_copy_(1, slots_N, part_BND)
 
-    def _add(self, x_BND: Tensor, bias_KHMM: Tensor, runs: tuple[tuple[int, int, int], ...]) -> None:
+    def _add(self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> None:
         if self.version == 1:
             x_BND += self.attn(self.norm1(x_BND), bias_KHMM, runs)
             x_BND += self._mlp(self.norm2(x_BND))
@@ -331,7 +353,7 @@ class Swin(nn.Module):
     """Images (B, C, H, W) of any size -> class scores (B, K)."""
 
     DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
-    head_prefix: ClassVar[tuple[str, ...]] = ("head.fc.",)
+    head_prefix: ClassVar[tuple[str, ...]] = ("head.fc",)
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -560,7 +582,7 @@ def _chunks(x_BND: Tensor, tokens: int, hidden: int) -> Iterator[tuple[slice, sl
     return _parts(len(x_BND), x_BND.shape[1] // tokens, rows)
 
 
-def _within(runs: tuple[tuple[int, int, int], ...], windows: slice) -> tuple[tuple[int, int, int], ...]:
+def _within(runs: Runs, windows: slice) -> Runs:
     """The parts of the runs that lie among these windows."""
     cut = [(max(start, windows.start), min(end, windows.stop), mask) for start, end, mask in runs]
     return tuple(run for run in cut if run[0] < run[1])

@@ -24,6 +24,7 @@ from torch import Tensor
 
 __all__ = [
     "Order",
+    "Runs",
     "StagePlan",
     "StageTables",
     "image_tables",
@@ -40,6 +41,10 @@ ACROSS = -100.0
 trained with this number, not with minus infinity, and in v2 (scores up to ±116) the difference can be seen."""
 
 
+Runs = tuple[tuple[int, int, int], ...]
+"""(first window, end, mask): which windows have which mask."""
+
+
 @dataclass(frozen=True)
 class Order:
     """One of a stage's two window orders."""
@@ -50,14 +55,7 @@ class Order:
     """Whether the slot is a token of the map."""
     masks_KMM: Tensor
     """The distinct masks, added to the scores; the first is all zeros if any window has no mask."""
-    runs: tuple[tuple[int, int, int], ...]
-    """(first window, end, mask): which windows have which mask."""
-    mask_of_window_W: Tensor
-
-    @property
-    def masked(self) -> bool:
-        """Whether any window has a mask."""
-        return bool(len(self.runs) > 1 or self.masks_KMM.any())
+    runs: Runs
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class StagePlan:
     @property
     def windows(self) -> int:
         """nW, the windows of the padded map."""
-        return len(self.regular.mask_of_window_W)
+        return self.regular.runs[-1][1]
 
     @property
     def moves(self) -> bool:
@@ -239,7 +237,6 @@ def _order(
         real_N=torch.from_numpy(real.reshape(-1, tokens)[windows_W].reshape(-1)),
         masks_KMM=torch.from_numpy(np.stack([kinds[k] for k in rank])),
         runs=tuple((int(a), int(b), int(kind_W[a])) for a, b in zip(starts, ends, strict=True)),
-        mask_of_window_W=_tensor(kind_W),
     )
 
 
