@@ -86,6 +86,27 @@ _VIT = (
     "vit_base_patch16_reg4_gap_256",
 )
 
+_SWIN = (
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_base_patch4_window7_224",
+    "swin_large_patch4_window7_224",
+    "swin_base_patch4_window12_384",
+    "swin_large_patch4_window12_384",
+    "swinv2_tiny_window8_256",
+    "swinv2_small_window8_256",
+    "swinv2_base_window8_256",
+    "swinv2_tiny_window16_256",
+    "swinv2_small_window16_256",
+    "swinv2_base_window16_256",
+    "swinv2_base_window12_192",
+    "swinv2_large_window12_192",
+    "swinv2_base_window12to16_192to256",
+    "swinv2_large_window12to16_192to256",
+    "swinv2_base_window12to24_192to384",
+    "swinv2_large_window12to24_192to384",
+)
+
 _CLIP = (
     "ViT-B-32",
     "ViT-B-32-256",
@@ -116,5 +137,6 @@ _CLIP = (
 
 MODELS: dict[str, str] = {
     **dict.fromkeys(_VIT, "vitrail.models.vit:ViT"),
+    **dict.fromkeys(_SWIN, "vitrail.models.swin:Swin"),
     **dict.fromkeys(_CLIP, "vitrail.models.clip:CLIP"),
 }
