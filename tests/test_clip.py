@@ -14,10 +14,13 @@ import timm
 import torch
 from open_clip.model import CLIP as OpenCLIP
 from open_clip.model import CustomTextCLIP, resize_pos_embed
+from safetensors.torch import save_file
 from transformers import CLIPConfig as HFCLIPConfig
 from transformers import CLIPModel, SiglipConfig, SiglipModel
 
 from vitrail.errors import InputError
+from vitrail.models import factory
+from vitrail.models.checkpoints import read_state_dict
 from vitrail.models.clip import CLIP, VARIANTS, CLIPConfig, similarity
 from vitrail.models.dialects import detect, translate
 from vitrail.models.text import TextConfig, TextTransformer
@@ -343,6 +346,15 @@ class TestOpenAI:
         ours = loaded(clip_config(activation="quick_gelu"), state, "OpenAI CLIP")
         compare_with_open_clip(ours, theirs, (32, 32))
 
+    def test_as_published_the_file_is_a_program_and_not_opened(self, tmp_path):
+        """OpenAI's files are TorchScript archives; the refusal says how to convert one, and that works."""
+        old, new = tmp_path / "ViT-B-32.pt", tmp_path / "converted.pt"
+        torch.jit.script(torch.nn.Linear(2, 3)).save(str(old))
+        with pytest.raises(InputError, match=r"TorchScript archive.*torch\.jit\.load\(OLD, 'cpu'\)"):
+            read_state_dict(old)
+        torch.save(torch.jit.load(old, "cpu").state_dict(), new)
+        assert read_state_dict(new)["weight"].shape == (3, 2)
+
     def test_half_precision_is_widened(self, state):
         half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         ours = loaded(clip_config(activation="quick_gelu"), half, "OpenAI CLIP").float()
@@ -358,6 +370,18 @@ class TestOpenAI:
             model = CLIP(VARIANTS[name].overridden(attention="naive"))
         with pytest.raises(InputError, match=f"build '{name}-quickgelu'"):
             model.adapt_weights({"input_resolution": torch.tensor(224)})
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_by_name_and_from_a_file(device, tmp_path):
+    theirs, config = open_clip_model(), clip_config()
+    save_file(
+        {name: t.contiguous() for name, t in theirs.state_dict().items()}, tmp_path / "clip.safetensors"
+    )
+    with torch.device(device):
+        ours = factory.build("ViT-B-32", image=config.image, text=config.text).double()
+    factory.load_weights(ours, tmp_path / "clip.safetensors")
+    compare_with_open_clip(ours, theirs, (32, 32))
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))

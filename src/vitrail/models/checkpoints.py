@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path) -> object:
+    _refuse_torchscript(path)
     try:
         # Not by its path: torch would let the suffix decide.
         with open(path, "rb") as file:
@@ -103,6 +105,20 @@ def _read_torch(path: Path) -> object:
             f"{path} is not a whole torch weights file{detail}: fetch it again, or save it again with "
             "`torch.save(model.state_dict(), …)`."
         ) from None
+
+
+def _refuse_torchscript(path: Path) -> None:
+    """OpenAI publishes CLIP as TorchScript archives: programs, not tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged, or no zip at all: torch says which
+        return
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise InputError(
+            f"{path} is a TorchScript archive and was not opened, because that runs its code: where you "
+            "trust it, convert it with `torch.save(torch.jit.load(OLD, 'cpu').state_dict(), NEW)`."
+        )
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str) -> None:
