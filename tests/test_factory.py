@@ -111,6 +111,8 @@ def test_a_model_on_the_meta_device_takes_the_file_s_tensors():
     source = filled(small_vit())
     with torch.device("meta"):
         model = small_vit()
+    models.load_weights(model, {key: value.half() for key, value in source.state_dict().items()})
+    assert all(p.dtype is torch.float32 for p in model.parameters())
     models.load_weights(model, source.state_dict())
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(model(images), source(images))

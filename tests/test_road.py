@@ -270,7 +270,7 @@ def test_the_readme_s_commands_run_as_they_stand(road, desk):
 
 def test_the_readme_s_python_runs_as_it_stands(road, desk):
     snippets = blocks("python")
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         done = subprocess.run(
             [sys.executable, "-c", snippet],

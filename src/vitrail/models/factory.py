@@ -80,8 +80,12 @@ def load_weights(
         raise InputError(
             f"{source} does not fit {type(model).__name__}: {problem}; {_advice(model, mapped, state_dict)}."
         )
-    on_meta = any(value.is_meta for value in model.state_dict().values())
-    model.load_state_dict(mapped, assign=on_meta)
+    own = model.state_dict()
+    if any(value.is_meta for value in own.values()):
+        # Assigned tensors would bring the file's dtype along.
+        model.load_state_dict({k: v.to(own[k].dtype) for k, v in mapped.items()}, assign=True)
+    else:
+        model.load_state_dict(mapped)
 
 
 def _looked_up(name: str) -> tuple[type[nn.Module], Any]:
