@@ -40,13 +40,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 def onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether the product runs on oneDNN's own kernel: eager inference on an x86 CPU, nothing empty."""
     return (
-        x.device.type == "cpu"
+        not _followed(x, weight, bias)
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype is x.dtype
         and x.numel() > 0
         and x.shape[-1] == weight.shape[-1]
         and (bias is None or _plain(bias, weight))
-        and not _followed(x, weight, bias)
         and not torch.is_autocast_enabled("cpu")
         and _onednn_has(x.dtype)
     )
