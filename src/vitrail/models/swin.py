@@ -411,13 +411,15 @@ class Swin(nn.Module):
             del self._tables[next(iter(self._tables))]
         built = tuple(stage.blocks[0].attn.window for stage in self.layers)
         config = self.config
-        tables = image_tables(
-            (-(-height // PATCH), -(-width // PATCH)),
-            config.windows,
-            built,
-            config.pretrained_window if config.version == 2 else None,
-        )
-        self._tables[key] = tuple(stage.to(device) for stage in tables)
+        # Made under inference_mode too, they must serve a later training step.
+        with torch.inference_mode(False):
+            tables = image_tables(
+                (-(-height // PATCH), -(-width // PATCH)),
+                config.windows,
+                built,
+                config.pretrained_window if config.version == 2 else None,
+            )
+            self._tables[key] = tuple(stage.to(device) for stage in tables)
 
     def _tables_for(self, images_BCHW: Tensor) -> tuple[StageTables, ...]:
         height, width = int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1])
