@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from vitrail.errors import VitrailError
+from vitrail.export import attention
 
 INPUT, OUTPUT = "images", "scores"
 TRACED_BATCH = 2
@@ -29,29 +32,57 @@ ONE_FILE_LIMIT = 1_800 * 1024 * 1024
 """A protobuf file ends at 2 GiB; above this the weights go into a file beside it."""
 
 
+FROZEN = re.compile(r"TracerWarning|speciali[sz]|frozen|froze|as a constant|not generali[sz]e", re.IGNORECASE)
+"""Words by which torch warns that a value of the traced input became a constant of the graph. The catalogue's
+families export without any warning (torch 2.15), so none is silenced."""
+
+
 class ExportMismatch(VitrailError):
     """The exported file does not compute what the module computes."""
 
 
 def write_onnx(model: nn.Module, image_size: int, path: Path) -> None:
-    """Trace (B, 3, S, S) -> (B, K) and write one ONNX file whose batch is dynamic."""
+    """Trace (B, 3, S, S) -> (B, K) and write one ONNX file whose batch is dynamic.
+
+    Raises:
+        ExportMismatch: the exporter made the batch, or another traced value, a constant of the file.
+    """
     example = torch.zeros(TRACED_BATCH, 3, image_size, image_size)
     size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("onnxscript", "onnx_ir", "torch.onnx"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        torch.onnx.export(
+    with _frozen_values_are_errors():
+        program = torch.onnx.export(
             model,
             (example,),
-            path,
             dynamo=True,
             dynamic_shapes=({0: Dim("batch", min=1)},),
             input_names=[INPUT],
             output_names=[OUTPUT],
-            external_data=size > ONE_FILE_LIMIT,
+            custom_translation_table=attention.translations(),
             verbose=False,
         )
+    assert program is not None
+    shape = program.model.graph.inputs[0].shape
+    assert shape is not None
+    batch = shape[0]
+    if isinstance(batch, int):
+        # The exporter retries with the size that the model's code insists on, and says nothing.
+        raise ExportMismatch(
+            f"the exporter froze the batch at {batch}: something in the model turns the batch size into a "
+            "number (len(x), int(x.shape[0]), a comparison with one size, a loop over images)"
+        )
+    program.save(path, external_data=size > ONE_FILE_LIMIT)
+
+
+@contextmanager
+def _frozen_values_are_errors() -> Iterator[None]:
+    """Fail on a warning that a traced value became a constant; show every other one as usual."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if FROZEN.search(f"{warning.category.__name__}: {warning.message}"):
+            raise ExportMismatch(f"the exporter warns of a frozen value: {warning.message}")
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def write_openvino(onnx_path: Path, path: Path) -> None:
