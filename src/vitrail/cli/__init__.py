@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("vitrail.cli.models", "list the candidates of the catalogue"),
     "profiles": ("vitrail.cli.profiles", "show the ready-made requirement profiles"),
     "attention": ("vitrail.cli.attention", "show the attention kernels of this machine and what each costs"),
+    "memory": ("vitrail.cli.memory", "predict the peak memory of a model, and measure it"),
     "doctor": ("vitrail.cli.doctor", "show what this machine has, and what is missing"),
 }
 

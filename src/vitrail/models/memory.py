@@ -1,0 +1,120 @@
+"""How much memory a model takes, predicted without running it, and measured by running it.
+
+    predicted peak = baseline     a process that has imported what it needs; a fact of this machine, measured
+                   + runtime      code, threads and buffers of kernels that have run once; measured too
+                   + tensors      their lifetimes (`lifetimes.py`), what kernels need inside (`scratch.py`)
+                   + allocator    what malloc, which lays them out, holds beyond them (`heap.py`)
+
+The run is one batch in PyTorch eager: inference under `torch.inference_mode` with weights and images in the
+precision, or two training steps (the optimiser's state exists only after the first) of AdamW on the
+cross-entropy, bf16 meaning autocast over fp32 weights. A model's further calls can take more, because what
+malloc keeps changes from call to call; `measure` tells that apart as `repeated`.
+
+Predicting and measuring happen in children of `measure/sandbox.py`: a prediction leaves fake tensors in
+caches, and both need a process of known history. All sizes are MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from vitrail.errors import InputError
+from vitrail.measure import sandbox
+
+__all__ = ["ROLES", "Setup", "measure", "predict"]
+
+MIB = 1024 * 1024
+ROLES = ("weights", "input", "activations", "attention", "workspace", "gradients", "optimizer")
+IMPLEMENTATIONS = ("vitrail", "timm")
+PRECISIONS = ("fp32", "bf16")
+PREDICT_TIMEOUT_S = 600.0
+MEASURE_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is run.
+
+    Raises:
+        InputError: an unknown implementation or precision, a size or batch below 1, or an attention kernel
+            that timm's code has not.
+    """
+
+    model: str
+    """timm's name without a tag; CLIP's is open_clip's and means its image tower."""
+    image_size: int | None = None
+    """H = W in pixels; None: the model's own."""
+    batch_size: int = 1
+    precision: str = "fp32"
+    training: bool = False
+    attention: str = "auto"
+    """A kernel of `models.attention`; for timm's code auto, naive or fused."""
+    implementation: str | None = None
+    """vitrail or timm; None: ours where it exists."""
+
+    def __post_init__(self) -> None:
+        for what, value in (("image size", self.image_size), ("batch size", self.batch_size)):
+            if value is not None and value < 1:
+                raise InputError(f"{value} is no {what}: give 1 or more.")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"{self.precision!r} is no precision here: choose {' or '.join(PRECISIONS)}.")
+        if self.implementation not in (None, *IMPLEMENTATIONS):
+            raise InputError(
+                f"There is no implementation {self.implementation!r}: choose {' or '.join(IMPLEMENTATIONS)}."
+            )
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is our code that runs."""
+        return self.implementation == "vitrail"
+
+
+def predict(setup: Setup, *, budget_mib: float | None = None) -> dict[str, Any]:
+    """Predict the peak.
+
+    The answer has `predicted_mib` {total, baseline, runtime, one for each of ROLES, allocator},
+    `largest_batch`, `image_size`, `implementation`, `parameters` and `macs` (of one image).
+
+    Args:
+        setup: what would be run.
+        budget_mib: memory for which the largest batch is searched; None: not searched (null).
+
+    Raises:
+        InputError: a model, size or kernel that does not exist or does not go together.
+        ChildFailure: the model cannot be followed without values.
+    """
+    payload = {"setup": asdict(setup), "budget_mib": budget_mib}
+    return _in_child("predict", payload, PREDICT_TIMEOUT_S, "predicting", psutil.virtual_memory().total / MIB)
+
+
+def measure(setup: Setup, *, memory_mib: float) -> dict[str, Any]:
+    """Run it: {"measured_mib": {total, baseline, load, run, repeated}}.
+
+    `total` is the peak resident memory of the process up to the end of the first call (in training: of the
+    second step), `load` what the model took over `baseline`, `run` the peak over both, `repeated` the peak
+    over both in further calls.
+
+    Raises:
+        InputError: as `predict`.
+        ChildFailure: it crashed, or went over `memory_mib`.
+    """
+    return _in_child("measure", {"setup": asdict(setup)}, MEASURE_TIMEOUT_S, "measuring", memory_mib)
+
+
+def _in_child(
+    function: str, payload: Mapping[str, Any], timeout_s: float, name: str, memory_mib: float
+) -> dict[str, Any]:
+    answer: dict[str, Any] = sandbox.call(
+        f"vitrail.models.memory_session:{function}",
+        payload,
+        timeout_s=timeout_s,
+        memory_mib=memory_mib,
+        name=name,
+    )
+    if "refused" in answer:
+        raise InputError(answer["refused"])
+    return answer

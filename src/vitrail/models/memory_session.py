@@ -1,0 +1,388 @@
+"""The child's side of memory.py: predicts or measures in a process that does nothing else.
+
+Each function is the whole life of one process: what it imports, and when, is part of the figures.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import InputError
+from vitrail.models.memory import MIB, ROLES, Setup
+from vitrail.models.process import give_back, malloc_state, peak_mib, resident_mib, restart_peak
+from vitrail.models.table import MODELS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vitrail.models.cost import Cost
+    from vitrail.models.lifetimes import Lifetimes
+
+REPEATS = 3
+"""Calls after the first, for `repeated`."""
+FAR = 4
+"""Beyond so many times the asked batch, the largest one is extrapolated."""
+PROBES = 12
+"""Most batch sizes that the search for it predicts."""
+
+
+# --- prediction ---------------------------------------------------------------------------------
+
+
+def predict(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """`memory.predict` in this process; what a user got wrong comes back as {"refused": sentence}."""
+    try:
+        return _predict(_resolved(Setup(**payload["setup"])), payload["budget_mib"])
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _predict(setup: Setup, budget_mib: float | None) -> dict[str, Any]:
+    _import(setup)
+    baseline = resident_mib()
+    threshold, spare = malloc_state()
+    runtime = _warmed_up(setup) - baseline
+    fixed = {"baseline": baseline, "runtime": max(0.0, runtime)}
+
+    def total(batch_size: int) -> dict[str, float]:
+        return _with_total({**fixed, **_peak(_lifetimes(setup, batch_size), threshold, spare)})
+
+    predicted = total(setup.batch_size)
+    largest = None if budget_mib is None else _largest_batch(setup.batch_size, predicted, total, budget_mib)
+    cost = _cost(setup)
+    return {
+        "predicted_mib": predicted,
+        "largest_batch": largest,
+        "image_size": setup.image_size,
+        "implementation": setup.implementation,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+    }
+
+
+def _cost(setup: Setup) -> Cost:
+    import torch
+
+    from vitrail.models import cost
+
+    assert setup.image_size is not None
+    with torch.device("meta"):
+        model = _built(replace(setup, training=False, precision="fp32"))
+    return cost.count(model, setup.image_size)
+
+
+def _with_total(parts: dict[str, float]) -> dict[str, float]:
+    return {"total": sum(parts.values()), **parts}
+
+
+def _peak(lifetimes: Lifetimes, threshold: int, spare: int) -> dict[str, float]:
+    """MiB of each role, and of the allocator, at the moment when most memory is resident."""
+    from vitrail.models.heap import Heap
+
+    heap = Heap(threshold=threshold, spare=spare)
+    alive: dict[str, int] = dict.fromkeys(ROLES, 0)
+    sizes: dict[int, int] = {}
+    most, parts = -1, dict(alive)
+    for event in lifetimes.events:
+        if event.bytes:
+            heap.allocate(event.block, event.bytes)
+            sizes[event.block] = event.bytes
+            alive[lifetimes.roles[event.block]] += event.bytes
+        else:
+            heap.free(event.block)
+            alive[lifetimes.roles[event.block]] -= sizes.pop(event.block)
+        if heap.resident > most:
+            most, parts = heap.resident, dict(alive)
+    parts["allocator"] = most - sum(parts.values())
+    return {role: size / MIB for role, size in parts.items()}
+
+
+def _lifetimes(setup: Setup, batch_size: int) -> Lifetimes:
+    import torch
+
+    from vitrail.models import lifetimes
+
+    with torch.device("meta"):
+        model = _built(setup)
+    assert setup.image_size is not None
+    shape = (batch_size, 3, setup.image_size, setup.image_size)
+    try:
+        if setup.training:
+            return lifetimes.training(model, shape, autocast=setup.precision == "bf16")
+        return lifetimes.inference(model, shape, _dtype(setup))
+    except InputError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise _unaccepted(setup, error) from None
+
+
+def _unaccepted(setup: Setup, error: Exception) -> InputError:
+    reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
+    return InputError(f"{setup.model} does not take {setup.image_size} px ({reason}): give another size.")
+
+
+def _largest_batch(
+    start: int, first: dict[str, float], total: Callable[[int], dict[str, float]], budget_mib: float
+) -> int:
+    """The largest batch predicted to stay within the budget; 0: not even one image.
+
+    Memory grows almost linearly with the batch, so the next guess is where the line through the two nearest
+    known sizes meets the budget. Far beyond `start` that guess is the answer: following a large batch through
+    code that works in parts takes long, and the line is straight there.
+    """
+    known = {start: first["total"]}
+
+    def fits(batch_size: int) -> bool:
+        if batch_size not in known:
+            known[batch_size] = total(batch_size)["total"]
+        return known[batch_size] <= budget_mib
+
+    if not fits(1):
+        return 0
+    fits(FAR * start)
+    for _ in range(PROBES):
+        low = max(b for b in known if fits(b))
+        over = [b for b in known if not fits(b)]
+        guess = _guess(known, low, budget_mib)
+        if not over:
+            return guess
+        high = min(over)
+        if high - low == 1:
+            break
+        fits(max(low + 1, min(high - 1, guess)))
+    return low
+
+
+def _guess(known: Mapping[int, float], low: int, budget_mib: float) -> int:
+    near = min((b for b in known if b != low), key=lambda b: abs(b - low))
+    slope = (known[near] - known[low]) / (near - low)
+    return int(low + (budget_mib - known[low]) / slope) if slope > 0 else low
+
+
+def _warmed_up(setup: Setup) -> float:
+    """Resident MiB after every kind of kernel has run on something small, in the setup's precision."""
+    import torch
+    from torch.nn import functional
+
+    from vitrail.models.linear import linear
+
+    dtype = _dtype(setup)
+    _small_model(setup, dtype)
+    with torch.inference_mode():
+        # Large enough for the matrix kernels to take their full buffers.
+        for kernel in (functional.linear, linear):
+            kernel(torch.rand(1536, 768, dtype=dtype), torch.rand(3072, 768, dtype=dtype))
+    gc.collect()
+    give_back()
+    return resident_mib()
+
+
+def _small_model(setup: Setup, dtype: torch.dtype) -> None:
+    """A model of everything, run twice and forgotten."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    layers = nn.Sequential(
+        *(nn.Conv2d(3, 32, 4, 4), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32)),
+        *(nn.Conv2d(32, 64, 1), nn.GELU(), nn.SiLU(), nn.Flatten(2), nn.LayerNorm(256), nn.Linear(256, 768)),
+    )
+    layers = layers.to(dtype).train(setup.training)
+
+    def forward() -> torch.Tensor:
+        x_BND = layers(torch.rand(2, 3, 64, 64, dtype=dtype))
+        q, k, v = x_BND.unflatten(-1, (3, 4, 64)).permute(2, 0, 3, 1, 4).unbind(0)
+        fused = functional.scaled_dot_product_attention(q, k, v)
+        return (fused + (q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2).mean(1)
+
+    if not setup.training:
+        with torch.inference_mode():
+            forward()
+            forward()
+        return
+    optimizer = torch.optim.AdamW(layers.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=setup.precision == "bf16"):
+            loss = functional.cross_entropy(forward(), torch.zeros(2, dtype=torch.long))
+        loss.backward()
+        optimizer.step()
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def measure(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """`memory.measure` in this process; what a user got wrong comes back as {"refused": sentence}."""
+    try:
+        return _measure(_resolved(Setup(**payload["setup"])))
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _measure(setup: Setup) -> dict[str, Any]:
+    import torch
+
+    _import(setup)
+    baseline = resident_mib()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _built(setup)
+    gc.collect()
+    loaded, load_peak = resident_mib(), peak_mib()
+    restart_peak()
+    call = _step(setup, model)
+    try:
+        for _ in range(2 if setup.training else 1):
+            call()
+    except RuntimeError as error:
+        raise _unaccepted(setup, error) from None
+    run_peak = peak_mib()
+    for _ in range(REPEATS):
+        call()
+    return {
+        "measured_mib": {
+            "total": max(load_peak, run_peak),
+            "baseline": baseline,
+            "load": loaded - baseline,
+            "run": run_peak - loaded,
+            "repeated": peak_mib() - loaded,
+        }
+    }
+
+
+def _step(setup: Setup, model: nn.Module) -> Callable[[], None]:
+    """A function that runs the model once on the same batch."""
+    import torch
+    from torch.nn import functional
+
+    assert setup.image_size is not None
+    shape = (setup.batch_size, 3, setup.image_size, setup.image_size)
+    images = torch.rand(shape, dtype=_dtype(setup))
+    if not setup.training:
+
+        def infer() -> None:
+            with torch.inference_mode():
+                model(images)
+
+        return infer
+    optimizer = torch.optim.AdamW(model.parameters())
+    labels = torch.zeros(setup.batch_size, dtype=torch.long)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=setup.precision == "bf16"):
+            loss = functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return train
+
+
+# --- both ---------------------------------------------------------------------------------------
+
+
+def _import(setup: Setup) -> None:
+    """What the process needs before there is a model."""
+    importlib.import_module("torch")
+    importlib.import_module("vitrail.models.factory" if setup.ours else "vitrail.models.timm")
+    if setup.ours:
+        importlib.import_module(MODELS[setup.model].partition(":")[0])
+
+
+def _resolved(setup: Setup) -> Setup:
+    """With `implementation` and `image_size` filled in; imports no more than the one that is chosen needs."""
+    if setup.implementation == "vitrail" or setup.model in MODELS:
+        implementation = setup.implementation or "vitrail"
+    else:
+        implementation = "timm"
+    setup = replace(setup, implementation=implementation)
+    if setup.ours and setup.model not in MODELS:
+        raise InputError(_unknown(setup.model, MODELS, "Vitrail has no model {} of its own"))
+    if not setup.ours:
+        import timm
+
+        if not timm.is_model(setup.model):
+            known = timm.list_models() if setup.model not in MODELS else []
+            raise InputError(_unknown(setup.model, [*known, *MODELS], "There is no model {}"))
+    if setup.image_size is not None:
+        return setup
+    return replace(setup, image_size=_own_size(setup))
+
+
+def _unknown(name: str, known: Iterable[str], complaint: str) -> str:
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=3) or names[:3]
+    return f"{complaint.format(repr(name))}: did you mean {' or '.join(near)}?"
+
+
+def _own_size(setup: Setup) -> int:
+    if setup.ours:
+        module = importlib.import_module(MODELS[setup.model].partition(":")[0])
+        return int(module.VARIANTS[setup.model].image_size[0])
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(setup.model, allow_unregistered=False)
+    return int(config.input_size[-1])
+
+
+def _dtype(setup: Setup) -> torch.dtype:
+    """Of weights and images; training keeps both in fp32 and lets autocast convert."""
+    import torch
+
+    return torch.bfloat16 if setup.precision == "bf16" and not setup.training else torch.float32
+
+
+def _built(setup: Setup) -> nn.Module:
+    """The model with random weights, on the default device, in the setup's dtype and mode."""
+    import torch
+
+    before = torch.get_default_dtype()
+    # Made in its dtype: a conversion afterwards would need both at once.
+    torch.set_default_dtype(_dtype(setup))
+    try:
+        model = _ours(setup) if setup.ours else _of_timm(setup)
+    finally:
+        torch.set_default_dtype(before)
+    model = model.to(_dtype(setup)).requires_grad_(setup.training)
+    return model.train(setup.training)
+
+
+def _ours(setup: Setup) -> nn.Module:
+    from vitrail.models import factory
+
+    name, size = setup.model, setup.image_size
+    assert size is not None
+    if MODELS.get(name, "").endswith(":CLIP"):
+        # Its texts are embedded once, and only the image tower runs on images.
+        from vitrail.models.clip import VARIANTS
+        from vitrail.models.vit import ViT
+
+        return ViT(VARIANTS[name].overridden(image_size=(size, size), attention=setup.attention).image)
+    return factory.build(name, image_size=size, attention=setup.attention)
+
+
+def _of_timm(setup: Setup) -> nn.Module:
+    from vitrail.models import timm
+
+    if setup.attention not in ("auto", "naive", "fused"):
+        raise InputError(
+            f"timm's code has no attention kernel {setup.attention!r}: choose auto, naive or fused, or a "
+            "model of ours with --implementation vitrail."
+        )
+    assert setup.image_size is not None
+    model = timm.build(setup.model, image_size=setup.image_size, classes=1000, weights=None)
+    if setup.attention != "auto":
+        # timm's own switch is global; this is what it sets in each module.
+        modules = [module for module in model.modules() if hasattr(module, "fused_attn")]
+        if not modules:
+            raise InputError(f"{setup.model} has no attention: leave --attention out.")
+        for module in modules:
+            module.fused_attn = setup.attention == "fused"  # type: ignore[assignment]
+    return model

@@ -1,0 +1,75 @@
+"""Memory of this process as the system and malloc see it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import psutil
+
+from vitrail.errors import InputError
+from vitrail.models.heap import INITIAL_THRESHOLD, MOST_THRESHOLD, PAGE
+
+__all__ = ["give_back", "malloc_state", "peak_mib", "resident_mib", "restart_peak"]
+
+MIB = 1024 * 1024
+_MALLOC_FIELDS = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    return float(psutil.Process().memory_info().rss) / MIB
+
+
+def peak_mib() -> float:
+    """Highest memory of this process since its start, or since `restart_peak`; Linux only."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    raise InputError("This system does not tell a process its peak memory: measure on Linux.")
+
+
+def restart_peak() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        # Not allowed everywhere; the peak then includes the load's, which is lower.
+        return
+
+
+def give_back() -> None:
+    """Have malloc return free memory to the system, so that what is resident is in use."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLOC_FIELDS]
+
+
+def malloc_state() -> tuple[int, int]:
+    """(bytes from which malloc maps a block on its own, free bytes at its heap's end), as they are now."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):  # not glibc, or one before 2.33
+        return INITIAL_THRESHOLD, 0
+    libc.mallinfo2.restype = _MallocInfo
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    low, high = INITIAL_THRESHOLD, MOST_THRESHOLD
+    while high - low > PAGE:
+        middle = (low + high) // 2
+        mapped = libc.mallinfo2().hblks
+        block = libc.malloc(middle)
+        if libc.mallinfo2().hblks > mapped:
+            high = middle  # not freed: that would move the threshold; no page of it is touched
+        else:
+            low = middle
+            libc.free(block)
+    return low, int(libc.mallinfo2().keepcost)
