@@ -154,7 +154,12 @@ def _nothing_fits(selection: Selection) -> list[str]:
     asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
     lines = [_line("NOTHING", f"fits: no variant was shown to hold {asked or 'what was asked'}")]
     rows = [_lost_row(entry) for entry in _nearest(selection)]
-    return lines + _table("NEAREST", rows)
+    lines += _table("NEAREST", rows)
+    if not rows:
+        # Without limits nothing is near: what is missing is evidence, so that is what is said.
+        open_ones = [entry for entry in selection.ledger if entry.status == "undecided"]
+        lines += _table("UNDECIDED", [_lost_row(entry) for entry in open_ones[:3]])
+    return lines
 
 
 def _would_win(selection: Selection) -> list[str]:
