@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
@@ -166,10 +166,7 @@ def _show(document: dict[str, Any]) -> None:
     )
     columns = (*COLUMNS, GRADIENT) if case["backward"] else COLUMNS
     cells = [_cells(row, columns) for row in document["rows"]]
-    if sys.stdout.isatty():
-        _print_rich(columns, cells)
-    else:
-        _print_plain(columns, cells)
+    _print_table(columns, cells)
     chosen = ", ".join(f"{kernel} at {tokens}" for tokens, kernel in document["auto"].items())
     print(f"\nauto takes {chosen} tokens.")
     print(
@@ -234,38 +231,19 @@ def _cells(row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(values[column] for column in columns)
 
 
-def _print_plain(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> None:
-    full = [row for row in (tuple(columns), *cells) if len(row) == len(columns)]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    widths[1] = max(widths[1], *(len(row[1]) for row in cells))
-    for row in (tuple(columns), *cells):
-        # Text starts left, figures end right; a reason runs over the columns that it leaves empty.
-        words = [
-            cell.ljust(width) if i == 1 or (len(row) == 3 and i == 2) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        print("  ".join(words).rstrip())
-
-
-def _print_rich(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> None:
+def _print_table(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> None:
+    """The same lines in a terminal and in a pipe; a terminal gets a bold header and dim reasons."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown = [*columns, ""] if any(len(row) == 3 for row in cells) else list(columns)
-    for column in shown:
-        justify: Literal["left", "right"] = "left" if column in ("kernel", "") else "right"
-        table.add_column(column.replace("_", " "), justify=justify, no_wrap=column != "")
-    before = None
-    for row in cells:
-        if before not in (None, row[0]):
-            table.add_row()
-        before = row[0]
-        if len(row) == 3:
-            table.add_row(*row[:2], *[""] * (len(columns) - 2), row[2], style="dim")
-        else:
-            table.add_row(*row)
-    Console().print(table, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    rows = (tuple(columns), *cells)
+    widths = [max(len(row[i]) for row in rows if i < 2 or len(row) > 3) for i in range(len(columns))]
+    for row in rows:
+        line = f"{row[0].rjust(widths[0])}  {row[1].ljust(widths[1])}"
+        # A reason runs over the columns that it leaves empty.
+        rest = row[2:] if len(row) == 3 else map(str.rjust, row[2:], widths[2:])
+        style = "bold" if row is rows[0] else "dim" if len(row) == 3 else None
+        console.print("  ".join([line, *rest]).rstrip(), style=style, highlight=False, markup=False)
 
 
 def _ms(value: float) -> str:
