@@ -44,6 +44,7 @@ def tiny_export(tiny_weights, tiny_labels, tmp_path_factory) -> Path:
     work.export(
         {
             "architecture": "test_vit",
+            "implementation": "timm",
             "image_size": 64,
             "labels": str(tiny_labels),
             "weights": str(tiny_weights),
