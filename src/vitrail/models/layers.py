@@ -34,8 +34,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
-CHUNK_BYTES = 8 * 1024 * 1024
-"""Largest hidden activation of an MLP in eager inference. What it saves: 4 × D features for every token."""
+CHUNK_BYTES = 24 * 1024 * 1024
+"""Largest hidden activation of an MLP in eager inference: 4 × D features of 2048 tokens at D = 768, fp32.
+Smaller parts save little more and cost time: 5 % of ViT-B at batch 8 with 4 MiB."""
 
 
 def inferring() -> bool:
