@@ -89,6 +89,20 @@ def test_kernels_with_bias_and_mask_equal_float64(kernel, sizes, width, scale, b
     assert relative(found, exact(q, k, v, added, causal, scale)) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("bias", [name for name in BIASES if name != "none"])
+@pytest.mark.parametrize("sizes", [(3, 2, 49, 49), (2, 3, 1, 160), (2, 2, 70, 170)])
+@pytest.mark.parametrize("kernel", ["auto", "fused"])
+def test_bf16_with_a_bias_as_windows_have_it(kernel, sizes, bias):
+    q, k, v = qkv(*sizes, 32, dtype=torch.bfloat16)
+    added = torch.randn(BIASES[bias](*sizes), generator=torch.Generator().manual_seed(2)).bfloat16()
+    kept = added.clone()
+    with torch.inference_mode():
+        found = attend(q, k, v, bias=added, kernel=kernel)
+    assert torch.equal(added, kept)
+    assert found.dtype is torch.bfloat16
+    assert relative(found, exact(q, k, v, added)) <= 2e-2
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 300), st.integers(1, 300)),
