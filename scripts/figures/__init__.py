@@ -1,0 +1,1 @@
+"""What `draw_figures.py` draws: one module per architecture, and the canvas they draw on."""

@@ -1,0 +1,110 @@
+"""Parameters and MACs of well-known variants, counted on the meta device (`vitrail.models.cost`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.models import build, cost
+from vitrail.models.clip import CLIP
+from vitrail.models.swin import Swin
+from vitrail.models.vit import ViT
+
+__all__ = ["CLIPS", "SWINS", "VITS", "clip", "swin", "vit"]
+
+VITS = (
+    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch32_224", "vit_base_patch16_224",
+    "vit_base_patch16_384", "vit_large_patch16_224", "vit_huge_patch14_224", "vit_small_patch14_dinov2",
+    "vit_base_patch14_dinov2", "vit_giant_patch14_dinov2", "vit_base_patch16_siglip_224",
+)  # fmt: skip
+SWINS = (
+    "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
+    "swin_large_patch4_window7_224", "swin_base_patch4_window12_384", "swinv2_tiny_window8_256",
+    "swinv2_small_window8_256", "swinv2_base_window8_256", "swinv2_base_window16_256",
+    "swinv2_large_window12to24_192to384",
+)  # fmt: skip
+CLIPS = (
+    "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP",
+)  # fmt: skip
+
+
+def vit() -> str:
+    """The table of docs/architectures/vit.md."""
+    rows = []
+    for name in VITS:
+        model = _on_meta(name)
+        assert isinstance(model, ViT)
+        c, counted = model.config, cost.count(model, model.config.image_size[0])
+        tokens = c.grid[0] * c.grid[1] + c.prefix_tokens
+        rows.append(
+            f"| `{name}` | {c.image_size[0]} | {c.width} | {c.depth} | {c.heads} | {tokens} "
+            f"| {_millions(counted.parameters)} | {_billions(counted.macs)} |"
+        )
+    return _table("name | image | width | blocks | heads | tokens | parameters, M | GMACs", rows)
+
+
+def swin() -> str:
+    """The table of docs/architectures/swin.md."""
+    rows = []
+    for name in SWINS:
+        model = _on_meta(name)
+        assert isinstance(model, Swin)
+        c, counted = model.config, cost.count(model, model.config.image_size[0])
+        depths, heads = (" ".join(map(str, each)) for each in (c.depths, c.heads))
+        rows.append(
+            f"| `{name}` | {c.image_size[0]} | {c.window} | {c.width} | {depths} | {heads} "
+            f"| {_millions(counted.parameters)} | {_billions(counted.macs)} |"
+        )
+    return _table("name | image | window | width | blocks | heads | parameters, M | GMACs", rows)
+
+
+def clip() -> str:
+    """The table of docs/architectures/clip.md."""
+    rows = []
+    for name in CLIPS:
+        model = _on_meta(name)
+        assert isinstance(model, CLIP)
+        size = model.config.image_size[0]
+        image, text = cost.count(model.image, size), cost.count(_OneText(model), size)
+        rows.append(
+            f"| `{name}` | {size} | {model.config.embed_width} | {_millions(image.parameters)} "
+            f"| {_billions(image.macs)} | {_millions(text.parameters)} | {_billions(text.macs)} |"
+        )
+    return _table(
+        "name | image | E | image tower: parameters, M | GMACs | text tower: parameters, M | GMACs", rows
+    )
+
+
+class _OneText(nn.Module):
+    """The text tower behind an image's signature: `count` gives an image, it reads one full text."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.text = model.text
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(1, …) -> (1, E)."""
+        length = self.text.config.context_length
+        tokens_BL = torch.zeros(1, length, dtype=torch.int64, device=images_BCHW.device)
+        # Inference would leave out what stands after the text, and on the meta device there is no text.
+        with torch.enable_grad():
+            embedding_BE: Tensor = self.text(tokens_BL)
+        return embedding_BE
+
+
+def _on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return build(name)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f}" if count < 1e10 else f"{count / 1e9:.1f}"
+
+
+def _table(head: str, rows: list[str]) -> str:
+    dashes = "|".join(["---"] + ["---:"] * head.count("|"))
+    return "\n".join([f"| {head} |", f"|{dashes}|", *rows, ""])
