@@ -272,11 +272,11 @@ def test_without_a_head_the_model_gives_its_features():
 
 
 def test_built_on_the_meta_device_and_loaded():
-    model = small()
+    model = small().float()
     with torch.device("meta"):
         empty = ViT(model.config)
     load_weights(empty.eval(), model.state_dict())
-    batch = images(1, 3, 40, 32)
+    batch = images(1, 3, 40, 32).float()
     with torch.no_grad():
         assert torch.equal(empty(batch), model(batch))
 
