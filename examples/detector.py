@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vitrail.models import build
+from vitrail.models.swin import Swin
 
 CLASSES = ("coin", "motorcycle", "wheel", "face", "rocket", "cat", "cup", "spoon", "flower", "pagoda")
 """Label 1 is the first: torchvision keeps 0 for the background. "wheel" means the motorcycle's."""
@@ -55,7 +57,11 @@ PHOTOS: dict[str, Callable[[], np.ndarray]] = {
     "pagoda": lambda: load_sample_image("china.jpg"),
 }
 
+SURE = 0.5
+"""The score from which a box is drawn, and counted as right or wrong."""
+
 Box = tuple[int, int, int, int]
+Prediction = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class SwinPyramid(nn.Module):
     them: the last by the norm that Swin has for its classifier, the others by norms of their own.
     """
 
-    def __init__(self, swin: nn.Module, out_channels: int = 96) -> None:
+    def __init__(self, swin: Swin, out_channels: int = 96) -> None:
         super().__init__()
         widths = [swin.config.width << stage for stage in range(len(swin.config.depths))]
         self.swin = swin
@@ -144,7 +150,7 @@ class SwinPyramid(nn.Module):
         return pyramid
 
 
-def detector(min_size: Sequence[int] = (192,), max_size: int = 352, **overrides: object) -> FasterRCNN:
+def detector(min_size: Sequence[int] = (192,), max_size: int = 352, **overrides: Any) -> FasterRCNN:
     """Faster R-CNN on a Swin-T cut to half its width and two blocks per stage, small enough for two cores.
 
     torchvision scales each photo's shorter side to `min_size` (training: one of them by chance) and pads to
@@ -157,8 +163,15 @@ def detector(min_size: Sequence[int] = (192,), max_size: int = 352, **overrides:
         overrides: fields of Swin's config, e.g. `width=96`.
     """
     # Nothing was trained at 224 × 224 here, so there is nothing to warn of at other sizes.
-    fields = {"width": 48, "depths": (2, 2, 2, 2), "drop_path": 0.0, "trained_size": None} | overrides
-    backbone = SwinPyramid(build("swin_tiny_patch4_window7_224", num_classes=0, **fields))
+    fields: dict[str, Any] = {
+        "width": 48,
+        "depths": (2, 2, 2, 2),
+        "drop_path": 0.0,
+        "trained_size": None,
+    } | overrides
+    swin = build("swin_tiny_patch4_window7_224", num_classes=0, **fields)
+    assert isinstance(swin, Swin)
+    backbone = SwinPyramid(swin)
     sizes, hidden, cells = ((16,), (32,), (64,), (128,), (256,)), 256, 7
     return FasterRCNN(
         backbone,
@@ -174,7 +187,7 @@ def detector(min_size: Sequence[int] = (192,), max_size: int = 352, **overrides:
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=cells, sampling_ratio=2),
         box_head=TwoMLPHead(backbone.out_channels * cells * cells, hidden),
         box_predictor=FastRCNNPredictor(hidden, 1 + len(CLASSES)),
-        box_batch_size_per_image=64,
+        box_batch_size_per_image=128,
     )
 
 
@@ -230,9 +243,6 @@ def train(model: FasterRCNN, scenes: Sequence[Scene], *, steps: int, batch: int,
     return losses
 
 
-Prediction = dict[str, Tensor]
-
-
 @torch.inference_mode()
 def predict(model: FasterRCNN, scenes: Sequence[Scene]) -> list[Prediction]:
     """Boxes (P, 4), labels (P,) and scores (P,) of each scene, in its own pixels, best first."""
@@ -240,59 +250,77 @@ def predict(model: FasterRCNN, scenes: Sequence[Scene]) -> list[Prediction]:
     return [model([scene.load()[0]])[0] for scene in scenes]
 
 
-def average_precision(found: Sequence[Prediction], truth: Sequence[Prediction], label: int) -> float:
-    """Area under precision over recall at IoU 0.5, precision made monotone (VOC 2010 and later, all points).
+def ranked(
+    found: Sequence[Prediction], truth: Sequence[Prediction], label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (P,) of a class's boxes over all photos, best first, and which of them are right, (P,).
 
-    Best-scored first, a prediction is right if the object it overlaps most, by at least half, is not taken
-    yet. Nan without an object of this label.
+    Taken in that order, a box is right if the object it overlaps most, with an IoU of 0.5 or more, was not
+    found before.
     """
     scores: list[float] = []
     right: list[bool] = []
     for predicted, target in zip(found, truth, strict=True):
-        chosen_P = predicted["labels"] == label
         boxes_G4 = target["boxes"][target["labels"] == label]
         taken: set[int] = set()
-        order = predicted["scores"][chosen_P].argsort(descending=True, stable=True)
-        for box_4, score in zip(
-            predicted["boxes"][chosen_P][order], predicted["scores"][chosen_P][order], strict=True
-        ):
-            overlap_G = box_iou(box_4[None], boxes_G4)[0] if len(boxes_G4) else torch.zeros(1)
-            best = int(overlap_G.argmax())
-            right.append(bool(overlap_G[best] >= 0.5) and best not in taken)
+        of_class_P = (predicted["labels"] == label).nonzero()[:, 0]
+        for index in of_class_P[predicted["scores"][of_class_P].argsort(descending=True, stable=True)]:
+            overlap_G = box_iou(predicted["boxes"][index][None], boxes_G4)[0]
+            best = int(overlap_G.argmax()) if len(boxes_G4) else -1
+            right.append(best >= 0 and bool(overlap_G[best] >= 0.5) and best not in taken)
+            scores.append(float(predicted["scores"][index]))
             taken |= {best} if right[-1] else set()
-            scores.append(float(score))
-    objects = sum(int((target["labels"] == label).sum()) for target in truth)
-    if not objects:
-        return math.nan
-    hits = np.cumsum(np.array(right, dtype=float)[np.argsort(-np.array(scores), kind="stable")])
-    precision = hits / np.arange(1, len(hits) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((envelope * np.diff(hits, prepend=0.0)).sum() / objects)
+    order_P = np.argsort(-np.array(scores), kind="stable")
+    return np.array(scores, dtype=float)[order_P], np.array(right, dtype=bool)[order_P]
 
 
-def evaluate(found: Sequence[Prediction], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Average precision of each class in the scenes, and under "mean" their mean."""
+def average_precision(right_P: np.ndarray, objects: int) -> float:
+    """Area under precision over recall, precision made monotone (VOC 2010 and later: all points)."""
+    hits_P = np.cumsum(right_P)
+    precision_P = hits_P / np.arange(1, len(hits_P) + 1)
+    envelope_P = np.maximum.accumulate(precision_P[::-1])[::-1]
+    return float(envelope_P[right_P].sum() / objects)
+
+
+def evaluate(found: Sequence[Prediction], scenes: Sequence[Scene]) -> dict[str, Any]:
+    """AP of each class that occurs, their mean, and what is right and wrong among boxes of SURE and more.
+
+    Average precision alone flatters: boxes that are wrong count little once all the right ones score higher.
+    """
     truth = [scene.load()[1] for scene in scenes]
-    by_class = {name: average_precision(found, truth, 1 + label) for label, name in enumerate(CLASSES)}
-    by_class = {name: value for name, value in by_class.items() if not math.isnan(value)}
-    return by_class | {"mean": float(np.mean(list(by_class.values())))}
+    by_class: dict[str, float] = {}
+    correct = wrong = total = 0
+    for label, name in enumerate(CLASSES, start=1):
+        objects = sum(int((target["labels"] == label).sum()) for target in truth)
+        scores_P, right_P = ranked(found, truth, label)
+        if objects:
+            by_class[name] = average_precision(right_P, objects)
+        total += objects
+        correct += int(right_P[scores_P >= SURE].sum())
+        wrong += int((~right_P[scores_P >= SURE]).sum())
+    mean = float(np.mean(list(by_class.values())))
+    return {"classes": by_class, "mean": mean, "objects": total, "found": correct, "wrong": wrong}
 
 
-def draw(scene: Scene, predicted: Prediction, width: int = 300) -> Image.Image:
-    """The photo with the boxes scored 0.5 or more, or with the three best if there is none."""
+CELL = (260, 174)
+"""Pixels (width, height) that a photo may take in the picture."""
+
+
+def draw(scene: Scene, predicted: Prediction) -> Image.Image:
+    """The photo with its boxes of SURE and more, or with the three best if there is none."""
     image_CHW, _ = scene.load()
-    scale = width / image_CHW.shape[2]
+    scale = min(CELL[0] / image_CHW.shape[2], CELL[1] / image_CHW.shape[1])
     photo = Image.fromarray((image_CHW.permute(1, 2, 0) * 255).byte().numpy())
-    photo = photo.resize((width, round(photo.height * scale)), Image.Resampling.LANCZOS)
-    pen, font = ImageDraw.Draw(photo), ImageFont.load_default(11)
-    shown = max(int((predicted["scores"] >= 0.5).sum()), 3)
+    photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
+    pen, font = ImageDraw.Draw(photo), ImageFont.load_default(9)
+    shown = int((predicted["scores"] >= SURE).sum()) or 3
     rows = zip(*(predicted[key][:shown].tolist() for key in ("boxes", "labels", "scores")), strict=True)
     for box, label, score in rows:
         x0, y0, x1, y1 = (value * scale for value in box)
         colour = f"hsl({(label - 1) * 360 // len(CLASSES)}, 100%, 55%)"
         pen.rectangle((x0, y0, x1, y1), outline=colour, width=2)
-        text = f"{CLASSES[label - 1]} {score:.2f}"
-        spot = (max(0.0, min(x0, width - pen.textlength(text, font))), max(0.0, y0 - 13))
+        text = f"{CLASSES[label - 1]} {100 * score:.0f}"
+        spot = (max(0.0, min(x0, photo.width - pen.textlength(text, font))), max(0.0, y0 - 10))
         pen.rectangle(pen.textbbox(spot, text, font), fill="black")
         pen.text(spot, text, colour, font)
     return photo
@@ -302,29 +330,33 @@ def picture(
     scenes: Sequence[Scene], before: Sequence[Prediction], after: Sequence[Prediction]
 ) -> Image.Image:
     """Each scene twice, before training above and after it below, five scenes in a row."""
-    gap, columns = 6, 5
-    pairs = [(draw(s, b), draw(s, a), s in HELD_OUT) for s, b, a in zip(scenes, before, after, strict=True)]
-    rows = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
-    heights = [max(above.height for above, _, _ in row) for row in rows]
-    sheet = Image.new(
-        "RGB", (columns * (300 + gap), sum(2 * (height + gap) + 20 for height in heights)), "white"
-    )
-    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(13), 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, (above, below, held_out) in enumerate(row):
-            left = column * (300 + gap)
-            title = "held out: untrained, trained" if held_out else "training photo: untrained, trained"
-            pen.text((left, top + 2), title, "black", font)
-            sheet.paste(above, (left, top + 20))
-            sheet.paste(below, (left, top + 20 + above.height + gap))
-        top += 2 * (height + gap) + 20
+    gap, columns, title = 6, 5, 18
+    width, height = CELL[0] + gap, title + 2 * (CELL[1] + gap)
+    sheet = Image.new("RGB", (columns * width, -(-len(scenes) // columns) * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for index, scene in enumerate(scenes):
+        left, top = index % columns * width, index // columns * height
+        kind = "held out" if scene in HELD_OUT else "training"
+        pen.text((left, top + 2), f"{scene.photo} ({kind}): untrained, trained", "black", font)
+        for row, predictions in enumerate((before, after)):
+            sheet.paste(draw(scene, predictions[index]), (left, top + title + row * (CELL[1] + gap)))
     return sheet
+
+
+def report(part: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Print the table of some photos."""
+    print(f"\nAverage precision at IoU 0.5, {part} photos: untrained → trained")
+    for name, value in after["classes"].items():
+        print(f"  {name:10s}  {100 * before['classes'][name]:5.1f} → {100 * value:5.1f} %")
+    print(f"  {'mean':10s}  {100 * before['mean']:5.1f} → {100 * after['mean']:5.1f} %")
+    found = f"{after['found']} of {after['objects']} objects"
+    print(f"  Boxes scored {SURE} or more: {found}, and {after['wrong']} wrong boxes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("detector"), help="folder for the picture")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -339,16 +371,14 @@ def main() -> None:
     after = predict(model, scenes)
 
     seen = len(TRAINING)
-    result: dict[str, dict[str, dict[str, float]]] = {
+    result = {
         "training": {"before": evaluate(before[:seen], TRAINING), "after": evaluate(after[:seen], TRAINING)},
         "held_out": {"before": evaluate(before[seen:], HELD_OUT), "after": evaluate(after[seen:], HELD_OUT)},
     }
     for part, values in result.items():
-        print(f"\nAverage precision at IoU 0.5, {part.replace('_', ' ')} photos: untrained → trained")
-        for name, value in values["after"].items():
-            print(f"  {name:10s}  {100 * values['before'][name]:5.1f} → {100 * value:5.1f} %")
+        report(part.replace("_", " "), **values)
     options.out.mkdir(parents=True, exist_ok=True)
-    picture(scenes, before, after).save(options.out / "detector.jpg", quality=80)
+    picture(scenes, before, after).save(options.out / "detector.jpg", quality=75)
     print(f"\n{options.out / 'detector.jpg'} · {seconds:.0f} s of training\n")
     ends = {"first": float(np.mean(losses[:20])), "last": float(np.mean(losses[-20:]))}
     settings = {"steps": options.steps, "batch": options.batch, "seed": options.seed}
