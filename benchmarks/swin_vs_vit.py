@@ -11,6 +11,7 @@ the last stdout line is one JSON document. How to read it: benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -86,28 +87,30 @@ def points(*, quick: bool) -> list[Point]:
 def measure_here(payload: dict[str, Any]) -> dict[str, Any]:
     """One point in this fresh process: times of calls in ms and, of eager runs, memory in MiB.
 
-    `run_mib` is the peak during the first call over what was resident with the model loaded: what the images
-    and activations took.
+    `run_mib` is the peak during the first call over what was resident with model and image loaded:
+    activations, and some tens of MiB of code and buffers that the kernels take when first used.
     """
     point = Point(**payload["point"])
     if point.runtime == "openvino":
         return {"ms": _openvino_times(point, Path(payload["exports"]), payload["threads"])}
     import torch
 
-    from vitrail.models import build, memory
+    from vitrail.models import build, process
 
     torch.set_num_threads(payload["threads"])
     torch.manual_seed(0)
     dtype = torch.bfloat16 if point.precision == "bf16" else torch.float32
     model = build(point.model, image_size=point.size, attention=point.attention).to(dtype)
     images = torch.rand(point.batch, 3, point.size, point.size).to(dtype)
-    loaded = memory.resident_mib()
-    memory._restart_peak()
+    gc.collect()
+    process.give_back()
+    loaded = process.resident_mib()
+    process.restart_peak()
     with torch.inference_mode():
         begin = time.perf_counter()
         model(images)
         first = time.perf_counter() - begin
-        peak = memory.peak_mib()
+        peak = process.peak_mib()
         times = _times(lambda: model(images), point.seconds)
     return {
         "ms": times,

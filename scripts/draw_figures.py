@@ -1,6 +1,6 @@
-"""Draw the figures of docs/architectures, and count the sizes in its tables.
+"""Draw the figures of docs/architectures, and fill in the tables there that are counted or measured.
 
-    python scripts/draw_figures.py [NAME ...]     # all, or the named ones (vit-patches, …, sizes)
+    python scripts/draw_figures.py [NAME ...]     # all, or the named ones (vit-patches, …, sizes, comparison)
 
 Needs the workbench. Two figures train a small model first (half a minute each); the plot of the benchmark is
 drawn from the newest committed result and left out while there is none.
@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 LARGEST = 300_000
 """Bytes of a figure: pages must load fast."""
 
-FIGURES: dict[str, Callable[[], Canvas | None]] = {
+FIGURES: dict[str, Callable[[], Canvas]] = {
     "vit-patches": vit.patches,
     "vit-growth": vit.growth,
     "vit-rollout": vit.rollout,
@@ -30,7 +30,6 @@ FIGURES: dict[str, Callable[[], Canvas | None]] = {
     "swin-reach": swin.reach,
     "swin-bias": swin.bias,
     "swin-pyramid": swin.pyramid,
-    "swin-vs-vit": lambda: versus.growth(document) if (document := versus.latest()) else None,
     "clip-towers": clip.towers,
     "clip-contrast": clip.contrast,
     "clip-causal": clip.causal,
@@ -39,44 +38,49 @@ FIGURES: dict[str, Callable[[], Canvas | None]] = {
 TABLES: dict[str, Callable[[], str]] = {"vit": sizes.vit, "swin": sizes.swin, "clip": sizes.clip}
 """By the page they stand on."""
 
-MARKED = re.compile(r"(<!-- sizes: .*? -->\n).*?(<!-- end of sizes -->)", re.DOTALL)
 
-
-def draw(name: str) -> None:
+def draw(name: str, canvas: Canvas) -> None:
     """Write docs/figures/NAME.svg."""
-    canvas = FIGURES[name]()
-    if canvas is None:
-        print(f"{name}: no committed result, left out", file=sys.stderr)
-        return
     svg = canvas.svg()
     assert len(svg.encode()) < LARGEST, f"{name} has {len(svg.encode())} bytes"
     (DOCS / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
     print(f"{name}: {len(svg.encode()) / 1000:.0f} kB", file=sys.stderr)
 
 
-def write_sizes(page: str) -> None:
-    """Replace the table between the marks of docs/architectures/PAGE.md."""
+def compare() -> None:
+    """Plot and table of the newest committed result of benchmarks/swin_vs_vit.py, if there is one."""
+    document = versus.latest()
+    if document is None:
+        print("comparison: no committed result, left out", file=sys.stderr)
+        return
+    draw("swin-vs-vit", versus.growth(document))
+    fill_in("swin", "comparison", versus.table(document))
+
+
+def fill_in(page: str, what: str, text: str) -> None:
+    """Replace what stands between the marks of docs/architectures/PAGE.md."""
     path = DOCS / "architectures" / f"{page}.md"
-    text, found = MARKED.subn(
-        lambda marks: f"{marks[1]}{TABLES[page]()}{marks[2]}", path.read_text(encoding="utf-8")
-    )
-    assert found == 1, f"{path} has {found} tables of sizes"
-    path.write_text(text, encoding="utf-8")
+    marks = re.compile(rf"(<!-- {what}: .*? -->\n).*?(<!-- end of {what} -->)", re.DOTALL)
+    page_text, found = marks.subn(lambda mark: f"{mark[1]}{text}{mark[2]}", path.read_text(encoding="utf-8"))
+    assert found == 1, f"{path} has {found} places for {what}"
+    path.write_text(page_text, encoding="utf-8")
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*FIGURES, "sizes"]))
-    names = parser.parse_args().names or [*FIGURES, "sizes"]
-    for name in names:
+    known = [*FIGURES, "sizes", "comparison"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    for name in parser.parse_args().names or known:
         if name == "sizes":
-            for page in TABLES:
-                write_sizes(page)
+            for page, table in TABLES.items():
+                fill_in(page, "sizes", table())
+        elif name == "comparison":
+            compare()
         elif name in FIGURES:
-            draw(name)
+            draw(name, FIGURES[name]())
         else:
-            parser.error(f"there is no figure {name}: choose from {', '.join([*FIGURES, 'sizes'])}")
+            parser.error(f"there is no figure {name}: choose from {', '.join(known)}")
 
 
 if __name__ == "__main__":

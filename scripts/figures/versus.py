@@ -11,7 +11,7 @@ from typing import Any
 
 from figures.canvas import BLUE, FAINT, INK, MUTED, ORANGE, RED, Canvas
 
-__all__ = ["RESULTS", "growth", "latest"]
+__all__ = ["RESULTS", "growth", "latest", "table"]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TICKS = (1, 2, 5)
@@ -58,6 +58,42 @@ def growth(document: dict[str, Any]) -> Canvas:
         colour=MUTED,
     )
     return canvas
+
+
+def table(document: dict[str, Any]) -> str:
+    """The plot's image and the comparison in numbers, as Markdown."""
+    models = list(document["models"])
+    cpu = document["hardware"]["cpu"]
+    rows = [
+        ("parameters, M", [f"{document['models'][m]['parameters'] / 1e6:.1f}" for m in models]),
+        ("GMACs at 224 px", [f"{document['models'][m]['macs_224'] / 1e9:.1f}" for m in models]),
+        ("top-1 as published, %", [_published(document["models"][m]["published"]) for m in models]),
+    ]
+    groups: dict[str, dict[str, float]] = {}
+    for each in document["throughput"]:
+        words = f"images/s at 224 px, batch {each['batch']}, {each['runtime']} {each['precision']}"
+        groups.setdefault(words, {})[each["model"]] = each["images_per_s"]
+    rows += [(words, [f"{found[m]:.1f}" for m in models]) for words, found in groups.items()]
+    for side in (1024, 1536):
+        for words, field, unit in (("time", "median_ms", "ms"), ("memory above the model", "run_mib", "MiB")):
+            at = {r["model"]: r for r in document["growth"] if r["size"] == side and r["attention"] == "auto"}
+            values = [f"{at[m][field]:.0f}" if field in at.get(m, {}) else "–" for m in models]
+            rows.append((f"{words} at {side} px, fp32, {unit}", values))
+    written = [r for r in document["growth"] if r["attention"] == "naive" and r["size"] == 1024]
+    if written and "run_mib" in written[0]:
+        rows.append(("the same, attention written out, 1024 px, MiB", [f"{written[0]['run_mib']:.0f}", "–"]))
+    lines = [f"| | {' | '.join(f'`{m}`' for m in models)} |", "|---|---:|---:|"]
+    lines += [f"| {words} | {' | '.join(values)} |" for words, values in rows]
+    said = (
+        f"\n{cpu['model'] or cpu['architecture']}, {cpu['usable_cores']} cores, {document['created'][:10]}; "
+    )
+    said += "random weights, our code, batch 1 unless said otherwise.\n"
+    image = "![Time and memory of ViT-B and Swin-B from 224 to 1536 pixels](../figures/swin-vs-vit.svg)\n\n"
+    return image + "\n".join(lines) + "\n" + said
+
+
+def _published(known: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{p['top1']:.1f} ({p['weights'].split('.')[1]}, {p['image_size']} px)" for p in known)
 
 
 def _lines(document: dict[str, Any], field: str, unit: float) -> list[Series]:
