@@ -394,6 +394,12 @@ class Swin(nn.Module):
             nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
             nn.init.zeros_(self.head.fc.bias)
 
+    @property
+    def pads(self) -> bool:
+        """Whether windows are padded at the config's image size: there the peers' results differ from ours."""
+        self.prepare(*self.config.image_size)
+        return any(stage.plan.has_padding for stage in self._tables[(*self.config.image_size, "cpu")])
+
     def prepare(self, height: int, width: int, device: torch.device | str = "cpu") -> None:
         """Compute what the model derives from an image size. `forward` does so by itself, except while it is
         being compiled or exported at a size it was not built for: then call this before.

@@ -1,0 +1,129 @@
+"""Same weights, two implementations: what an export is made from. About 20 s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from vitrail import catalog, runtimes
+from vitrail.errors import InputError
+from vitrail.export import source, work
+from vitrail.export.onnx import ExportMismatch
+from vitrail.models import timm
+from vitrail.selection.prune import implementations, variants
+from vitrail.vocabulary import SearchSettings, Workload
+
+VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
+
+
+@dataclass(frozen=True)
+class Asked:
+    architecture: str
+    implementation: str
+    labels: str
+    weights: str | None
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory, tiny_labels):
+    """Random values in every tensor of a ViT for 32 px and ten classes."""
+    model = timm.build(VIT, image_size=32, classes=10, weights=None)
+    generator = torch.Generator().manual_seed(2)
+    path = tmp_path_factory.mktemp("source") / "vit.pth"
+    values = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in model.state_dict().items()}
+    torch.save(values, path)
+    return Asked(VIT, "vitrail", str(tiny_labels), str(path))
+
+
+def noise(size, batch=2):
+    return torch.from_numpy(
+        np.random.default_rng(1).standard_normal((batch, 3, size, size), dtype=np.float32)
+    )
+
+
+def test_both_implementations_give_the_same_scores(vit):
+    ours, theirs = (source.module(replace(vit, implementation=i), 32) for i in ("vitrail", "timm"))
+    assert type(ours).__module__.startswith("vitrail.")
+    assert type(theirs).__module__.startswith("timm.")
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(noise(32)), theirs(noise(32)), rtol=1e-4, atol=1e-4)
+
+
+def test_random_weights_are_the_same_in_both(vit):
+    random = replace(vit, architecture=SWIN, weights=None)
+    ours, theirs = (source.module(replace(random, implementation=i), 224) for i in ("vitrail", "timm"))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(noise(224, 1)), theirs(noise(224, 1)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_module_that_computes_something_else_is_not_exported(vit):
+    model = source.module(vit, 32)
+    source.check(model, vit, 32, 1e-4)
+    model.blocks[3].attn.proj.bias += torch.linspace(-1, 1, 192)
+    with pytest.raises(ExportMismatch, match=r"differs from timm's by .*--implementations timm"):
+        source.check(model, vit, 32, 1e-4)
+
+
+def test_where_padding_would_take_part_in_timm_s_attention_the_two_are_not_compared(vit):
+    asked = replace(vit, architecture=SWIN, weights=None)
+    model = source.module(asked, 250)
+    with torch.inference_mode():
+        theirs = source.module(replace(asked, implementation="timm"), 250)(noise(250, 1))
+        assert not torch.allclose(model(noise(250, 1)), theirs, rtol=1e-3)
+    source.check(model, asked, 250, 1e-4)
+
+
+def test_our_export_is_what_the_engines_and_the_reference_run(vit, tmp_path):
+    request = {**msgspec.to_builtins(vit), "image_size": 32, "folder": str(tmp_path / "export"), "threads": 2}
+    made = work.export(request)
+    assert made["relative_difference"] <= 1e-4
+    with torch.inference_mode():
+        expected = source.module(replace(vit, implementation="timm"), 32)(noise(32, 3)).numpy()
+    for runtime in ("openvino", "onnxruntime", "pytorch"):
+        runner = runtimes.load(
+            tmp_path / "export", work.ENTRIES[runtimes.RUNTIMES[runtime].files], runtime=runtime,
+            precision="fp32", batch_size=3, image_size=32, threads=2,
+        )  # fmt: skip
+        np.testing.assert_allclose(runner.run(noise(32, 3).numpy()), expected, rtol=1e-3, atol=1e-3)
+        runner.close()
+
+
+# --- which implementation a variant gets ----------------------------------------------------------
+
+
+def names(*globs, asked=()):
+    settings = SearchSettings(
+        models=globs, runtimes=("openvino",), precisions=("fp32",), implementations=asked
+    )
+    return {
+        (v.candidate.architecture, v.implementation)
+        for v in variants(catalog.find(globs), Workload(), settings)
+    }
+
+
+def test_ours_by_default_and_the_other_on_request():
+    both = ("swin_tiny*", "resnet50.a1*")
+    assert names(*both) == {(SWIN, "vitrail"), ("resnet50", "timm")}
+    assert names(*both, asked=("timm",)) == {(SWIN, "timm"), ("resnet50", "timm")}
+    assert names(*both, asked=("vitrail", "timm")) == {
+        (SWIN, "vitrail"),
+        (SWIN, "timm"),
+        ("resnet50", "timm"),
+    }
+
+
+def test_asking_for_ours_where_there_is_none():
+    with pytest.raises(InputError, match="none of these architectures of its own: add timm"):
+        names("resnet50.a1*", asked=("vitrail",))
+    (candidate,) = catalog.find(("resnet50.a1*",))
+    assert implementations(candidate, ("vitrail",)) == ()
+
+
+def test_variants_of_two_implementations_have_names_of_their_own():
+    settings = SearchSettings(models=("swin_tiny*",), implementations=("vitrail", "timm"))
+    found = variants(catalog.find(settings.models), Workload(), settings)
+    assert len({v.name for v in found}) == len(found)
