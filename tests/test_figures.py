@@ -104,6 +104,51 @@ def test_a_drawing_is_xml_with_what_was_drawn():
     assert root[0].text == "a < b"
 
 
+def comparison():
+    """A result as benchmarks/swin_vs_vit.py writes it, with made-up numbers."""
+    growth = [
+        {"model": model, "size": size, "attention": attention, "median_ms": ms * size, "run_mib": ms * size}
+        for model, attention, ms in (("vit", "auto", 2.0), ("swin", "auto", 1.0), ("vit", "naive", 4.0))
+        for size in (224, 1024)
+    ]
+    growth.append({"model": "vit", "size": 1536, "attention": "auto", "failed": "went over its limit"})
+    published = [{"weights": "vit.tag", "image_size": 224, "top1": 81.5, "source": "timm"}]
+    known = {"parameters": 86_600_000, "macs_224": 17_600_000_000, "published": published}
+    return {
+        "created": "2026-01-02T03:04:05+00:00",
+        "hardware": {"cpu": {"model": "Some CPU", "architecture": "x86_64", "usable_cores": 2}},
+        "models": {"vit": known, "swin": known},
+        "throughput": [
+            {"model": m, "runtime": "eager", "precision": "fp32", "batch": 8, "images_per_s": rate}
+            for m, rate in (("vit", 10.0), ("swin", 20.0))
+        ],
+        "growth": growth,
+        "predicted_naive": [{"model": "vit", "size": 1536, "run_mib": 9000.0}],
+    }
+
+
+def test_the_comparison_s_table_says_what_was_measured():
+    from figures.versus import table
+
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(comparison()).splitlines()]
+    cells = {row[0]: row[1:] for row in rows if row}
+    assert cells["images/s at 224 px, batch 8, eager fp32"] == ["10.0", "20.0"]
+    assert cells["time at 1024 px, fp32, ms"] == ["2048", "1024"]
+    assert cells["time at 1536 px, fp32, ms"] == ["–", "–"]
+    assert cells["the same, attention written out, 1024 px, MiB"] == ["4096", "–"]
+    assert cells["top-1 as published, %"][0] == "81.5 (tag, 224 px)"
+
+
+def test_the_comparison_s_plot_has_a_mark_for_each_point():
+    from figures.versus import growth
+
+    root = ElementTree.fromstring(growth(comparison()).svg())
+    discs = [node for node in root.iter() if node.tag.endswith("circle")]
+    # Six measured points in each panel; the predicted one has memory only, and is hollow.
+    assert len(discs) == 2 * 6 + 1
+    assert sum(node.get("fill") == "#ffffff" for node in discs) == 1
+
+
 def test_ticks_lie_inside():
     from figures.versus import _ticks
 

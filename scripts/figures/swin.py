@@ -102,7 +102,7 @@ def masks() -> Canvas:
         canvas.text(24, top - 18, words, size=14, bold=True)
         _map(canvas, 24, top, 20, plan)
         for kind, mask_MM in enumerate(plan.shifted.masks_KMM.numpy()):
-            x = 216 + 160 * kind
+            x = 216.0 + 160 * kind
             canvas.text(x, top + 2, f"window {kind}", size=12, bold=True, colour=KINDS[kind])
             _mask(canvas, x, top + 12, 9, mask_MM)
     canvas.text(
