@@ -169,7 +169,9 @@ class WindowAttention(nn.Module):
             bias_TH = 16 * torch.sigmoid(self.cpb_mlp(coordinates_T2))
         tokens = tables.plan.tokens
         bias_MMH = bias_TH.index_select(0, tables.offset_MM.view(-1)).view(tokens, tokens, self.heads)
-        return (bias_MMH.permute(2, 0, 1) + order.masks_KMM[:, None].to(bias_TH.dtype)).to(dtype)
+        # Laid out afresh: kernels run along the last dimension.
+        bias_HMM = bias_MMH.permute(2, 0, 1).contiguous()
+        return (bias_HMM + order.masks_KMM[:, None].to(bias_TH.dtype)).to(dtype)
 
     def project(self, x_BND: Tensor) -> Tensor:
         """Queries, keys and values side by side, (B, N, 3D)."""
