@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 MEASURED_SHARE = 0.8
 """Share of this machine's memory at which a measuring process is ended."""
 GIB = 1024.0
+EXTRAPOLATED = 4
+"""Beyond so many times the asked batch, the largest one is read off a line."""
 
 MEANING = {
     "baseline": "process with its imports",
@@ -158,5 +160,6 @@ def _verdict(document: dict[str, Any]) -> str:
     total, machine = document["predicted_mib"]["total"], document["machine_mib"]
     largest = document["largest_batch"]
     said = "fits" if document["fits"] else "does not fit"
-    most = f"the largest batch that does is {largest}" if largest else "not even one image does"
+    near = "about " if largest > EXTRAPOLATED * document["batch_size"] else ""
+    most = f"the largest batch that does is {near}{largest}" if largest else "not even one image does"
     return f"{total / GIB:.2f} GiB {said} in this machine's {machine / GIB:.1f} GiB; by prediction {most}."

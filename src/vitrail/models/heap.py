@@ -5,8 +5,10 @@ what malloc keeps for them. Large blocks are mapped and given back at once; smal
 that grows at its end, where free blocks stay resident until somebody fits into them. Which blocks are
 large is decided by a threshold that moves up, to 32 MiB, as large blocks are freed.
 
-Modelled: best fit with coalescing, the moving threshold, trimming of the heap's end. Left out: the caches of
-blocks under 1 KiB and the other arenas, as tensors of a model are larger and are made by one thread.
+Modelled: best fit with coalescing, the moving threshold, trimming of the heap's end, and that what alignment
+leaves over beside a block is kept aside for small requests, which for a while keeps two free neighbours
+apart. Small requests themselves are not seen here, so that while is a guess: until seven more such pieces
+came, seven being how many malloc keeps aside of a size. With large tensors none of this matters.
 Rules: glibc 2.36, malloc/malloc.c (`sysmalloc`, `_int_malloc`, `_int_free`, `munmap_chunk`, `systrim`).
 Other systems' allocators differ; what they keep is of the same kind.
 """
@@ -14,6 +16,7 @@ Other systems' allocators differ; what they keep is of the same kind.
 from __future__ import annotations
 
 import bisect
+from collections import deque
 
 PAGE = 4096
 HEADER = 8
@@ -21,7 +24,9 @@ ALIGNMENT = 16
 LEAST = 32
 """Smallest block, and the smallest rest worth splitting off."""
 TENSOR_SLACK = 64 + 32
-"""Asked for beyond the size so that a tensor can be aligned to 64 bytes; what is not needed goes back."""
+"""Asked for beyond the size so that a tensor can be aligned to 64 bytes; what is not needed is kept aside."""
+KEPT_ASIDE = 7
+"""Pieces kept aside (glibc: TCACHE_FILL_COUNT)."""
 TOP_PAD = 128 * 1024
 INITIAL_THRESHOLD = 128 * 1024
 MOST_THRESHOLD = 32 * 1024 * 1024
@@ -48,6 +53,7 @@ class Heap:
         self._free_ends: dict[int, int] = {}
         self._by_size: list[tuple[int, int, int]] = []
         self._order = 0
+        self._aside: deque[tuple[int, int]] = deque()
 
     @property
     def resident(self) -> int:
@@ -58,7 +64,7 @@ class Heap:
         """Give `size` bytes to `key`; the whole block is taken to be written to."""
         block = max(LEAST, -(-(size + HEADER) // ALIGNMENT) * ALIGNMENT)
         needed = block + TENSOR_SLACK
-        found = self._fitting(needed, block)
+        found = self._fitting(needed)
         if found is None:
             if self._end - self._top < needed + LEAST:
                 if needed >= self._threshold:
@@ -67,11 +73,14 @@ class Heap:
                     self._mapped += pages
                     return
                 self._end += _pages(needed + TOP_PAD + LEAST - (self._end - self._top))
-            found = (self._top, block)
-            self._top += block
-        start, block = found
+            found = (self._top, needed)
+            self._top += needed
+        start, taken = found
+        self._touched = max(self._touched, start + taken)
         self._blocks[key] = (start, block)
-        self._touched = max(self._touched, start + block)
+        self._aside.append((start + block, taken - block))
+        if len(self._aside) > KEPT_ASIDE:
+            self._join(*self._aside.popleft())
 
     def free(self, key: int) -> None:
         """Take back what was given to `key`."""
@@ -81,6 +90,25 @@ class Heap:
                 self._threshold, self._trim = size, 2 * size
             self._mapped -= size
             return
+        size = self._join(start, size)
+        if size >= CONSOLIDATE and self._end - self._top >= self._trim:
+            self._end -= max(0, self._end - self._top - LEAST - 1 - TOP_PAD) // PAGE * PAGE
+            self._touched = min(self._touched, self._end)
+
+    def _fitting(self, needed: int) -> tuple[int, int] | None:
+        """Start and size of the smallest free block that fits, the rest split off; None: there is none."""
+        index = bisect.bisect_left(self._by_size, (needed, -1, -1))
+        if index == len(self._by_size):
+            return None
+        start = self._by_size[index][2]
+        size = self._taken(start)
+        if size - needed < LEAST:
+            return start, size
+        self._put(start + needed, size - needed)
+        return start, needed
+
+    def _join(self, start: int, size: int) -> int:
+        """Make it free, in one block with its free neighbours; the size of that."""
         if start in self._free_ends:
             before = self._free_ends[start]
             size += self._taken(before)
@@ -91,21 +119,7 @@ class Heap:
             self._top = start
         else:
             self._put(start, size)
-        if size >= CONSOLIDATE and self._end - self._top >= self._trim:
-            self._end -= max(0, self._end - self._top - LEAST - 1 - TOP_PAD) // PAGE * PAGE
-            self._touched = min(self._touched, self._end)
-
-    def _fitting(self, needed: int, block: int) -> tuple[int, int] | None:
-        """Start and size of the smallest free block that fits, its rest split off; None: there is none."""
-        index = bisect.bisect_left(self._by_size, (needed, -1, -1))
-        if index == len(self._by_size):
-            return None
-        start = self._by_size[index][2]
-        size = self._taken(start)
-        if size - block < LEAST:
-            return start, size
-        self._put(start + block, size - block)
-        return start, block
+        return size
 
     def _put(self, start: int, size: int) -> None:
         self._order += 1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitrail.models.cost import Cost
     from vitrail.models.lifetimes import Lifetimes
 
-REPEATS = 3
+REPEATS = 2
 """Calls after the first, for `repeated`."""
 FAR = 4
 """Beyond so many times the asked batch, the largest one is extrapolated."""

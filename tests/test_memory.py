@@ -1,0 +1,349 @@
+"""Predicted memory: the replayed allocator, tensors' lives, kernels' buffers, the command (about 30 s)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vitrail import catalog, cli
+from vitrail.errors import InputError
+from vitrail.models import heap, lifetimes, memory, memory_session
+from vitrail.models.heap import Heap
+from vitrail.models.memory import Setup
+from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out, variants
+from vitrail.vocabulary import Requirements, SearchSettings, Workload
+
+MIB = 2**20
+RECORDED = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+# --- the allocator ------------------------------------------------------------------------------
+
+
+def test_large_blocks_are_mapped_and_given_back():
+    malloc = Heap()
+    malloc.allocate(1, 64 * MIB)
+    assert malloc.resident == pytest.approx(64 * MIB, abs=2 * heap.PAGE)
+    malloc.free(1)
+    assert malloc.resident == 0
+
+
+def test_a_freed_block_moves_the_threshold_and_what_is_smaller_then_stays_in_the_heap():
+    malloc = Heap()
+    malloc.allocate(1, 8 * MIB)
+    malloc.free(1)
+    assert malloc.resident == 0  # it was mapped
+    for key, size in ((2, 4), (3, 1), (4, 4)):
+        malloc.allocate(key, size * MIB)
+    malloc.free(2)
+    assert malloc.resident == pytest.approx(9 * MIB, rel=1e-3)  # a hole, kept
+    malloc.allocate(5, 3 * MIB)
+    assert malloc.resident == pytest.approx(9 * MIB, rel=1e-3)  # filled
+    malloc.allocate(6, 2 * MIB)
+    assert malloc.resident == pytest.approx(11 * MIB, rel=1e-3)  # fits into no hole
+
+
+def test_blocks_over_32_mib_never_move_the_threshold():
+    malloc = Heap()
+    malloc.allocate(1, 33 * MIB)
+    malloc.free(1)
+    malloc.allocate(2, 16 * MIB)
+    malloc.allocate(3, 200_000)
+    malloc.free(2)
+    assert malloc.resident < 300_000
+
+
+def test_the_heaps_end_goes_back_once_it_is_twice_the_threshold():
+    malloc = Heap(threshold=2 * MIB)
+    for key in range(20):
+        malloc.allocate(key, MIB)
+    assert malloc.resident == pytest.approx(20 * MIB, rel=1e-2)
+    for key in reversed(range(20)):
+        malloc.free(key)
+    # The last blocks' leftovers are still kept aside, and hold the end where it is …
+    assert malloc.resident == pytest.approx(20 * MIB, rel=1e-2)
+    for key in range(100, 100 + 2 * heap.KEPT_ASIDE):
+        malloc.allocate(key, MIB // 8)
+    for key in range(100, 100 + 2 * heap.KEPT_ASIDE):
+        malloc.free(key)
+    # … until others take their place.
+    assert malloc.resident < 6 * MIB
+
+
+def test_free_neighbours_become_one():
+    malloc = Heap(threshold=32 * MIB)
+    for key in range(40):
+        malloc.allocate(key, MIB)
+    before = malloc.resident
+    for key in (3, 4, 5, 6):  # their leftovers were taken back long ago
+        malloc.free(key)
+    malloc.allocate(100, 4 * MIB)
+    assert malloc.resident == before
+
+
+# --- tensors' lives -----------------------------------------------------------------------------
+
+
+def peak_of(lives, role=None):
+    """Most bytes alive at once, of one role or of all."""
+    alive, sizes, most = 0, {}, 0
+    for event in lives.events:
+        if event.bytes and (role is None or lives.roles[event.block] == role):
+            sizes[event.block] = event.bytes
+            alive += event.bytes
+        elif not event.bytes:
+            alive -= sizes.pop(event.block, 0)
+        most = max(most, alive)
+    return most
+
+
+def on_meta(module):
+    return module.to("meta").eval()
+
+
+def test_a_chain_holds_two_neighbours_at_a_time():
+    model = on_meta(nn.Sequential(nn.Flatten(1), *(nn.Linear(300, 300, bias=False) for _ in range(4))))
+    lives = lifetimes.inference(model, (1000, 3, 10, 10), torch.float32)
+    assert peak_of(lives, "weights") == 4 * 300 * 300 * 4
+    assert peak_of(lives, "input") == 1000 * 300 * 4
+    assert peak_of(lives, "activations") == 2 * 1000 * 300 * 4
+    assert sum(e.bytes > 0 for e in lives.events) == sum(e.bytes == 0 for e in lives.events) + 4
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        y = x + 1
+        y.relu_().mul_(2)
+        return y.transpose(1, 2)[:, 1:]
+
+
+def test_views_and_results_written_in_place_bring_nothing_new():
+    lives = lifetimes.inference(InPlace(), (2, 3, 8, 8), torch.float32)
+    made = [e for e in lives.events if e.bytes and lives.roles[e.block] == "activations"]
+    assert [e.bytes for e in made] == [2 * 3 * 8 * 8 * 4]
+
+
+def test_bf16_halves_everything_but_nothing_else():
+    def total(dtype):
+        model = on_meta(nn.Sequential(nn.Flatten(1), nn.Linear(300, 300), nn.GELU(), nn.Linear(300, 10)))
+        return peak_of(lifetimes.inference(model.to(dtype), (64, 3, 10, 10), dtype))
+
+    assert total(torch.float32) == 2 * total(torch.bfloat16)
+
+
+def test_training_keeps_what_backward_needs_gradients_and_two_averages():
+    width, depth, batch = 300, 3, 500
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width, bias=False), nn.Sigmoid())]
+    model = on_meta(nn.Sequential(nn.Flatten(1), *layers)).train()
+    lives = lifetimes.training(model, (batch, 3, 10, 10), autocast=False)
+    weights = depth * width * width * 4
+    assert peak_of(lives, "weights") == weights
+    assert peak_of(lives, "gradients") == weights
+    # The averages, and the denominator of one parameter with the root it is made from.
+    assert peak_of(lives, "optimizer") == 2 * weights + 2 * width * width * 4
+    # Each sigmoid's output is kept (the next layer's input is the same tensor), and more is alive around it.
+    assert depth * batch * width * 4 <= peak_of(lives, "activations") <= (depth + 4) * batch * width * 4
+
+
+def test_autocast_trains_fp32_weights_on_bf16_activations():
+    def activations(autocast):
+        layers = [layer for _ in range(24) for layer in (nn.Linear(64, 64), nn.Sigmoid())]
+        model = on_meta(nn.Sequential(nn.Flatten(2), nn.Linear(256, 64), *layers, nn.Flatten(1))).train()
+        lives = lifetimes.training(model, (1024, 3, 16, 16), autocast=autocast)
+        assert peak_of(lives, "optimizer") > 2 * peak_of(lives, "weights") * 0.99
+        return peak_of(lives, "activations")
+
+    assert activations(True) < 0.8 * activations(False)
+
+
+@pytest.mark.parametrize(("attention", "times"), [("naive", 2), ("fused", 0)])
+def test_attention_is_the_scores_of_every_head_and_their_softmax(attention, times):
+    setup = Setup(
+        model="vit_tiny_patch16_224",
+        image_size=384,
+        batch_size=2,
+        attention=attention,
+        implementation="vitrail",
+    )
+    lives = memory_session._lifetimes(setup, 2)
+    heads, tokens = 3, (384 // 16) ** 2 + 1
+    scores = 2 * heads * tokens**2 * 4
+    tiles = 3 * MIB
+    assert times * scores <= peak_of(lives, "attention") <= times * scores + tiles
+
+
+def test_timms_switch_for_attention_is_left_alone():
+    from timm.layers import use_fused_attn
+
+    before = use_fused_attn()
+    model = memory_session._built(
+        Setup(model="vit_tiny_patch16_224", image_size=224, attention="naive", implementation="timm")
+    )
+    assert not any(m.fused_attn for m in model.modules() if hasattr(m, "fused_attn"))
+    assert use_fused_attn() == before
+    assert torch.get_default_dtype() == torch.float32
+
+
+# --- what kernels need inside -------------------------------------------------------------------
+
+
+def workspace(model, shape, dtype=torch.float32):
+    return peak_of(lifetimes.inference(on_meta(model).to(dtype), shape, dtype), "workspace")
+
+
+def test_convolutions_repack_both_sides_unless_channels_come_last():
+    source, result = 2 * 64 * 32 * 32 * 4, 2 * 128 * 32 * 32 * 4
+    weight = 128 * 64 * 9 * 4
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 128, 3, padding=1))
+    assert workspace(model, (2, 3, 32, 32)) == source + result + weight
+    first = nn.Conv2d(3, 60, 4, 4)  # 3 channels are read as they are; 60 are kept as 64
+    assert workspace(first, (2, 3, 64, 64)) == 2 * 64 * 16 * 16 * 4 + 60 * 3 * 16 * 4
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, images):
+        x = images[:, :1].expand(-1, 32, -1, -1).contiguous(memory_format=torch.channels_last)
+        return self.conv(x)
+
+
+def test_channels_last_repacks_the_weights_only():
+    assert workspace(ChannelsLast(), (2, 3, 32, 32)) == 32 * 32 * 9 * 4
+
+
+def test_a_mean_of_bf16_is_the_mean_of_an_fp32_copy():
+    class Mean(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    assert workspace(Mean(), (2, 3, 64, 64), torch.bfloat16) == 2 * 3 * 64 * 64 * 4
+    assert workspace(Mean(), (2, 3, 64, 64)) == 0
+
+
+# --- the largest batch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [1, 3, 40])
+@pytest.mark.parametrize(("fixed", "each", "budget"), [(500, 10, 900), (500, 300, 900), (0, 7, 100)])
+def test_the_largest_batch_is_the_last_that_fits(start, fixed, each, budget):
+    asked = []
+
+    def total(batch):
+        asked.append(batch)
+        return {"total": fixed + each * batch + 3 * (batch % 2)}
+
+    largest = memory_session._largest_batch(start, total(start), total, budget)
+    true = max(b for b in range(1, 1000) if fixed + each * b + 3 * (b % 2) <= budget)
+    assert largest == true if true < memory_session.FAR * start else largest == pytest.approx(true, rel=0.15)
+    assert len(asked) < 10
+
+
+def test_nothing_fits_into_nothing():
+    assert memory_session._largest_batch(4, {"total": 50}, lambda batch: {"total": 10 * batch + 10}, 15) == 0
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_predicted_and_measured_agree(tmp_path, capsys):
+    target = tmp_path / "memory.json"
+    asked = ["vit_tiny_patch16_224", "--batch-size", "4", "--image-size", "384", "--attention", "naive"]
+    assert cli.main(["memory", *asked, "--measure", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    predicted, measured = found["predicted_mib"], found["measured_mib"]
+    assert predicted["total"] == pytest.approx(sum(v for k, v in predicted.items() if k != "total"))
+    assert set(predicted) == {"total", "baseline", "runtime", "allocator", *memory.ROLES}
+    assert predicted["weights"] == pytest.approx(found["parameters"] * 4 / MIB, rel=1e-6)
+    assert set(measured) == {"total", "baseline", "load", "run", "repeated"}
+    assert measured["total"] == pytest.approx(measured["baseline"] + measured["load"] + measured["run"])
+    assert predicted["baseline"] == pytest.approx(measured["baseline"], rel=0.02)
+    assert predicted["total"] == pytest.approx(measured["total"], rel=0.10)
+    assert found["macs"] > 4e9
+    assert (found["fits"], found["implementation"], found["image_size"]) == (True, "vitrail", 384)
+    assert found["largest_batch"] > 4
+    text = capsys.readouterr().out
+    assert (
+        "vit_tiny_patch16_224 (vitrail) · 384 × 384 px · batch 4 · fp32 · inference · attention naive" in text
+    )
+    assert "fits in this machine's" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vit_base_patch16_225"], "did you mean vit_base_patch16_224"),
+        (["swin_unknown", "--implementation", "vitrail"], "no model 'swin_unknown' of its own"),
+        (["vit_base_patch16_224", "--attention", "fsat"], "no attention kernel 'fsat'"),
+        (["resnet18", "--attention", "flash"], "timm's code has no attention kernel 'flash'"),
+        (["resnet18", "--attention", "naive"], "has no attention: leave --attention out"),
+        (["vit_base_patch16_224", "--image-size", "100"], "patches of 16"),
+        (["vit_base_patch16_224", "--image-size", "-5"], "-5 is no image size"),
+        (["vit_base_patch16_224", "--batch-size", "0"], "0 is no batch size"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):
+    assert cli.main(["memory", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_what_would_not_fit_is_not_run(monkeypatch, capsys):
+    parts = dict.fromkeys(("baseline", "runtime", *memory.ROLES, "allocator"), 0.0)
+    answer = {"implementation": "timm", "image_size": 224, "parameters": 1, "macs": 1, "largest_batch": 0}
+
+    def predict(setup, *, budget_mib):
+        return {**answer, "predicted_mib": {"total": 2 * budget_mib, **parts}}
+
+    def measure(*args, **kwargs):
+        raise AssertionError("it was run")
+
+    monkeypatch.setattr(memory, "predict", predict)
+    monkeypatch.setattr(memory, "measure", measure)
+    assert cli.main(["memory", "resnet18", "--measure"]) == 1
+    out, err = capsys.readouterr()
+    assert "does not fit in this machine's" in out
+    assert "not even one image does" in out
+    assert err.startswith("not measured: it would take")
+
+
+def test_setups_are_checked():
+    with pytest.raises(InputError, match="no precision here"):
+        Setup(model="resnet18", precision="int8")
+    with pytest.raises(InputError, match="no implementation"):
+        Setup(model="resnet18", implementation="other")
+
+
+# --- what select prunes with it -----------------------------------------------------------------
+
+
+def test_pruning_counts_the_process_the_weights_and_one_batch():
+    settings = SearchSettings(models=("resnet50.a1_in1k",), runtimes=("onnxruntime",), precisions=("fp32",))
+    workload = Workload(threads=1, batch_size=64)
+    (variant,) = variants(catalog.find(settings.models), workload, settings)
+    images = 64 * 3 * variant.image_size**2 * 4 / MIB
+    floor = process_floor_mib(variant, workload)
+    assert floor == pytest.approx(PROCESS_MIB + memory_floor_mib(variant) + images)
+    below = Requirements(max_memory_mib=floor - 1, license=("any",))
+    assert "one batch of images alone" in ruled_out(variant, below, workload, {}, 0)
+    above = Requirements(max_memory_mib=floor + 1, license=("any",))
+    assert ruled_out(variant, above, workload, {}, 0) is None
+
+
+def test_no_recorded_measurement_is_below_its_floor():
+    workload = Workload(threads=2)
+    (grid,) = RECORDED.glob("selection-grid-*.jsonl")
+    rows = [json.loads(line) for line in grid.read_text().splitlines()[1:]]
+    peaks = {row["variant"]: row["memory"]["peak"] for row in rows if row.get("memory")}
+    known = {v.name: v for v in variants(catalog.find(()), workload, SearchSettings())}
+    both = peaks.keys() & known.keys()
+    assert len(both) > 20
+    assert all(process_floor_mib(known[name], workload) < peaks[name] for name in both)
