@@ -602,15 +602,18 @@ def _check(config: SwinConfig) -> None:
     check_kernel(config.attention)
     if config.version not in (1, 2):
         raise InputError(f"Swin has the versions 1 and 2, not {config.version}.")
+    if min(config.windows) < 1:
+        raise InputError(f"A window has at least 1 × 1 tokens, not {config.window}.")
     stages = len(config.depths)
     if len(config.heads) != stages or (config.version == 2 and len(config.pretrained_window) != stages):
         raise InputError(
             f"Give one number of heads (and in v2 one pretrained window) per stage: depths has {stages}."
         )
-    if any((config.width << i) % heads for i, heads in enumerate(config.heads)):
-        raise InputError(
-            f"Each stage's width must be divisible by its heads: {config.width} · 2ˢ and {config.heads}."
-        )
+    for index, heads in enumerate(config.heads):
+        if (config.width << index) % heads:
+            raise InputError(
+                f"The width of stage {index + 1}, {config.width << index}, must be divisible by its heads, {heads}."
+            )
     _check_size(config, *config.image_size)
 
 
