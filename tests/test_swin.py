@@ -30,6 +30,15 @@ THEIRS = {"embed_dim": 16, "depths": (2, 2, 3, 2), "num_heads": (2, 4, 2, 4), "n
 VERSIONS = pytest.mark.parametrize("version", [1, 2])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are small: a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def ours(version: int, size: tuple[int, int], **changes: object) -> Swin:
     return Swin(SwinConfig(**{"version": version, "image_size": size, **SMALL, **changes})).double().eval()  # type: ignore[arg-type]
 

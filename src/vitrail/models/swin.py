@@ -1,17 +1,17 @@
 """Swin Transformer, version 1 (Liu et al. 2021, arXiv:2103.14030) and 2 (Liu et al. 2022, arXiv:2111.09883).
 
-    image ─ 4 × 4 patches ─► stage 1 ─ merge 2 × 2 ─► stage 2 ─ merge ─► stage 3 ─ merge ─► stage 4 ─► mean ─► head
-                             stride 4                 8                  16                 32
+    image ─ 4 × 4 patches ─► stage 1 ─ merge 2 × 2 ─► stage 2 ─ merge ─► stage 3 ─ merge ─► stage 4 ─► mean
+                             stride 4                 8                  16                 32         ─► head
 
 Attention stays within windows of M = m × m tokens, so its cost grows with the image, not with its square.
 Every second block shifts the windows by m/2, which joins neighbours; the shift is cyclic, and a mask keeps
 apart what only the wrapping brought together.
 
-                v1                                          v2
-    block       x + f(norm(x))                              x + norm(f(x))      ("res-post-norm")
-    scores      q kᵀ / √d + bias                            τ cos(q, k) + bias, τ = exp(min(logit_scale, ln 100))
-    bias        learned table of relative positions         16 σ(MLP(log-spaced relative positions))
-    merging     reduce(norm([x₀₀ x₁₀ x₀₁ x₁₁]))             norm(reduce([x₀₀ x₁₀ x₀₁ x₁₁]))
+              v1                                       v2
+    block     x + f(norm(x))                           x + norm(f(x))       ("res-post-norm")
+    scores    q kᵀ / √d + bias                         τ cos(q, k) + bias,  τ = exp(min(logit_scale, ln 100))
+    bias      learned table of relative positions      16 σ(MLP(log-spaced relative positions))
+    merging   reduce(norm([x₀₀ x₁₀ x₀₁ x₁₁]))          norm(reduce([x₀₀ x₁₀ x₀₁ x₁₁]))
 
 The residual stream lives in *window order* (see `windows.py`): moving to the shifted windows and back is one
 gather each, nothing is rolled, partitioned and reversed.
@@ -30,8 +30,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,16 @@ from vitrail.models.dialects import Dialect
 from vitrail.models.dialects.swin import DIALECTS
 from vitrail.models.layers import DropPath, Mlp, check_images, drop_path_rates, inferring
 from vitrail.models.linear import linear
-from vitrail.models.windows import Order, Runs, StageTables, image_tables, resample_offsets, window_and_shift
+from vitrail.models.windows import (
+    Order,
+    Runs,
+    StageTables,
+    fit_table,
+    image_tables,
+    parts,
+    window_and_shift,
+    within,
+)
 
 __all__ = ["VARIANTS", "Swin", "SwinConfig"]
 
@@ -165,8 +173,8 @@ class WindowAttention(nn.Module):
             if tables.resample_TT is not None:
                 bias_TH = (tables.resample_TT @ bias_TH.float()).to(bias_TH.dtype)
         else:
-            coordinates_T2 = tables.coordinates_T2.to(self.cpb_mlp[0].weight.dtype)
-            bias_TH = 16 * torch.sigmoid(self.cpb_mlp(coordinates_T2))
+            assert tables.coordinates_T2 is not None
+            bias_TH = 16 * torch.sigmoid(self.cpb_mlp(tables.coordinates_T2.to(self.logit_scale.dtype)))
         tokens = tables.plan.tokens
         bias_MMH = bias_TH.index_select(0, tables.offset_MM.view(-1)).view(tokens, tokens, self.heads)
         # Laid out afresh: kernels run along the last dimension.
@@ -175,7 +183,7 @@ class WindowAttention(nn.Module):
 
     def project(self, x_BND: Tensor) -> Tensor:
         """Queries, keys and values side by side, (B, N, 3D)."""
-        bias = self.qkv.bias
+        bias: Tensor = self.qkv.bias
         if self.version == 2:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         return linear(x_BND, self.qkv.weight, bias)
@@ -197,17 +205,15 @@ class WindowAttention(nn.Module):
             mask_W = [mask for start, stop, mask in runs for _ in range(start, stop)]
             bias_WHMM = torch.stack([bias_KHMM[mask] for mask in mask_W])
             return self._mix(q_BWHMd, k_BWHMd, v_BWHMd, bias_WHMM, scale)
-        outs_BND = [
-            self._mix(
-                *(t[:, start - first : stop - first] for t in (q_BWHMd, k_BWHMd, v_BWHMd)),
-                bias_KHMM[mask : mask + 1],
-                scale,
-            )
-            for start, stop, mask in runs
-        ]
+        outs_BND = []
+        for start, stop, mask in runs:
+            q, k, v = (t[:, start - first : stop - first] for t in (q_BWHMd, k_BWHMd, v_BWHMd))
+            outs_BND.append(self._mix(q, k, v, bias_KHMM[mask : mask + 1], scale))
         return outs_BND[0] if len(runs) == 1 else torch.cat(outs_BND, dim=1)
 
-    def _mix(self, q_BWHMd: Tensor, k_BWHMd: Tensor, v_BWHMd: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+    def _mix(
+        self, q_BWHMd: Tensor, k_BWHMd: Tensor, v_BWHMd: Tensor, bias: Tensor, scale: float | None
+    ) -> Tensor:
         """Attention of windows under one bias, (1, H, M, M), or one each, (W, H, M, M); as (B, W · M, D)."""
         _, windows, heads, tokens, depth = q_BWHMd.shape
         if torch.compiler.is_exporting():
@@ -264,10 +270,11 @@ class Block(nn.Module):
         """The same on a stream that is kept in regular order, a few windows at a time."""
         plan, order = tables.plan, self.order(tables)
         bias_KHMM = self.attn.position_bias(tables, order, x_BND.dtype)
-        for images, windows in _chunks(x_BND, plan.tokens, self.mlp.fc1.out_features):
+        at_once = max(1, _rows(self.mlp.fc1.out_features, x_BND) // plan.tokens)
+        for images, windows in parts(len(x_BND), plan.windows, at_once):
             stream_BND = x_BND[images]
             slots = slice(windows.start * plan.tokens, windows.stop * plan.tokens)
-            runs = _within(order.runs, windows)
+            runs = within(order.runs, windows)
             if not (self.shifts and plan.moves):
                 self._add(stream_BND[:, slots], bias_KHMM, runs)
                 continue
@@ -306,6 +313,52 @@ class PatchMerging(nn.Module):
         return self.norm(linear(four_BND, self.reduction.weight, None))
 
 
+class PatchEmbedding(nn.Module):
+    """Each 4 × 4 patch through one linear map, then a norm."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, PATCH, PATCH)
+        self.norm = nn.LayerNorm(width)
+
+    def whole(self, images_BCHW: Tensor, raster_N: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D): the patches at these positions, counted row by row."""
+        x_BND = self.proj(images_BCHW).flatten(2).transpose(1, 2)
+        embedded_BND: Tensor = self.norm(x_BND.index_select(1, raster_N))
+        return embedded_BND
+
+    def by_parts(self, images_BCHW: Tensor, raster_N: Tensor) -> Tensor:
+        """The same, the patches as rows of pixels gathered and projected a few windows at a time."""
+        batch, channels, height, width = images_BCHW.shape
+        patches_BhwP = (
+            images_BCHW.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+            .permute(0, 2, 4, 1, 3, 5)
+            .reshape(batch, -1, channels * PATCH * PATCH)
+        )
+        weight_DP = self.proj.weight.flatten(1)
+        x_BND = patches_BhwP.new_empty(batch, len(raster_N), len(weight_DP))
+        for images, part in parts(batch, len(raster_N), CHUNK_TOKENS[1]):
+            rows_BNP = patches_BhwP[images].index_select(1, raster_N[part])
+            x_BND[images, part] = self.norm(linear(rows_BNP, weight_DP, self.proj.bias))
+        return x_BND
+
+
+class Head(nn.Module):
+    """The classifier, under the name the weights have."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        if isinstance(self.fc, nn.Linear):
+            nn.init.trunc_normal_(self.fc.weight, std=0.02)
+            nn.init.zeros_(self.fc.bias)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """(B, D) -> (B, K)."""
+        scores_BK: Tensor = self.fc(features_BD)
+        return scores_BK
+
+
 class Stage(nn.Module):
     """The move to this stage's windows (with merging, except in the first), then its blocks."""
 
@@ -313,22 +366,27 @@ class Stage(nn.Module):
         super().__init__()
         width = config.width << index
         stride = PATCH << index
-        window = tuple(
+        rows, columns = (
             window_and_shift(-(-size // stride), w)[0]
             for size, w in zip(config.image_size, config.windows, strict=True)
         )
+        self.window = (rows, columns)
         self.downsample = PatchMerging(config.version, width // 2) if index else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
                 config,
                 width,
                 config.heads[index],
-                (window[0], window[1]),
+                self.window,
                 shifts=bool(b % 2),
                 drop_path=drop_paths[b],
             )
             for b in range(config.depths[index])
         )
+
+    def all_blocks(self) -> Iterator[Block]:
+        """The blocks, in their order."""
+        return cast("Iterator[Block]", iter(self.blocks))
 
     def enter(self, x_BND: Tensor, tables: StageTables, slots_N4: Tensor, part: slice) -> Tensor:
         """From the stage before to some slots of this one: gathered four by four and merged."""
@@ -343,7 +401,7 @@ class Stage(nn.Module):
     def forward(self, x_BND: Tensor, tables: StageTables) -> tuple[Tensor, bool]:
         """The blocks over the whole map, from regular order; and whether it ends in shifted order."""
         shifted = False
-        for block in self.blocks:
+        for block in self.all_blocks():
             if tables.plan.moves and block.shifts != shifted:
                 move = tables.plan.to_shifted_N if block.shifts else tables.plan.to_regular_N
                 x_BND, shifted = x_BND.index_select(1, move), block.shifts
@@ -363,14 +421,11 @@ class Swin(nn.Module):
         self.config = config
         rates = drop_path_rates(config.drop_path, sum(config.depths))
         starts = [sum(config.depths[:i]) for i in range(len(config.depths))]
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(config.channels, config.width, PATCH, PATCH)
-        self.patch_embed.norm = nn.LayerNorm(config.width)
+        self.patch_embed = PatchEmbedding(config.channels, config.width)
         self.layers = nn.ModuleList(Stage(config, i, rates[start:]) for i, start in enumerate(starts))
         self.features = config.width << (len(config.depths) - 1)
         self.norm = nn.LayerNorm(self.features)
-        self.head = nn.Module()
-        self.reset_head(config.num_classes)
+        self.head = Head(self.features, config.num_classes)
         self._initialise()
         self._tables: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
         self.prepare(*config.image_size)
@@ -391,14 +446,11 @@ class Swin(nn.Module):
     def reset_head(self, num_classes: int) -> None:
         """A new classifier; 0 classes: none, the scores are the features."""
         self.config = replace(self.config, num_classes=num_classes)
-        self.head.fc = nn.Linear(self.features, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
-            nn.init.zeros_(self.head.fc.bias)
+        self.head = Head(self.features, num_classes).to(self.norm.weight)
 
     @property
     def pads(self) -> bool:
-        """Whether windows are padded at the config's image size: there the peers' results differ from ours."""
+        """Whether windows are padded at the config's image size: there the peers' results differ."""
         self.prepare(*self.config.image_size)
         return any(stage.plan.has_padding for stage in self._tables[(*self.config.image_size, "cpu")])
 
@@ -417,14 +469,13 @@ class Swin(nn.Module):
         _check_size(self.config, height, width)
         while len(self._tables) >= SIZES_KEPT:
             del self._tables[next(iter(self._tables))]
-        built = tuple(stage.blocks[0].attn.window for stage in self.layers)
         config = self.config
         # Made under inference_mode too, they must serve a later training step.
         with torch.inference_mode(False):
             tables = image_tables(
                 (-(-height // PATCH), -(-width // PATCH)),
                 config.windows,
-                built,
+                tuple(stage.window for stage in self._all_stages()),
                 config.pretrained_window if config.version == 2 else None,
             )
             self._tables[key] = tuple(stage.to(device) for stage in tables)
@@ -444,6 +495,9 @@ class Swin(nn.Module):
             f"build it with image_size=({height}, {width}), or call model.prepare({height}, {width})."
         )
 
+    def _all_stages(self) -> Iterator[Stage]:
+        return cast("Iterator[Stage]", iter(self.layers))
+
     def _patches(self, images_BCHW: Tensor) -> Tensor:
         """Images padded at the bottom and right to whole patches (with zeros, the mean colour)."""
         height, width = int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1])
@@ -462,10 +516,9 @@ class Swin(nn.Module):
     def _stages_whole(
         self, images_BCHW: Tensor, tables: tuple[StageTables, ...]
     ) -> Iterator[tuple[Tensor, StageTables, bool]]:
-        x_BND = self.patch_embed.proj(images_BCHW).flatten(2).transpose(1, 2)
-        x_BND = self.patch_embed.norm(x_BND.index_select(1, tables[0].enter_regular_N4.view(-1)))
+        x_BND = self.patch_embed.whole(images_BCHW, tables[0].enter_regular_N4.view(-1))
         shifted = False
-        for stage, table in zip(self.layers, tables, strict=True):
+        for stage, table in zip(self._all_stages(), tables, strict=True):
             if table is not tables[0]:
                 slots_N4 = table.enter_shifted_N4 if shifted else table.enter_regular_N4
                 x_BND = stage.enter(x_BND, table, slots_N4, slice(None))
@@ -475,35 +528,18 @@ class Swin(nn.Module):
     def _stages_in_place(
         self, images_BCHW: Tensor, tables: tuple[StageTables, ...]
     ) -> Iterator[tuple[Tensor, StageTables, bool]]:
-        x_BND = self._embed(images_BCHW, tables[0])
-        for stage, table in zip(self.layers, tables, strict=True):
+        x_BND = self.patch_embed.by_parts(images_BCHW, tables[0].enter_regular_N4.view(-1))
+        for stage, table in zip(self._all_stages(), tables, strict=True):
             if table is not tables[0]:
                 slots_N4 = table.enter_regular_N4
                 merged_BND = x_BND.new_empty(len(x_BND), len(slots_N4), 2 * x_BND.shape[-1])
-                for images, part in _parts(len(x_BND), len(slots_N4), _rows(4 * x_BND.shape[-1], x_BND)):
+                at_once = _rows(4 * x_BND.shape[-1], x_BND)
+                for images, part in parts(len(x_BND), len(slots_N4), at_once):
                     merged_BND[images, part] = stage.enter(x_BND[images], table, slots_N4, part)
                 x_BND = merged_BND
-            for block in stage.blocks:
+            for block in stage.all_blocks():
                 block.in_place(x_BND, table)
             yield x_BND, table, False
-
-    def _embed(self, images_BCHW: Tensor, table: StageTables) -> Tensor:
-        """Patches as rows, gathered in window order and projected a few windows at a time."""
-        batch, channels, height, width = images_BCHW.shape
-        patches_BhwP = (
-            images_BCHW.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-            .permute(0, 2, 4, 1, 3, 5)
-            .reshape(batch, -1, channels * PATCH * PATCH)
-        )
-        raster_N = table.enter_regular_N4.view(-1)
-        weight_DP = self.patch_embed.proj.weight.flatten(1)
-        x_BND = patches_BhwP.new_empty(batch, len(raster_N), self.config.width)
-        for images, part in _parts(batch, len(raster_N), CHUNK_TOKENS[1]):
-            rows_BNP = patches_BhwP[images].index_select(1, raster_N[part])
-            x_BND[images, part] = self.patch_embed.norm(
-                linear(rows_BNP, weight_DP, self.patch_embed.proj.bias)
-            )
-        return x_BND
 
     def forward_pyramid(self, images_BCHW: Tensor) -> list[Tensor]:
         """The maps after each stage, (B, D · 2ˢ, ⌈H/4⌉ / 2ˢ …) at strides 4, 8, 16, 32, without a norm.
@@ -534,7 +570,7 @@ class Swin(nn.Module):
             InputError: not (B, C, H, W), another number of channels, an empty batch, an image smaller than
                 the last stage's stride.
         """
-        scores_BK: Tensor = self.head.fc(self.forward_features(images_BCHW))
+        scores_BK: Tensor = self.head(self.forward_features(images_BCHW))
         return scores_BK
 
     def adapt_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -550,52 +586,14 @@ class Swin(nn.Module):
             key = f"{name}.relative_position_bias_table"
             table_TH = result.get(key)
             if module.version == 1 and table_TH is not None:
-                result[key] = _fit_table(table_TH, module.window)
+                result[key] = fit_table(table_TH, module.window)
         return result
 
 
-def _fit_table(table_TH: Tensor, window: tuple[int, int]) -> Tensor:
-    rows = (2 * window[0] - 1) * (2 * window[1] - 1)
-    side = math.isqrt(len(table_TH))
-    # A length that is no square can only be a table for a window like ours.
-    if side * side != len(table_TH) or (len(table_TH) == rows and window[0] == window[1]):
-        return table_TH
-    old = (side + 1) // 2
-    matrix_TT = resample_offsets((old, old), window).to(table_TH.device)
-    return (matrix_TT @ table_TH.float()).to(table_TH.dtype)
-
-
-def _rows(hidden: int, x: Tensor) -> int:
-    """Tokens of a chunk whose hidden features fill CHUNK_BYTES."""
+def _rows(features: int, x: Tensor) -> int:
+    """Tokens of a chunk whose widest features fill CHUNK_BYTES, within CHUNK_TOKENS."""
     fewest, most = CHUNK_TOKENS
-    return min(most, max(fewest, CHUNK_BYTES // (hidden * x.element_size())))
-
-
-def _parts(batch: int, count: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cut (batch, count) into parts of about `rows`: several whole images, or pieces of one, of equal size."""
-    whole = max(1, rows // count)
-    images = _bounds(batch, whole)
-    pieces = _bounds(count, rows) if count > rows else [0, count]
-    for first, last in pairwise(images):
-        for start, end in pairwise(pieces):
-            yield slice(first, last), slice(start, end)
-
-
-def _bounds(count: int, size: int) -> list[int]:
-    parts = -(-count // size)
-    return [i * count // parts for i in range(parts + 1)]
-
-
-def _chunks(x_BND: Tensor, tokens: int, hidden: int) -> Iterator[tuple[slice, slice]]:
-    """(images, windows) of each chunk."""
-    rows = max(1, _rows(hidden, x_BND) // tokens)
-    return _parts(len(x_BND), x_BND.shape[1] // tokens, rows)
-
-
-def _within(runs: Runs, windows: slice) -> Runs:
-    """The parts of the runs that lie among these windows."""
-    cut = [(max(start, windows.start), min(end, windows.stop), mask) for start, end, mask in runs]
-    return tuple(run for run in cut if run[0] < run[1])
+    return min(most, max(fewest, CHUNK_BYTES // (features * x.element_size())))
 
 
 def _check(config: SwinConfig) -> None:
@@ -612,7 +610,8 @@ def _check(config: SwinConfig) -> None:
     for index, heads in enumerate(config.heads):
         if (config.width << index) % heads:
             raise InputError(
-                f"The width of stage {index + 1}, {config.width << index}, must be divisible by its heads, {heads}."
+                f"Stage {index + 1} cannot divide its width {config.width << index} among {heads} heads: "
+                "its width must be divisible by their number."
             )
     _check_size(config, *config.image_size)
 
@@ -630,7 +629,7 @@ def _check_size(config: SwinConfig, height: int, width: int) -> None:
     limit = 1.25 if config.version == 1 else 2.0
     if growth > limit or min(height / trained[0], width / trained[1]) < 0.5:
         warnings.warn(
-            f"These weights were trained at {trained[0]} × {trained[1]}; at {height} × {width} expect a lower "
+            f"These weights were trained at {trained[0]} × {trained[1]}; at {height} × {width} expect lower "
             "accuracy unless they are fine-tuned there.",
             stacklevel=4,
         )

@@ -15,7 +15,9 @@ Shapes: h w tokens of a map, M tokens of a window, nW windows, N = nW · M slots
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,18 +29,21 @@ __all__ = [
     "Runs",
     "StagePlan",
     "StageTables",
+    "fit_table",
     "image_tables",
     "log_coordinates",
     "merge_index",
+    "parts",
     "plan_stage",
     "relative_index",
     "resample_offsets",
     "window_and_shift",
+    "within",
 ]
 
 ACROSS = -100.0
 """Added to the score between tokens that only the cyclic shift brought together. The published weights were
-trained with this number, not with minus infinity, and in v2 (scores up to ±116) the difference can be seen."""
+trained with this number, not with minus infinity, and in v2 (scores up to ±116) one sees the difference."""
 
 
 Runs = tuple[tuple[int, int, int], ...]
@@ -241,7 +246,7 @@ def _order(
 
 
 def _axis(size: int, window: int, padded: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis, (windows, m): the position of each slot, and its region: 0, 1 wrapped around, -1 padding."""
+    """Along one axis, (windows, m): each slot's position, and its region: 0, 1 wrapped around, -1 padding."""
     step = np.arange(padded) + shift
     position = step % padded
     region = np.where(position >= size, -1, step // padded)
@@ -294,10 +299,10 @@ def relative_index(window: tuple[int, int]) -> Tensor:
 
 
 def log_coordinates(window: tuple[int, int], reference: tuple[int, int]) -> Tensor:
-    """(T, 2): the offsets on a logarithmic scale, sign(o) log₂(1 + |o|) / log₂ 8 of o = 8 · offset / (reference - 1).
+    """(T, 2): the offsets on a logarithmic scale, sign(o) log₂(1 + |o|) / log₂ 8.
 
-    `reference` is the window the model was trained with (Liu et al. 2022, §3.3). In fp32, as the published
-    models have it, whatever the weights are.
+    o = 8 · offset / (reference - 1), where `reference` is the window the model was trained with (Liu et al.
+    2022, §3.3). In fp32, as the published models have it, whatever the weights are.
     """
     steps = [
         torch.arange(-(m - 1), m, dtype=torch.float32, device="cpu") / max(r - 1, 1)
@@ -319,6 +324,18 @@ def resample_offsets(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.kron(down, right).astype(np.float32))
 
 
+def fit_table(table_TH: Tensor, window: tuple[int, int]) -> Tensor:
+    """A file's offset table, (T, H), for this window. The file's window is taken to be square, unless the
+    table has the length that ours has and no square has."""
+    wanted = (2 * window[0] - 1) * (2 * window[1] - 1)
+    side = math.isqrt(len(table_TH))
+    if side * side != len(table_TH) or (len(table_TH) == wanted and window[0] == window[1]):
+        return table_TH
+    old = (side + 1) // 2
+    matrix_TT = resample_offsets((old, old), window).to(table_TH.device)
+    return (matrix_TT @ table_TH.float()).to(table_TH.dtype)
+
+
 def _resample_axis(old: int, new: int) -> np.ndarray:
     """(2 new - 1, 2 old - 1): linear interpolation between geometrically spaced points."""
     points = _geometric(old - 1, new - 1)
@@ -335,7 +352,7 @@ def _resample_axis(old: int, new: int) -> np.ndarray:
 
 
 def _geometric(steps: int, reach: int) -> np.ndarray:
-    """Positions -p … 0 … p of 2 · steps + 1 points: 1, 1 + q, 1 + q + q² …, with q so that the last is `reach`."""
+    """Positions -p … 0 … p of 2 · steps + 1 points: 1, 1 + q, 1 + q + q² …, the last at about `reach`."""
     low, high = 1.01, 1.5
     q = low
     while high - low > 1e-6:
@@ -367,3 +384,23 @@ def _inverse(permutation_N: Tensor) -> Tensor:
 
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+def parts(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Cut (batch, count) into pieces of about `at_once`: several whole images, or equal parts of each one."""
+    images = _bounds(batch, max(1, at_once // count))
+    pieces = _bounds(count, at_once)
+    for first, last in pairwise(images):
+        for start, end in pairwise(pieces):
+            yield slice(first, last), slice(start, end)
+
+
+def _bounds(count: int, size: int) -> list[int]:
+    pieces = -(-count // size)
+    return [i * count // pieces for i in range(pieces + 1)]
+
+
+def within(runs: Runs, windows: slice) -> Runs:
+    """The parts of the runs that lie among these windows."""
+    cut = [(max(start, windows.start), min(end, windows.stop), mask) for start, end, mask in runs]
+    return tuple(run for run in cut if run[0] < run[1])
