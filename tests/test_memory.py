@@ -249,6 +249,21 @@ def test_nothing_fits_into_nothing():
     assert memory_session._largest_batch(4, {"total": 50}, lambda batch: {"total": 10 * batch + 10}, 15) == 0
 
 
+def test_a_large_batch_of_code_in_parts_is_read_off_a_line(monkeypatch):
+    setup = Setup(model="vit_tiny_patch16_224", image_size=448, implementation="vitrail")
+
+    def peaks():
+        return memory_session._Peaks(setup, (2 * MIB, 0), {"baseline": 100.0})
+
+    followed = peaks()
+    assert followed.followed_for(8) == [8]
+    monkeypatch.setattr(memory_session, "MOST_EVENTS", 4 * 360)
+    read_off = peaks()
+    assert len(read_off.followed_for(8)) == 2
+    assert read_off.at(8)["total"] == pytest.approx(followed.at(8)["total"], rel=0.03)
+    assert read_off.at(8)["weights"] == followed.at(8)["weights"]
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -298,7 +313,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):
 
 def test_what_would_not_fit_is_not_run(monkeypatch, capsys):
     parts = dict.fromkeys(("baseline", "runtime", *memory.ROLES, "allocator"), 0.0)
-    answer = {"implementation": "timm", "image_size": 224, "parameters": 1, "macs": 1, "largest_batch": 0}
+    answer = {"implementation": "timm", "image_size": 224, "parameters": 1, "macs": 1}
+    answer |= {"largest_batch": 0, "followed_batches": [1]}
 
     def predict(setup, *, budget_mib):
         return {**answer, "predicted_mib": {"total": 2 * budget_mib, **parts}}

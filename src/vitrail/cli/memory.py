@@ -112,6 +112,7 @@ def memory_document(setup: Setup, *, measured: bool) -> dict[str, Any]:
         "measured_mib": figures,
         "not_measured": reason,
         "machine_mib": machine,
+        "followed_batches": predicted["followed_batches"],
         "fits": total <= machine,
         "largest_batch": predicted["largest_batch"],
     }

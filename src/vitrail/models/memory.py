@@ -77,7 +77,8 @@ def predict(setup: Setup, *, budget_mib: float | None = None) -> dict[str, Any]:
     """Predict the peak.
 
     The answer has `predicted_mib` {total, baseline, runtime, one for each of ROLES, allocator},
-    `largest_batch`, `image_size`, `implementation`, `parameters` and `macs` (of one image).
+    `largest_batch`, `image_size`, `implementation`, `parameters`, `macs` (of one image) and
+    `followed_batches` (two smaller ones, where following the batch itself would take minutes).
 
     Args:
         setup: what would be run.

@@ -28,6 +28,8 @@ REPEATS = 2
 """Calls after the first, for `repeated`."""
 FAR = 4
 """Beyond so many times the asked batch, the largest one is extrapolated."""
+MOST_EVENTS = 30_000
+"""Allocations and ends of one run that are followed: some ten seconds."""
 PROBES = 12
 """Most batch sizes that the search for it predicts."""
 
@@ -46,24 +48,65 @@ def predict(payload: Mapping[str, Any]) -> dict[str, Any]:
 def _predict(setup: Setup, budget_mib: float | None) -> dict[str, Any]:
     _import(setup)
     baseline = resident_mib()
-    threshold, spare = malloc_state()
-    runtime = _warmed_up(setup) - baseline
-    fixed = {"baseline": baseline, "runtime": max(0.0, runtime)}
-
-    def total(batch_size: int) -> dict[str, float]:
-        return _with_total({**fixed, **_peak(_lifetimes(setup, batch_size), threshold, spare)})
-
-    predicted = total(setup.batch_size)
-    largest = None if budget_mib is None else _largest_batch(setup.batch_size, predicted, total, budget_mib)
+    malloc = malloc_state()
+    runtime = max(0.0, _warmed_up(setup) - baseline)
+    peaks = _Peaks(setup, malloc, {"baseline": baseline, "runtime": runtime})
+    predicted = peaks.at(setup.batch_size)
+    largest = None
+    if budget_mib is not None:
+        largest = _largest_batch(setup.batch_size, predicted, peaks.at, budget_mib)
     cost = _cost(setup)
     return {
         "predicted_mib": predicted,
+        "followed_batches": peaks.followed_for(setup.batch_size),
         "largest_batch": largest,
         "image_size": setup.image_size,
         "implementation": setup.implementation,
         "parameters": cost.parameters,
         "macs": cost.macs,
     }
+
+
+class _Peaks:
+    """Predicted peaks by batch size.
+
+    Code that takes one image after the other has events in proportion to the batch, and a large batch would
+    take minutes to follow. Beyond `MOST_EVENTS` each part of the peak is read off the line through two
+    smaller batches: what such code holds at a time does not grow, everything else does in proportion.
+    """
+
+    def __init__(self, setup: Setup, malloc: tuple[int, int], fixed: dict[str, float]) -> None:
+        self._setup, self._malloc, self._fixed = setup, malloc, fixed
+        self._known: dict[int, dict[str, float]] = {}
+        self._events: dict[int, int] = {}
+
+    def at(self, batch_size: int) -> dict[str, float]:
+        """MiB of `total` and of each part."""
+        low, *rest = self.followed_for(batch_size)
+        parts = self._followed(low)
+        if rest:
+            high = self._followed(rest[0])
+            steps = (batch_size - low) / (rest[0] - low)
+            parts = {name: max(0.0, parts[name] + steps * (high[name] - parts[name])) for name in parts}
+        parts = {**self._fixed, **parts}
+        return {"total": sum(parts.values()), **parts}
+
+    def followed_for(self, batch_size: int) -> list[int]:
+        """The batch itself where it can be followed, else the two that its line goes through."""
+        if batch_size <= 2:
+            return [batch_size]
+        for known in (1, 2):
+            self._followed(known)
+        an_image = self._events[2] - self._events[1]
+        most = max(2, int(MOST_EVENTS / max(1, an_image)))
+        return [batch_size] if batch_size <= most else [most // 2, most]
+
+    def _followed(self, batch_size: int) -> dict[str, float]:
+        if batch_size not in self._known:
+            lifetimes = _lifetimes(self._setup, batch_size)
+            self._events[batch_size] = len(lifetimes.events)
+            self._known[batch_size] = _peak(lifetimes, *self._malloc)
+        return self._known[batch_size]
 
 
 def _cost(setup: Setup) -> Cost:
@@ -75,10 +118,6 @@ def _cost(setup: Setup) -> Cost:
     with torch.device("meta"):
         model = _built(replace(setup, training=False, precision="fp32"))
     return cost.count(model, setup.image_size)
-
-
-def _with_total(parts: dict[str, float]) -> dict[str, float]:
-    return {"total": sum(parts.values()), **parts}
 
 
 def _peak(lifetimes: Lifetimes, threshold: int, spare: int) -> dict[str, float]:
