@@ -68,9 +68,7 @@ def variants(
         for runtime, precision in pairs
     )
     if not found and settings.implementations == ("vitrail",):
-        raise InputError(
-            "Vitrail has none of these architectures of its own: add timm to --implementations."
-        )
+        raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
     return found
 
 
