@@ -1,6 +1,6 @@
 """Is the predicted peak memory right? Every point is predicted, then measured in a process of its own.
 
-    python benchmarks/memory.py [--only TEXT] [--work FILE] [--save [HARDWARE]]
+    python benchmarks/memory.py [--only TEXT] [--work FILE [--again]] [--save [HARDWARE]]
 
 `POINTS` were fixed before any rule of the prediction was tuned (the table was committed before
 `vitrail.models.memory` existed) and are not chosen by what they show. `FRESH` are other models, first
@@ -114,13 +114,13 @@ FRESH: tuple[tuple[str, str, int, int, str, str, bool], ...] = (
 )
 
 
-def one(point: tuple) -> dict[str, Any]:
-    """A point's figures: what is predicted, what is measured, and how far off it is."""
+def one(point: tuple, measured: dict[str, float] | None) -> dict[str, Any]:
+    """A point's figures: what is predicted, what is measured (unless it is known), how far off that is."""
     from vitrail.models.memory import Setup, measure, predict
 
     setup = Setup(**dict(zip(FIELDS, point, strict=True)))
     predicted = predict(setup)["predicted_mib"]
-    measured = measure(setup, memory_mib=MEMORY_MIB)["measured_mib"]
+    measured = measured or measure(setup, memory_mib=MEMORY_MIB)["measured_mib"]
     loaded = measured["baseline"] + measured["load"]
     above = measured["total"] - measured["baseline"]
     return {
@@ -161,12 +161,12 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def run(points: tuple, kept: dict[str, Any], work: Path | None) -> list[dict[str, Any]]:
+def run(points: tuple, kept: dict[str, Any], work: Path | None, again: bool) -> list[dict[str, Any]]:
     rows = []
     for point in points:
         key = " ".join(map(str, point))
-        if key not in kept:
-            kept[key] = one(point)
+        if key not in kept or again:
+            kept[key] = one(point, kept[key]["measured_mib"] if key in kept else None)
             if work is not None:
                 work.write_text(json.dumps(kept, indent=1))
         rows.append(kept[key])
@@ -186,6 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="only points whose text has it")
     parser.add_argument("--work", type=Path, metavar="FILE", help="keep finished points here")
+    parser.add_argument("--again", action="store_true", help="predict again what was measured before")
     parser.add_argument("--save", nargs="?", const="this machine", metavar="HARDWARE")
     args = parser.parse_args()
     from vitrail import hardware
@@ -201,7 +202,7 @@ def main() -> int:
     print(f"{'predicted, measured MiB; off':>90} by total, above baseline, further calls", file=sys.stderr)
     for part, points in (("points", POINTS), ("fresh", FRESH)):
         chosen = tuple(point for point in points if args.only in " ".join(map(str, point)))
-        rows[part] = run(chosen, kept, args.work)
+        rows[part] = run(chosen, kept, args.work, args.again)
         if rows[part]:
             document[part] = summary(rows[part])
     for part, found in rows.items():

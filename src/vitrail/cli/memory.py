@@ -28,6 +28,7 @@ MEANING = {
     "activations": "alive at the worst moment, without those below",
     "attention": "scores, or the kernel's tiles",
     "workspace": "copies that convolutions and reductions make inside",
+    "kernels": "matrix products that oneDNN compiled and keeps, one per shape",
     "gradients": "",
     "optimizer": "AdamW's two averages",
     "allocator": "free, and not given back by malloc",

@@ -12,7 +12,7 @@ What an operator needs only while it runs is said by `scratch.py`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitrail.models.scratch import phases
+from vitrail.models.scratch import KERNEL_BYTES, kernel, phases
 
 __all__ = ["Event", "Lifetimes", "inference", "training"]
 
@@ -42,7 +42,7 @@ class Lifetimes:
 
     events: tuple[Event, ...]
     roles: dict[int, str]
-    """block -> weights, input, activations, attention, workspace, gradients or optimizer."""
+    """block -> weights, input, activations, attention, workspace, kernels, gradients or optimizer."""
     loaded: int
     """Number of events after which the weights are there and the run begins."""
 
@@ -59,6 +59,7 @@ class _Tracker(TorchDispatchMode):
         self._elements: dict[int, int] = {}
         self._parents: dict[int, tuple[int, ...]] = {}
         self._next = 0
+        self._kernels: set[Hashable] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -78,12 +79,17 @@ class _Tracker(TorchDispatchMode):
         return self._allocate(tensor) if found is None else found
 
     def _record(self, func: Any, args: tuple, kwargs: Any, inputs: list[Tensor], new: list[Tensor]) -> None:
+        compiled = kernel(func, args)
+        if compiled is not None and compiled not in self._kernels:
+            self._kernels.add(compiled)
+            for size in KERNEL_BYTES:
+                self._number(size, "kernels")
         known = tuple(number for t in inputs if (number := self._find(t)) is not None)
         waiting = [t for t in new if t.untyped_storage().nbytes()]
         for phase in phases(func, args, kwargs, new):
             role = phase.role
-            early = [self._temporary(size, role) for size in phase.early]
-            late = [self._temporary(size, role) for size in phase.late]
+            early = [self._number(size, role) for size in phase.early]
+            late = [self._number(size, role) for size in phase.late]
             self._end(early)
             for tensor in phase.outputs:
                 number = self._allocate(tensor)
@@ -111,9 +117,6 @@ class _Tracker(TorchDispatchMode):
 
         self._alive[key] = (number, weakref.ref(storage, died))
         return number
-
-    def _temporary(self, size: int, role: str) -> int:
-        return self._number(size, role)
 
     def _number(self, size: int, role: str) -> int:
         number, self._next = self._next, self._next + 1

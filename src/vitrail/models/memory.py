@@ -28,7 +28,7 @@ from vitrail.measure import sandbox
 __all__ = ["ROLES", "Setup", "measure", "predict"]
 
 MIB = 1024 * 1024
-ROLES = ("weights", "input", "activations", "attention", "workspace", "gradients", "optimizer")
+ROLES = ("weights", "input", "activations", "attention", "workspace", "kernels", "gradients", "optimizer")
 IMPLEMENTATIONS = ("vitrail", "timm")
 PRECISIONS = ("fp32", "bf16")
 PREDICT_TIMEOUT_S = 600.0

@@ -10,7 +10,7 @@ Shapes: N batch, C channels, H W the image, G groups, k kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Phase", "phases"]
+__all__ = ["KERNEL_BYTES", "Phase", "kernel", "phases"]
 
 aten = torch.ops.aten
 
@@ -26,6 +26,12 @@ LANES = 16
 """oneDNN keeps channels in groups of this many (nChw16c), the last one padded."""
 PLAIN_CHANNELS = 3
 """Up to so many channels its first convolution reads images as they are."""
+
+
+KERNEL_BYTES = (296_880, 296_880)
+"""What oneDNN keeps for each matrix product it has compiled; it compiles one per shape, layout and dtype."""
+ONEDNN_LEAST = 16**3
+"""Smaller products of bf16 matrices do not go to oneDNN."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,26 @@ def phases(func: Any, args: tuple, kwargs: Mapping[str, Any], new: Sequence[Tens
     """The phases of one operator; `new` are the results that are allocations. Without a rule: none."""
     rule = _RULES.get(func.overloadpacket if hasattr(func, "overloadpacket") else func)
     return rule(args, kwargs, new) if rule else []
+
+
+def kernel(func: Any, args: tuple) -> Hashable | None:
+    """Which matrix product oneDNN compiles for this operator and keeps from then on; None: it does not."""
+    packet = func.overloadpacket
+    if packet is getattr(torch.ops.mkldnn, "_linear_pointwise", None):
+        rows, weight, bias, activation = args[:4]
+        return ("linear", rows.flatten(0, -2).shape, weight.shape, rows.dtype, bias is None, activation)
+    if packet not in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+        return None
+    added = packet in (aten.addmm, aten.baddbmm)
+    left, right = args[1:3] if added else args[:2]
+    small = prod(left.shape) * right.shape[-1] <= ONEDNN_LEAST
+    if left.dtype is not torch.bfloat16 or small or not _onednn_has_bf16():
+        return None  # fp32 is MKL's, which compiles nothing
+    return ("product", left.shape, left.stride(), right.shape, right.stride(), added)
+
+
+def _onednn_has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _bytes(tensor: Tensor) -> int:
