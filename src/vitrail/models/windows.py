@@ -61,6 +61,8 @@ class Order:
     masks_KMM: Tensor
     """The distinct masks, added to the scores; the first is all zeros if any window has no mask."""
     runs: Runs
+    masked: bool
+    """Whether any window has a mask."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ def _order(
         real_N=torch.from_numpy(real.reshape(-1, tokens)[windows_W].reshape(-1)),
         masks_KMM=torch.from_numpy(np.stack([kinds[k] for k in rank])),
         runs=tuple((int(a), int(b), int(kind_W[a])) for a, b in zip(starts, ends, strict=True)),
+        masked=any(bool(kind.any()) for kind in kinds),
     )
 
 
