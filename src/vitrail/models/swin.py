@@ -298,7 +298,7 @@ class Block(nn.Module):
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """The norm, in bf16 on CPUs with its factors in fp32: that kernel is a third faster, and no less exact."""
+    """The norm, in bf16 on CPUs with its factors in fp32: that kernel is a third faster, not less exact."""
     if x.dtype is torch.bfloat16 and x.device.type == "cpu":
         return F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     normed: Tensor = norm(x)
