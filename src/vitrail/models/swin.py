@@ -197,9 +197,9 @@ class WindowAttention(nn.Module):
         q_BWHMd, k_BWHMd, v_BWHMd = parts.permute(3, 0, 1, 4, 2, 5).unbind(0)
         scale = None
         if self.version == 2:
-            sharpness_H11 = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-            q_BWHMd = F.normalize(q_BWHMd, dim=-1) * sharpness_H11.to(q_BWHMd.dtype)
-            k_BWHMd = F.normalize(k_BWHMd, dim=-1)
+            sharpness_H11 = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp().to(q_BWHMd.dtype)
+            q_BWHMd = q_BWHMd * (sharpness_H11 / _length(q_BWHMd))
+            k_BWHMd = k_BWHMd / _length(k_BWHMd)
             scale = 1.0
         if torch.compiler.is_exporting() and len(runs) > 1 and bias_KHMM[0].numel() * end <= FOLDED_BIAS:
             mask_W = [mask for start, stop, mask in runs for _ in range(start, stop)]
@@ -596,6 +596,12 @@ class Swin(nn.Module):
             if module.version == 1 and table_TH is not None:
                 result[key] = fit_table(table_TH, module.window)
         return result
+
+
+def _length(x: Tensor) -> Tensor:
+    """The Euclidean length of the last dimension's vectors, never 0."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+    return length
 
 
 def _rows(features: int, x: Tensor) -> int:
