@@ -337,7 +337,7 @@ def picture(
     for index, scene in enumerate(scenes):
         left, top = index % columns * width, index // columns * height
         kind = "held out" if scene in HELD_OUT else "training"
-        pen.text((left, top + 2), f"{scene.photo} ({kind}): untrained, trained", "black", font)
+        pen.text((left, top + 2), f"{scene.photo} ({kind})", "black", font)
         for row, predictions in enumerate((before, after)):
             sheet.paste(draw(scene, predictions[index]), (left, top + title + row * (CELL[1] + gap)))
     return sheet
@@ -378,7 +378,7 @@ def main() -> None:
     for part, values in result.items():
         report(part.replace("_", " "), **values)
     options.out.mkdir(parents=True, exist_ok=True)
-    picture(scenes, before, after).save(options.out / "detector.jpg", quality=75)
+    picture(scenes, before, after).save(options.out / "detector.jpg", quality=60)
     print(f"\n{options.out / 'detector.jpg'} · {seconds:.0f} s of training\n")
     ends = {"first": float(np.mean(losses[:20])), "last": float(np.mean(losses[-20:]))}
     settings = {"steps": options.steps, "batch": options.batch, "seed": options.seed}

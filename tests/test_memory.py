@@ -13,6 +13,7 @@ from vitrail import catalog, cli
 from vitrail.errors import InputError
 from vitrail.models import heap, lifetimes, memory, memory_session
 from vitrail.models.heap import Heap
+from vitrail.models.linear import Linear
 from vitrail.models.memory import Setup
 from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out, variants
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
@@ -127,12 +128,26 @@ def test_views_and_results_written_in_place_bring_nothing_new():
     assert [e.bytes for e in made] == [2 * 3 * 8 * 8 * 4]
 
 
-def test_bf16_halves_everything_but_nothing_else():
-    def total(dtype):
+def test_bf16_halves_tensors():
+    def sizes(dtype):
         model = on_meta(nn.Sequential(nn.Flatten(1), nn.Linear(300, 300), nn.GELU(), nn.Linear(300, 10)))
-        return peak_of(lifetimes.inference(model.to(dtype), (64, 3, 10, 10), dtype))
+        lives = lifetimes.inference(model.to(dtype), (64, 3, 10, 10), dtype)
+        return [peak_of(lives, role) for role in ("weights", "input", "activations")]
 
-    assert total(torch.float32) == 2 * total(torch.bfloat16)
+    assert sizes(torch.float32) == [2 * size for size in sizes(torch.bfloat16)]
+
+
+def test_each_shape_of_a_linear_layer_of_ours_leaves_one_compiled_kernel():
+    def layers(*sizes):
+        return on_meta(nn.Sequential(nn.Flatten(1), *(Linear(300, size, bias=False) for size in sizes)))
+
+    def kernels(model):
+        return peak_of(lifetimes.inference(model, (64, 3, 10, 10), torch.float32), "kernels")
+
+    one = kernels(layers(300))
+    assert kernels(layers(300, 300, 300)) == one
+    assert kernels(layers(300, 300, 150)) == 2 * one
+    assert kernels(on_meta(nn.Sequential(nn.Flatten(1), nn.Linear(300, 300)))) == 0  # MKL's
 
 
 def test_training_keeps_what_backward_needs_gradients_and_two_averages():
