@@ -114,10 +114,10 @@ def peak(payload: dict[str, object]) -> dict[str, float]:
         gc.collect()
         # Building ours frees a copy of timm's: what malloc kept of it must not serve the call for nothing.
         process.give_back()
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmHWM")
+        process.restart_peak()
+        before = process.peak_mib()
         model(images)
-    return {"mib": (_status("VmHWM") - before) / 1024}
+    return {"mib": process.peak_mib() - before}
 
 
 def _warm_up(dtype: torch.dtype) -> None:
@@ -126,11 +126,6 @@ def _warm_up(dtype: torch.dtype) -> None:
     torch.nn.functional.scaled_dot_product_attention(x, x, x)
     torch.nn.functional.conv2d(x, torch.zeros(4, 4, 4, 4, dtype=dtype), stride=4)
     torch.nn.functional.layer_norm(torch.nn.functional.gelu(x @ x), (64,)).softmax(-1)
-
-
-def _status(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1])
 
 
 def exported(case: str, seconds: float) -> list[dict[str, object]]:
