@@ -116,7 +116,7 @@ def _lines(document: dict[str, Any], field: str, unit: float) -> list[Series]:
 
 
 def _panel(canvas: Canvas, x: float, y: float, words: str, lines: Sequence[Series]) -> None:
-    width, height = 350.0, 280.0
+    width, height = 370.0, 280.0
     values = [value for line in lines for _, value in (*line.points, *line.predicted)]
     sides = sorted({side for line in lines for side, _ in (*line.points, *line.predicted)})
     across = _scale(sides[0] * 0.93, sides[-1] * 1.07, x, x + width)
@@ -124,7 +124,7 @@ def _panel(canvas: Canvas, x: float, y: float, words: str, lines: Sequence[Serie
     canvas.text(x, y - 24, words, size=14, bold=True)
     for side in sides:
         canvas.path([(across(side), y), (across(side), y + height)], stroke=FAINT, thick=0.7)
-        canvas.text(across(side), y + height + 17, str(side), size=11, anchor="middle", colour=MUTED)
+        canvas.text(across(side), y + height + 17, str(side), size=10, anchor="middle", colour=MUTED)
     canvas.text(
         x + width / 2, y + height + 36, "side of the image, pixels", size=12, anchor="middle", colour=MUTED
     )
