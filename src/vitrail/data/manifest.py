@@ -1,0 +1,149 @@
+"""Manifests: a CSV or Parquet table with the columns path, label and, if wanted, split.
+
+Paths are relative to the manifest's folder and stay inside it, links followed: a manifest that came with
+someone's data must not reach into the rest of the disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.data.records import Row, Source
+from vitrail.data.sources import split_name
+from vitrail.errors import InputError, MissingExtraError
+
+REQUIRED = ("path", "label")
+OPTIONAL = "split"
+INSTALL = 'pip install "vitrail[parquet]"'
+
+
+def read_csv(path: Path) -> Source:
+    """Rows of a comma-separated table in UTF-8 whose first line names the columns.
+
+    Raises InputError for missing columns, and for a row without a label, without a path, with an unknown
+    split, or whose path leads outside the folder; it names the line.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, None)
+            if header is None:
+                raise InputError(f"{path} is empty: its first line names the columns path,label[,split].")
+            columns = _columns(path, header)
+            # Cells that a short row lacks are empty; a row without any cell is a blank line.
+            rows = (row for row in reader if row)
+            table = (
+                (f"{path} line {reader.line_num}", {n: "".join(row[i : i + 1]) for n, i in columns.items()})
+                for row in rows
+            )
+            return _source(path, table)
+    except PermissionError:
+        raise InputError(f"{path} may not be read: give yourself read permission.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save the manifest as UTF-8.") from None
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not CSV ({error}): mend its quotes.") from None
+
+
+def read_parquet(path: Path) -> Source:
+    """Rows of a Parquet table with the same columns; labels may be numbers. Raises as `read_csv` does.
+
+    Raises MissingExtraError without pyarrow.
+    """
+    pyarrow, parquet = import_pyarrow("A Parquet manifest")
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = _columns(path, names)
+            chosen = [names[index] for index in columns.values()]
+            table = file.read(columns=chosen).rename_columns(list(columns))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(
+            f"{path} cannot be read as Parquet ({_first_line(error)}): write it again."
+        ) from None
+    cells = ({name: _text(value) for name, value in row.items()} for row in table.to_pylist())
+    return _source(path, ((f"{path} row {number}", row) for number, row in enumerate(cells, start=1)))
+
+
+def import_pyarrow(what: str) -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet, or MissingExtraError with the install line."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError(f"pyarrow, which {what[0].lower()}{what[1:]} needs,", INSTALL) from None
+    return pyarrow, pyarrow.parquet
+
+
+def _text(value: object) -> str:
+    """A cell as text: integers of any kind as their digits, null and NaN as empty, like an empty CSV cell."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".")
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Place of each column that is used; case and blanks of the header do not matter."""
+    found = [name.strip().casefold() for name in header]
+    missing = [name for name in REQUIRED if name not in found]
+    if missing:
+        raise InputError(
+            f"{path} has no column {' and no column '.join(missing)}, "
+            f"only {', '.join(map(repr, header[:8]))}: "
+            "name the columns path,label[,split], with commas between them."
+        )
+    wanted = [name for name in (*REQUIRED, OPTIONAL) if name in found]
+    twice = [name for name in wanted if found.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has the column {twice[0]} twice: leave one.")
+    return {name: found.index(name) for name in wanted}
+
+
+def _source(path: Path, table: Iterable[tuple[str, Mapping[str, str]]]) -> Source:
+    rows = tuple(_rows(path.absolute().parent, table))
+    if not rows:
+        raise InputError(f"{path} lists no images: add a row for each image below its header.")
+    return Source(name=path.stem, rows=rows)
+
+
+def _rows(folder: Path, table: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[Row]:
+    inside = os.path.realpath(folder)
+    for place, cells in table:
+        for name in REQUIRED:
+            if not cells[name].strip():
+                raise InputError(f"{place} has no {name}: fill it in or remove the row.")
+        split = split_name(cells[OPTIONAL], place) if OPTIONAL in cells else None
+        yield Row(
+            path=_resolve(folder, inside, cells["path"], place),
+            label=cells["label"],
+            split=split,
+            place=place,
+        )
+
+
+def _resolve(folder: Path, inside: str, text: str, place: str) -> str:
+    """The absolute path of a row's image; InputError if it leads outside the folder, links followed."""
+    path = os.path.normpath(folder / text.strip())
+    try:
+        real = os.path.realpath(folder / text.strip())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place} has a path that is none ({error}): correct it.") from None
+    if not real.startswith(inside.rstrip(os.sep) + os.sep):
+        raise InputError(
+            f"{place} points outside the manifest's folder ({text.strip()}): "
+            "move the image into that folder, or the manifest into one above both."
+        )
+    return path

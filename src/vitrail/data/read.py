@@ -1,0 +1,183 @@
+"""From a source to a `Dataset`: classes, contents, splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vitrail.data import sources
+from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Row, Split
+from vitrail.data.splits import FRACTIONS, LEAST, assign, check_fractions
+from vitrail.errors import InputError
+from vitrail.store import canonical_json, sha256_file
+
+# Of copies that a source spread over splits, the one kept: what judges must not be learned from.
+_PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
+
+
+def load(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Dataset:
+    """Read the labelled images of a folder or manifest, decode each once, and split them by content.
+
+    `fractions`: the shares of train, validation and test, for the splits that the source does not give; those
+    are cut from train. docs/data.md describes the sources.
+
+    Raises InputError for a source that cannot be used: nothing readable, one class only, two classes with
+    the same name, a class without at least one image in each split; MissingExtraError without pyarrow where
+    the source needs it.
+    """
+    shares = check_fractions(fractions)
+    source = sources.find(path)
+    classes = _classes(source.rows)
+    contents = _contents([row.path for row in source.rows])
+    broken = [Broken(path=p, reason=reason) for p, (_, reason) in contents.items() if reason]
+    good = [row for row in source.rows if not contents[row.path][1]]
+    if not good:
+        raise InputError(
+            f"None of the {len(contents)} images of {path} can be read; the first: {broken[0].reason}"
+        )
+    groups, conflicts = _groups(good, {p: digest for p, (digest, _) in contents.items()})
+    given = tuple(split for split in SPLITS if any(row.split == split for row in source.rows))
+    splits = _splits(groups, given, shares, classes)
+    examples, copies = _examples(groups, splits, {name: label for label, name in enumerate(classes)})
+    return Dataset(
+        name=source.name,
+        classes=classes,
+        examples=examples,
+        broken=tuple(sorted([*broken, *source.unplaced], key=lambda item: item.path)),
+        copies=copies,
+        conflicts=conflicts,
+        given=given,
+        digest=_digest(examples, classes),
+    )
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+def class_name(label: str) -> str:
+    """A label as it is shown and compared: composed Unicode (NFC), no blanks around it."""
+    return unicodedata.normalize("NFC", label).strip()
+
+
+def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The K names, sorted; InputError for one class only or two that differ in case or blanks alone."""
+    spellings: dict[str, Row] = {}
+    for row in rows:
+        if not class_name(row.label):
+            raise InputError(f"{row.place or row.path} has a class without a name: name it.")
+        same = unicodedata.normalize("NFC", class_name(row.label).casefold())
+        first = spellings.setdefault(same, row)
+        if first.label != row.label:
+            where = f" ({first.place or first.path}; {row.place or row.path})"
+            raise InputError(
+                f"The classes {first.label!r} and {row.label!r} have the same name{where}: "
+                "write them alike or name them apart."
+            )
+    names = tuple(sorted(class_name(row.label) for row in spellings.values()))
+    if len(names) == 1:
+        raise InputError(f"There is one class only, {names[0]!r}: give images of at least two classes.")
+    return names
+
+
+# --- contents -------------------------------------------------------------------------------------
+
+
+def _contents(paths: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Each path's (sha256, reason why it cannot be used); one of the two is empty."""
+    from vitrail.images.decode import decode
+
+    def look(path: str) -> tuple[str, str]:
+        try:
+            # The smallest scale: all of the file is read, few pixels are made. It also refuses pipes and
+            # devices, so it precedes the digest.
+            decode(path, short_side=1)
+            return sha256_file(Path(path)), ""
+        except (InputError, OSError) as error:
+            return "", str(error)
+
+    distinct = sorted(set(paths))
+    # Pillow decodes, and hashlib hashes, outside the interpreter's lock.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(distinct, pool.map(look, distinct), strict=True))
+
+
+def _groups(
+    rows: Sequence[Row], digests: Mapping[str, str]
+) -> tuple[dict[str, dict[str, list[Row]]], tuple[Conflict, ...]]:
+    """Rows by class name and digest, the one to keep first; digests under several labels set apart."""
+    by_digest: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (_PRECEDENCE[row.split], row.path)):
+        by_digest[digests[row.path]].append(row)
+    groups: dict[str, dict[str, list[Row]]] = defaultdict(dict)
+    conflicts = []
+    for digest, equal in sorted(by_digest.items(), key=lambda item: item[1][0].path):
+        labels = tuple(class_name(row.label) for row in equal)
+        if len(set(labels)) > 1:
+            conflicts.append(Conflict(digest=digest, paths=tuple(row.path for row in equal), labels=labels))
+        else:
+            groups[labels[0]][digest] = equal
+    return groups, tuple(conflicts)
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def _splits(
+    groups: Mapping[str, Mapping[str, list[Row]]],
+    given: Sequence[Split],
+    shares: Sequence[float],
+    classes: Sequence[str],
+) -> dict[str, Split]:
+    """The split of every digest; InputError for a class that cannot have an image in each."""
+    held_out = {split for split in given if split != "train"}
+    shares = [0.0 if split in held_out else share for split, share in zip(SPLITS, shares, strict=True)]
+    splits: dict[str, Split] = {}
+    for name in classes:
+        images = groups.get(name, {})
+        named = {digest: rows[0].split for digest, rows in images.items() if rows[0].split is not None}
+        own = assign(images, named, shares)
+        for split in SPLITS:
+            if split not in own.values():
+                raise _too_few(name, split, len(images), bool(held_out))
+        splits.update(own)
+    return splits
+
+
+def _too_few(name: str, split: Split, count: int, given: bool) -> InputError:
+    if not given:
+        images = f"{count or 'no'} usable distinct image{'' if count == 1 else 's'}"
+        return InputError(
+            f"The class {name!r} has {images}: give it at least {LEAST}, "
+            "one each for train, validation and test."
+        )
+    return InputError(
+        f"The class {name!r} has no usable image of its own for {split}: add some, "
+        "or leave the split to Vitrail."
+    )
+
+
+def _examples(
+    groups: Mapping[str, Mapping[str, list[Row]]], splits: Mapping[str, Split], labels: Mapping[str, int]
+) -> tuple[tuple[Example, ...], tuple[Copy, ...]]:
+    """One example per distinct image, the other files as its copies; both sorted by path."""
+    examples, copies = [], []
+    for name, images in groups.items():
+        for digest, (first, *others) in images.items():
+            examples.append(Example(path=first.path, label=labels[name], digest=digest, split=splits[digest]))
+            copies += [
+                Copy(path=row.path, original=first.path, straddles=row.split != first.split) for row in others
+            ]
+    return (
+        tuple(sorted(examples, key=lambda example: example.path)),
+        tuple(sorted(copies, key=lambda copy: copy.path)),
+    )
+
+
+def _digest(examples: Sequence[Example], classes: Sequence[str]) -> str:
+    content = sorted([example.digest, classes[example.label], example.split] for example in examples)
+    return hashlib.sha256(canonical_json(content)).hexdigest()

@@ -1,0 +1,109 @@
+"""What a labelled data set is once it is read: frozen records, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An image as its source lists it, before anything is opened.
+
+    `path` is absolute; `split` is None where the source does not say; `place` names the row in messages.
+    """
+
+    path: str
+    label: str
+    split: Split | None = None
+    place: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """An image that is in no split, and why; `path` is absolute."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All that a source lists: its rows, and files in it that cannot be rows (images without a class)."""
+
+    name: str
+    rows: tuple[Row, ...]
+    unplaced: tuple[Broken, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An image of one split: absolute path, index into the classes, sha256 of the file's bytes."""
+
+    path: str
+    label: int
+    digest: str
+    split: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A file that is byte-equal to the example at `original`, with the same label.
+
+    `straddles`: the source put the two into different splits; the one that is kept is in test rather than
+    validation, in validation rather than train.
+    """
+
+    path: str
+    original: str
+    straddles: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """Byte-equal files under different labels: nobody can tell which is right, so none is in a split.
+
+    `paths` are absolute and go with `labels` (names), one each.
+    """
+
+    digest: str
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A labelled data set whose every example has been decoded once.
+
+    `classes`: K names in the order of the labels. `examples`: each distinct image once, sorted by path.
+    `given`: the splits that the source named itself; the others were cut by content hash. `digest`: sha256
+    over the sorted (digest, label name, split), whatever the files' names and copies.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    examples: tuple[Example, ...]
+    broken: tuple[Broken, ...]
+    copies: tuple[Copy, ...]
+    conflicts: tuple[Conflict, ...]
+    given: tuple[Split, ...]
+    digest: str
+
+    @property
+    def duplicates(self) -> int:
+        """Count of files that are byte-equal to an example with the same label and therefore left out."""
+        return len(self.copies)
+
+    def of(self, split: Split) -> tuple[Example, ...]:
+        """The examples of one split, sorted by path."""
+        return tuple(example for example in self.examples if example.split == split)
+
+    def counts(self) -> dict[str, dict[Split, int]]:
+        """Examples per class name and split; every class and split is there."""
+        table: dict[str, dict[Split, int]] = {name: dict.fromkeys(SPLITS, 0) for name in self.classes}
+        for example in self.examples:
+            table[self.classes[example.label]][example.split] += 1
+        return table
