@@ -1,0 +1,180 @@
+"""Contrastive losses: which text belongs to which image, within a batch and across processes.
+
+    scores_BN = scale · image_BD text_NDᵀ [+ bias]
+
+InfoNCE (van den Oord et al. 2018, equation 4) asks a softmax which of N candidates belongs to each query;
+CLIP's loss (Radford et al. 2021, figure 3) is its mean over both directions; SigLIP's (Zhai et al. 2023,
+algorithm 1) asks a sigmoid about each pair by itself, so that no pair waits for the others.
+
+Across processes. With a `group`, each process passes its own B pairs and compares them with all N = W · B
+embeddings. It returns *its share*: the mean over its own B pairs. The mean of the shares over the W
+processes is the loss of the global batch, and the mean of their gradients, which is what
+DistributedDataParallel makes, is the gradient of the global batch: nothing is to be multiplied by W. Each
+process holds B × N scores, not N × N.
+
+Shapes: B pairs of this process, W processes, N = W · B (N = B without a group), D width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from vitrail.errors import InputError
+
+__all__ = ["clip_loss", "gathered", "info_nce", "siglip_loss"]
+
+
+def info_nce(
+    query_BD: Tensor, key_BD: Tensor, scale: Tensor | float, *, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """One direction: key i belongs to query i, all other keys are its negatives.
+
+    Args:
+        query_BD, key_BD: embeddings of length 1; this is not checked.
+        scale: the inverse temperature itself, not its logarithm (`CLIP.scale()`).
+        group: gather the keys across its processes (`torch.distributed.group.WORLD` for all); None: this
+            process is alone.
+
+    Returns:
+        Scalar, at least fp32: the mean over this process's B queries (see the module's head for a group).
+
+    Raises:
+        InputError: embeddings that are not pairs, or another number of them in another process.
+    """
+    _check_pairs(query_BD, key_BD, group)
+    return _info_nce(query_BD, gathered(key_BD, group), scale, group)
+
+
+def clip_loss(
+    image_BD: Tensor, text_BD: Tensor, scale: Tensor | float, *, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """CLIP's symmetric loss: the mean of image → text and text → image (Radford et al. 2021, figure 3).
+
+    Arguments, result and errors as `info_nce`.
+    """
+    _check_pairs(image_BD, text_BD, group)
+    to_text = _info_nce(image_BD, gathered(text_BD, group), scale, group)
+    to_image = _info_nce(text_BD, gathered(image_BD, group), scale, group)
+    return (to_text + to_image) / 2
+
+
+def siglip_loss(
+    image_BD: Tensor,
+    text_BD: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """SigLIP's sigmoid loss: −log σ(z · score) summed over all texts, the mean over the images.
+
+    z is 1 for a pair and −1 for all others. The sum is divided by the number of images, not of pairs (Zhai et
+    al. 2023, equation 1 and algorithm 1), so it grows with the batch.
+
+    Args:
+        image_BD, text_BD: embeddings of length 1; this is not checked.
+        scale: the inverse temperature itself, not its logarithm.
+        bias: added to each score; it begins at −10 so that the many negatives do not overwhelm the start.
+        group: gather the texts across its processes; None: this process is alone.
+
+    Returns:
+        Scalar, at least fp32: the mean over this process's B images (see the module's head for a group).
+
+    Raises:
+        InputError: as `info_nce`.
+    """
+    _check_pairs(image_BD, text_BD, group)
+    scores_BN = _scores(image_BD, gathered(text_BD, group), scale) + bias
+    own_B = _own_places(image_BD, group)
+    signs_BN = torch.full_like(scores_BN, -1.0).scatter_(1, own_B[:, None], 1.0)
+    return -F.logsigmoid(signs_BN * scores_BN).sum() / image_BD.shape[0]
+
+
+def gathered(own_BD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The embeddings of all processes in the order of their ranks, (N, D), with gradients; own ones alone
+    without a group.
+
+    Backward adds up what all processes ask of this one's embeddings. Every process must call it, forward and
+    backward, the same number of times.
+    """
+    if group is None:
+        return own_BD
+    everyone_ND: Tensor = _Gather.apply(own_BD, group)  # type: ignore[no-untyped-call]
+    return everyone_ND
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose gradient is reduce-scatter; torch's own `all_gather` cuts the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, own_BD: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, ctx.rows = group, own_BD.shape[0]
+        own_BD = own_BD.contiguous()
+        parts = [torch.empty_like(own_BD) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, own_BD, group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
+        # A sum for everybody and then the own rows: not every backend has a reduce-scatter, and N × D is
+        # small beside the scores. Cloned, because autograd may hand the same tensor to others.
+        total_ND = grad_ND.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total_ND, group=ctx.group)
+        start = dist.get_rank(ctx.group) * ctx.rows
+        return total_ND[start : start + ctx.rows], None
+
+
+def _info_nce(
+    query_BD: Tensor, key_ND: Tensor, scale: Tensor | float, group: dist.ProcessGroup | None
+) -> Tensor:
+    return F.cross_entropy(_scores(query_BD, key_ND, scale), _own_places(query_BD, group))
+
+
+def _scores(query_BD: Tensor, key_ND: Tensor, scale: Tensor | float) -> Tensor:
+    """scale · query keyᵀ, (B, N), in fp32 or better.
+
+    bf16 resolves a cosine to 1/256, which a scale of 100 makes 0.4 of a score; so autocast is kept out.
+    """
+    dtype = torch.promote_types(query_BD.dtype, torch.float32)
+    with torch.autocast(query_BD.device.type, enabled=False):
+        return scale * (query_BD.to(dtype) @ key_ND.to(dtype).T)
+
+
+def _own_places(own_BD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Where this process's pairs stand among the gathered ones: (B,) int64."""
+    rows = own_BD.shape[0]
+    rank = 0 if group is None else dist.get_rank(group)
+    return torch.arange(rank * rows, (rank + 1) * rows, device=own_BD.device)
+
+
+def _check_pairs(one_BD: Tensor, other_BD: Tensor, group: dist.ProcessGroup | None) -> None:
+    if one_BD.ndim != 2 or one_BD.shape != other_BD.shape or one_BD.shape[0] == 0:
+        problem = (
+            f"Images and texts come in pairs, as two tensors (B, D) of one shape, not {tuple(one_BD.shape)} "
+            f"and {tuple(other_BD.shape)}"
+        )
+    else:
+        problem = None
+    if group is None:
+        if problem:
+            raise InputError(f"{problem}: give each image its text.")
+        return
+    # All processes learn of a process with bad or fewer pairs: raising in one alone would leave the others
+    # waiting for it forever.
+    rows = torch.tensor([0 if problem else one_BD.shape[0]], device=one_BD.device)
+    counts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, rows, group=group)
+    found = [int(count) for count in counts]
+    if problem:
+        raise InputError(f"{problem}: give each image its text.")
+    if len(set(found)) > 1:
+        raise InputError(
+            f"The processes have {', '.join(map(str, found))} pairs (0: none that fit together): "
+            "give all the same number, e.g. with drop_last=True in the loader."
+        )
