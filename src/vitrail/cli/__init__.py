@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profiles": ("vitrail.cli.profiles", "show the ready-made requirement profiles"),
     "attention": ("vitrail.cli.attention", "show the attention kernels of this machine and what each costs"),
     "memory": ("vitrail.cli.memory", "predict the peak memory of a model, and measure it"),
+    "embed": ("vitrail.cli.embed", "turn images or texts into vectors, in a file to search"),
+    "search": ("vitrail.cli.search", "find the images or texts nearest to an image or a text"),
     "doctor": ("vitrail.cli.doctor", "show what this machine has, and what is missing"),
 }
 

@@ -1,0 +1,74 @@
+"""`vitrail search INDEX QUERY`: the images or texts of an index that are nearest to an image or a text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.embeddings import Hit, Index
+
+SCHEMA_VERSION = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("index", metavar="INDEX", help="Parquet file that vitrail embed wrote")
+    parser.add_argument("query", metavar="QUERY", help="an image file, or a text (CLIP models only)")
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many to show (10)")
+    parser.add_argument("--text", action="store_true", help="QUERY is a text, even if a file is named so")
+    parser.add_argument("--weights", metavar="FILE", help="the index's weights, if they were moved")
+    parser.add_argument("--tokenizer", metavar="FILE", help="the index's tokenizer.json, if it was moved")
+    parser.add_argument("--offline", action="store_true", help="use weights that are on this machine only")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search and show.
+
+    Raises InputError for an index that cannot be read, weights that are not the index's, an image that cannot
+    be used, and a text where the model reads none.
+    """
+    from vitrail.embeddings import Index
+    from vitrail.images.photos import SUFFIXES
+    from vitrail.models.embed import reopen
+
+    if args.top < 1:
+        raise InputError(f"--top is {args.top}: ask for at least 1.")
+    index = Index.read(args.index)
+    origin = index.table.origin
+    is_image = not args.text and Path(args.query).is_file()
+    if not is_image and not args.text and args.query.lower().endswith(SUFFIXES):
+        raise InputError(f"There is no image at {args.query}: check it, or search for that text with --text.")
+    if not is_image and not origin.reads_text:
+        raise InputError(
+            f"{args.index} was made by {origin.model}, which embeds images only: search by an image "
+            f"({args.query!r} is no file), or embed again with a CLIP, e.g. --model ViT-B-32."
+        )
+    with reopen(origin, weights=args.weights, tokenizer=args.tokenizer, offline=args.offline) as embedder:
+        index.check(embedder)
+        query = embedder.images([args.query]) if is_image else embedder.texts([args.query])
+    (hits,) = index.search(query, top=args.top)
+    if args.json is not None:
+        write_json(_document(args, index, hits, is_image=is_image), args.json)
+    if args.json != STDOUT:
+        print("\n".join(f"{hit.score:7.4f}  {hit.name}" for hit in hits))
+    return 0
+
+
+def _document(args: argparse.Namespace, index: Index, hits: list[Hit], *, is_image: bool) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "index": args.index,
+        "rows": len(index),
+        "model": index.table.origin.model,
+        "query": args.query,
+        "query_content": "image" if is_image else "text",
+        "content": index.table.content,
+        "exact": index.exact,
+        "hits": hits,
+    }

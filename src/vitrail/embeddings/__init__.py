@@ -1,0 +1,26 @@
+"""Images and texts as vectors: what makes them, the file that keeps them, and the search over them.
+
+    photos ──Embedder──► Table ──write_table──► OUT.parquet ──Index.read──► Index ──search──► Hits
+
+Vectors are float32 of length 1, so the product of two is the cosine of the angle between them. What runs a
+model comes from above (`vitrail.models.embed`); nothing here imports one.
+"""
+
+from __future__ import annotations
+
+from vitrail.embeddings.embedder import Embedder, Origin
+from vitrail.embeddings.index import EXACT_UP_TO, Hit, Index
+from vitrail.embeddings.table import Broken, Table, embed, read_table, write_table
+
+__all__ = [
+    "EXACT_UP_TO",
+    "Broken",
+    "Embedder",
+    "Hit",
+    "Index",
+    "Origin",
+    "Table",
+    "embed",
+    "read_table",
+    "write_table",
+]

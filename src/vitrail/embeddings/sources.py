@@ -1,0 +1,48 @@
+"""What there is to embed: a folder of images, one image, or a file with one text a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrail.errors import InputError
+from vitrail.images.photos import SUFFIXES, _images_below
+
+__all__ = ["image_paths", "text_lines"]
+
+
+def image_paths(source: str) -> list[str]:
+    """The image itself, or all images below the folder, sorted; each path begins with `source` as given.
+
+    Raises:
+        InputError: it does not exist, or it is a folder without images.
+    """
+    root = Path(source)
+    if root.is_file():
+        return [source]
+    if not root.is_dir():
+        raise InputError(f"{source} does not exist: give a folder of images, an image, or texts with --text.")
+    found = sorted(_images_below(root))
+    if not found:
+        raise InputError(f"{source} holds no images: put files in it that end in {', '.join(SUFFIXES)}.")
+    return [(root / name).as_posix() for name in found]
+
+
+def text_lines(source: str) -> list[str]:
+    """The lines of a UTF-8 file without blanks around them; lines of blanks alone are no texts.
+
+    Raises:
+        InputError: the file cannot be read, is no UTF-8, or holds no text.
+    """
+    try:
+        content = Path(source).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(
+            f"{source} cannot be read ({error.strerror}): give a file with one text a line."
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{source} is not UTF-8 text: save it as UTF-8, one text a line.") from None
+    # Not splitlines: it also cuts at separators that a text may contain.
+    texts = [line.strip() for line in content.split("\n") if line.strip()]
+    if not texts:
+        raise InputError(f"{source} holds no text: write one text a line.")
+    return texts

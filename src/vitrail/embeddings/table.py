@@ -1,0 +1,231 @@
+"""Vectors with their names and their origin, and the Parquet file that keeps them.
+
+The file has one row for each image or text: `path` or `text` (string) and `embedding` (fixed-size list of
+float32). The schema's metadata holds one JSON document under the key `vitrail` (docs/embeddings.md), with a
+digest over names and vectors: a damaged file is refused, not searched.
+
+Shapes: N rows, D dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from vitrail import __version__, store
+from vitrail.embeddings.embedder import Embedder, Origin
+from vitrail.errors import InputError, MissingExtraError
+
+__all__ = ["Broken", "Table", "embed", "read_table", "write_table"]
+
+SCHEMA_VERSION = 1
+KEY = b"vitrail"
+INSTALL = 'pip install "vitrail[search]"'
+COLUMNS: dict[str, str] = {"image": "path", "text": "text"}
+CHUNK = 64
+"""So many inputs are handed to an embedder at a time: progress is told in these steps."""
+
+Content = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """An image or text that has no vector, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """N named vectors of one origin.
+
+    Raises:
+        InputError: names and vectors of different number, or vectors of another dimension than the origin's,
+            not finite or not of length 1.
+    """
+
+    content: Content
+    names: tuple[str, ...]
+    """The images' paths, or the texts themselves."""
+    vectors_ND: np.ndarray
+    """float32, rows of length 1."""
+    origin: Origin
+    broken: tuple[Broken, ...] = ()
+    """What was to be embedded too and could not be."""
+    digest: str = field(init=False)
+    """sha256 over names and vectors."""
+
+    def __post_init__(self) -> None:
+        shape, rows, width = self.vectors_ND.shape, len(self.names), self.origin.dimension
+        if self.vectors_ND.dtype != np.float32 or shape != (rows, width):
+            raise InputError(
+                f"{rows} names with vectors of shape {shape} ({self.vectors_ND.dtype}) are no table: give "
+                f"float32 of shape ({rows}, {width})."
+            )
+        # A sum that is not finite compares as false.
+        lengths = np.einsum("nd,nd->n", self.vectors_ND, self.vectors_ND)
+        if rows and not np.all(np.abs(lengths - 1) < 1e-3):
+            row = int(np.argmin(np.abs(lengths - 1) < 1e-3))
+            raise InputError(
+                f"The vector of {self.names[row]} is not of length 1: divide each vector by its length."
+            )
+        object.__setattr__(self, "digest", _digest(self.names, self.vectors_ND))
+
+
+def embed(
+    embedder: Embedder,
+    names: Sequence[str],
+    content: Content,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Table:
+    """Vectors of all images (paths) or texts; what cannot be embedded is listed in `broken`.
+
+    Args:
+        embedder: what makes the vectors.
+        names: paths of images, or texts.
+        content: which of the two.
+        progress: told how many are done, now and then.
+
+    Raises:
+        InputError: none of them can be embedded, or they are texts and the model reads none.
+    """
+    kept: list[str] = []
+    rows: list[np.ndarray] = []
+    broken: list[Broken] = []
+    each = embedder.images_each if content == "image" else embedder.texts_each
+    waiting = iter(names)
+    while chunk := list(islice(waiting, CHUNK)):
+        for name, outcome in zip(chunk, each(chunk), strict=True):
+            if isinstance(outcome, InputError):
+                broken.append(Broken(name=_utf8(name), reason=_utf8(str(outcome))))
+            elif _utf8(name) != name:
+                reason = f"{_utf8(name)} is no UTF-8, and Parquet holds nothing else: rename it."
+                broken.append(Broken(name=_utf8(name), reason=reason))
+            else:
+                kept.append(name)
+                rows.append(outcome)
+        if progress is not None:
+            progress(len(kept) + len(broken))
+    if not rows:
+        first = f"; the first: {broken[0].reason}" if broken else ": give at least one."
+        raise InputError(f"None of the {len(names)} {content}s could be embedded{first}")
+    return Table(
+        content=content,
+        names=tuple(kept),
+        vectors_ND=np.stack(rows),
+        origin=embedder.origin,
+        broken=tuple(broken),
+    )
+
+
+def write_table(table: Table, path: str | Path) -> None:
+    """Write the table as Parquet, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow, parquet = _arrow()
+    values = arrow.array(np.ascontiguousarray(table.vectors_ND).reshape(-1))
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "vitrail": __version__,
+        "content": table.content,
+        "normalised": True,
+        "digest": table.digest,
+        "origin": msgspec.to_builtins(table.origin),
+        "broken": msgspec.to_builtins(table.broken),
+    }
+    column = COLUMNS[table.content]
+    embedding = arrow.FixedSizeListArray.from_arrays(values, table.origin.dimension)
+    rows = arrow.table({column: arrow.array(table.names, arrow.string()), "embedding": embedding})
+    rows = rows.replace_schema_metadata({KEY: msgspec.json.encode(facts)})
+    sink = arrow.BufferOutputStream()
+    # Vectors neither repeat nor compress: both would only cost time.
+    parquet.write_table(rows, sink, use_dictionary=False, compression={column: "zstd", "embedding": "none"})
+    store.atomic_write(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: str | Path) -> Table:
+    """Read what `write_table` wrote, and check that it is whole.
+
+    Raises:
+        InputError: no such file, no Parquet, not made by `vitrail embed`, of a later version, or damaged.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow, parquet = _arrow()
+    if not Path(path).is_file():
+        raise InputError(f"There is no index at {path}: make one with `vitrail embed SOURCE --out {path}`.")
+    try:
+        rows = parquet.read_table(path, memory_map=False)
+    # Damage shows as any of these: pyarrow's errors derive from ValueError, OSError and KeyError.
+    except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is not a whole Parquet file ({_short(error)}): make it again with `vitrail embed`."
+        ) from None
+    facts = _facts(path, rows.schema.metadata or {})
+    try:
+        origin = msgspec.convert(facts["origin"], Origin)
+        broken = msgspec.convert(facts["broken"], tuple[Broken, ...])
+        names = tuple(rows[COLUMNS[facts["content"]]].to_pylist())
+        flat = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors_ND = np.ascontiguousarray(flat, np.float32).reshape(len(names), origin.dimension)
+        whole = _digest(names, vectors_ND) == facts["digest"]
+    except (msgspec.ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({_short(error)}): make it again with `vitrail embed`."
+        ) from None
+    if not whole:
+        raise InputError(
+            f"{path} is damaged (names or vectors are not those that were written): make it again with "
+            "`vitrail embed`."
+        )
+    return Table(content=facts["content"], names=names, vectors_ND=vectors_ND, origin=origin, broken=broken)
+
+
+def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    if KEY not in metadata:
+        raise InputError(f"{path} was not made by `vitrail embed`: make an index with that first.")
+    try:
+        facts = msgspec.json.decode(metadata[KEY], type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise InputError(f"{path} is damaged (its metadata): make it again with `vitrail embed`.") from None
+    if facts.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} is of schema version {facts.get('schema_version')} and this is Vitrail {__version__}, "
+            f"which reads {SCHEMA_VERSION}: make it again with `vitrail embed`."
+        )
+    return facts
+
+
+def _utf8(text: str) -> str:
+    """The text with what is no UTF-8 (Linux allows it in file names) written as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _digest(names: Sequence[str], vectors_ND: np.ndarray) -> str:
+    digest = hashlib.sha256(store.canonical_json(list(names)))
+    digest.update(np.ascontiguousarray(vectors_ND, "<f4").data)
+    return digest.hexdigest()
+
+
+def _short(error: Exception) -> str:
+    return (" ".join(str(error).split()).split(". ")[0] or type(error).__name__)[:160].rstrip(".")
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow, which reads and writes Parquet,", INSTALL) from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,237 @@
+"""The child's side of `embed.py`: the model in memory, images and texts in, vectors out as files.
+
+Images are decoded in full, not at a lower scale as `predict` may do: a vector is then the one that timm's or
+open_clip's evaluation transform gives, and can be compared with vectors made elsewhere.
+
+Shapes: B images, T texts, L tokens, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vitrail import models
+from vitrail.catalog.table import NORMALISATIONS
+from vitrail.errors import InputError
+from vitrail.images.decode import decode
+from vitrail.images.preprocess import prepare
+from vitrail.models import checkpoints
+from vitrail.models import timm as timm_models
+from vitrail.models.clip import CLIP
+from vitrail.models.table import MODELS
+from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.vocabulary import Implementation, Preprocess
+
+__all__ = ["Request", "Session", "start"]
+
+BATCH = 16
+HEADS = {"head", "head_dist", "classifier", "fc", "_fc"}
+"""Modules in whose names classifiers lie, in timm and in the dialects that models/checkpoints.py maps."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to load."""
+
+    model: str
+    """A name of ours, or timm's (a tag chooses its preprocess)."""
+    weights: str
+    preprocess: Preprocess | None = None
+    """None: the architecture's own."""
+    normalisation: str | None = None
+    """A name of `catalog.table.NORMALISATIONS`, instead of the preprocess's own."""
+    tokenizer: str | None = None
+    threads: int = 1
+
+
+def start(payload: dict[str, Any]) -> Session | dict[str, str]:
+    """Load what the payload (a `Request`) names; a user's mistake comes back as `{"refused": sentence}`."""
+    request = msgspec.convert(payload, Request)
+    torch.set_num_threads(request.threads)
+    try:
+        return _loaded(request)
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+@dataclass
+class Session:
+    """A model that embeds images, and texts if it is a CLIP with a tokenizer."""
+
+    model: nn.Module
+    preprocess: Preprocess
+    implementation: Implementation
+    tokenizer: Tokenizer | None = None
+    tokenizer_missing: str = "it reads images only"
+    """Why texts are refused where there is no tokenizer."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the origin's record needs: preprocess, implementation, D, and whether texts are read."""
+        size = self.preprocess.image_size
+        noise = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
+        return {
+            "preprocess": asdict(self.preprocess),
+            "implementation": self.implementation,
+            "dimension": self._images(noise).shape[1],
+            "reads_text": isinstance(self.model, CLIP),
+        }
+
+    def images(self, paths: list[str], target: str) -> dict[str, str]:
+        """Save the vectors of the usable images as float32 (B, D); answer the others' places with reasons."""
+
+        def prepared(path: str) -> np.ndarray | InputError:
+            try:
+                return prepare(decode(path), self.preprocess)
+            except InputError as error:
+                return error
+
+        # Pillow and NumPy work outside the interpreter's lock.
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+            outcomes: list[Any] = []
+            for begin in range(0, len(paths), BATCH):
+                outcomes += _filled(list(pool.map(prepared, paths[begin : begin + BATCH])), self._images)
+        return _answer(outcomes, paths, target)
+
+    def texts(self, texts: list[str], target: str) -> dict[str, str]:
+        """As `images`, of texts; `{"refused": sentence}` if the model cannot read any."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return {"refused": f"This model embeds no texts: {self.tokenizer_missing}."}
+
+        def tokens(text: str) -> np.ndarray | InputError:
+            try:
+                return tokenizer([text])[0].numpy()
+            except InputError as error:
+                return error
+
+        outcomes: list[Any] = []
+        for begin in range(0, len(texts), BATCH):
+            outcomes += _filled([tokens(text) for text in texts[begin : begin + BATCH]], self._texts)
+        return _answer(outcomes, texts, target)
+
+    def _images(self, images_BCHW: np.ndarray) -> np.ndarray:
+        """float32 (B, 3, S, S) -> float32 (B, D) of length 1."""
+        with torch.inference_mode():
+            batch_BCHW = torch.from_numpy(images_BCHW)
+            if isinstance(self.model, CLIP):
+                return self.model.encode_image(batch_BCHW).float().numpy()
+            return F.normalize(self.model(batch_BCHW).float(), dim=-1).numpy()
+
+    def _texts(self, tokens_TL: np.ndarray) -> np.ndarray:
+        """int64 (T, L) -> float32 (T, D) of length 1."""
+        assert isinstance(self.model, CLIP)
+        with torch.inference_mode():
+            return self.model.encode_text(torch.from_numpy(tokens_TL)).float().numpy()
+
+
+def _filled(inputs: list[Any], run: Callable[[np.ndarray], np.ndarray]) -> list[Any]:
+    """The model's vector in the place of each input; errors stay in theirs."""
+    good = [item for item in inputs if not isinstance(item, InputError)]
+    vectors = iter(run(np.stack(good)) if good else ())
+    return [item if isinstance(item, InputError) else next(vectors) for item in inputs]
+
+
+def _answer(outcomes: list[Any], names: list[str], target: str) -> dict[str, str]:
+    """Save the vectors in their order; the reason for each place that has none."""
+    rows, errors = [], {}
+    for i, outcome in enumerate(outcomes):
+        if isinstance(outcome, InputError):
+            errors[str(i)] = str(outcome)
+        elif not abs(float(np.linalg.norm(outcome)) - 1) < 1e-3:  # zero, or not finite
+            errors[str(i)] = f"The model gives no direction for {names[i]}: check that its weights are whole."
+        else:
+            rows.append(outcome)
+    with open(target, "wb") as file:
+        np.save(file, np.stack(rows) if rows else np.empty((0, 0), np.float32), allow_pickle=False)
+    return errors
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def _loaded(request: Request) -> Session:
+    architecture = request.model.split(".")[0]
+    if MODELS.get(architecture, "").endswith(":CLIP"):
+        return _clip(request, architecture)
+    if request.tokenizer is not None:
+        raise InputError(f"{request.model} reads no texts: leave --tokenizer out.")
+    preprocess = request.preprocess or msgspec.convert(timm_models._preprocess(request.model), Preprocess)
+    preprocess = _normalised(preprocess, request.normalisation)
+    ours = architecture in MODELS
+    build = _ours if ours else _of_timm
+    module = build(architecture, preprocess.image_size, request.weights)
+    return Session(module, preprocess, "vitrail" if ours else "timm")
+
+
+def _clip(request: Request, name: str) -> Session:
+    model = models.build(name)
+    assert isinstance(model, CLIP)
+    models.load_weights(model, request.weights)
+    tokenizer, missing = None, ""
+    try:
+        tokenizer = load_tokenizer(
+            model.config.text, file=None if request.tokenizer is None else Path(request.tokenizer)
+        )
+    except InputError as error:
+        if request.tokenizer is not None:
+            raise
+        # Images can be embedded without; the reason is kept for who asks for texts.
+        missing = str(error).rstrip(".") + " with --tokenizer"
+    preprocess = _normalised(request.preprocess or _clip_preprocess(model), request.normalisation)
+    return Session(model.requires_grad_(False), preprocess, "vitrail", tokenizer, missing)
+
+
+def _clip_preprocess(model: CLIP) -> Preprocess:
+    """As the models were evaluated: CLIP by its centre, SigLIP squashed to a square.
+
+    Some of open_clip's CLIP weights were trained with another mean (`half`): that is what the request's
+    `normalisation` is for. Source: open_clip's preprocess_cfg of its pretrained tags.
+    """
+    siglip = model.config.bias is not None
+    mean, std = NORMALISATIONS["half" if siglip else "clip"]
+    return Preprocess(
+        image_size=model.config.image_size[0],
+        crop=1.0,
+        crop_mode="squash" if siglip else "center",
+        interpolation="bicubic",
+        mean=mean,
+        std=std,
+    )
+
+
+def _normalised(preprocess: Preprocess, name: str | None) -> Preprocess:
+    if name is None:
+        return preprocess
+    mean, std = NORMALISATIONS[name]
+    return replace(preprocess, mean=mean, std=std)
+
+
+def _ours(architecture: str, image_size: int, weights: str) -> nn.Module:
+    model = models.build(architecture, image_size=image_size, num_classes=0)
+    models.load_weights(model, weights, replace_head=True)
+    return model.requires_grad_(False)
+
+
+def _of_timm(architecture: str, image_size: int, weights: str) -> nn.Module:
+    """timm's model without its classifier; the file may have one, of any number of classes."""
+    state = checkpoints.read_state_dict(Path(weights))
+    heads = [
+        value for key, value in state.items() if value.ndim in (2, 4) and HEADS & set(key.split(".")[:-1])
+    ]
+    classes = len(heads[-1]) if heads else 0
+    model: Any = timm_models.build(
+        architecture, image_size=image_size, classes=classes, weights=Path(weights)
+    )
+    if classes:
+        model.reset_classifier(0)
+    module: nn.Module = model.eval().requires_grad_(False)
+    return module
