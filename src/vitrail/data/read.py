@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.data import sources
+from vitrail.data.examine import Look, examine
 from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Row, Split
 from vitrail.data.splits import FRACTIONS, LEAST, assign, check_fractions
 from vitrail.errors import InputError
-from vitrail.store import canonical_json, sha256_file
+from vitrail.store import canonical_json
 
 # Of copies that a source spread over splits, the one kept: what judges must not be learned from.
 _PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
@@ -30,21 +30,33 @@ def load(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Dataset
     the same name, a class without at least one image in each split; MissingExtraError without pyarrow where
     the source needs it.
     """
+    return read(path, fractions=fractions).dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A data set with what was seen of each readable file, copies and conflicts included, by path."""
+
+    dataset: Dataset
+    looks: Mapping[str, Look]
+
+
+def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading:
+    """As `load`, and keep what was seen of the files; raises the same."""
     shares = check_fractions(fractions)
     source = sources.find(path)
     classes = _classes(source.rows)
-    contents = _contents([row.path for row in source.rows])
-    broken = [Broken(path=p, reason=reason) for p, (_, reason) in contents.items() if reason]
-    good = [row for row in source.rows if not contents[row.path][1]]
-    if not good:
-        raise InputError(
-            f"None of the {len(contents)} images of {path} can be read; the first: {broken[0].reason}"
-        )
-    groups, conflicts = _groups(good, {p: digest for p, (digest, _) in contents.items()})
+    seen = examine(row.path for row in source.rows)
+    looks = {p: look for p, look in seen.items() if isinstance(look, Look)}
+    broken = [Broken(path=p, reason=look) for p, look in seen.items() if isinstance(look, str)]
+    if not looks:
+        first = broken[0].reason
+        raise InputError(f"None of the {len(seen)} images of {path} can be read; the first: {first}")
+    groups, conflicts = _groups([row for row in source.rows if row.path in looks], looks)
     given = tuple(split for split in SPLITS if any(row.split == split for row in source.rows))
     splits = _splits(groups, given, shares, classes)
     examples, copies = _examples(groups, splits, {name: label for label, name in enumerate(classes)})
-    return Dataset(
+    dataset = Dataset(
         name=source.name,
         classes=classes,
         examples=examples,
@@ -54,6 +66,7 @@ def load(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Dataset
         given=given,
         digest=_digest(examples, classes),
     )
+    return Reading(dataset=dataset, looks=looks)
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -87,32 +100,13 @@ def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
 # --- contents -------------------------------------------------------------------------------------
 
 
-def _contents(paths: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Each path's (sha256, reason why it cannot be used); one of the two is empty."""
-    from vitrail.images.decode import decode
-
-    def look(path: str) -> tuple[str, str]:
-        try:
-            # The smallest scale: all of the file is read, few pixels are made. It also refuses pipes and
-            # devices, so it precedes the digest.
-            decode(path, short_side=1)
-            return sha256_file(Path(path)), ""
-        except (InputError, OSError) as error:
-            return "", str(error)
-
-    distinct = sorted(set(paths))
-    # Pillow decodes, and hashlib hashes, outside the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(distinct, pool.map(look, distinct), strict=True))
-
-
 def _groups(
-    rows: Sequence[Row], digests: Mapping[str, str]
+    rows: Sequence[Row], looks: Mapping[str, Look]
 ) -> tuple[dict[str, dict[str, list[Row]]], tuple[Conflict, ...]]:
     """Rows by class name and digest, the one to keep first; digests under several labels set apart."""
     by_digest: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (_PRECEDENCE[row.split], row.path)):
-        by_digest[digests[row.path]].append(row)
+        by_digest[looks[row.path].digest].append(row)
     groups: dict[str, dict[str, list[Row]]] = defaultdict(dict)
     conflicts = []
     for digest, equal in sorted(by_digest.items(), key=lambda item: item[1][0].path):
