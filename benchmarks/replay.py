@@ -120,6 +120,7 @@ class ReplayBench:
     ) -> None:
         self.workload = workload
         self.photos = PhotoSet(name="recorded", paths=("photo",) * 15, digest="recorded", evidence="")
+        self.dataset = None
         self.exports: list[str] = []
         """Models exported so far, in order."""
         self._recordings = recordings

@@ -70,6 +70,27 @@ def _names(value: object, name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
+    """`class=percent` texts, or (class, percent) pairs, or a TOML table of them."""
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{name}: {value!r} is no class with a percentage: write defect=95.")
+    found: dict[str, float] = {}
+    for item in value:
+        label, _, least = item.rpartition("=") if isinstance(item, str) else (item[0], "", item[1])
+        if not label:
+            raise InputError(f"{name}: {item!r} is no class with a percentage: write defect=95.")
+        if label in found:
+            raise InputError(f"{name}: {label} is given twice: keep one.")
+        found[label] = percent(least, name)
+        if not 0 < found[label] <= 100:
+            raise InputError(f"{name}: {label}={found[label]:g} is no percentage: give one in (0, 100].")
+    return tuple(found.items())
+
+
 def _licenses(value: object, name: str) -> tuple[str, ...]:
     names = _names(value, name)
     if "any" in names and len(names) > 1:
@@ -128,6 +149,10 @@ OPTIONS: dict[str, Option] = {
         record=Requirements, field="min_throughput", parse=throughput, metavar="RATE", above=0,
         help="least images per second, e.g. 20",
     ),
+    "min-recall": Option(
+        record=Requirements, field="min_recall", parse=_recalls, metavar="CLASS=PERCENT", many=True,
+        help="least recall of a class on your labelled images, e.g. defect=95; needs --data",
+    ),
     "license": Option(
         record=Requirements, field="license", parse=_licenses, metavar="NAME", many=True,
         help="permissive, any, or names of licenses of the weights (default permissive)",
@@ -165,6 +190,10 @@ OPTIONS: dict[str, Option] = {
     "images": Option(
         record=Workload, field="images", parse=_path, metavar="DIR",
         help="your photos for timing and parity; without it a small sample set, which is weaker evidence",
+    ),
+    "data": Option(
+        record=Workload, field="data", parse=_path, metavar="DIR",
+        help="your labelled images: a folder per class, or a manifest; candidates are probed on them",
     ),
     "models": Option(
         record=SearchSettings, field="models", parse=_names, metavar="GLOB", many=True,
@@ -277,16 +306,17 @@ PROFILES: dict[str, Profile] = {
 def from_toml(path: str | Path) -> dict[str, object]:
     """Read a TOML file of options into {option: value in the record's unit}; `profile` stays a name.
 
-    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. A relative `images` folder
-    is relative to the file.
+    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. Relative `images` and `data` are
+    relative to the file.
 
     Raises:
         InputError: the file cannot be read, is not TOML (with the line), or holds a bad key or value.
     """
     path = Path(path)
     parsed = _parse(_read_toml(path), lambda name: f"{name} in {path}")
-    if "images" in parsed:
-        parsed["images"] = str(path.parent / str(parsed["images"]))
+    for key in ("images", "data"):
+        if key in parsed:
+            parsed[key] = str(path.parent / str(parsed[key]))
     return parsed
 
 

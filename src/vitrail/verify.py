@@ -210,7 +210,13 @@ def _relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def _with_claims(manifest: Manifest, observation: Observation) -> Observation:
     """Fresh figures of speed and memory, beside what no measuring here can renew: accuracy and parity."""
     evidence = manifest.evidence
-    return replace(observation, variant=manifest.variant, accuracy=evidence.accuracy, parity=evidence.parity)
+    return replace(
+        observation,
+        variant=manifest.variant,
+        accuracy=evidence.accuracy,
+        parity=evidence.parity,
+        classification=evidence.classification,
+    )
 
 
 def _measured(

@@ -33,6 +33,8 @@ class Requirements:
     min_accuracy: float | None = None
     max_memory_mib: float | None = None
     min_throughput: float | None = None
+    min_recall: tuple[tuple[str, float], ...] = ()
+    """(class, least recall in %) on the user's labelled images; needs `Workload.data`."""
     license: tuple[str, ...] = ("permissive",)
     """`("any",)`, or license classes and names of which the weights' license must match one."""
     objective: Objective = "accuracy"
@@ -52,6 +54,8 @@ class Workload:
     """None: the size the candidate's published accuracy belongs to."""
     images: str | None = None
     """Folder of the user's photos; None: the named sample set, which is weaker evidence."""
+    data: str | None = None
+    """The user's labelled images (data/), on which candidates are probed and accuracy is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +272,36 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recall:
+    """The share of one class's images that are called by its name, in %."""
+
+    label: str
+    value: float
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """How an export does on labelled images of the user's that no fit has seen; shares in %."""
+
+    split: str
+    """`validation` (choices were made on it) or `test` (no choice has looked at it)."""
+    data: str
+    """Digest of the labelled images and their splits."""
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % (Wilson) of the accuracy on images like these."""
+    balanced_accuracy: float
+    """Mean of the classes' recalls."""
+    recalls: tuple[Recall, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Counts; a row for each true class, a column for each class that was named."""
+    calibration_error: float
+    """Expected calibration error in points, 15 bins of equal width (Guo et al. 2017, eq. 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What was observed of one export under one workload."""
 
@@ -284,6 +318,8 @@ class Measurement:
     random_weights: bool = False
     flags: tuple[str, ...] = ()
     """Doubts about the figure, e.g. drift; nothing is deleted because of one."""
+    classification: Classification | None = None
+    """On the validation split of the user's labelled images, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +347,7 @@ class Verdict:
     """One requirement's answer for one variant; only `pass` lets a variant win."""
 
     requirement: str
-    """`max_latency`, `min_accuracy`, `max_memory`, `min_throughput`, `license` or `parity`."""
+    """`max_latency`, `min_accuracy`, `min_recall`, `max_memory`, `min_throughput`, `license` or `parity`."""
     answer: Answer
     observed: float | str | None
     limit: float | str | None
@@ -340,6 +376,7 @@ class Observation:
     """An answer that overrides the one from the calls; None: judge by the calls or the number."""
     memory: Memory | None = None
     parity: Parity | None = None
+    classification: Classification | None = None
     facts: RunnerFacts | None = None
     measurement: Measurement | None = None
     confirmed: bool = True
@@ -392,6 +429,10 @@ class Selection:
     """UTC time, ISO 8601."""
     notes: tuple[str, ...] = ()
     method: dict[str, object] = field(default_factory=dict)
+    test: Classification | None = None
+    """The winner on the test split of the user's labelled images, which no choice has looked at."""
+    expected_test: tuple[float, float] | None = None
+    """95 % prediction interval in % for `test.accuracy`, from the winner's validation images alone."""
 
     @property
     def winner(self) -> LedgerEntry | None:

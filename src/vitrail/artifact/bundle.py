@@ -34,6 +34,7 @@ from vitrail.vocabulary import Export, Measurement, Preprocess, Selection, Varia
 MODEL_FOLDER = "model"
 LABELS_FILE = "labels.txt"
 MEASUREMENT_FILE = "evidence/measurement.json"
+SPLITS_FILE = "evidence/splits.json"
 PHOTO_FOLDER = "reference/photos"
 FP32_OUTPUTS = "reference/fp32_outputs.npy"
 OWN_OUTPUTS = "reference/own_outputs.npy"
@@ -59,6 +60,8 @@ class Bundle:
     """float32 (P, K): scores of `export` for the same inputs."""
     bounds: ParityBounds
     measurement: Measurement | None = None
+    splits: dict[str, dict[str, str]] | None = None
+    """{split: {sha256 of an image: its class}} of the user's labelled images; None: there were none."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,9 @@ def evidence_of(selection: Selection) -> Evidence:
         throughput=seen.throughput,
         memory=seen.memory,
         parity=seen.parity,
+        classification=seen.classification,
+        test=selection.test,
+        expected_test=selection.expected_test,
         verdicts=entry.verdicts,
         facts=measured.facts if measured else seen.facts,
         environment=measured.environment if measured else seen.environment,
@@ -192,9 +198,10 @@ def _fill(folder: Path, bundle: Bundle) -> None:
     (folder / LABELS_FILE).write_bytes("".join(f"{label}\n" for label in bundle.labels).encode("utf-8"))
     for name, outputs in ((FP32_OUTPUTS, bundle.fp32_outputs), (OWN_OUTPUTS, bundle.own_outputs)):
         np.save(folder / name, np.ascontiguousarray(outputs, dtype=np.float32), allow_pickle=False)
-    if bundle.measurement is not None:
-        (folder / MEASUREMENT_FILE).parent.mkdir()
-        (folder / MEASUREMENT_FILE).write_bytes(msgspec.json.encode(bundle.measurement))
+    for name, record in ((MEASUREMENT_FILE, bundle.measurement), (SPLITS_FILE, bundle.splits)):
+        if record is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(msgspec.json.encode(record))
     manifest = _manifest(bundle, photos, _entries(folder))
     (folder / MANIFEST_FILE).write_bytes(encode(manifest))
 

@@ -13,6 +13,7 @@ from vitrail.errors import InputError
 from vitrail.store import canonical_json
 from vitrail.vocabulary import (
     Accuracy,
+    Classification,
     Environment,
     LatencyFigures,
     Memory,
@@ -62,6 +63,12 @@ class Evidence:
     throughput: float | None = None
     memory: Memory | None = None
     parity: Parity | None = None
+    classification: Classification | None = None
+    """On the validation split of the user's labelled images."""
+    test: Classification | None = None
+    """On the test split, which no choice has looked at."""
+    expected_test: tuple[float, float] | None = None
+    """95 % prediction interval in % for `test.accuracy`, from the validation split alone."""
     verdicts: tuple[Verdict, ...] = ()
     facts: RunnerFacts | None = None
     """What the engine did when the figures were taken."""

@@ -32,6 +32,8 @@ _UNSTATED_DOCUMENT: JsonObject = {
     "front": [],
     "nearest": [],
     "notes": [],
+    "test": None,
+    "expected_test": None,
 }
 _UNSTATED_VARIANT: JsonObject = {
     **dict.fromkeys(schema.VariantDoc.__struct_fields__),  # null, unless said otherwise here

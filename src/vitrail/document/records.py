@@ -29,6 +29,7 @@ def selection_of(document: schema.Document) -> v.Selection:
         requirements=_record(v.Requirements, document.requirements),
         workload=_record(v.Workload, document.workload),
         ledger=ledger,
+        test=_classification(document.test),
     )
 
 
@@ -77,6 +78,7 @@ def _observation(row: schema.VariantDoc) -> v.Observation:
         model=_figures(scopes.model if scopes else None),
         memory=_memory(row),
         parity=_parity(row.parity),
+        classification=_classification(row.classification),
         facts=_facts(row.engine),
         environment=_maybe(v.Environment, row.environment),
         measurement=None,
@@ -107,6 +109,13 @@ def _parity(row: schema.ParityDoc | None) -> v.Parity | None:
     cosine = math.nan if row.cosine is None else row.cosine
     error = math.nan if row.relative_error is None else row.relative_error
     return _record(v.Parity, row, cosine=cosine, relative_error=error)
+
+
+def _classification(row: schema.ClassificationDoc | None) -> v.Classification | None:
+    if row is None:
+        return None
+    recalls = tuple(_record(v.Recall, recall) for recall in row.recalls)
+    return _record(v.Classification, row, recalls=recalls)
 
 
 def _facts(row: schema.EngineDoc | None) -> v.RunnerFacts | None:

@@ -10,7 +10,8 @@ from msgspec import Meta
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: labelled images (`data`, `min_recall`, `classification`, `test`); a file of version 1 is read as well."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -30,6 +31,7 @@ class RequirementsDoc(_Doc):
     min_accuracy: Percent | None
     max_memory_mib: NonNegative | None
     min_throughput: NonNegative | None
+    min_recall: Annotated[tuple[tuple[str, Percent], ...], Meta(description="(class, least recall)")]
     license: tuple[str, ...]
     objective: v.Objective
 
@@ -44,6 +46,7 @@ class WorkloadDoc(_Doc):
     percentile: Percent
     image_size: Count | None
     images: str | None
+    data: Annotated[str | None, Meta(description="the user's labelled images")]
 
 
 class WeightsDoc(_Doc):
@@ -132,6 +135,30 @@ class ParityDoc(_Doc):
     reason: str
 
 
+class RecallDoc(_Doc):
+    """The share of one class's images that are called by its name, in %."""
+
+    label: str
+    value: Percent
+    images: Count
+
+
+class ClassificationDoc(_Doc):
+    """How an export does on labelled images that no fit has seen; `data` is their digest."""
+
+    split: str
+    data: str
+    images: Count
+    accuracy: Percent
+    interval: Interval
+    balanced_accuracy: Percent
+    recalls: tuple[RecallDoc, ...]
+    confusion: Annotated[
+        tuple[tuple[Count, ...], ...], Meta(description="a row for each true class, a column for each named")
+    ]
+    calibration_error: Percent
+
+
 class EngineDoc(_Doc):
     """What the engine says it really does, read back after loading."""
 
@@ -201,6 +228,9 @@ class VariantDoc(_Doc):
     memory_steady_mib: NonNegative | None
     memory_above_baseline_mib: float | None
     parity: ParityDoc | None
+    classification: Annotated[
+        ClassificationDoc | None, Meta(description="on the validation split of the labelled images")
+    ]
     engine: EngineDoc | None
     environment: EnvironmentDoc | None
     measured: MeasuredDoc | None
@@ -225,6 +255,14 @@ class Document(_Doc):
     front: Annotated[tuple[str, ...], Meta(description="names on the Pareto front")]
     nearest: Annotated[tuple[str, ...], Meta(description="when nothing fits: names that miss by the least")]
     notes: tuple[str, ...]
+    test: Annotated[
+        ClassificationDoc | None,
+        Meta(description="the winner on the test split, which no choice has looked at"),
+    ]
+    expected_test: Annotated[
+        Interval | None,
+        Meta(description="95 % prediction interval of the test accuracy, from validation alone"),
+    ]
     variants: tuple[VariantDoc, ...]
 
 

@@ -21,6 +21,7 @@ def to_document(selection: v.Selection) -> dict[str, Any]:
         vitrail=__version__,
         requirements=_fields(schema.RequirementsDoc, selection.requirements),
         workload=_fields(schema.WorkloadDoc, selection.workload),
+        test=_classification(selection.test),
         variants=[_variant(entry) for entry in selection.ledger],
     )
     return _plain(document)
@@ -82,6 +83,7 @@ def _evidence(observation: v.Observation) -> dict[str, Any]:
         "memory_steady_mib": memory.steady if memory else None,
         "memory_above_baseline_mib": memory.above_baseline if memory else None,
         "parity": _maybe(schema.ParityDoc, observation.parity),
+        "classification": _classification(observation.classification),
         "engine": _maybe(schema.EngineDoc, facts, details=dict(facts.details) if facts else {}),
         "environment": _maybe(schema.EnvironmentDoc, environment),
         "measured": _measured(measurement) if measurement else None,
@@ -91,6 +93,11 @@ def _evidence(observation: v.Observation) -> dict[str, Any]:
         "pruned": observation.pruned,
         "flags": observation.flags,
     }
+
+
+def _classification(seen: v.Classification | None) -> dict[str, Any] | None:
+    recalls = [_fields(schema.RecallDoc, recall) for recall in seen.recalls] if seen else []
+    return _maybe(schema.ClassificationDoc, seen, recalls=recalls)
 
 
 def _latency(observation: v.Observation) -> dict[str, Any] | None:

@@ -15,7 +15,9 @@ from vitrail.models import timm
 from vitrail.models.labels import labels
 from vitrail.vocabulary import Implementation
 
-__all__ = ["Source", "check", "module"]
+__all__ = ["Source", "check", "module", "with_head", "without_classifier"]
+
+HEAD_TOLERANCE = 1e-4
 
 
 class Source(Protocol):
@@ -31,14 +33,34 @@ class Source(Protocol):
     def weights(self) -> str | None: ...
 
 
+class Head(Protocol):
+    """The part of a request that names a model whose classifier is replaced."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def labels(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+
+
 def module(source: Source, image_size: int) -> nn.Module:
     """The module in evaluation mode, (B, 3, image_size, image_size) -> (B, K); random weights are timm's.
 
     Raises:
         InputError: weights that do not fit, or an image size that the architecture cannot take.
     """
+    without_head = getattr(source, "features", False)
     if source.implementation == "timm":
-        return _of_timm(source, image_size)
+        model = _of_timm(source, image_size)
+        return without_classifier(model) if without_head else model
+    if without_head:
+        assert source.weights is not None, "features of random weights are worth nothing"
+        model = models.build(source.architecture, image_size=image_size, num_classes=0)
+        models.load_weights(model, source.weights, replace_head=True)
+        return model.requires_grad_(False)
     model = models.build(source.architecture, image_size=image_size, num_classes=len(labels(source.labels)))
     models.load_weights(model, source.weights or _of_timm(source, image_size).state_dict())
     return model.requires_grad_(False)
@@ -58,13 +80,59 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
     noise = np.random.default_rng(0).standard_normal((1, 3, image_size, image_size), dtype=np.float32)
     with torch.inference_mode():
         ours = model(torch.from_numpy(noise))
-        theirs = _of_timm(source, image_size)(torch.from_numpy(noise))
+        timms = _of_timm(source, image_size)
+        if getattr(source, "features", False):
+            timms = without_classifier(timms)
+        theirs = timms(torch.from_numpy(noise))
     difference = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
     if not difference <= tolerance:
         raise ExportMismatch(
             f"our {source.architecture} differs from timm's by {difference:.1e} (relative) with these "
             "weights; choose timm's code with --implementations timm"
         )
+
+
+def without_classifier(model: nn.Module) -> nn.Module:
+    """timm's model up to what its classifier sees: (B, 3, S, S) -> (B, D)."""
+    model.reset_classifier(0)  # type: ignore[operator]
+    return model.eval().requires_grad_(False)
+
+
+def with_head(request: Head, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Module:
+    """timm's model with its classifiers replaced by one linear one over the same features.
+
+    A model with two of them (distilled ones average both) gets the same twice.
+
+    Raises:
+        ExportMismatch: its scores are not the linear function of its features, so no head can be folded in.
+    """
+    path, classes = Path(request.weights), len(labels(request.labels))
+    model = timm.build(request.architecture, image_size=request.image_size, classes=classes, weights=path)
+    features = without_classifier(
+        timm.build(request.architecture, image_size=request.image_size, classes=classes, weights=path)
+    )
+    model.reset_classifier(len(bias_K))  # type: ignore[operator]
+    found = model.get_classifier()  # type: ignore[operator]
+    for head in found if isinstance(found, tuple) else (found,):
+        if not isinstance(head, (nn.Linear, nn.Conv2d)) or head.weight.numel() != weight_KD.size:
+            raise ExportMismatch(
+                f"{request.architecture} ends in no linear classifier, so it cannot be probed"
+            )
+        head.weight.data.copy_(torch.from_numpy(weight_KD).reshape(head.weight.shape))
+        assert head.bias is not None
+        head.bias.data.copy_(torch.from_numpy(bias_K))
+    model.eval().requires_grad_(False)
+    noise = torch.randn(
+        1, 3, request.image_size, request.image_size, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.inference_mode():
+        expected = features(noise).flatten(1) @ torch.from_numpy(weight_KD).T + torch.from_numpy(bias_K)
+        difference = float((model(noise) - expected).norm() / expected.norm().clamp(min=1e-30))
+    if not difference <= HEAD_TOLERANCE:
+        raise ExportMismatch(
+            f"{request.architecture} with a head of its own differs by {difference:.1e} from its features"
+        )
+    return model
 
 
 def _of_timm(source: Source, image_size: int) -> nn.Module:

@@ -37,6 +37,22 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None
     folder: str
     threads: int
+    features: bool = False
+    """Without the classifier: (B, 3, S, S) -> (B, D) features."""
+
+
+class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A linear classifier to put in the place of a model's own; `weights` and `labels` are the model's."""
+
+    architecture: str
+    image_size: int
+    labels: str
+    weights: str
+    head: str
+    """`.npz` with `weight` (K, D) and `bias` (K)."""
+    target: str
+    """The safetensors file to write: all weights, the new classifier among them."""
+    threads: int
 
 
 class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +81,7 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     request = msgspec.convert(payload, ExportRequest)
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
-    names = labels(request.labels)
+    names = () if request.features else labels(request.labels)
     model = source.module(request, request.image_size)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
     source.check(model, request, request.image_size, tolerance)
@@ -83,6 +99,24 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
         }
         (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return manifest
+
+
+def write_head(payload: dict[str, Any]) -> dict[str, Any]:
+    """Write a model's weights with another linear classifier, after comparing it with its features."""
+    import torch
+    from safetensors.torch import save_file
+
+    from vitrail.export import source
+
+    request = msgspec.convert(payload, HeadRequest)
+    torch.set_num_threads(request.threads)
+    with np.load(request.head, allow_pickle=False) as head:
+        model = source.with_head(request, head["weight"], head["bias"])
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    partial = Path(request.target).with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(request.target)
+    return {"tensors": len(tensors)}
 
 
 def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,24 @@ from vitrail.judge.evidence import decided_photos_agree, throughput
 from vitrail.measure import latency
 from vitrail.vocabulary import (
     Answer,
+    Classification,
     LatencyFigures,
     Observation,
     Requirements,
     Verdict,
     Workload,
+)
+
+_NOTHING_SEEN = Classification(
+    split="",
+    data="",
+    images=0,
+    accuracy=0.0,
+    interval=(0.0, 100.0),
+    balanced_accuracy=0.0,
+    recalls=(),
+    confusion=(),
+    calibration_error=0.0,
 )
 
 
@@ -23,6 +36,7 @@ def verdicts(observation: Observation, requirements: Requirements, workload: Wor
     answers = [
         _license(observation, requirements),
         _accuracy(observation, requirements),
+        *_recalls(observation, requirements),
         _latency(observation, requirements, workload),
         _memory(observation, requirements),
         _throughput(observation, requirements, workload),
@@ -123,6 +137,33 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
         f"{text}: {_room(margin, '', 'point')}",
         _option("--min-accuracy", accuracy.value, up=False),
     )
+
+
+def _recalls(observation: Observation, requirements: Requirements) -> list[Verdict]:
+    """One verdict for each class that is asked about."""
+    found = {recall.label: recall for recall in (observation.classification or _NOTHING_SEEN).recalls}
+    answers = []
+    for label, least in requirements.min_recall:
+        recall = found.get(label)
+        if recall is None:
+            why = _unmeasured(observation) or f"no recall of {label} was measured"
+            answers.append(_missing("min_recall", f"{label}={least:g}", why))
+            continue
+        margin = recall.value - least
+        text = f"recall of {label} {_number(recall.value)} % of {recall.images} images"
+        option = _option("--min-recall", recall.value, up=False)
+        answers.append(
+            _numeric(
+                "min_recall",
+                "pass" if margin >= 0 else "fail",
+                recall.value,
+                least,
+                margin,
+                f"{text}: {_room(margin, '', 'point')}",
+                option and option.replace(" ", f" {label}="),
+            )
+        )
+    return answers
 
 
 def _latency(observation: Observation, requirements: Requirements, workload: Workload) -> Verdict | None:

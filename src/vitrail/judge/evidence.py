@@ -12,6 +12,7 @@ from vitrail.vocabulary import (
     Accuracy,
     Answer,
     Block,
+    Classification,
     Measurement,
     Observation,
     Parity,
@@ -51,17 +52,31 @@ def observe(
         latency_answer = state.answer if state else None
     return Observation(
         variant=variant,
-        accuracy=accuracy(variant, measurement.parity, at_hand=at_hand, allowance=allowance),
+        accuracy=_measured(measurement.classification)
+        or accuracy(variant, measurement.parity, at_hand=at_hand, allowance=allowance),
         request=latency.figures(blocks, "request", workload.percentile),
         model=latency.figures(blocks, "model", workload.percentile),
         latency_answer=None if latency_answer == "not assessed" else latency_answer,
         throughput=throughput(blocks, workload.latency_scope, workload.batch_size),
         memory=measurement.memory,
         parity=measurement.parity,
+        classification=measurement.classification,
         facts=measurement.facts,
         measurement=measurement,
         weights_at_hand=at_hand,
         flags=measurement.flags,
+    )
+
+
+def _measured(classification: Classification | None) -> Accuracy | None:
+    if classification is None:
+        return None
+    return Accuracy(
+        value=classification.accuracy,
+        provenance="measured",
+        source=f"{classification.split} split of the labelled images",
+        images=classification.images,
+        interval=classification.interval,
     )
 
 

@@ -18,14 +18,16 @@ import numpy as np
 
 from vitrail import __version__, hardware, runtimes, stats, store
 from vitrail.artifact import Bundle, Evidence, ParityBounds
+from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
 from vitrail.images.labels import read_labels
 from vitrail.images.photos import PhotoSet
-from vitrail.measure import parity, sandbox
+from vitrail.measure import accuracy, parity, sandbox
 from vitrail.measure.launch import ExportSubject, Launch
 from vitrail.models.weights import Located, WeightsFinder, WeightsUnavailable
 from vitrail.vocabulary import (
     Candidate,
+    Classification,
     Environment,
     Export,
     Measurement,
@@ -60,6 +62,7 @@ class Bench:
         finder: where weights come from.
         machine: facts of this machine.
         fresh: ignore recorded measurements.
+        dataset: the user's labelled images, on whose validation split accuracy is measured.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Bench:
         finder: WeightsFinder,
         machine: Mapping[str, object],
         fresh: bool = False,
+        dataset: Dataset | None = None,
     ) -> None:
         assert workload.threads is not None
         self.workload = workload
@@ -80,6 +84,7 @@ class Bench:
         self._parity_photos = tuple(photos.paths[i] for i in order)
         many = len(photos.paths) >= stats.PHOTOS_FOR_LOSS_BOUND
         self._reference_s = REFERENCE_MANY_SECONDS if many else REFERENCE_SECONDS
+        self.dataset = dataset
         self._finder = finder
         self._fingerprint = hardware.fingerprint(machine)
         self._fresh = fresh
@@ -108,13 +113,13 @@ class Bench:
         """Whether the variant's export is kept already."""
         return (self._export_folder(variant) / work.MANIFEST).is_file()
 
-    def export(self, variant: Variant, timeout_s: float) -> Export:
-        """The variant's export, made now unless it is kept from before.
+    def export(self, variant: Variant, timeout_s: float, *, features: bool = False) -> Export:
+        """The variant's export, made now unless it is kept from before; `features`: without its classifier.
 
         Raises:
             ChildFailure: exporting failed, crashed, hung or outgrew its memory.
         """
-        folder = self._export_folder(variant)
+        folder = self._export_folder(variant, features=features)
         located = self.weights(variant.candidate)
         if not (folder / work.MANIFEST).is_file():
             request = work.ExportRequest(
@@ -125,6 +130,7 @@ class Bench:
                 weights=self._weights_path(located),
                 folder=str(folder),
                 threads=self.threads,
+                features=features,
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
             sandbox.call(
@@ -166,7 +172,7 @@ class Bench:
             toolchain=tuple(sorted(manifest["toolchain"].items())),
         )
 
-    def _export_folder(self, variant: Variant) -> Path:
+    def _export_folder(self, variant: Variant, *, features: bool = False) -> Path:
         candidate, image_size = variant.candidate, variant.image_size
         key = {
             "architecture": candidate.architecture,
@@ -177,6 +183,8 @@ class Bench:
             "toolchain": work.toolchain(),
             "version": work.EXPORT_VERSION,
         }
+        if features:
+            key["features"] = True
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
 
@@ -217,7 +225,7 @@ class Bench:
         )
 
     def _key(self, variant: Variant) -> dict[str, object]:
-        workload = dataclasses.replace(self.workload, images=None)
+        workload = dataclasses.replace(self.workload, images=None, data=None)
         return {
             "weights": self._weights_key(variant.candidate),
             "variant": variant.name,
@@ -226,8 +234,9 @@ class Bench:
             "workload": msgspec.to_builtins(workload),
             "environment": msgspec.to_builtins(self.environment(variant)),
             "toolchain": work.toolchain(),
-            "images": _image_libraries(),
+            "images": image_libraries(),
             "export": work.EXPORT_VERSION,
+            "data": self.dataset.digest if self.dataset else None,
         }
 
     def _same_speed(self, measurement: Measurement) -> bool:
@@ -245,6 +254,31 @@ class Bench:
             )
             self._speed_ms = float(answer["speed_ms"])
         return self._speed_ms
+
+    # --- labelled images --------------------------------------------------------------------------
+
+    def classify(self, variant: Variant, export: Export, split: Split) -> Classification:
+        """The export's own answers on a split of the labelled images, in a launch of its own.
+
+        Raises:
+            ChildFailure: the export cannot be launched, or fails.
+        """
+        assert self.dataset is not None, "there are no labelled images"
+        examples = self.dataset.of(split)
+        launch = self.subject(variant, export).launch(0)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                paths = tuple(example.path for example in examples)
+                scores = launch.scores(paths, 1, Path(folder) / "scores.npy")[:, 0]
+        finally:
+            launch.close()
+        return accuracy.classify(
+            scores,
+            [example.label for example in examples],
+            self.dataset.classes,
+            split=split,
+            data=self.dataset.digest,
+        )
 
     # --- parity -----------------------------------------------------------------------------------
 
@@ -277,7 +311,7 @@ class Bench:
             "digest": self.photos.digest,
             "crops": crops,
             "toolchain": work.toolchain(),
-            "images": _image_libraries(),
+            "images": image_libraries(),
             "method": METHOD_VERSION,
         }
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
@@ -347,10 +381,11 @@ class Bench:
             own_outputs=own,
             bounds=ParityBounds(**dataclasses.asdict(bounds)),
             measurement=measurement,
+            splits=None if self.dataset is None else splits_of(self.dataset),
         )
 
 
-def _image_libraries() -> dict[str, str]:
+def image_libraries() -> dict[str, str]:
     """Versions of what decodes and resizes: part of a request's latency and of a reference's pixels."""
     return {name: metadata.version(name) for name in ("pillow", "numpy")}
 
@@ -359,6 +394,14 @@ def _labels_key(labels: str) -> str:
     """A label set's name, or the digest of a labels file: an edited file is another one."""
     path = Path(labels)
     return store.sha256_file(path) if path.is_file() else labels
+
+
+def splits_of(dataset: Dataset) -> dict[str, dict[str, str]]:
+    """{split: {sha256 of an image: its class}}: which images were fitted, chosen on and tested on."""
+    return {
+        split: {example.digest: dataset.classes[example.label] for example in dataset.of(split)}
+        for split in SPLITS
+    }
 
 
 def preprocess_of(variant: Variant) -> Preprocess:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vitrail import judge, runtimes, stats
@@ -25,6 +25,7 @@ from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_
 from vitrail.selection.prune import Peaks, ruled_out
 from vitrail.vocabulary import (
     Block,
+    Classification,
     LedgerEntry,
     Measurement,
     Observation,
@@ -55,6 +56,7 @@ class Trial:
     outcome: Outcome | None = None
     measurement: Measurement | None = None
     parity: Parity | None = None
+    classification: Classification | None = None
     failure: str | None = None
     pruned: str | None = None
     finalist: bool = False
@@ -93,6 +95,8 @@ class Search:
     bench: Bench
     peaks: Peaks
     variants: Sequence[Variant]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    """Candidate's name -> why nothing of it is measured, known before the search."""
     report: Callable[[Progress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
@@ -125,7 +129,7 @@ class Search:
         """Search until it is decided or the budget is spent; everything considered, as observations."""
         self.deadline = self.clock() + self.settings.budget_s
         for trial in self.trials.values():
-            trial.pruned = ruled_out(
+            trial.pruned = self.excluded.get(trial.variant.candidate.name) or ruled_out(
                 trial.variant,
                 self.requirements,
                 self.bench.workload,
@@ -323,6 +327,7 @@ class Search:
                 deadline = max(until, self.clock() + 3.0)
                 outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline)
                 self._keep(trial, outcome)
+            self._classify(trial)
             if self.settings.exhaustive and trial.at_hand and self._contends(trial) and self._ready(trial):
                 self._compare(trial)
         except ChildFailure as error:
@@ -365,6 +370,7 @@ class Search:
         outcome = _outcome_of(trial.variant.name, plan, recorded)
         launches = {block.launch for block in recorded.blocks}
         trial.measurement, trial.parity, trial.outcome = recorded, recorded.parity, outcome
+        trial.classification = recorded.classification
         decided = outcome.answer != "undecided"
         trial.finalist = decided and len(launches) >= plan.launches + 1
         trial.confirmed = decided and len(launches) >= plan.launches + 2
@@ -395,6 +401,15 @@ class Search:
         trial.measurement = replace(trial.measurement, parity=trial.parity)
         self.bench.record(trial.variant, trial.measurement)
 
+    def _classify(self, trial: Trial) -> None:
+        """Accuracy of a contender's own export on the user's validation images, unless it is known."""
+        if not (self.bench.dataset and trial.at_hand and self._contends(trial)) or trial.classification:
+            return
+        if self._ready(trial) and trial.subject is not None and trial.measurement is not None:
+            trial.classification = self.bench.classify(trial.variant, trial.subject.export, "validation")
+            trial.measurement = replace(trial.measurement, classification=trial.classification)
+            self.bench.record(trial.variant, trial.measurement)
+
     def _keep(self, trial: Trial, outcome: Outcome) -> None:
         """Turn an outcome into the trial's measurement and record it at once."""
         trial.outcome = outcome
@@ -414,6 +429,7 @@ class Search:
             blocks=outcome.blocks,
             memory=seen.memory,
             parity=trial.parity,
+            classification=trial.classification,
             load_s=seen.load_s,
             warm_up_calls=seen.warm_up_calls,
             random_weights=not trial.at_hand,

@@ -7,13 +7,14 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
+from vitrail import artifact, catalog, data, hardware, judge, remeasure, runtimes, store, verify
 from vitrail.errors import ClaimError, InputError, MissingExtraError
-from vitrail.images.photos import photo_folder, sample_photos
+from vitrail.images.photos import MAX_PHOTOS, PhotoSet, digest_of, evenly_spaced, photo_folder, sample_photos
+from vitrail.measure import accuracy
 from vitrail.measure import peaks as engine_peaks
 from vitrail.models.weights import WeightsFinder
 from vitrail.requirements import check
@@ -21,6 +22,7 @@ from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
 from vitrail.selection.bench import METHOD_VERSION, Bench
 from vitrail.selection.own import OwnWeights, own_candidate
+from vitrail.selection.probing import Probed, probe
 from vitrail.selection.prune import Peaks, missing_runtimes, variants
 from vitrail.selection.search import Progress, Search
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings, Selection, Workload
@@ -77,11 +79,29 @@ def select(
     machine = hardware.facts(table=RUNTIMES)
     workload = _resolved(workload or Workload(), machine)
     candidates = _candidates(own, settings)
-    photos = sample_photos() if workload.images is None else photo_folder(workload.images)
+    dataset = None if workload.data is None else data.load(workload.data)
+    _check_classes(requirements, dataset)
+    photos = _photos(workload, dataset)
     allowance = DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib
     finder = WeightsFinder(offline=settings.offline, max_download_mib=allowance)
-    bench = Bench(workload=workload, photos=photos, finder=finder, machine=machine, fresh=settings.fresh)
+    bench = Bench(
+        workload=workload,
+        photos=photos,
+        finder=finder,
+        machine=machine,
+        fresh=settings.fresh,
+        dataset=dataset,
+    )
     peaks = measured_peaks(machine, workload, fresh=settings.fresh)
+    probed: Probed | None = None
+    if dataset is not None:
+        watcher.note(described(dataset))
+        probed = probe(candidates, dataset, bench, requirements, workload, settings, watcher.note)
+        if not probed.candidates:
+            raise InputError(f"No model could be probed: {_first_reason(probed)}")
+        # What could not be probed stays in the ledger, without the accuracy on other classes.
+        rest = (replace(c, accuracy=None) for c in candidates if c.name in probed.excluded)
+        candidates = (*probed.candidates, *rest)
     everything = variants(candidates, workload, settings)
     _introduce(watcher, machine, candidates, everything, requirements, workload, peaks, len(photos.paths))
     # What was spent on photos and peaks belongs to the budget too.
@@ -92,6 +112,7 @@ def select(
         bench=bench,
         peaks=peaks,
         variants=everything,
+        excluded=probed.excluded if probed else {},
         report=watcher.progress,
         note=watcher.note,
     )
@@ -103,13 +124,111 @@ def select(
         hardware=machine,
         seconds=round(time.monotonic() - begin, 1),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        notes=(*search.notes(), *missing_runtimes(settings), photos.evidence),
+        notes=(
+            *(probed.notes if probed else ()),
+            *search.notes(),
+            *missing_runtimes(settings),
+            photos.evidence,
+            *_doubts(dataset),
+        ),
         method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
     )
+    if dataset is not None:
+        selection = tested(selection, search, requirements)
     watcher.judged(selection)
     if out is not None and selection.winner is not None:
         watcher.note(ship(selection, search, Path(out), overwrite=overwrite))
     return selection
+
+
+def tested(selection: Selection, search: Search, requirements: Requirements) -> Selection:
+    """The selection with the winner's answers on the test split, beside what validation let expect.
+
+    No choice has looked at these images, and none does now: what they say is written down, and where they
+    contradict a limit that validation held, a note says so.
+
+    Raises:
+        ChildFailure: the winner's export, which ran before, fails now.
+    """
+    winner = selection.winner
+    seen = winner.observation.classification if winner is not None else None
+    if winner is None or seen is None:
+        return selection
+    export = search.bench.export(winner.variant, timeout_s=300.0)
+    found = search.bench.classify(winner.variant, export, "test")
+    right = round(seen.accuracy * seen.images / 100)
+    low, high = accuracy.expected_share(right, seen.images, found.images)
+    doubts = []
+    if requirements.min_accuracy is not None and found.interval[0] < requirements.min_accuracy:
+        doubts.append(
+            f"{found.images} test images do not show at 95 % that the accuracy reaches "
+            f"{requirements.min_accuracy:g} %: {found.accuracy:.1f} % "
+            f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
+        )
+    if not low <= found.accuracy / 100 <= high:
+        doubts.append(
+            f"the test accuracy of {found.accuracy:.1f} % lies outside the {100 * low:.1f} to {100 * high:.1f} % "
+            "that the validation images let expect"
+        )
+    return replace(
+        selection,
+        test=found,
+        expected_test=(100 * low, 100 * high),
+        notes=(*doubts, *selection.notes),
+    )
+
+
+def described(dataset: data.Dataset) -> str:
+    """One line on the labelled images."""
+    counts = {split: len(dataset.of(split)) for split in data.SPLITS}
+    said = ", ".join(f"{count} {split}" for split, count in counts.items())
+    return f"{dataset.name}: {len(dataset.classes)} classes, {said}"
+
+
+def _doubts(dataset: data.Dataset | None) -> tuple[str, ...]:
+    """What is wrong with the labelled images, counted."""
+    if dataset is None:
+        return ()
+    found = (
+        (
+            len(dataset.broken),
+            f"images cannot be read, the first: {dataset.broken[0].path}" if dataset.broken else "",
+        ),
+        (dataset.duplicates, "files are copies of other images and count once"),
+        (len(dataset.conflicts), "images are there under different labels and are left out"),
+    )
+    return tuple(f"{count} {text} (`vitrail data` lists them)" for count, text in found if count)
+
+
+def _check_classes(requirements: Requirements, dataset: data.Dataset | None) -> None:
+    for label, _ in requirements.min_recall:
+        if dataset is None:
+            raise InputError("--min-recall is about your own classes: give labelled images with --data DIR.")
+        if label not in dataset.classes:
+            raise InputError(
+                f"--min-recall: {label!r} is no class of the data: use {' or '.join(dataset.classes)}."
+            )
+
+
+def _photos(workload: Workload, dataset: data.Dataset | None) -> PhotoSet:
+    """What timing and parity use: the folder that was named, else the validation images, else the samples."""
+    if workload.images is not None:
+        return photo_folder(workload.images)
+    if dataset is None:
+        return sample_photos()
+    paths = evenly_spaced([example.path for example in dataset.of("validation")], MAX_PHOTOS)
+    return PhotoSet(
+        name=dataset.name,
+        paths=tuple(paths),
+        digest=digest_of(paths),
+        evidence=f"timing and parity on {len(paths)} of its validation images",
+    )
+
+
+def _first_reason(probed: Probed) -> str:
+    name, reason = next(iter(probed.excluded.items()))
+    more = f" (and {len(probed.excluded) - 1} more)" if len(probed.excluded) > 1 else ""
+    return f"{name}: {reason}{more}"
 
 
 def ship(selection: Selection, search: Search, out: Path, *, overwrite: bool) -> str:

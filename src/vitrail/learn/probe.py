@@ -1,0 +1,160 @@
+"""A linear probe: one regularised linear classifier on frozen features, and k-NN as a check of them.
+
+Shapes: n images, K classes, D features. Source of the protocol: Kornblith et al., Do Better ImageNet Models
+Transfer Better?, 2019, section 3 (logistic regression on frozen features, strength by cross-validation).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+
+from vitrail.errors import InputError
+
+__all__ = ["STRENGTHS", "Probe", "fit", "knn_accuracy"]
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse regularisation strengths that are tried, per standardised feature."""
+FOLDS = 3
+NEIGHBOURS = 5
+MOST_STEPS = 300
+TEMPERATURES = np.geomspace(0.25, 8.0, 61)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted head: scores = features @ weight.T + bias, calibrated on images its fit had not seen."""
+
+    weight: np.ndarray
+    """float32 (K, D); standardisation and temperature are folded in."""
+    bias: np.ndarray
+    """float32 (K)"""
+    strength: float
+    temperature: float
+    """What the scores were divided by (Guo et al. 2017, section 4.2); above 1: they were too sure."""
+    cross_validated: float
+    """Accuracy in % on the folds that each fit had not seen, at the chosen strength."""
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """float32 (n, D) -> float32 (n, K)."""
+        return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
+
+
+def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> Probe:
+    """Fit a head, its strength chosen by cross-validation over `STRENGTHS`.
+
+    Args:
+        features: float32 (n, D), of distinct images.
+        labels: (n) class indices in [0, classes).
+        classes: K; every one of them must be among the labels.
+
+    Raises:
+        InputError: a class has no image, or features are not finite.
+    """
+    if not np.isfinite(features).all():
+        raise InputError("The model's features are not finite on these images: choose another model.")
+    missing = set(range(classes)) - set(labels.tolist())
+    if missing:
+        raise InputError(f"{len(missing)} classes have no training image: add images for them.")
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    # A feature that never moves tells nothing; dividing by its zero spread would.
+    spread = np.where(spread > 1e-8 * max(float(spread.max()), 1e-30), spread, np.inf)
+    standard = ((features - mean) / spread).astype(np.float64)
+    rotated, back = _rotated(standard)
+    strength, held_out = _cross_validated(rotated, labels, classes)
+    model = _fitted(rotated, labels, strength)
+    weight_KD, bias_K = _both_classes(model.coef_ @ back, model.intercept_)
+    temperature = _temperature(held_out, labels)
+    weight_KD, bias_K = weight_KD / spread / temperature, bias_K / temperature
+    bias_K = bias_K - weight_KD @ mean
+    right = held_out.argmax(axis=1) == labels
+    return Probe(
+        weight=weight_KD.astype(np.float32),
+        bias=bias_K.astype(np.float32),
+        strength=strength,
+        temperature=temperature,
+        cross_validated=100.0 * float(right.mean()),
+    )
+
+
+def knn_accuracy(
+    features: np.ndarray, labels: np.ndarray, new_features: np.ndarray, new_labels: np.ndarray
+) -> float:
+    """Accuracy in % of the nearest neighbours by cosine: needs no fit, so it checks the features themselves."""
+    neighbours = min(NEIGHBOURS, len(labels))
+    model = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute").fit(features, labels)
+    return 100.0 * float((model.predict(new_features) == new_labels).mean())
+
+
+def _rotated(standard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, r) coordinates and the (r, D) way back, r = min(n, D).
+
+    With fewer images than features the images span r of D directions, and an L2 penalty keeps the weights in that
+    span; turning to it leaves the same problem with fewer unknowns.
+    """
+    images, features = standard.shape
+    if images >= features:
+        return standard, np.eye(features)
+    left, singular, back = np.linalg.svd(standard, full_matrices=False)
+    return left * singular, back
+
+
+def _fitted(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
+    model = LogisticRegression(C=strength, max_iter=MOST_STEPS, tol=1e-3)
+    with warnings.catch_warnings():
+        # Stopped early, a weakly regularised fit is only a little more regularised.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(features, labels)
+
+
+def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of two classes scikit-learn keeps one row, the second one's lead; half of it each gives the same answer."""
+    if len(weight) > 1:
+        return weight, bias
+    return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+
+
+def _cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[float, np.ndarray]:
+    """(best strength, its scores (n, K) of images that the fit had not seen).
+
+    With one image of a class nothing can be held out: a middling strength is taken and its own scores are given.
+    """
+    folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
+    if folds < 2:
+        strength = STRENGTHS[len(STRENGTHS) // 2]
+        weight, bias = _both_classes(*_parameters(_fitted(features, labels, strength)))
+        return strength, features @ weight.T + bias
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
+    parts = list(splitter.split(features, labels))
+    best: tuple[float, float, np.ndarray] | None = None
+    for strength in STRENGTHS:
+        scores = np.zeros((len(labels), classes))
+        for train, held in parts:
+            weight, bias = _both_classes(*_parameters(_fitted(features[train], labels[train], strength)))
+            scores[held] = features[held] @ weight.T + bias
+        loss = _log_loss(scores, labels)
+        if best is None or loss < best[0]:
+            best = (loss, strength, scores)
+    assert best is not None
+    return best[1], best[2]
+
+
+def _parameters(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    return model.coef_, model.intercept_
+
+
+def _log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return float(-logs[np.arange(len(labels)), labels].mean())
+
+
+def _temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    losses = [_log_loss(scores / t, labels) for t in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(losses))])

@@ -1,0 +1,173 @@
+"""Frozen features of labelled images through the fastest export that holds parity, each image once.
+
+Kept on disk by weights x preprocess x engine, a row for each image's digest. Shapes: n images, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from vitrail import store
+from vitrail.data import Example
+from vitrail.measure import features, parity, sandbox
+from vitrail.selection.bench import EXPORT_MEMORY_MIB, Bench, image_libraries, preprocess_of
+from vitrail.vocabulary import SearchSettings, Variant
+
+TRIAL_IMAGES = 24
+BATCH = 8
+"""Images per call: features are taken in bulk, whatever the workload's batch is."""
+EXPORT_TIMEOUT_S = 300.0
+IMAGE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The form of a candidate that gives its features, and what it takes for one image in ms (engine alone)."""
+
+    variant: Variant
+    ms: float
+
+
+class Features:
+    """Takes and keeps features for one selection; everything heavy runs in children."""
+
+    def __init__(self, bench: Bench, settings: SearchSettings) -> None:
+        self._bench = bench
+        self._fresh = settings.fresh
+        self._folder = store.cache_dir() / "features"
+        self._engines = store.RecordStore(self._folder)
+
+    def engine(self, forms: Sequence[Variant], examples: Sequence[Example]) -> Engine:
+        """The fastest of a candidate's variants whose features agree with fp32 eager ones on some images.
+
+        Raises:
+            ChildFailure: the candidate cannot be exported, or no form of it holds parity.
+        """
+        some = examples[:TRIAL_IMAGES]
+        key = {"engines": [self.key(Engine(form, 0.0)) for form in forms], "images": _digest_of(some)}
+        kept = None if self._fresh else self._engines.get(key)
+        if kept is not None:
+            form = next(f for f in forms if (f.runtime, f.precision) == (kept["runtime"], kept["precision"]))
+            return Engine(form, float(str(kept["ms"])))
+        reference, _ = self._extract(_eager(forms[0]), some)
+        found, refused = [], []
+        for form in forms:
+            try:
+                rows, ms = self._extract(form, some)
+            except sandbox.ChildFailure as error:
+                refused.append(f"{form.runtime} {form.precision}: {error}")
+                continue
+            reason = disagreement(reference, rows, form.precision)
+            if reason is None:
+                found.append(Engine(form, ms))
+            else:
+                refused.append(f"{form.runtime} {form.precision}: {reason}")
+        if not found:
+            raise sandbox.ChildFailure(f"no engine gives its features ({'; '.join(refused)})")
+        best = min(found, key=lambda each: each.ms)
+        self._engines.put(
+            key, {"runtime": best.variant.runtime, "precision": best.variant.precision, "ms": best.ms}
+        )
+        return best
+
+    def rows(self, engine: Engine, examples: Sequence[Example]) -> np.ndarray:
+        """float32 (n, D) features of the examples; only images that were never seen are run.
+
+        Raises:
+            ChildFailure: the export failed, or an image cannot be decoded.
+        """
+        digest = hashlib.sha256(store.canonical_json(self.key(engine))).hexdigest()[:24]
+        file = self._folder / f"{digest}.npz"
+        known = _read(file)
+        new = [example for example in examples if example.digest not in known]
+        if new:
+            rows, _ = self._extract(engine.variant, new)
+            known.update(zip((example.digest for example in new), rows, strict=True))
+            _write(file, known)
+        return np.stack([known[example.digest] for example in examples])
+
+    def key(self, engine: Engine) -> dict[str, object]:
+        """All that a feature depends on, the image aside."""
+        variant = engine.variant
+        located = self._bench.weights(variant.candidate)
+        assert located is not None
+        return {
+            "weights": located.weights.sha256,
+            "architecture": variant.candidate.architecture,
+            "implementation": variant.implementation,
+            "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "engine": self._bench.environment(variant).engine,
+            "precision": variant.precision,
+            "images": image_libraries(),
+        }
+
+    def _extract(self, variant: Variant, examples: Sequence[Example]) -> tuple[np.ndarray, float]:
+        export = self._bench.export(variant, EXPORT_TIMEOUT_S, features=True)
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "features.npy"
+            request = features.FeaturesRequest(
+                folder=str(Path(export.folder).absolute()),
+                entry=export.entry,
+                runtime=variant.runtime,
+                precision=variant.precision,
+                batch_size=BATCH,
+                threads=self._bench.threads,
+                preprocess=preprocess_of(variant),
+                images=[example.path for example in examples],
+                target=str(target),
+            )
+            answer = sandbox.call(
+                "vitrail.measure.features:extract",
+                msgspec.to_builtins(request),
+                timeout_s=EXPORT_TIMEOUT_S + IMAGE_TIMEOUT_S * len(examples),
+                memory_mib=EXPORT_MEMORY_MIB,
+                name="taking features",
+            )
+            return np.load(target, allow_pickle=False), float(answer["ms"])
+
+
+def disagreement(reference: np.ndarray, rows: np.ndarray, precision: str) -> str | None:
+    """Why features (n, D) are not the reference's, by the bounds of parity; None: they are."""
+    if not np.isfinite(rows).all():
+        return "features are not finite"
+    bounds = parity.BOUNDS[precision]
+    norms = np.linalg.norm(reference, axis=1), np.linalg.norm(rows, axis=1)
+    cosine = float(((reference * rows).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-12)).min())
+    error = float((np.linalg.norm(rows - reference, axis=1) / np.maximum(norms[0], 1e-12)).max())
+    if cosine < bounds.cosine:
+        return f"cosine {cosine:.5f} is below {bounds.cosine}"
+    if error > bounds.relative_error:
+        return f"relative error {error:.2g} is above {bounds.relative_error}"
+    return None
+
+
+def _eager(form: Variant) -> Variant:
+    return replace(form, runtime="pytorch", precision="fp32", reference=True)
+
+
+def _digest_of(examples: Sequence[Example]) -> str:
+    return hashlib.sha256("".join(example.digest for example in examples).encode()).hexdigest()
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return dict(zip(kept["digests"].tolist(), kept["rows"], strict=True))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or cut off by a crash
+        return {}
+
+
+def _write(file: Path, known: dict[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    with store.writing(file), open(partial, "wb") as target:
+        np.savez(target, digests=np.array(list(known)), rows=np.stack(list(known.values())))
+    partial.replace(file)
