@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--top is {args.top}: ask for at least 1.")
     index = Index.read(args.index)
     origin = index.table.origin
-    is_image = not args.text and Path(args.query).is_file()
+    is_image = not args.text and os.path.isfile(args.query)  # Path would fail on a long text
     if not is_image and not args.text and args.query.lower().endswith(SUFFIXES):
         raise InputError(f"There is no image at {args.query}: check it, or search for that text with --text.")
     if not is_image and not origin.reads_text:

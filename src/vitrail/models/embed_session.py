@@ -164,7 +164,10 @@ def _loaded(request: Request) -> Session:
         return _clip(request, architecture)
     if request.tokenizer is not None:
         raise InputError(f"{request.model} reads no texts: leave --tokenizer out.")
-    preprocess = request.preprocess or msgspec.convert(timm_models._preprocess(request.model), Preprocess)
+    preprocess = request.preprocess
+    if preprocess is None:
+        timm_models._check_known(architecture)
+        preprocess = msgspec.convert(timm_models._preprocess(request.model), Preprocess)
     preprocess = _normalised(preprocess, request.normalisation)
     ours = architecture in MODELS
     build = _ours if ours else _of_timm

