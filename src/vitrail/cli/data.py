@@ -157,7 +157,9 @@ def _broken(document: dict[str, Any]) -> list[str]:
     broken = document["broken"]
     if not broken:
         return ["broken       none"]
-    return [f"broken       {_count(len(broken), 'file')}, in no split", *_some([b["reason"] for b in broken])]
+    # Most reasons name their file.
+    reasons = [b["reason"] if b["path"] in b["reason"] else f"{b['path']}: {b['reason']}" for b in broken]
+    return [f"broken       {_count(len(broken), 'file')}, in no split", *_some(reasons)]
 
 
 def _duplicates(document: dict[str, Any]) -> list[str]:
@@ -171,9 +173,8 @@ def _duplicates(document: dict[str, Any]) -> list[str]:
     if conflicts:
         files = sum(len(conflict["paths"]) for conflict in conflicts)
         many = _count(len(conflicts), "image")
-        lines.append(
-            f"conflicts    {many} under more than one label ({files} files), in no split: remove the wrong ones"
-        )
+        fix = "in no split: remove the wrong ones"
+        lines.append(f"conflicts    {many} under more than one label ({files} files), {fix}")
         for conflict in conflicts[:SHOWN]:
             pairs = zip(conflict["paths"], conflict["labels"], strict=True)
             lines += _some([f"{path} is {label!r}" for path, label in pairs])
@@ -184,11 +185,10 @@ def _duplicates(document: dict[str, Any]) -> list[str]:
 
 def _near(near: dict[str, Any]) -> list[str]:
     if not near["pairs"]:
-        return [f"near copies  none (thumbnails that correlate by {near['correlation']} or more)"]
+        return [f"near copies  none (no thumbnails correlate by {near['correlation']} or more)"]
     pairs, across = _count(near["pairs"], "pair"), _count(near["straddling"], "pair")
-    lines = [
-        f"near copies  {pairs} among {near['images']} images (thumbnails correlate by {near['correlation']} or more)"
-    ]
+    how = f"thumbnails correlate by {near['correlation']} or more"
+    lines = [f"near copies  {pairs} among {near['images']} images ({how})"]
     if near["straddling"]:
         held_out = _count(near["held_out"], "image")
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ NAME_WIDTH = 210
 TEXT_SIZE = 15
 MAX_CLASSES = 200
 """Rows of a sheet; a JPEG ends at 65,535 pixels and a reader's patience before."""
+
+# Pillow's own font has ASCII letters only. These are looked for where the system keeps its fonts.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 
 BACKGROUND, INK, PALE, CELL = (255, 255, 255), (30, 30, 30), (110, 110, 110), (236, 236, 236)
 
@@ -51,7 +55,7 @@ def write_sheet(dataset: Dataset, path: str | Path, *, per_class: int = 8) -> in
 
 def draw(dataset: Dataset, *, per_class: int) -> Image.Image:
     """The sheet as an RGB image; of more than `MAX_CLASSES` classes, the first ones in order."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     from vitrail.images.photos import evenly_spaced
 
@@ -62,11 +66,11 @@ def draw(dataset: Dataset, *, per_class: int) -> Image.Image:
     ]
     width = NAME_WIDTH + max(map(len, paths)) * (SIDE + GAP) + GAP
     sheet = Image.new("RGB", (width, GAP + len(shown) * (SIDE + GAP)), BACKGROUND)
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
+    canvas, font = ImageDraw.Draw(sheet), _font()
     counts = dataset.counts()
     for row, name in enumerate(shown):
         top = GAP + row * (SIDE + GAP)
-        canvas.text((GAP, top), _fitted(canvas, name, font), INK, font)
+        canvas.text((GAP, top), _fitted(canvas, legible(name, font), font), INK, font)
         for line, split in enumerate(SPLITS, start=1):
             text = f"{counts[name][split]} {split}"
             canvas.text((GAP, top + line * (TEXT_SIZE + GAP)), text, PALE, font)
@@ -94,3 +98,32 @@ def _fitted(canvas: ImageDraw.ImageDraw, name: str, font: Font) -> str:
     while name and canvas.textlength(name + "…", font) > NAME_WIDTH - 2 * GAP:
         name = name[:-1]
     return name + "…"
+
+
+def _font() -> Font:
+    """A font of the system with letters beyond ASCII, else Pillow's own."""
+    from PIL import ImageFont
+
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, TEXT_SIZE)
+        except OSError:  # not on this system
+            continue
+    return ImageFont.load_default(TEXT_SIZE)
+
+
+def legible(name: str, font: Font) -> str:
+    """The name with letters that the font lacks replaced by their base letter, else by a question mark."""
+    nothing = _drawn("\uffff", font)  # no font has this one: it shows what a missing letter looks like
+
+    def spelled(letter: str) -> str:
+        if letter.isspace() or _drawn(letter, font) != nothing:
+            return letter
+        base = unicodedata.normalize("NFKD", letter)[0]
+        return base if _drawn(base, font) != nothing else "?"
+
+    return "".join(map(spelled, name))
+
+
+def _drawn(letter: str, font: Font) -> bytes:
+    return bytes(font.getmask(letter))
