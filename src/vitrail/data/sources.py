@@ -101,7 +101,7 @@ def _is_split_layout(root: Path, subfolders: list[str]) -> bool:
 def _nothing(root: Path, loose: int) -> InputError:
     found = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in MANIFESTS]
     if found:
-        return InputError(f"{root} has no class folders with images: did you mean {root / found[0]}?")
+        return InputError(f"{root} has no class folders with images: give {root / found[0]} itself.")
     if loose:
         return InputError(f"{root} holds {loose} images without a class: put them into one folder per class.")
     return InputError(f"{root} holds no images: put one folder of images per class in it.")
