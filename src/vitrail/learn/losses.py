@@ -104,7 +104,7 @@ def gathered(own_BD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return own_BD
-    everyone_ND: Tensor = _Gather.apply(own_BD, group)  # type: ignore[no-untyped-call]
+    everyone_ND: Tensor = _Gather.apply(own_BD, group)
     return everyone_ND
 
 
@@ -120,7 +120,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
         # A sum for everybody and then the own rows: not every backend has a reduce-scatter, and N × D is
         # small beside the scores. Cloned, because autograd may hand the same tensor to others.

@@ -1,0 +1,173 @@
+"""`vitrail zero-shot IMAGE... --classes ...`: classify images by class names alone, with CLIP or SigLIP."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vitrail.zeroshot.loading import Loaded
+
+SCHEMA_VERSION = 1
+BATCH = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument(
+        "--classes", required=True, metavar="NAMES|FILE", help="names with commas between, or one a line"
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--prompts",
+        default="imagenet",
+        metavar="SET|FILE",
+        help="imagenet (80 sentences), simple (7), or a file with one a line and {} for the name (imagenet)",
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (5)")
+    add_json_argument(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which CLIP or SigLIP, and where its files are; `load_model` reads them."""
+    parser.add_argument("--model", required=True, metavar="NAME", help="open_clip's name, such as ViT-B-32")
+    parser.add_argument(
+        "--weights", metavar="FILE|hub:ID", help="a file, or a repository of the hub (the published ones)"
+    )
+    parser.add_argument("--tag", metavar="TAG", help="which published weights, by open_clip's tag")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json of a SigLIP (fetched from the hub)"
+    )
+
+
+def load_model(args: argparse.Namespace) -> Loaded:
+    """The CLIP or SigLIP that the options name.
+
+    Raises InputError as `vitrail.zeroshot.loading.load`.
+    """
+    from vitrail.zeroshot.loading import load
+
+    tokenizer = None if args.tokenizer is None else Path(args.tokenizer)
+    return load(args.model, weights=args.weights, tag=args.tag, tokenizer=tokenizer)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify all images; exit code 0, 1 if some could not be used, 2 if none could."""
+    if args.top < 1:
+        raise InputError(f"--top is {args.top}: ask for at least 1 class.")
+    from vitrail.zeroshot import prompts
+
+    # Wrong names are told before gigabytes are read.
+    classes, templates = prompts.parse_classes(args.classes), prompts.templates(args.prompts)
+    loaded = load_model(args)
+    outcomes = _classified(loaded, args.images, classes, templates)
+    document = _document(args, loaded, classes, len(templates), outcomes)
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != STDOUT:
+        print("\n".join(_lines(document)))
+    bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
+    for error in bad:
+        print(f"vitrail: error: {error}", file=sys.stderr)
+    if not bad:
+        return 0
+    return InputError.exit_code if len(bad) == len(outcomes) else 1
+
+
+def _classified(
+    loaded: Loaded, images: Sequence[str], classes: Sequence[str], templates: Sequence[str]
+) -> list[np.ndarray | InputError]:
+    """For each image its logits (K,), or why it could not be used."""
+    import torch
+
+    from vitrail.images.decode import decode
+    from vitrail.images.preprocess import prepare_batch, resized_short_side
+    from vitrail.zeroshot.head import classifier, text_head
+
+    model = classifier(loaded.model, *text_head(loaded.model, loaded.tokenizer, classes, templates))
+    outcomes: list[Any] = []
+    for start in range(0, len(images), BATCH):
+        photos = []
+        for path in images[start : start + BATCH]:
+            try:
+                photos.append(decode(path, short_side=resized_short_side(loaded.preprocess)))
+                outcomes.append(None)
+            except InputError as error:
+                outcomes.append(error)
+        if photos:
+            with torch.inference_mode():
+                logits = iter(model(torch.from_numpy(prepare_batch(photos, loaded.preprocess))).numpy())
+            outcomes = [next(logits) if outcome is None else outcome for outcome in outcomes]
+    return outcomes
+
+
+def _probabilities(logits_K: np.ndarray, *, apart: bool) -> np.ndarray:
+    """SigLIP was trained to judge each class by itself (`apart`), CLIP to choose among them."""
+    import numpy as np
+
+    logits_K = logits_K.astype(np.float64)
+    if apart:
+        return np.exp(-np.logaddexp(0.0, -logits_K))
+    powers = np.exp(logits_K - logits_K.max())
+    return powers / powers.sum()
+
+
+def _document(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    classes: Sequence[str],
+    templates: int,
+    outcomes: Sequence[np.ndarray | InputError],
+) -> dict[str, Any]:
+    import numpy as np
+
+    apart = loaded.model.logit_bias is not None
+    rows: list[dict[str, Any]] = []
+    for image, outcome in zip(args.images, outcomes, strict=True):
+        if isinstance(outcome, InputError):
+            rows.append({"image": image, "error": str(outcome), "top": []})
+            continue
+        probabilities = _probabilities(outcome, apart=apart)
+        best = [int(k) for k in np.argsort(-outcome, kind="stable")[: args.top]]
+        top = [
+            {
+                "label": classes[k],
+                "index": k,
+                "probability": float(probabilities[k]),
+                "logit": float(outcome[k]),
+            }
+            for k in best
+        ]
+        rows.append({"image": image, "error": None, "top": top})
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": loaded.name,
+        "weights": loaded.weights,
+        "preprocess": loaded.preprocess,
+        "prompts": args.prompts,
+        "templates": templates,
+        "classes": list(classes),
+        "probability": "sigmoid" if apart else "softmax",
+        "predictions": rows,
+    }
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    done = [row for row in document["predictions"] if row["error"] is None]
+    width = min(40, max((len(ranked["label"]) for row in done for ranked in row["top"]), default=0))
+    lines = []
+    for row in done:
+        lines.append(row["image"])
+        lines += [f"  {ranked['label']:<{width}}  {ranked['probability']:7.2%}" for ranked in row["top"]]
+    if done and document["probability"] == "sigmoid":
+        lines.append("each probability stands by itself: SigLIP does not choose among the classes")
+    return lines

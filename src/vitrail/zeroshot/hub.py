@@ -1,0 +1,108 @@
+"""CLIP's files from the Hugging Face hub, fetched as `models.weights` fetches those of classifiers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vitrail.errors import InputError
+from vitrail.models.weights import (
+    HUB_FILES,
+    HUB_TIMEOUT_S,
+    WeightsFinder,
+    WeightsUnavailable,
+    _hub,
+    _no_such_file,
+)
+from vitrail.vocabulary import Candidate, Preprocess, Weights
+
+__all__ = ["TOKENIZER_FILES", "fetch", "repository", "weights_files"]
+
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json",)
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def repository(reference: str) -> str:
+    """A repository's id, without a slash at its end.
+
+    Raises:
+        InputError: not OWNER/NAME.
+    """
+    name = reference.rstrip("/")
+    if not REPOSITORY.fullmatch(name):
+        raise InputError(
+            f"{reference!r} is no repository of the hub: write --weights hub:OWNER/NAME, such as "
+            "hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K."
+        )
+    return name
+
+
+def weights_files(reference: str) -> tuple[str, ...]:
+    """The files that may hold both towers, the best first.
+
+    Repositories of transformers use the general names. Under these timm's hold the image tower alone, and
+    the cache may have them for the classifier that timm makes of it.
+    """
+    return OPEN_CLIP_FILES if reference.startswith("timm/") else OPEN_CLIP_FILES + HUB_FILES
+
+
+def fetch(name: str, weights: Weights, files: tuple[str, ...]) -> tuple[Path, Weights]:
+    """The first of the files that the repository has, from the cache or downloaded, at the locked commit.
+
+    Args:
+        name: what the file is of, for messages.
+        weights: of source "hub".
+        files: names to try.
+
+    Returns:
+        The path, and the weights with the commit as `revision`.
+
+    Raises:
+        WeightsUnavailable: unreachable, refused, or none of the files is there.
+    """
+    asked = Candidate(
+        name=name,
+        architecture=name,
+        family="clip",
+        weights=weights,
+        preprocess=Preprocess(image_size=1),
+        accuracy=None,
+        parameters=0,
+        macs=0,
+    )
+    located = _Finder(files).locate(asked)
+    return located.path, located.weights
+
+
+class _Finder(WeightsFinder):
+    """A `WeightsFinder` for other files than a classifier's."""
+
+    def __init__(self, files: tuple[str, ...]) -> None:
+        super().__init__()
+        self._files = files
+
+    def _download(self, candidate: Candidate) -> tuple[Path, Weights]:
+        hub = _hub()
+        weights = candidate.weights
+        for name in self._files:
+            url = hub.hf_hub_url(weights.reference, name, revision=self._revision(weights))
+            try:
+                facts = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+                path = hub.hf_hub_download(weights.reference, name, revision=facts.commit_hash)
+            except Exception as error:  # the hub's client raises what its HTTP library raises
+                if _no_such_file(error):
+                    continue
+                raise self._explained(candidate, error) from None
+            return Path(path), self._locked(weights, facts.commit_hash)
+        raise WeightsUnavailable(
+            f"{weights.reference} on the hub holds none of {', '.join(self._files)}: "
+            "choose another repository, or pass a file with --weights FILE."
+        )
+
+    def _cached(self, weights: Weights) -> Path | None:
+        for name in self._files:
+            found = _hub().try_to_load_from_cache(weights.reference, name, revision=self._revision(weights))
+            if isinstance(found, str):
+                return Path(found)
+        return None

@@ -1,0 +1,142 @@
+"""A name and where its weights are -> CLIP ready to use: model, tokenizer and preprocessing together."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail import store
+from vitrail.errors import InputError
+from vitrail.models import clip, factory
+from vitrail.models.clip import CLIP, CLIPConfig
+from vitrail.models.table import MODELS
+from vitrail.models.text import CLIP_TOKENIZER
+from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.vocabulary import Preprocess, Weights
+from vitrail.zeroshot import hub
+from vitrail.zeroshot.published import Published, of_hub, of_model, preprocess_of, published
+
+__all__ = ["Loaded", "load"]
+
+HUB = "hub:"
+UNSTATED = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A CLIP or SigLIP with all that belongs to its weights."""
+
+    name: str
+    model: CLIP
+    """In evaluation mode, without gradients."""
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    weights: Weights
+    """With sha256, and for the hub the commit."""
+    published: Published | None
+    """The row of the table, where the weights are known to be of it."""
+
+
+def load(
+    name: str, *, weights: str | None = None, tag: str | None = None, tokenizer: Path | None = None
+) -> Loaded:
+    """Find the weights (downloading them if they are on the hub only), and load all.
+
+    Args:
+        name: open_clip's name of the architecture, one of `vitrail.models.clip.VARIANTS`.
+        weights: a file; `hub:REPO_ID`; None: the published ones.
+        tag: which published weights; beside `weights` it says where they come from, hence how images are
+            preprocessed.
+        tokenizer: `tokenizer.json` of a SigLIP; None: fetched from the hub where one is needed.
+
+    Raises:
+        InputError: an unknown name or tag, weights that cannot be had, read or do not fit, a preprocessing
+            that cannot be known, or a tokenizer that cannot be had.
+    """
+    config = _config(name)
+    if weights is not None and weights.startswith(HUB):
+        weights = HUB + hub.repository(weights.removeprefix(HUB))
+    row = published(name, tag) if tag is not None or weights is None else None
+    if row is None and weights is not None and weights.startswith(HUB):
+        row = of_hub(name, weights.removeprefix(HUB))
+    preprocess = preprocess_of(name, config.image_size[0], row)
+    source = weights if weights is not None or row is None else HUB + row.hub
+    assert source is not None
+    # What is small and can fail comes first: the file may be gigabytes.
+    if not source.startswith(HUB) and not Path(source).is_file():
+        raise InputError(_no_file(name, source))
+    reader = load_tokenizer(config.text, file=_tokenizer_file(config, tokenizer))
+    path, facts = _found(name, source, row)
+    model = factory.build(name)
+    assert isinstance(model, CLIP)
+    try:
+        factory.load_weights(model, path)
+    except InputError as error:
+        # Some of its sentences speak of a tensor only; what the user can change is the file or the model.
+        raise InputError(_named(str(error), path, name)) from None
+    return Loaded(
+        name=name,
+        model=model.requires_grad_(False),
+        tokenizer=reader,
+        preprocess=preprocess,
+        weights=facts,
+        published=row,
+    )
+
+
+def _config(name: str) -> CLIPConfig:
+    if name in clip.VARIANTS:
+        return clip.VARIANTS[name]
+    if name in MODELS:
+        raise InputError(
+            f"{name} has no text tower to read class names with: choose a CLIP or SigLIP, such as ViT-B-32."
+        )
+    by_fold = {known.casefold(): known for known in clip.VARIANTS}
+    near = difflib.get_close_matches(name.casefold(), by_fold, n=3)
+    hint = (
+        f"did you mean {' or '.join(by_fold[n] for n in near)}?"
+        if near
+        else f"choose {', '.join(clip.VARIANTS)}."
+    )
+    raise InputError(f"Vitrail has no CLIP or SigLIP named {name!r}: {hint}")
+
+
+def _found(name: str, source: str, row: Published | None) -> tuple[Path, Weights]:
+    tag = "" if row is None else row.tag
+    if not source.startswith(HUB):
+        path = Path(source)
+        digest = store.sha256_file(path)
+        return path, Weights(source="file", reference=source, tag=tag, sha256=digest, license=UNSTATED)
+    repository = source.removeprefix(HUB)
+    license = UNSTATED if row is None else row.license
+    asked = Weights(source="hub", reference=repository, tag=tag, license=license)
+    return hub.fetch(name, asked, hub.weights_files(repository))
+
+
+def _tokenizer_file(config: CLIPConfig, given: Path | None) -> Path | None:
+    reference = config.text.tokenizer
+    if given is not None or reference == CLIP_TOKENIZER:
+        return given
+    try:
+        path, _ = hub.fetch(
+            f"the tokenizer of {reference}", Weights(source="hub", reference=reference), hub.TOKENIZER_FILES
+        )
+    except InputError as error:
+        raise InputError(
+            f"The vocabulary of this text tower is not part of Vitrail ({str(error).rstrip('.')}): give its "
+            f"tokenizer.json, from https://huggingface.co/{reference}, with --tokenizer FILE."
+        ) from None
+    return path
+
+
+def _named(problem: str, path: Path, name: str) -> str:
+    return problem if str(path) in problem else f"{path} does not fit {name}: {problem}"
+
+
+def _no_file(name: str, source: str) -> str:
+    known = of_model(name)
+    hint = f", such as {HUB}{known[0].hub}" if known else ""
+    return (
+        f"There is no weights file at {source}: check the path, or name a repository with {HUB}REPO_ID{hint}."
+    )
