@@ -23,7 +23,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation strengths that are tried, per standardised feature."""
 FOLDS = 3
 NEIGHBOURS = 5
-MOST_STEPS = 300
+MOST_STEPS = 1000
 TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 
 
@@ -106,7 +106,7 @@ def _rotated(standard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fitted(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
-    model = LogisticRegression(C=strength, max_iter=MOST_STEPS, tol=1e-3)
+    model = LogisticRegression(C=strength, max_iter=MOST_STEPS, tol=1e-4)
     with warnings.catch_warnings():
         # Stopped early, a weakly regularised fit is only a little more regularised.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -21,6 +21,8 @@ from vitrail.vocabulary import (
 )
 
 _HERE = Path(__file__).parent
+MOST_CONFUSED = 20
+"""Up to so many classes the confusion matrix is drawn."""
 _SIGNS = {"pass": "✓", "fail": "✕", "undecided": "?", "not assessed": "–"}
 
 
@@ -78,6 +80,7 @@ def render(selection: Selection) -> str:
         figure=figure.scatter(selection),
         legend=_legend(selection),
         rows=rows,
+        task=_task(selection),
         statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.STATUSES],
         hardware=_facts(selection.hardware),
         method=_facts(selection.method),
@@ -196,6 +199,55 @@ def _limited(name: str, value: float, unit: str, detail: str, limit: float | Non
     )
 
 
+# --- the user's own images ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How the winner does on the user's labelled images: the test split where it was looked at."""
+
+    headline: str
+    detail: str
+    split: str
+    classes: tuple[TaskRow, ...]
+    confusion: bool
+    """Whether there are few enough classes for the matrix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """One true class: its images, its recall, and how often each class was named (count, share in %)."""
+
+    label: str
+    images: int
+    recall: str
+    named: tuple[tuple[int, float], ...]
+
+
+def _task(selection: Selection) -> Task | None:
+    winner = selection.winner
+    seen = selection.test or (winner.observation.classification if winner else None)
+    if seen is None:
+        return None
+    labels = [recall.label for recall in seen.recalls]
+    filled = [row for row in seen.confusion if sum(row)]
+    rows = tuple(
+        TaskRow(
+            label=recall.label,
+            images=recall.images,
+            recall=f"{recall.value:.1f}",
+            named=tuple((count, 100 * count / sum(row)) for count in row),
+        )
+        for recall, row in zip(seen.recalls, filled, strict=True)
+    )
+    low, high = seen.interval
+    headline = phrases.tested(selection) or (
+        f"{seen.accuracy:.1f} % of {phrases.counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
+    )
+    few = len(labels) <= MOST_CONFUSED and len(labels) == len(seen.confusion)
+    return Task(headline=headline, detail=phrases.task(seen), split=seen.split, classes=rows, confusion=few)
+
+
 # --- the ledger ---------------------------------------------------------------------------------
 
 
@@ -268,6 +320,9 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
         }
         said = [f"{name} {phrases.number(mib)}" for name, mib in parts.items() if mib is not None]
         found.append(("memory", ", ".join(said) + " MiB"))
+    if seen.classification is not None:
+        own = seen.classification
+        found.append((f"{own.split} images", phrases.task(own)))
     if seen.parity is not None:
         p = seen.parity
         numbers = f"cosine {p.cosine:.6g}, relative error {p.relative_error:.2g}"
@@ -358,6 +413,7 @@ def requirements_toml(requirements: Requirements, workload: Workload) -> str:
     lines: list[tuple[str, str | int | None]] = [
         ("max-latency", _unit(requirements.max_latency_ms, "ms")),
         ("min-accuracy", _unit(requirements.min_accuracy, "%")),
+        ("data", workload.data),
         ("max-memory", _unit(requirements.max_memory_mib, "MiB")),
         ("min-throughput", _unit(requirements.min_throughput, "/s")),
         ("objective", requirements.objective),
@@ -370,6 +426,9 @@ def requirements_toml(requirements: Requirements, workload: Workload) -> str:
         ("images", workload.images),
     ]
     text = [f"{key} = {_toml(value)}" for key, value in lines if value is not None]
+    if requirements.min_recall:
+        recalls = (_toml(f"{label}={least:g}") for label, least in requirements.min_recall)
+        text.append(f"min-recall = [{', '.join(recalls)}]")
     text.append(f"license = [{', '.join(_toml(name) for name in requirements.license)}]")
     return "\n".join(text) + "\n"
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 from vitrail.vocabulary import (
     Accuracy,
+    Classification,
     LatencyFigures,
     LedgerEntry,
     Requirements,
@@ -19,6 +20,7 @@ STATUSES = ("selected", "feasible", "undecided", "rejected", "reference")
 LABELS = {
     "max_latency": "latency",
     "min_accuracy": "accuracy",
+    "min_recall": "recall",
     "max_memory": "memory",
     "min_throughput": "throughput",
     "license": "license",
@@ -33,6 +35,7 @@ OBJECTIVES = {
 _FAILED = {
     "max_latency": "over the latency limit",
     "min_accuracy": "below the accuracy limit",
+    "min_recall": "below a recall limit",
     "max_memory": "over the memory limit",
     "min_throughput": "below the throughput limit",
     "license": "license not accepted",
@@ -101,6 +104,7 @@ def limits(requirements: Requirements, workload: Workload) -> list[str]:
         )
     if requirements.min_accuracy is not None:
         said.append(f"top-1 accuracy of at least {requirements.min_accuracy:g} %")
+    said += [f"recall of {label} of at least {least:g} %" for label, least in requirements.min_recall]
     if requirements.max_memory_mib is not None:
         said.append(f"peak memory of at most {number(requirements.max_memory_mib)} MiB")
     if requirements.min_throughput is not None:
@@ -109,6 +113,27 @@ def limits(requirements: Requirements, workload: Workload) -> list[str]:
         names = " or ".join(requirements.license)
         said.append(f"{'an' if names[:1] in 'aeiou' else 'a'} {names} license of the weights")
     return said
+
+
+def tested(selection: Selection) -> str | None:
+    """`94.2 % of 359 untouched images [91.2, 96.1], expected 91.6 to 97.8`; None: there was no test."""
+    test = selection.test
+    if test is None:
+        return None
+    low, high = test.interval
+    text = f"{test.accuracy:.1f} % of {counted(test.images, 'untouched image')} [{low:.1f}, {high:.1f}]"
+    if selection.expected_test is not None:
+        text += ", expected {:.1f} to {:.1f}".format(*selection.expected_test)
+    return text
+
+
+def task(seen: Classification) -> str:
+    """`balanced accuracy 93.9 %, weakest recall 8 83.3 %, calibration error 3.0 points`."""
+    weakest = min(seen.recalls, key=lambda recall: recall.value)
+    return (
+        f"balanced accuracy {seen.balanced_accuracy:.1f} %, weakest recall {weakest.label} {weakest.value:.1f} %, "
+        f"calibration error {seen.calibration_error:.1f} points"
+    )
 
 
 def listed(parts: list[str]) -> str:

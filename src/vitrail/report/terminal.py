@@ -9,7 +9,7 @@ from typing import TextIO
 from vitrail.report import phrases
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
-_STYLES = {"SELECTED": "bold green", "NOTHING": "bold red", "NEAREST": "yellow", "WOULD WIN": "cyan",
+_STYLES = {"SELECTED": "bold green", "NOTHING": "bold red", "NEAREST": "yellow", "WOULD WIN": "cyan", "TEST": "bold",
            "LOST": "dim", "NOTE": "dim"}  # fmt: skip
 _INDENT = 11
 
@@ -125,7 +125,10 @@ def _table(word: str, rows: list[tuple[str, str]]) -> list[str]:
 def _won(selection: Selection) -> list[str]:
     winner = selection.winner
     assert winner is not None
-    return [_line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
+    lines = [_line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
+    if selection.test is not None:
+        lines += [_line("TEST", str(phrases.tested(selection))), _line("", phrases.task(selection.test))]
+    return lines
 
 
 def _facts(entry: LedgerEntry, workload: Workload) -> str:
