@@ -323,6 +323,9 @@ def test_a_parquet_manifest_equals_the_csv(tmp_path):
     labels[2] = None
     pyarrow.parquet.write_table(pyarrow.table({"path": paths, "label": labels}), root / "m.parquet")
     assert "m.parquet row 3 has no label" in refusal(root / "m.parquet")
+    cells = pyarrow.array([{"bytes": b"x", "path": None}] * 9)
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "label": labels}), root / "m.parquet")
+    assert "embeds its images" in refusal(root / "m.parquet")
     (root / "m.parquet").write_bytes(b"PAR1 nonsense")
     assert "cannot be read as Parquet" in refusal(root / "m.parquet")
 

@@ -58,6 +58,11 @@ def read_parquet(path: Path) -> Source:
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            if any(str(kind).startswith("struct<bytes: ") for kind in file.schema_arrow.types):
+                raise InputError(
+                    f"{path} embeds its images, a manifest names their files: load it with Hugging Face "
+                    "`datasets` and give the folder that its `save_to_disk` writes."
+                )
             columns = _columns(path, names)
             chosen = [names[index] for index in columns.values()]
             table = file.read(columns=chosen).rename_columns(list(columns))

@@ -82,7 +82,8 @@ def near_duplicates(examples: Sequence[Example], thumbnails: Sequence[bytes]) ->
             alike_N[rows] = alike_N[columns] = True
             leaked_N[rows[apart]] = leaked_N[columns[apart]] = True
             best = np.argsort(-values, kind="stable")[:KEPT]
-            found = zip(-values[best].astype(float), rows[best].tolist(), columns[best].tolist(), strict=True)
+            places = rows[best].tolist(), columns[best].tolist()
+            found = zip((-values[best]).tolist(), *places, strict=True)
             closest = heapq.nsmallest(KEPT, [*closest, *found])
     held_out = sum(bool(leaked) and e.split != "train" for leaked, e in zip(leaked_N, examples, strict=True))
     nearest = tuple(
