@@ -199,7 +199,7 @@ def written(tmp_path_factory):
     return path.read_bytes(), path
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_still_whole(written, data):
     content, path = written
@@ -212,8 +212,9 @@ def test_a_damaged_file_is_refused_or_still_whole(written, data):
         back = read_table(other)
     except InputError:
         return
-    # Bits that no reader looks at, or that decide neither names nor vectors.
-    assert back.digest == a_table().digest
+    # Bits that no reader looks at.
+    whole = a_table()
+    assert (back.digest, back.origin, back.content) == (whole.digest, whole.origin, whole.content)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -265,7 +266,7 @@ def test_renaming_rows_without_their_digest_is_damage(written):
     column = pyarrow.array(["swapped", *rows["path"].to_pylist()[1:]])
     other = path.with_name("renamed.parquet")
     parquet.write_table(rows.set_column(0, "path", column), other)
-    with pytest.raises(InputError, match="not those that were written"):
+    with pytest.raises(InputError, match="does not hold what was written"):
         read_table(other)
 
 

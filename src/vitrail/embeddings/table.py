@@ -1,8 +1,8 @@
 """Vectors with their names and their origin, and the Parquet file that keeps them.
 
 The file has one row for each image or text: `path` or `text` (string) and `embedding` (fixed-size list of
-float32). The schema's metadata holds one JSON document under the key `vitrail` (docs/embeddings.md), with a
-digest over names and vectors: a damaged file is refused, not searched.
+float32). The schema's metadata holds one JSON document under the key `vitrail` (docs/embeddings.md), with
+digests over names, vectors and itself: a damaged file is refused, not searched.
 
 Shapes: N rows, D dimension.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -31,6 +31,9 @@ INSTALL = 'pip install "vitrail[search]"'
 COLUMNS: dict[str, str] = {"image": "path", "text": "text"}
 CHUNK = 64
 """So many inputs are handed to an embedder at a time: progress is told in these steps."""
+
+ROW_GROUP = 16_384
+"""Rows that are written, and read, at a time."""
 
 Content = Literal["image", "text"]
 
@@ -136,7 +139,7 @@ def write_table(table: Table, path: str | Path) -> None:
     """
     arrow, parquet = _arrow()
     values = arrow.array(np.ascontiguousarray(table.vectors_ND).reshape(-1))
-    facts = {
+    facts: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "vitrail": __version__,
         "content": table.content,
@@ -145,14 +148,22 @@ def write_table(table: Table, path: str | Path) -> None:
         "origin": msgspec.to_builtins(table.origin),
         "broken": msgspec.to_builtins(table.broken),
     }
+    facts["checksum"] = _checksum(facts)
     column = COLUMNS[table.content]
     embedding = arrow.FixedSizeListArray.from_arrays(values, table.origin.dimension)
     rows = arrow.table({column: arrow.array(table.names, arrow.string()), "embedding": embedding})
     rows = rows.replace_schema_metadata({KEY: msgspec.json.encode(facts)})
     sink = arrow.BufferOutputStream()
     # Vectors neither repeat nor compress: both would only cost time.
-    parquet.write_table(rows, sink, use_dictionary=False, compression={column: "zstd", "embedding": "none"})
-    store.atomic_write(path, sink.getvalue().to_pybytes())
+    parquet.write_table(
+        rows,
+        sink,
+        row_group_size=ROW_GROUP,
+        use_dictionary=False,
+        compression={column: "zstd", "embedding": "none"},
+    )
+    # A view: the bytes can be as large as what memory still has room for.
+    store.atomic_write(path, cast("bytes", memoryview(sink.getvalue())))
 
 
 def read_table(path: str | Path) -> Table:
@@ -165,31 +176,51 @@ def read_table(path: str | Path) -> Table:
     arrow, parquet = _arrow()
     if not Path(path).is_file():
         raise InputError(f"There is no index at {path}: make one with `vitrail embed SOURCE --out {path}`.")
+    again = "make it again with `vitrail embed`"
+    # Damage shows as any of these; pyarrow's errors derive from ValueError, OSError and KeyError.
+    wrong: tuple[type[Exception], ...] = (arrow.ArrowException, msgspec.MsgspecError, OSError, ValueError)
+    wrong += (KeyError, TypeError, AttributeError, OverflowError)
     try:
-        rows = parquet.read_table(path, memory_map=False)
-    # Damage shows as any of these: pyarrow's errors derive from ValueError, OSError and KeyError.
-    except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a whole Parquet file ({_short(error)}): make it again with `vitrail embed`."
-        ) from None
-    facts = _facts(path, rows.schema.metadata or {})
-    try:
-        origin = msgspec.convert(facts["origin"], Origin)
-        broken = msgspec.convert(facts["broken"], tuple[Broken, ...])
-        names = tuple(rows[COLUMNS[facts["content"]]].to_pylist())
-        flat = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors_ND = np.ascontiguousarray(flat, np.float32).reshape(len(names), origin.dimension)
-        whole = _digest(names, vectors_ND) == facts["digest"]
-    except (msgspec.ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged ({_short(error)}): make it again with `vitrail embed`."
-        ) from None
+        file = parquet.ParquetFile(path)
+    except wrong as error:
+        raise InputError(f"{path} is not a whole Parquet file ({_short(error)}): {again}.") from None
+    with file:
+        facts = _facts(path, file.schema_arrow.metadata or {})
+        try:
+            table = _table(file, facts)
+            whole = table.digest == facts["digest"] and _checksum(facts) == facts["checksum"]
+        except wrong as error:  # an InputError of Table is a ValueError
+            raise InputError(f"{path} is damaged ({_short(error)}): {again}.") from None
+        except MemoryError:
+            raise InputError(
+                f"{path} says that it holds {file.metadata.num_rows} vectors, more than memory has room for: "
+                "use a larger machine, or split what it was made from."
+            ) from None
     if not whole:
-        raise InputError(
-            f"{path} is damaged (names or vectors are not those that were written): make it again with "
-            "`vitrail embed`."
-        )
-    return Table(content=facts["content"], names=names, vectors_ND=vectors_ND, origin=origin, broken=broken)
+        raise InputError(f"{path} is damaged (it does not hold what was written): {again}.")
+    return table
+
+
+def _table(file: Any, facts: dict[str, Any]) -> Table:
+    """The rows of an open Parquet file, read in parts: at no time are all in memory twice."""
+    origin = msgspec.convert(facts["origin"], Origin)
+    column = COLUMNS[facts["content"]]
+    vectors_ND = np.empty((file.metadata.num_rows, origin.dimension), np.float32)
+    names: list[str] = []
+    for batch in file.iter_batches(ROW_GROUP, columns=[column, "embedding"]):
+        rows = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+        begin = len(names)
+        names += batch[column].to_pylist()
+        vectors_ND[begin : len(names)] = rows.reshape(batch.num_rows, origin.dimension)
+    if len(names) != len(vectors_ND):
+        raise ValueError(f"{len(names)} of {len(vectors_ND)} rows are there")
+    return Table(
+        content=facts["content"],
+        names=tuple(names),
+        vectors_ND=vectors_ND,
+        origin=origin,
+        broken=msgspec.convert(facts["broken"], tuple[Broken, ...]),
+    )
 
 
 def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
@@ -197,7 +228,8 @@ def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         raise InputError(f"{path} was not made by `vitrail embed`: make an index with that first.")
     try:
         facts = msgspec.json.decode(metadata[KEY], type=dict[str, Any])
-    except msgspec.DecodeError:
+    # DecodeError is for JSON, ValueError for bytes that are no UTF-8.
+    except (msgspec.DecodeError, ValueError):
         raise InputError(f"{path} is damaged (its metadata): make it again with `vitrail embed`.") from None
     if facts.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
@@ -210,6 +242,12 @@ def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
 def _utf8(text: str) -> str:
     """The text with what is no UTF-8 (Linux allows it in file names) written as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    """sha256 over the metadata but for the checksum itself, which `digest` says nothing about."""
+    said = {name: value for name, value in facts.items() if name != "checksum"}
+    return hashlib.sha256(store.canonical_json(said)).hexdigest()
 
 
 def _digest(names: Sequence[str], vectors_ND: np.ndarray) -> str:
