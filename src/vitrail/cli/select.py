@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitrail.selection.search import Progress
     from vitrail.selection.select import Watcher
     from vitrail.vocabulary import Requirements, SearchSettings, Selection, Workload
+    from vitrail.zeroshot.candidates import Names, OwnCLIP
 
 NOTHING_FITS = 3
 
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--arch", metavar="NAME", help="timm's name of their architecture")
     own.add_argument("--labels", metavar="FILE", help="one label a line, in the order of the outputs")
     own.add_argument("--accuracy", type=float, metavar="PERCENT", help="their top-1, as you declare it")
+    zero_shot = parser.add_argument_group("zero-shot")
+    zero_shot.add_argument(
+        "--classes", metavar="NAMES|FILE", help="class names for CLIP, commas between or one a line"
+    )
+    zero_shot.add_argument(
+        "--prompts", metavar="SET|FILE", help="sentences for the names: imagenet, simple or a file (imagenet)"
+    )
+    zero_shot.add_argument("--tag", metavar="TAG", help="which published weights --weights came from")
     add_requirement_arguments(parser)
     add_json_argument(parser)
 
@@ -76,6 +85,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
             workload,
             settings,
             own=_own(args),
+            names=_names(args),
             out=args.out,
             overwrite=args.overwrite,
             watcher=_watcher(args, workload),
@@ -92,7 +102,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
 
 
 def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
-    for name in ("out", "overwrite", "weights", "arch", "labels", "accuracy"):
+    for name in ("out", "overwrite", "weights", "arch", "labels", "accuracy", "classes", "prompts", "tag"):
         if getattr(args, name) not in (None, False):
             raise InputError(f"--from judges recorded figures and ships nothing: leave --{name} out.")
     from vitrail.replay import judge_recorded
@@ -104,7 +114,21 @@ def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, 
     return judge_recorded(args.recorded, *asked, said=said)
 
 
-def _own(args: argparse.Namespace) -> OwnWeights | None:
+def _names(args: argparse.Namespace) -> Names | None:
+    if args.classes is None:
+        for name in ("prompts", "tag"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name} is about zero-shot classes: give --classes too.")
+        return None
+    from vitrail.zeroshot.candidates import Names
+    from vitrail.zeroshot.prompts import parse_classes, templates
+
+    return Names(classes=parse_classes(args.classes), templates=templates(args.prompts or "imagenet"))
+
+
+def _own(args: argparse.Namespace) -> OwnWeights | OwnCLIP | None:
+    if args.classes is not None and args.weights is not None:
+        return _own_clip(args)
     if args.weights is None:
         for name in ("arch", "labels", "accuracy"):
             if getattr(args, name) is not None:
@@ -115,6 +139,17 @@ def _own(args: argparse.Namespace) -> OwnWeights | None:
     from vitrail.selection.own import OwnWeights
 
     return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=args.accuracy)
+
+
+def _own_clip(args: argparse.Namespace) -> OwnCLIP:
+    if args.arch is None:
+        raise InputError("--weights needs --arch NAME, open_clip's name of the model, such as ViT-B-32.")
+    for name in ("labels", "accuracy"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} does not go with --classes, which names the labels: leave it out.")
+    from vitrail.zeroshot.candidates import OwnCLIP
+
+    return OwnCLIP(file=args.weights, arch=args.arch, tag=args.tag)
 
 
 def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:

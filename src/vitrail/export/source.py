@@ -11,8 +11,9 @@ from torch import nn
 
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
-from vitrail.models import timm
+from vitrail.models import checkpoints, clip, timm
 from vitrail.models.labels import labels
+from vitrail.models.vit import ViT
 from vitrail.vocabulary import Implementation
 
 __all__ = ["Source", "check", "module", "with_head", "without_classifier"]
@@ -52,6 +53,8 @@ def module(source: Source, image_size: int) -> nn.Module:
     Raises:
         InputError: weights that do not fit, or an image size that the architecture cannot take.
     """
+    if source.architecture in clip.VARIANTS:
+        return _zero_shot(source, image_size)
     without_head = getattr(source, "features", False)
     if source.implementation == "timm":
         model = _of_timm(source, image_size)
@@ -70,12 +73,13 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
     """Same weights, same numbers: our module against timm's, on one batch of noise.
 
     Not where the image does not divide into windows: there timm lets padding take part in attention and our
-    module does not, so the two differ by design.
+    module does not, so the two differ by design; nor of CLIP, which timm has in halves.
 
     Raises:
         ExportMismatch: they differ by more than `tolerance` (relative).
     """
-    if source.implementation == "timm" or getattr(model, "pads", False):
+    own_only = source.architecture in clip.VARIANTS
+    if source.implementation == "timm" or own_only or getattr(model, "pads", False):
         return
     noise = np.random.default_rng(0).standard_normal((1, 3, image_size, image_size), dtype=np.float32)
     with torch.inference_mode():
@@ -90,6 +94,17 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
             f"our {source.architecture} differs from timm's by {difference:.1e} (relative) with these "
             "weights; choose timm's code with --implementations timm"
         )
+
+
+def _zero_shot(source: Source, image_size: int) -> nn.Module:
+    """CLIP's image tower with the head that zeroshot/ made of class names; the file holds just these."""
+    assert source.weights is not None, "a zero-shot head of random weights says nothing"
+    config = clip.VARIANTS[source.architecture].overridden(image_size=(image_size, image_size))
+    state = checkpoints.read_state_dict(Path(source.weights))
+    model = clip.ZeroShotClassifier(ViT(config.image), state["head.weight"].float(), state.get("head.bias"))
+    image = {key.removeprefix("image."): value for key, value in state.items() if key.startswith("image.")}
+    model.image.load_state_dict(model.image.adapt_weights(image))
+    return model.eval().requires_grad_(False)
 
 
 def without_classifier(model: nn.Module) -> nn.Module:

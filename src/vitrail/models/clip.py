@@ -26,7 +26,7 @@ from vitrail.models.dialects.clip import DIALECTS, OPENAI_FACTS
 from vitrail.models.text import TextConfig, TextTransformer
 from vitrail.models.vit import ViT, ViTConfig
 
-__all__ = ["CLIP", "VARIANTS", "CLIPConfig", "Embeddings", "similarity"]
+__all__ = ["CLIP", "VARIANTS", "CLIPConfig", "Embeddings", "ZeroShotClassifier", "similarity"]
 
 INITIAL_SCALE = math.log(1 / 0.07)
 MAX_SCALE = 100.0
@@ -219,6 +219,28 @@ def _quick(config: CLIPConfig) -> CLIPConfig:
         image=replace(config.image, activation="quick_gelu"),
         text=replace(config.text, activation="quick_gelu"),
     )
+
+
+class ZeroShotClassifier(nn.Module):
+    """(B, 3, H, W) -> logits (B, K): image tower, length 1, one linear layer; no text tower.
+
+    Shares the image tower's tensors with the CLIP it was made from.
+    """
+
+    def __init__(self, image: ViT, weight_KE: Tensor, bias_K: Tensor | None) -> None:
+        super().__init__()
+        self.image = image
+        classes, width = weight_KE.shape
+        self.head = nn.Linear(width, classes, bias=bias_K is not None)
+        self.head.load_state_dict({"weight": weight_KE} | ({} if bias_K is None else {"bias": bias_K}))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W), preprocessed -> (B, K) logits.
+
+        Raises:
+            InputError: as `ViT.forward`.
+        """
+        return self.head(F.normalize(self.image(images_BCHW), dim=-1))
 
 
 def _same_weights(one: CLIPConfig, other: CLIPConfig) -> bool:

@@ -75,6 +75,8 @@ def variants(
 def implementations(candidate: Candidate, asked: Sequence[str] = ()) -> tuple[Implementation, ...]:
     """Whose code can run the candidate's weights, of those asked; none asked: ours where it exists."""
     there: tuple[Implementation, ...] = ("vitrail", "timm") if candidate.architecture in MODELS else ("timm",)
+    if MODELS.get(candidate.architecture, "").endswith(":CLIP"):  # a head of class names is our own alone
+        there = ("vitrail",)
     return tuple(name for name in there if name in asked) if asked else there[:1]
 
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vitrail import artifact, catalog, data, hardware, judge, remeasure, runtimes, store, verify
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.images.photos import MAX_PHOTOS, PhotoSet, digest_of, evenly_spaced, photo_folder, sample_photos
-from vitrail.measure import accuracy
+from vitrail.measure import accuracy, sandbox
 from vitrail.measure import peaks as engine_peaks
 from vitrail.models.weights import WeightsFinder
 from vitrail.requirements import check
@@ -25,7 +26,11 @@ from vitrail.selection.own import OwnWeights, own_candidate
 from vitrail.selection.probing import Probed, probe
 from vitrail.selection.prune import Peaks, missing_runtimes, variants
 from vitrail.selection.search import Progress, Search
-from vitrail.vocabulary import Candidate, Requirements, SearchSettings, Selection, Workload
+from vitrail.vocabulary import Accuracy, Candidate, Requirements, SearchSettings, Selection, Workload
+from vitrail.zeroshot.candidates import Found, Names, OwnCLIP, matching, of_names
+from vitrail.zeroshot.hub import Finder
+from vitrail.zeroshot.prompts import key
+from vitrail.zeroshot.published import Published
 
 DOWNLOAD_MIB = 2048.0
 """What a selection may download where nothing was said: nobody expects ten gigabytes."""
@@ -48,7 +53,8 @@ def select(
     workload: Workload | None = None,
     settings: SearchSettings | None = None,
     *,
-    own: OwnWeights | None = None,
+    own: OwnWeights | OwnCLIP | None = None,
+    names: Names | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     watcher: Watcher | None = None,
@@ -60,6 +66,8 @@ def select(
         workload: under what load; None: batch 1, all usable cores, p95 of whole requests.
         settings: where to search and for how long; None: the whole catalogue for five minutes.
         own: the user's own weights; they are the only candidate unless `settings.models` names others.
+        names: class names for zero-shot candidates (CLIP, SigLIP); with `workload.data` they compete with
+            probes, without it they are the only candidates.
         out: folder for the winner's artifact; nothing is written when nothing fits.
         overwrite: replace an earlier artifact at `out`.
         watcher: told about each variant as it is measured.
@@ -72,13 +80,15 @@ def select(
     watcher = watcher or Watcher()
     check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
     catalog.check_requirement(requirements.license, also=(own.license,) if own else ())
+    if names is not None and workload is not None and workload.data is None:
+        _refuse_unmeasured(requirements)
     _need_workbench()
     if out is not None:
         store.check_target(out, overwrite=overwrite)
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES)
     workload = _resolved(workload or Workload(), machine)
-    candidates = _candidates(own, settings)
+    candidates, rows = _asked_candidates(own, names, settings, with_data=workload.data is not None)
     dataset = None if workload.data is None else data.load(workload.data)
     _check_classes(requirements, dataset)
     photos = _photos(workload, dataset)
@@ -94,13 +104,23 @@ def select(
     )
     peaks = measured_peaks(machine, workload, fresh=settings.fresh)
     probed: Probed | None = None
+    zero_shot = Found((), ())
+    if names is not None:
+        names = names if dataset is None else _in_order_of(names, dataset)
+        clip = own if isinstance(own, OwnCLIP) else None
+        hub = Finder(offline=settings.offline, max_download_mib=allowance)
+        zero_shot = _named(names, rows, clip, hub, bench, required=not candidates)
+        candidates = (*candidates, *zero_shot.candidates)
     if dataset is not None:
         watcher.note(described(dataset))
-        probed = probe(candidates, dataset, bench, requirements, workload, settings, watcher.note)
+        backbones = tuple(c for c in candidates if c not in zero_shot.candidates)
+        probed = probe(backbones, dataset, bench, requirements, workload, settings, watcher.note)
+        measured = tuple(measured_first(c, bench, settings) for c in zero_shot.candidates)
+        probed = replace(probed, candidates=(*probed.candidates, *measured))
         if not probed.candidates:
             raise InputError(f"No model could be probed: {_first_reason(probed)}")
         # What could not be probed stays in the ledger, without the accuracy on other classes.
-        rest = (replace(c, accuracy=None) for c in candidates if c.name in probed.excluded)
+        rest = (replace(c, accuracy=None) for c in backbones if c.name in probed.excluded)
         candidates = (*probed.candidates, *rest)
     everything = variants(candidates, workload, settings)
     _introduce(watcher, machine, candidates, everything, requirements, workload, peaks, len(photos.paths))
@@ -126,6 +146,7 @@ def select(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         notes=(
             *(probed.notes if probed else ()),
+            *zero_shot.notes,
             *search.notes(),
             *missing_runtimes(settings),
             photos.evidence,
@@ -294,6 +315,98 @@ def _resolved(workload: Workload, machine: dict[str, object]) -> Workload:
     return dataclasses.replace(workload, threads=threads)
 
 
+def _asked_candidates(
+    own: OwnWeights | OwnCLIP | None, names: Names | None, settings: SearchSettings, *, with_data: bool
+) -> tuple[tuple[Candidate, ...], tuple[Published, ...]]:
+    """Candidates of the catalogue and of the user, and published CLIPs, as the globs of `models` say.
+
+    Own weights are alone unless globs name others. Without labelled images only class names can make a head
+    for other classes than ImageNet's, so the catalogue then takes no part.
+    """
+    if names is None:
+        assert not isinstance(own, OwnCLIP)
+        return _candidates(own, settings), ()
+    alone = own is not None and not settings.models
+    rows = () if alone else matching(settings.models)
+    if alone or not with_data:
+        if not rows and own is None:
+            raise InputError(
+                f"No CLIP matches {' '.join(settings.models)}: name one as open_clip does, ViT-B-32."
+            )
+        return (), rows
+    if not rows:
+        return catalog.find(settings.models), rows
+    return tuple(c for c in catalog.candidates() if _is_asked(c, settings.models)), rows
+
+
+def _is_asked(candidate: Candidate, globs: Sequence[str]) -> bool:
+    names = (candidate.name.lower(), candidate.architecture.lower())
+    return not globs or any(fnmatchcase(name, glob.lower()) for glob in globs for name in names)
+
+
+def _refuse_unmeasured(requirements: Requirements) -> None:
+    if requirements.min_accuracy is not None:
+        raise InputError(
+            "Zero-shot accuracy on your classes is not known before it is measured: give labelled images with "
+            "--data DIR, or leave --min-accuracy out."
+        )
+
+
+def _in_order_of(names: Names, dataset: data.Dataset) -> Names:
+    """The names as the labelled images spell and order them.
+
+    Raises:
+        InputError: the two are not the same classes.
+    """
+    own, theirs = {key(name) for name in names.classes}, {key(name) for name in dataset.classes}
+    if own != theirs:
+        raise InputError(
+            f"--classes and the labelled images name different classes ({', '.join(sorted(own ^ theirs))}): "
+            "give the folders' names."
+        )
+    return replace(names, classes=dataset.classes)
+
+
+def _named(
+    names: Names,
+    rows: Sequence[Published],
+    own: OwnCLIP | None,
+    finder: Finder,
+    bench: Bench,
+    *,
+    required: bool,
+) -> Found:
+    """Zero-shot candidates; without any the others go on alone, if there are others."""
+    try:
+        return of_names(names, rows, own, finder, threads=bench.threads)
+    except InputError as error:
+        if required or own is not None:
+            raise
+        return Found((), (str(error).rstrip("."),))
+
+
+def measured_first(candidate: Candidate, bench: Bench, settings: SearchSettings) -> Candidate:
+    """A zero-shot candidate with its accuracy on the validation images in place of ImageNet's.
+
+    Raises:
+        InputError: it cannot be exported or run.
+    """
+    form = variants([candidate], bench.workload, settings)[0]
+    try:
+        seen = bench.classify(form, bench.export(form, timeout_s=300.0), "validation")
+    except sandbox.ChildFailure as error:
+        raise InputError(f"{candidate.name}: {error}") from None
+    found = Accuracy(
+        value=seen.accuracy,
+        provenance="measured",
+        source="zero-shot on the validation split",
+        images=seen.images,
+        interval=seen.interval,
+    )
+    size = form.image_size
+    return replace(candidate, accuracy=found, preprocess=replace(candidate.preprocess, image_size=size))
+
+
 def _candidates(own: OwnWeights | None, settings: SearchSettings) -> tuple[Candidate, ...]:
     if own is None:
         return catalog.find(settings.models)
@@ -321,4 +434,4 @@ def _introduce(
     )
 
 
-__all__ = ["OwnWeights", "Watcher", "measured_peaks", "select", "ship"]
+__all__ = ["Names", "OwnCLIP", "OwnWeights", "Watcher", "measured_peaks", "select", "ship"]

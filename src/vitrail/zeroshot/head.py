@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
-from vitrail.models.clip import CLIP
+from vitrail.models.clip import CLIP, ZeroShotClassifier
 from vitrail.models.tokenizer import Tokenizer
-from vitrail.models.vit import ViT
 from vitrail.zeroshot.prompts import class_names, filled
 
 __all__ = ["TextHead", "ZeroShotClassifier", "check_names", "classifier", "text_head", "tokens_of"]
@@ -81,28 +80,6 @@ def text_head(
         bias_K = None if model.logit_bias is None else model.logit_bias.float().repeat(len(names))
     # Tensors made under inference mode cannot become parameters that are saved or trained; copies can.
     return TextHead(weight_KE.clone(), None if bias_K is None else bias_K.clone())
-
-
-class ZeroShotClassifier(nn.Module):
-    """(B, 3, H, W) -> logits (B, K): image tower, length 1, one linear layer; no text tower.
-
-    Shares the image tower's tensors with the CLIP it was made from.
-    """
-
-    def __init__(self, image: ViT, weight_KE: Tensor, bias_K: Tensor | None) -> None:
-        super().__init__()
-        self.image = image
-        classes, width = weight_KE.shape
-        self.head = nn.Linear(width, classes, bias=bias_K is not None)
-        self.head.load_state_dict({"weight": weight_KE} | ({} if bias_K is None else {"bias": bias_K}))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W), preprocessed -> (B, K) logits.
-
-        Raises:
-            InputError: as `ViT.forward`.
-        """
-        return self.head(F.normalize(self.image(images_BCHW), dim=-1))
 
 
 def classifier(model: CLIP, weight_KE: Tensor, bias_K: Tensor | None = None) -> ZeroShotClassifier:

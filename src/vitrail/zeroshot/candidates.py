@@ -1,0 +1,188 @@
+"""Class names -> candidates: every CLIP and SigLIP whose weights are at hand, with a head of the names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from vitrail import store
+from vitrail.errors import InputError
+from vitrail.measure import sandbox
+from vitrail.models.weights import WeightsUnavailable
+from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+from vitrail.zeroshot.fold import FoldRequest
+from vitrail.zeroshot.hub import Finder
+from vitrail.zeroshot.published import PUBLISHED, RESULTS, Published
+
+__all__ = ["Found", "Names", "OwnCLIP", "matching", "of_names"]
+
+FOLD_TIMEOUT_S = 300.0
+FOLD_MEMORY_MIB = 16_384.0
+FOLD_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """The classes and the sentences they are put into."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    """One `{}` each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCLIP:
+    """A user's own weights of a CLIP: the file, open_clip's name, and which published weights it came from."""
+
+    file: str
+    arch: str
+    tag: str | None = None
+    license: str = "own"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Zero-shot candidates, and a note on the weights that could not be had."""
+
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+
+def matching(globs: Sequence[str]) -> tuple[Published, ...]:
+    """The published weights whose `model.tag` or model a glob matches (case ignored); no globs: all."""
+    return tuple(
+        row
+        for row in PUBLISHED.values()
+        if not globs
+        or any(
+            fnmatchcase(name.lower(), glob.lower())
+            for glob in globs
+            for name in (f"{row.model}.{row.tag}", row.model)
+        )
+    )
+
+
+def of_names(
+    names: Names, rows: Sequence[Published], own: OwnCLIP | None, finder: Finder, *, threads: int
+) -> Found:
+    """A candidate for each of the rows whose weights can be had, and for the user's own weights.
+
+    A published figure is of ImageNet's classes. It orders the candidates and says nothing of these names.
+
+    Raises:
+        InputError: the user's own weights do not fit, names that a tokenizer cannot read, or nothing at hand.
+    """
+    found, missing = [], []
+    if own is not None:
+        if not Path(own.file).is_file():
+            raise InputError(f"There is no weights file at {own.file}: check --weights.")
+        digest = store.sha256_file(Path(own.file))
+        weights = Weights(
+            source="file", reference=own.file, tag=own.tag or "", sha256=digest, license=own.license
+        )
+        stem = own.tag or Path(own.file).stem
+        found.append(_candidate(names, own.arch, stem, Path(own.file), weights, None, threads))
+    for row in rows:
+        try:
+            asked = Weights(source="hub", reference=row.hub, tag=row.tag, license=row.license)
+            located = finder.locate(_bare(row.model, asked))
+        except WeightsUnavailable as error:
+            missing.append(str(error))
+            continue
+        found.append(_candidate(names, row.model, row.tag, located.path, located.weights, row, threads))
+    if not found:
+        raise InputError(
+            f"No weights of a CLIP are at hand ({missing[0].rstrip('.') if missing else 'none is asked for'}): "
+            "give a file with --weights FILE --arch ViT-B-32."
+        )
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    notes = (f"weights of a CLIP not at hand{more}: {missing[0]}",) if missing else ()
+    return Found(tuple(found), notes)
+
+
+def _bare(model: str, weights: Weights) -> Candidate:
+    """As much of a candidate as finding its weights takes."""
+    return Candidate(
+        name=f"{model}.{weights.tag}",
+        architecture=model,
+        family="clip",
+        weights=weights,
+        preprocess=Preprocess(image_size=1),
+        accuracy=None,
+        parameters=0,
+        macs=0,
+    )
+
+
+def _candidate(
+    names: Names, model: str, tag: str, path: Path, weights: Weights, row: Published | None, threads: int
+) -> Candidate:
+    """The folded classifier as a candidate; made once for the same weights, names and templates."""
+    key: dict[str, object] = {
+        "fold": FOLD_VERSION,
+        "weights": weights.sha256,
+        "model": model,
+        "tag": weights.tag,
+        "classes": list(names.classes),
+        "templates": list(names.templates),
+    }
+    folder = store.cache_dir() / "zero-shot"
+    records = store.RecordStore(folder)
+    digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+    target, labels = folder / f"{digest}.safetensors", folder / f"{digest}.txt"
+    facts = records.get(key)
+    if facts is None or not target.is_file():
+        facts = _folded(names, model, path, weights, target, threads)
+        records.put(key, facts)
+    store.atomic_write(labels, "".join(f"{name}\n" for name in names.classes).encode("utf-8"))
+    accuracy = None
+    if row is not None and row.accuracy is not None:
+        source = f"zero-shot on ImageNet-1k, not on these classes; {RESULTS}"
+        accuracy = Accuracy(value=row.accuracy, provenance="published", source=source)
+    folded = Weights(source="file", reference=str(target), tag=f"{tag}+zero-shot", license=weights.license)
+    return replace(
+        _bare(model, folded),
+        name=f"{model}.{tag}+zero-shot",
+        preprocess=msgspec.convert(facts["preprocess"], Preprocess),
+        accuracy=accuracy,
+        parameters=int(str(facts["parameters"])),
+        macs=int(str(facts["macs"])),
+        activations=int(str(facts["activations"])),
+        labels=str(labels),
+        note=f"{len(names.classes)} class names in {len(names.templates)} sentences each, by the text tower of "
+        f"{weights.reference}",
+    )
+
+
+def _folded(
+    names: Names, model: str, path: Path, weights: Weights, target: Path, threads: int
+) -> dict[str, object]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    request = FoldRequest(
+        model=model,
+        weights=str(path),
+        tag=weights.tag or None,
+        tokenizer=None,
+        classes=list(names.classes),
+        templates=list(names.templates),
+        target=str(target),
+        threads=threads,
+    )
+    try:
+        facts: dict[str, object] = sandbox.call(
+            "vitrail.zeroshot.fold:fold",
+            msgspec.to_builtins(request),
+            timeout_s=FOLD_TIMEOUT_S,
+            memory_mib=FOLD_MEMORY_MIB,
+            name=f"reading {path.name} as {model}",
+        )
+    except sandbox.ChildFailure as error:
+        raise InputError(f"{error}: check --weights and --arch.") from None
+    if "refused" in facts:
+        raise InputError(str(facts["refused"]))
+    return facts
