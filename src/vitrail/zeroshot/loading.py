@@ -35,7 +35,7 @@ class Loaded:
     weights: Weights
     """With sha256, and for the hub the commit."""
     published: Published | None
-    """The row of the table, where the weights are known to be of it."""
+    """The row of the table that the weights are of: by their repository, or because a tag says so."""
 
 
 def load(
@@ -109,7 +109,8 @@ def _found(name: str, source: str, row: Published | None) -> tuple[Path, Weights
         digest = store.sha256_file(path)
         return path, Weights(source="file", reference=source, tag=tag, sha256=digest, license=UNSTATED)
     repository = source.removeprefix(HUB)
-    license = UNSTATED if row is None else row.license
+    # A tag given for another repository says what its weights derive from, not their license.
+    license = row.license if row is not None and row.hub == repository else UNSTATED
     asked = Weights(source="hub", reference=repository, tag=tag, license=license)
     return hub.fetch(name, asked, hub.weights_files(repository))
 
@@ -118,15 +119,14 @@ def _tokenizer_file(config: CLIPConfig, given: Path | None) -> Path | None:
     reference = config.text.tokenizer
     if given is not None or reference == CLIP_TOKENIZER:
         return given
+    asked = Weights(source="hub", reference=reference)
     try:
-        path, _ = hub.fetch(
-            f"the tokenizer of {reference}", Weights(source="hub", reference=reference), hub.TOKENIZER_FILES
-        )
+        path, _ = hub.fetch("tokenizer.json", asked, hub.TOKENIZER_FILES)
     except InputError as error:
         raise InputError(
-            f"The vocabulary of this text tower is not part of Vitrail ({str(error).rstrip('.')}): give its "
+            f"The vocabulary of {reference} is not part of Vitrail and could not be fetched: give its "
             f"tokenizer.json, from https://huggingface.co/{reference}, with --tokenizer FILE."
-        ) from None
+        ) from error
     return path
 
 
