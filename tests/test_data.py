@@ -454,11 +454,45 @@ def test_saved_data_sets_that_are_refused(tmp_path, cache):
     assert "cannot be read as an Arrow stream" in refusal(place)
 
 
+FUZZ = """
+import sys
+from pathlib import Path
+from vitrail.data import saved, sources
+from vitrail.errors import InputError
+
+place, file = Path(sys.argv[1]), Path(sys.argv[2])
+whole, refused = file.read_bytes(), 0
+for position in range(0, len(whole), 3):
+    for value in (0x00, 0x7F, 0xFF):
+        file.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+        try:
+            sources.find(place)
+        except InputError:
+            refused += 1
+print("refused", refused)
+"""
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_damaged_tables_end_neither_the_process_nor_in_a_traceback(tmp_path, cache, kind):
+    """Arrow's readers abort the process on some damage unless what they read is validated first."""
+    if kind == "arrow":
+        place = saved(tmp_path / "a", [b"x" * 9, b"y", b"z" * 30, b"w"], list("abab"), names=None)
+        file = place / "data-1.arrow"
+    else:
+        place = file = tmp_path / "m.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"path": ["a.png", "b.png"], "label": ["a", "b"]}), file)
+    done = subprocess.run([sys.executable, "-c", FUZZ, place, file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[1]) > 50
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
 def test_sources_that_hold_nothing(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nowhere")
+    assert "does not exist" in refusal(tmp_path / ("long" * 1000))
     assert "holds no images" in refusal(tmp_path)
     image(tmp_path / "a.png", 1)
     assert "1 images without a class" in refusal(tmp_path)
@@ -504,6 +538,26 @@ def test_a_given_split_that_lacks_a_class(tmp_path):
 )
 def test_two_classes_with_the_same_name(tmp_path, names):
     assert "have the same name" in refusal(folder(tmp_path, **dict.fromkeys(names, 3)))
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    folder(tmp_path, cat=3, dog=3)
+    os.rename(tmp_path / "cat", os.fsencode(tmp_path) + b"/k\xe4tzchen")
+    assert "k\\udce4tzchen" in refusal(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    folder(tmp_path, cat=3, dog=3)
+    (tmp_path / "cat" / "more").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "cannot be listed (Permission denied)" in refusal(tmp_path)
 
 
 def test_names_are_shown_composed(tmp_path):

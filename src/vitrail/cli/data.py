@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from vitrail.data import read, sheet
 
-    if args.per_class < 1:
-        raise InputError(f"--per-class is {args.per_class}: ask for at least 1 image.")
+    if not 1 <= args.per_class <= sheet.MAX_PER_CLASS:
+        raise InputError(f"--per-class is {args.per_class}: ask for 1 to {sheet.MAX_PER_CLASS} images.")
     if args.sheet is not None:
         sheet.check_sheet(args.sheet)
     reading = read.read(args.data)

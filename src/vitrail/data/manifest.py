@@ -66,11 +66,12 @@ def read_parquet(path: Path) -> Source:
             columns = _columns(path, names)
             chosen = [names[index] for index in columns.values()]
             table = file.read(columns=chosen).rename_columns(list(columns))
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(
-            f"{path} cannot be read as Parquet ({_first_line(error)}): write it again."
-        ) from None
-    cells = ({name: _text(value) for name, value in row.items()} for row in table.to_pylist())
+        # Arrow trusts lengths and offsets of a file; using damaged ones ends the process.
+        table.validate(full=True)
+        cells = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        reason = _first_line(error)
+        raise InputError(f"{path} cannot be read as Parquet ({reason}): write it again.") from None
     return _source(path, ((f"{path} row {number}", row) for number, row in enumerate(cells, start=1)))
 
 

@@ -45,6 +45,7 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
     """As `load`, and keep what was seen of the files; raises the same."""
     shares = check_fractions(fractions)
     source = sources.find(path)
+    _check_names(source.rows)
     classes = _classes(source.rows)
     seen = examine(row.path for row in source.rows)
     looks = {p: look for p, look in seen.items() if isinstance(look, Look)}
@@ -75,6 +76,15 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
 def class_name(label: str) -> str:
     """A label as it is shown and compared: composed Unicode (NFC), no blanks around it."""
     return unicodedata.normalize("NFC", label).strip()
+
+
+def _check_names(rows: Iterable[Row]) -> None:
+    """File systems hold names that are no text; such a name can neither be shown nor recorded."""
+    for row in rows:
+        try:
+            (row.path + row.label).encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"The name {row.path!a} is not UTF-8: rename it.") from None
 
 
 def _classes(rows: Iterable[Row]) -> tuple[str, ...]:

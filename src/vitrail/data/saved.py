@@ -90,10 +90,12 @@ def _cells(file: Path, image: str, label: str) -> Iterator[tuple[Any, Any]]:
     try:
         with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
             for batch in stream:
+                # Arrow trusts lengths and offsets of a file; using damaged ones ends the process.
+                batch.validate(full=True)
                 # One image at a time: a batch as Python objects would hold all its bytes twice.
                 for cell, value in zip(batch.column(image), batch.column(label), strict=True):
                     yield cell.as_py(), value.as_py()
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
+    except (OSError, KeyError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         text = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"{file} cannot be read as an Arrow stream ({text}): {SAVE_AGAIN}.") from None
 

@@ -24,6 +24,8 @@ NAME_WIDTH = 210
 TEXT_SIZE = 15
 MAX_CLASSES = 200
 """Rows of a sheet; a JPEG ends at 65,535 pixels and a reader's patience before."""
+MAX_PER_CLASS = 50
+"""Columns of a sheet: with all rows it then takes 0.4 GB while it is drawn."""
 
 # Pillow's own font has ASCII letters only. These are looked for where the system keeps its fonts.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")

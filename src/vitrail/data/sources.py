@@ -27,7 +27,7 @@ def find(path: str | Path) -> Source:
     Raises InputError if it is none of the kinds that are known, is empty, or contradicts itself.
     """
     root = Path(path)
-    if not root.exists():
+    if not os.path.exists(root):  # unlike Path.exists, also for a name that is too long
         raise InputError(f"{path} does not exist: {LAYOUT}.")
     if root.is_file():
         return _manifest(root)
@@ -133,7 +133,7 @@ def _loose(folder: Path) -> list[Broken]:
 def _images_below(root: Path) -> Iterator[str]:
     """Paths relative to `root`; linked folders are entered once."""
     entered = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
         subfolders[:] = [] if real in entered else sorted(name for name in subfolders if not _hidden(name))
         if real in entered:
@@ -142,6 +142,13 @@ def _images_below(root: Path) -> Iterator[str]:
         for name in files:
             if _is_image(os.path.join(folder, name)):
                 yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def _unreadable(error: OSError) -> None:
+    """os.walk passes over what it may not list, and images would be missing without a word."""
+    raise InputError(
+        f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it out."
+    )
 
 
 def _is_image(path: str) -> bool:
