@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from open_clip.loss import ClipLoss, SigLipLoss
 from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn import functional as F
@@ -51,6 +50,9 @@ def loss_of(kind, outputs, group=None):
 
 
 def peer_loss(kind, outputs):
+    # Not at the top: the spawned processes read this file too, and would each take seconds to import it.
+    from open_clip.loss import ClipLoss, SigLipLoss
+
     image, text, scale, bias = outputs
     if kind == "info_nce":
         return F.cross_entropy(ClipLoss().get_logits(image, text, scale)[0], torch.arange(len(image)))

@@ -32,6 +32,7 @@ def model(monkeypatch) -> CLIP:
     for name in ("ViT-B-32", "ViT-B-16-SigLIP"):
         text = {} if name == "ViT-B-32" else {"context_length": 16, "vocab_size": 40}
         monkeypatch.setitem(clip.VARIANTS, name, small(name, **text))
+    torch.manual_seed(0)
     return randomised(CLIP(clip.VARIANTS["ViT-B-32"]))
 
 
