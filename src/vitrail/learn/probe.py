@@ -24,6 +24,8 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
 NEIGHBOURS = 5
 MOST_STEPS = 1000
+TOLERANCE, CHOICE_TOLERANCE = 1e-4, 1e-3
+"""Of the fit that ships, and of those that only choose the strength."""
 TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 
 
@@ -68,8 +70,8 @@ def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> Probe:
     standard = ((features - mean) / spread).astype(np.float64)
     rotated, back = _rotated(standard)
     strength, held_out = _cross_validated(rotated, labels, classes)
-    model = _fitted(rotated, labels, strength)
-    weight_KD, bias_K = _both_classes(model.coef_ @ back, model.intercept_)
+    coefficients, bias = _fitted(_final(strength), rotated, labels)
+    weight_KD, bias_K = _both_classes(coefficients @ back, bias)
     temperature = _temperature(held_out, labels)
     weight_KD, bias_K = weight_KD / spread / temperature, bias_K / temperature
     bias_K = bias_K - weight_KD @ mean
@@ -86,7 +88,7 @@ def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> Probe:
 def knn_accuracy(
     features: np.ndarray, labels: np.ndarray, new_features: np.ndarray, new_labels: np.ndarray
 ) -> float:
-    """Accuracy in % of the nearest neighbours by cosine: needs no fit, so it checks the features themselves."""
+    """Accuracy in % of the nearest neighbours by cosine: without a fit, it checks the features themselves."""
     neighbours = min(NEIGHBOURS, len(labels))
     model = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute").fit(features, labels)
     return 100.0 * float((model.predict(new_features) == new_labels).mean())
@@ -95,8 +97,8 @@ def knn_accuracy(
 def _rotated(standard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, r) coordinates and the (r, D) way back, r = min(n, D).
 
-    With fewer images than features the images span r of D directions, and an L2 penalty keeps the weights in that
-    span; turning to it leaves the same problem with fewer unknowns.
+    With fewer images than features the images span r of D directions, and an L2 penalty keeps the weights in
+    that span; turning to it leaves the same problem with fewer unknowns.
     """
     images, features = standard.shape
     if images >= features:
@@ -105,16 +107,22 @@ def _rotated(standard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left * singular, back
 
 
-def _fitted(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
-    model = LogisticRegression(C=strength, max_iter=MOST_STEPS, tol=1e-4)
+def _final(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=MOST_STEPS, tol=TOLERANCE)
+
+
+def _fitted(
+    model: LogisticRegression, features: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
         # Stopped early, a weakly regularised fit is only a little more regularised.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(features, labels)
+        model.fit(features, labels)
+    return model.coef_, model.intercept_
 
 
 def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of two classes scikit-learn keeps one row, the second one's lead; half of it each gives the same answer."""
+    """Of two classes scikit-learn keeps one row, the second's lead; half of it each gives the same answer."""
     if len(weight) > 1:
         return weight, bias
     return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -123,30 +131,25 @@ def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.
 def _cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[float, np.ndarray]:
     """(best strength, its scores (n, K) of images that the fit had not seen).
 
-    With one image of a class nothing can be held out: a middling strength is taken and its own scores are given.
+    With one image of a class nothing can be held out: a middling strength is taken, and its own scores.
     """
     folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
     if folds < 2:
         strength = STRENGTHS[len(STRENGTHS) // 2]
-        weight, bias = _both_classes(*_parameters(_fitted(features, labels, strength)))
+        weight, bias = _both_classes(*_fitted(_final(strength), features, labels))
         return strength, features @ weight.T + bias
+    scores_SnK = np.zeros((len(STRENGTHS), len(labels), classes))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
-    parts = list(splitter.split(features, labels))
-    best: tuple[float, float, np.ndarray] | None = None
-    for strength in STRENGTHS:
-        scores = np.zeros((len(labels), classes))
-        for train, held in parts:
-            weight, bias = _both_classes(*_parameters(_fitted(features[train], labels[train], strength)))
-            scores[held] = features[held] @ weight.T + bias
-        loss = _log_loss(scores, labels)
-        if best is None or loss < best[0]:
-            best = (loss, strength, scores)
-    assert best is not None
-    return best[1], best[2]
-
-
-def _parameters(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    return model.coef_, model.intercept_
+    for train, held in splitter.split(features, labels):
+        # From strong to weak regularisation, each fit begins where the last one ended.
+        model = LogisticRegression(max_iter=MOST_STEPS, tol=CHOICE_TOLERANCE, warm_start=True)
+        for scores_nK, strength in zip(scores_SnK, STRENGTHS, strict=True):
+            model.set_params(C=strength)
+            weight, bias = _both_classes(*_fitted(model, features[train], labels[train]))
+            scores_nK[held] = features[held] @ weight.T + bias
+    losses = [_log_loss(scores_nK, labels) for scores_nK in scores_SnK]
+    best = int(np.argmin(losses))
+    return STRENGTHS[best], scores_SnK[best]
 
 
 def _log_loss(scores: np.ndarray, labels: np.ndarray) -> float:

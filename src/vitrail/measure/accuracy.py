@@ -1,6 +1,6 @@
 """Scores of labelled images -> accuracy with its interval, recalls, confusion matrix, calibration.
 
-Shapes: n images, K classes, D features. The intervals are of a share: n independent images, of which k are right.
+Shapes: n images, K classes. The intervals are of a share: n independent images, of which k are right.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def expected_share(right: int, images: int, new_images: int, confidence: float =
 def apart(right_a: np.ndarray, right_b: np.ndarray, z: float = 3.0) -> bool:
     """Whether a is more accurate than b on the same images, beyond their noise: boolean (n) each.
 
-    Paired, as the images are the same: the mean difference against `z` of its standard errors. z = 3 (one-sided
-    error 0.13 %) leaves room for looking at many rivals several times.
+    Paired, as the images are the same: the mean difference against `z` of its standard errors. z = 3
+    (one-sided error 0.13 %) leaves room for looking at many rivals several times.
     """
     difference = right_a.astype(float) - right_b.astype(float)
     if len(difference) < 2:

@@ -131,7 +131,8 @@ def task(seen: Classification) -> str:
     """`balanced accuracy 93.9 %, weakest recall 8 83.3 %, calibration error 3.0 points`."""
     weakest = min(seen.recalls, key=lambda recall: recall.value)
     return (
-        f"balanced accuracy {seen.balanced_accuracy:.1f} %, weakest recall {weakest.label} {weakest.value:.1f} %, "
+        f"balanced accuracy {seen.balanced_accuracy:.1f} %, "
+        f"weakest recall {weakest.label} {weakest.value:.1f} %, "
         f"calibration error {seen.calibration_error:.1f} points"
     )
 

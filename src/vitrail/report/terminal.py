@@ -9,8 +9,8 @@ from typing import TextIO
 from vitrail.report import phrases
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
-_STYLES = {"SELECTED": "bold green", "NOTHING": "bold red", "NEAREST": "yellow", "WOULD WIN": "cyan", "TEST": "bold",
-           "LOST": "dim", "NOTE": "dim"}  # fmt: skip
+_STYLES = {"SELECTED": "bold green", "NOTHING": "bold red", "NEAREST": "yellow", "WOULD WIN": "cyan",
+           "TEST": "bold",           "LOST": "dim", "NOTE": "dim"}  # fmt: skip
 _INDENT = 11
 
 

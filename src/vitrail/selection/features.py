@@ -30,7 +30,7 @@ IMAGE_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Engine:
-    """The form of a candidate that gives its features, and what it takes for one image in ms (engine alone)."""
+    """The form of a candidate that gives its features, and its ms for one image (engine alone)."""
 
     variant: Variant
     ms: float

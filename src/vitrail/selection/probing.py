@@ -179,7 +179,10 @@ class _Race:
         asked = self._requirements.min_accuracy
         for runner in list(runners):
             right, seen = int(runner.right.sum()), len(runner.right)
-            text = f"probe: {100 * right / seen:.1f} % of {seen} validation images after {images} training images"
+            text = (
+                f"probe: {100 * right / seen:.1f} % of {seen} validation images "
+                f"after {images} training images"
+            )
             low_high = accuracy.share_interval(right, seen, confidence=0.998)
             if asked is not None and 100 * low_high[1] < asked:
                 self.excluded[runner.candidate.name] = f"{text}: below {asked:g} % beyond its noise"
@@ -292,9 +295,11 @@ class _Race:
                 interval=(100 * low, 100 * high),
             ),
             note=(
-                f"linear probe of {candidate.name} ({candidate.weights.reference}) on {runner.images} images: "
-                f"strength {figures['strength']:g}, temperature {figures['temperature']:.2f}, cross-validated "
-                f"{figures['cross_validated']:.1f} %, nearest neighbours {figures['nearest_neighbours']:.1f} %"
+                f"linear probe of {candidate.name} ({candidate.weights.reference}) on "
+                f"{runner.images} images: strength {figures['strength']:g}, "
+                f"temperature {figures['temperature']:.2f}, cross-validated "
+                f"{figures['cross_validated']:.1f} %, "
+                f"nearest neighbours {figures['nearest_neighbours']:.1f} %"
             ),
         )
 
@@ -338,7 +343,7 @@ def _labels(examples: Sequence[Example]) -> np.ndarray:
 
 
 def _at_size(candidate: Candidate, image_size: int | None) -> Candidate:
-    """The candidate with its preprocess at the asked size: its own accuracy is measured there, so it belongs there."""
+    """The candidate prepared at the asked size: its accuracy is measured there, so it belongs there."""
     old = candidate.preprocess.image_size
     if image_size in (None, old):
         return candidate

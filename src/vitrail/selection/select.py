@@ -188,8 +188,8 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
         )
     if not low <= found.accuracy / 100 <= high:
         doubts.append(
-            f"the test accuracy of {found.accuracy:.1f} % lies outside the {100 * low:.1f} to {100 * high:.1f} % "
-            "that the validation images let expect"
+            f"the test accuracy of {found.accuracy:.1f} % lies outside the "
+            f"{100 * low:.1f} to {100 * high:.1f} % that the validation images let expect"
         )
     return replace(
         selection,
@@ -347,8 +347,8 @@ def _is_asked(candidate: Candidate, globs: Sequence[str]) -> bool:
 def _refuse_unmeasured(requirements: Requirements) -> None:
     if requirements.min_accuracy is not None:
         raise InputError(
-            "Zero-shot accuracy on your classes is not known before it is measured: give labelled images with "
-            "--data DIR, or leave --min-accuracy out."
+            "Zero-shot accuracy on your classes is not known before it is measured: give labelled images "
+            "with --data DIR, or leave --min-accuracy out."
         )
 
 

@@ -37,7 +37,7 @@ class Names:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCLIP:
-    """A user's own weights of a CLIP: the file, open_clip's name, and which published weights it came from."""
+    """A user's own weights of a CLIP: the file, open_clip's name, and which weights it came from."""
 
     file: str
     arch: str
@@ -97,7 +97,7 @@ def of_names(
         found.append(_candidate(names, row.model, row.tag, located.path, located.weights, row, threads))
     if not found:
         raise InputError(
-            f"No weights of a CLIP are at hand ({missing[0].rstrip('.') if missing else 'none is asked for'}): "
+            f"No weights of a CLIP are at hand ({missing[0].rstrip('.') if missing else 'none asked for'}): "
             "give a file with --weights FILE --arch ViT-B-32."
         )
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -154,8 +154,8 @@ def _candidate(
         macs=int(str(facts["macs"])),
         activations=int(str(facts["activations"])),
         labels=str(labels),
-        note=f"{len(names.classes)} class names in {len(names.templates)} sentences each, by the text tower of "
-        f"{weights.reference}",
+        note=f"{len(names.classes)} class names in {len(names.templates)} sentences each, "
+        f"by the text tower of {weights.reference}",
     )
 
 
