@@ -267,9 +267,16 @@ def test_every_image_finds_itself_first(tiny, capsys):
         assert capsys.readouterr().out.split() == ["1.0000", str(path)]
 
 
-def test_normalisation_is_another_preprocess_and_so_another_index(tiny):
-    _, usual = embedded(tiny, "images")
-    _, half = embedded(tiny, "images", "--normalisation", "half", out="half.parquet")
+def test_a_tag_can_mean_another_preprocess_and_so_another_index(tiny, monkeypatch, capsys):
+    from vitrail.zeroshot import published
+
+    for tag, kind in (("usual", published.OPENAI), ("half", published.HALF)):
+        row = published.Published("tiny-clip", tag, f"some/{tag}", "mit", kind, None)
+        monkeypatch.setitem(published.PUBLISHED, tag, row)
+    assert embedded(tiny, "images")[0] == 2  # the file does not say which
+    assert "--tag" in capsys.readouterr().err
+    _, usual = embedded(tiny, "images", "--tag", "usual")
+    _, half = embedded(tiny, "images", "--tag", "half", out="half.parquet")
     one, other = read_table(usual), read_table(half)
     assert other.origin.preprocess.mean == (0.5, 0.5, 0.5)
     assert one.origin.digest != other.origin.digest
@@ -304,7 +311,11 @@ NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["embed", "images", *CLIP], "give its weights with --weights"),
+        (["embed", "images", *CLIP], "give a file with --weights"),
+        (["embed", "images", "--out", "x.parquet", "--model", "my_model"], "give its weights with --weights"),
+        (["embed", "images", *NO_NAME, "--tag", "openai"], "leave --tag out"),
+        (["embed", "images", *CLIP, "--weights", "hub:none"], "no repository of the hub"),
+        (["embed", "images", *CLIP, "--weights", "hub:some/clip", "--offline"], "not on this machine"),
         (["embed", "empty", *CLIP, *SAME], "holds no images"),
         (["embed", "none", *CLIP, *SAME], "does not exist"),
         (["embed", "images", *CLIP, *SAME, "--out", "no/x.parquet"], "no folder that can be written"),
@@ -355,6 +366,30 @@ def test_moved_weights_are_taken_when_they_are_the_same(tiny):
     _, out = embedded(tiny, "images")
     (tiny / "tiny-clip.safetensors").rename(tiny / "elsewhere.safetensors")
     assert run("search", out, "images/03.png", "--weights", "elsewhere.safetensors") == 0
+
+
+def test_weights_of_the_hub_are_recorded_with_their_commit_and_found_again(tiny, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setenv("VITRAIL_CACHE", str(tiny / "cache"))
+    snapshot = tiny / "hub" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    file = snapshot / "open_clip_model.safetensors"  # no classifier is stored by this name
+    shutil.copy(tiny / "tiny-clip.safetensors", file)
+
+    def cached(repository, name, revision=None):
+        assert repository == "some/clip"
+        assert revision in (None, "c0ffee")
+        return str(file) if name == file.name else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    asked = ["--out", "hub.parquet", "--model", "tiny-clip", "--weights", "hub:some/clip", "--offline"]
+    assert run("embed", "images", *asked) == 0
+    weights = read_table("hub.parquet").origin.weights
+    assert (weights.source, weights.reference, weights.revision) == ("hub", "some/clip", "c0ffee")
+    capsys.readouterr()
+    assert run("search", "hub.parquet", "images/07.png", "--top", 1, "--offline") == 0
+    assert capsys.readouterr().out.split() == ["1.0000", "images/07.png"]
 
 
 def test_an_image_without_direction_is_listed(tmp_path):

@@ -14,8 +14,11 @@ from vitrail.errors import InputError
 
 if TYPE_CHECKING:
     from vitrail.embeddings import Table
+    from vitrail.models.embed import ModelEmbedder
+    from vitrail.vocabulary import Weights
 
 SCHEMA_VERSION = 1
+HUB = "hub:"
 MIB = 1024 * 1024
 
 
@@ -26,14 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="NAME", help="of the catalogue, timm's, or for a CLIP open_clip's"
     )
-    parser.add_argument("--weights", metavar="FILE", help="its weights (the catalogue's)")
+    parser.add_argument(
+        "--weights", metavar="FILE|hub:REPO", help="a file, or for a CLIP a repository (the published ones)"
+    )
+    parser.add_argument("--tag", help="open_clip's tag of a CLIP's weights; decides the preprocess too")
     parser.add_argument("--text", action="store_true", help="SOURCE holds one text a line (CLIP models only)")
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, for texts of a SigLIP")
-    parser.add_argument(
-        "--normalisation",
-        choices=("imagenet", "half", "none", "clip", "edge"),
-        help="mean and standard deviation the weights were trained with (the model's usual ones)",
-    )
     parser.add_argument("--threads", type=int, metavar="N", help="(all usable cores)")
     parser.add_argument("--offline", action="store_true", help="use weights that are on this machine only")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
@@ -48,20 +49,12 @@ def run(args: argparse.Namespace) -> int:
     """
     from vitrail.embeddings import embed, write_table
     from vitrail.embeddings.sources import image_paths, text_lines
-    from vitrail.models.embed import open_embedder
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads is {args.threads}: give at least 1.")
     _check_out(args.out, overwrite=args.overwrite)
     names = text_lines(args.source) if args.text else image_paths(args.source)
-    with open_embedder(
-        args.model,
-        weights=args.weights,
-        normalisation=args.normalisation,
-        tokenizer=args.tokenizer,
-        offline=args.offline,
-        threads=args.threads,
-    ) as embedder:
+    with _embedder(args) as embedder:
         table = embed(embedder, names, "text" if args.text else "image", progress=_progress(len(names)))
     write_table(table, args.out)
     if args.json is not None:
@@ -71,6 +64,53 @@ def run(args: argparse.Namespace) -> int:
     for broken in table.broken:
         print(f"vitrail: error: {broken.reason}", file=sys.stderr)
     return 1 if table.broken else 0
+
+
+def _embedder(args: argparse.Namespace) -> ModelEmbedder:
+    from vitrail.models.embed import open_embedder
+    from vitrail.models.table import MODELS
+    from vitrail.models.weights import WeightsFinder
+    from vitrail.zeroshot.hub import Finder
+
+    if MODELS.get(args.model, "").endswith(":CLIP"):
+        weights, changes = _of_clip(args.model, args.weights, args.tag)
+        finder: WeightsFinder = Finder(offline=args.offline)
+    elif args.tag is not None or (args.weights or "").startswith(HUB):
+        raise InputError(f"{args.model} is no CLIP of ours: leave --tag out and give --weights as a file.")
+    else:
+        weights, changes, finder = args.weights, {}, WeightsFinder(offline=args.offline)
+    return open_embedder(
+        args.model,
+        weights=weights,
+        changes=changes,
+        tokenizer=args.tokenizer,
+        finder=finder,
+        threads=args.threads,
+    )
+
+
+def _of_clip(model: str, weights: str | None, tag: str | None) -> tuple[str | Weights, dict[str, Any]]:
+    """Where a CLIP's weights are, and how they want images prepared: as `vitrail zero-shot` decides it."""
+    from vitrail.vocabulary import Weights
+    from vitrail.zeroshot.hub import repository
+    from vitrail.zeroshot.published import of_hub, of_model, preprocess_of, published
+
+    row = published(model, tag) if tag is not None or weights is None else None
+    if row is None and weights is not None and weights.startswith(HUB):
+        row = of_hub(model, weights.removeprefix(HUB))
+    changes: dict[str, Any] = {}
+    if of_model(model):  # else nothing is known but what its family does
+        known = preprocess_of(model, 1, row)
+        changes = {"mean": known.mean, "std": known.std, "crop_mode": known.crop_mode}
+    if weights is not None and not weights.startswith(HUB):
+        return weights, changes
+    reference = weights.removeprefix(HUB) if weights is not None else ""
+    return Weights(
+        source="hub",
+        reference=repository(reference or (row.hub if row is not None else "")),
+        tag=row.tag if row is not None else "",
+        license=row.license if row is not None else "unknown",
+    ), changes
 
 
 def _check_out(out: str, *, overwrite: bool) -> None:

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.embeddings import Index
     from vitrail.images.photos import SUFFIXES
     from vitrail.models.embed import reopen
+    from vitrail.models.weights import WeightsFinder
+    from vitrail.zeroshot.hub import Finder
 
     if args.top < 1:
         raise InputError(f"--top is {args.top}: ask for at least 1.")
@@ -49,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
             f"{args.index} was made by {origin.model}, which embeds images only: search by an image "
             f"({args.query!r} is no file), or embed again with a CLIP, e.g. --model ViT-B-32."
         )
-    with reopen(origin, weights=args.weights, tokenizer=args.tokenizer, offline=args.offline) as embedder:
+    # A CLIP's files have other names on the hub than a classifier's.
+    finder = (Finder if origin.reads_text else WeightsFinder)(offline=args.offline)
+    with reopen(origin, weights=args.weights, tokenizer=args.tokenizer, finder=finder) as embedder:
         index.check(embedder)
         query = embedder.images([args.query]) if is_image else embedder.texts([args.query])
     (hits,) = index.search(query, top=args.top)

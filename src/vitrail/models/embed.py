@@ -8,7 +8,7 @@ reopen(index.table.origin)                                 the one that made an 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class ModelEmbedder(Embedder):
         model: the name that `embed_session.Request` takes.
         weights: with the file in which they lie on this disk.
         file: that file.
-        preprocess, normalisation, tokenizer: as `embed_session.Request`.
+        preprocess, changes, tokenizer: as `embed_session.Request`.
         threads: for the model; None: all usable cores.
 
     Raises:
@@ -58,7 +58,7 @@ class ModelEmbedder(Embedder):
         file: Path,
         *,
         preprocess: Preprocess | None = None,
-        normalisation: str | None = None,
+        changes: Mapping[str, Any] | None = None,
         tokenizer: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class ModelEmbedder(Embedder):
             "model": model,
             "weights": str(file),
             "preprocess": msgspec.to_builtins(preprocess),
-            "normalisation": normalisation,
+            "changes": dict(changes or {}),
             "tokenizer": tokenizer,
             "threads": threads or usable_cores(),
         }
@@ -134,29 +134,31 @@ class ModelEmbedder(Embedder):
 def open_embedder(
     model: str,
     *,
-    weights: str | None = None,
-    normalisation: str | None = None,
+    weights: str | Weights | None = None,
+    changes: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
-    offline: bool = False,
+    finder: WeightsFinder | None = None,
     threads: int | None = None,
 ) -> ModelEmbedder:
     """An embedder by name.
 
     Args:
         model: of the catalogue (with a tag or without), timm's, or for a CLIP open_clip's.
-        weights: a file; None: the catalogue's, of the first entry of that name whose weights are at hand.
-        normalisation: a name of `catalog.table.NORMALISATIONS`; None: the preprocess's own.
+        weights: a file, or where to find them; None: the catalogue's, of the first entry of that name whose
+            weights are at hand.
+        changes: fields of the preprocess that are others than the model's own.
         tokenizer: tokenizer.json of a SigLIP.
-        offline: use downloaded weights only.
+        finder: what finds the weights, for `offline` or other files of the hub; None: a usual one.
         threads: None: all usable cores.
 
     Raises:
         InputError: as `ModelEmbedder`, or weights that are not to be had.
     """
     known = [c for c in catalog.candidates() if model in (c.name, c.architecture)]
-    finder = WeightsFinder(offline=offline)
+    finder = finder or WeightsFinder()
     if weights is not None:
-        candidate = _unlisted(known[0].name if known else model, _own(weights))
+        weights = _own(weights) if isinstance(weights, str) else weights
+        candidate = _unlisted(known[0].name if known else model, weights)
         preprocess = known[0].preprocess if known else None
     elif known:
         candidate = next((c for c in known if finder.at_hand(c)), known[0])
@@ -172,14 +174,18 @@ def open_embedder(
         located.weights,
         located.path,
         preprocess=preprocess,
-        normalisation=normalisation,
+        changes=changes,
         tokenizer=tokenizer,
         threads=threads,
     )
 
 
 def reopen(
-    origin: Origin, *, weights: str | None = None, tokenizer: str | None = None, offline: bool = False
+    origin: Origin,
+    *,
+    weights: str | None = None,
+    tokenizer: str | None = None,
+    finder: WeightsFinder | None = None,
 ) -> ModelEmbedder:
     """The embedder that made something, with the very same weights.
 
@@ -187,7 +193,7 @@ def reopen(
         origin: its record.
         weights: the weights file, if it lies elsewhere now.
         tokenizer: the tokenizer's file, if it lies elsewhere now.
-        offline: use downloaded weights only.
+        finder: as `open_embedder`.
 
     Raises:
         InputError: weights or tokenizer are gone, or are not those of the record.
@@ -196,7 +202,8 @@ def reopen(
     if asked.source == "file" and not Path(asked.reference).is_file():
         where = "check --weights" if weights is not None else "say where it is now with --weights FILE"
         raise InputError(f"There is no weights file of {origin.model} at {asked.reference}: {where}.")
-    located = WeightsFinder(offline=offline).locate(_unlisted(origin.model, replace(asked, sha256=None)))
+    finder = finder or WeightsFinder()
+    located = finder.locate(_unlisted(origin.model, replace(asked, sha256=None)))
     if located.weights.sha256 != origin.weights.sha256:
         raise InputError(
             f"{located.path} does not hold the weights that the index was made with (sha256 "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     weights: str
     preprocess: Preprocess | None = None
     """None: the architecture's own."""
-    normalisation: str | None = None
-    """A name of `catalog.table.NORMALISATIONS`, instead of the preprocess's own."""
+    changes: dict[str, Any] = {}
+    """Fields of the preprocess that are others than its own (`mean`, `std`, `crop_mode`)."""
     tokenizer: str | None = None
     threads: int = 1
 
@@ -168,7 +168,7 @@ def _loaded(request: Request) -> Session:
     if preprocess is None:
         timm_models._check_known(architecture)
         preprocess = msgspec.convert(timm_models._preprocess(request.model), Preprocess)
-    preprocess = _normalised(preprocess, request.normalisation)
+    preprocess = _changed(preprocess, request.changes)
     ours = architecture in MODELS
     build = _ours if ours else _of_timm
     module = build(architecture, preprocess.image_size, request.weights)
@@ -189,15 +189,15 @@ def _clip(request: Request, name: str) -> Session:
             raise
         # Images can be embedded without; the reason is kept for who asks for texts.
         missing = str(error).rstrip(".") + " with --tokenizer"
-    preprocess = _normalised(request.preprocess or _clip_preprocess(model), request.normalisation)
+    preprocess = _changed(request.preprocess or _clip_preprocess(model), request.changes)
     return Session(model.requires_grad_(False), preprocess, "vitrail", tokenizer, missing)
 
 
 def _clip_preprocess(model: CLIP) -> Preprocess:
     """As the models were evaluated: CLIP by its centre, SigLIP squashed to a square.
 
-    Some of open_clip's CLIP weights were trained with another mean (`half`): that is what the request's
-    `normalisation` is for. Source: open_clip's preprocess_cfg of its pretrained tags.
+    Some of open_clip's weights were trained with another mean: that is what the request's `changes` are for.
+    Source: open_clip's preprocess_cfg of its pretrained tags.
     """
     siglip = model.config.bias is not None
     mean, std = NORMALISATIONS["half" if siglip else "clip"]
@@ -211,11 +211,8 @@ def _clip_preprocess(model: CLIP) -> Preprocess:
     )
 
 
-def _normalised(preprocess: Preprocess, name: str | None) -> Preprocess:
-    if name is None:
-        return preprocess
-    mean, std = NORMALISATIONS[name]
-    return replace(preprocess, mean=mean, std=std)
+def _changed(preprocess: Preprocess, changes: dict[str, Any]) -> Preprocess:
+    return msgspec.convert({**asdict(preprocess), **changes}, Preprocess)
 
 
 def _ours(architecture: str, image_size: int, weights: str) -> nn.Module:
