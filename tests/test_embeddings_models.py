@@ -362,6 +362,13 @@ def test_wrong_use_is_one_sentence(tiny, capsys, arguments, said):
     assert not Path("x.parquet").exists()
 
 
+def test_without_the_extra_nothing_is_embedded_for_nothing(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(embed_session, "start", None)
+    assert embedded(tiny, "images")[0] == 2
+    assert 'pip install "vitrail[search]"' in capsys.readouterr().err
+
+
 def test_moved_weights_are_taken_when_they_are_the_same(tiny):
     _, out = embedded(tiny, "images")
     (tiny / "tiny-clip.safetensors").rename(tiny / "elsewhere.safetensors")

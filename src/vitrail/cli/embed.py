@@ -49,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from vitrail.embeddings import embed, write_table
     from vitrail.embeddings.sources import image_paths, text_lines
+    from vitrail.embeddings.table import check_installed
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads is {args.threads}: give at least 1.")
+    check_installed()
     _check_out(args.out, overwrite=args.overwrite)
     names = text_lines(args.source) if args.text else image_paths(args.source)
     with _embedder(args) as embedder:

@@ -100,17 +100,20 @@ class Index:
             top: at least 1.
 
         Raises:
-            InputError: `top` below 1, or queries of another dimension or not finite.
+            InputError: `top` below 1, or queries of another dimension or not of length 1.
             MissingExtraError: usearch is not installed.
         """
         if top < 1:
             raise InputError(f"top is {top}: ask for at least 1.")
         queries_QD = np.atleast_2d(np.ascontiguousarray(queries_QD, np.float32))
         width = self.table.origin.dimension
-        if queries_QD.ndim != 2 or queries_QD.shape[1] != width or not np.isfinite(queries_QD).all():
+        if queries_QD.ndim != 2 or queries_QD.shape[1] != width:
             raise InputError(
-                f"Queries of shape {queries_QD.shape} do not fit: give finite vectors of {width} numbers."
+                f"Queries of shape {queries_QD.shape} do not fit: give vectors of {width} numbers."
             )
+        # A length that is not finite compares as false.
+        if not np.all(np.abs(np.linalg.norm(queries_QD, axis=1) - 1) < 1e-3):
+            raise InputError("A query is not of length 1: divide each vector by its length.")
         if not len(queries_QD):
             return []
         rows_QK = self._nearest(queries_QD, min(top, len(self)))
@@ -139,6 +142,7 @@ class Index:
     def _hits(self, query_D: np.ndarray, rows: np.ndarray) -> list[Hit]:
         # In float64: the library's distance is 1 - cosine in float32, which blurs small cosines.
         scores = self.table.vectors_ND[rows].astype(np.float64) @ query_D.astype(np.float64)
+        scores = np.clip(scores, -1.0, 1.0)  # lengths are 1 to the last bits of float32 only
         order = np.lexsort((rows, -scores))
         return [Hit(name=self.table.names[rows[i]], score=float(scores[i]), row=int(rows[i])) for i in order]
 

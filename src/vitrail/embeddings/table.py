@@ -23,7 +23,7 @@ from vitrail import __version__, store
 from vitrail.embeddings.embedder import Embedder, Origin
 from vitrail.errors import InputError, MissingExtraError
 
-__all__ = ["Broken", "Table", "embed", "read_table", "write_table"]
+__all__ = ["Broken", "Table", "check_installed", "embed", "read_table", "write_table"]
 
 SCHEMA_VERSION = 1
 KEY = b"vitrail"
@@ -258,6 +258,11 @@ def _digest(names: Sequence[str], vectors_ND: np.ndarray) -> str:
 
 def _short(error: Exception) -> str:
     return (" ".join(str(error).split()).split(". ")[0] or type(error).__name__)[:160].rstrip(".")
+
+
+def check_installed() -> None:
+    """Raise MissingExtraError unless tables can be written here: to ask before hours of embedding."""
+    _arrow()
 
 
 def _arrow() -> tuple[Any, Any]:
