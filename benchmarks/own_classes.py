@@ -2,10 +2,10 @@
 
     python benchmarks/own_classes.py [--data digits|fashion] [--splits 20] [--images 1797] [--save [HARDWARE]]
 
-Splits a labelled set anew, selects on each split as a user does (probe, search, finals, the winner's own export
-on the untouched test images), and counts how often the test accuracy lies in the 95 % prediction interval that
-the validation images gave. Target: at least 17 of 20. Nothing is timed, so the machine need not be idle. The
-last line of standard output is one JSON document.
+Splits a labelled set anew, selects on each split as a user does (probe, search, finals, the winner's own
+export on the untouched test images), and counts how often the test accuracy lies in the 95 % prediction
+interval that the validation images gave. Target: at least 17 of 20. Nothing is timed, so the machine need not
+be idle. The last line of standard output is one JSON document.
 
 digits: scikit-learn's, 8 x 8 pixels enlarged to 64.
 fashion: Debian's dataset-fashion-mnist, 28 x 28 enlarged to 64.
@@ -121,9 +121,7 @@ def main() -> int:
             print(json.dumps(row), file=sys.stderr, flush=True)
     held = sum(row["held"] for row in rows)
     gap = float(np.mean([row["validation"] - row["test"] for row in rows]))
-    print(
-        f"{args.data}: {held} of {len(rows)} test accuracies lie in their interval; validation {gap:+.2f}"
-    )
+    print(f"{args.data}: {held} of {len(rows)} test accuracies lie in their interval; validation {gap:+.2f}")
     document = {
         "benchmark": "own_classes",
         "data": args.data,

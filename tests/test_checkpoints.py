@@ -348,3 +348,13 @@ def test_what_timm_refuses_to_build_is_one_sentence(monkeypatch):
     monkeypatch.setattr(timm.timm, "create_model", refuses)
     with pytest.raises(InputError, match="test_vit cannot be built for 50 px: image size must be divisible"):
         timm.build("test_vit", image_size=50, classes=10, weights=None)
+
+
+@pytest.mark.parametrize("padding", range(0, 256, 8))
+def test_a_safetensors_header_may_have_any_length(tmp_path, padding):
+    """Its first byte is the low one of the length; at 0x80 it looks like that of a pickle."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = header.ljust(256 + padding)
+    path = tmp_path / "weights.bin"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + np.float32(2.5).tobytes())
+    assert checkpoints.read_state_dict(path)["a"].item() == 2.5

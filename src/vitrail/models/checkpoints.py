@@ -66,10 +66,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             head = file.read(9)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
-    if head.startswith(TORCH_MAGIC):
+    # Eight bytes of length, then a JSON object; the length may begin with the byte of a pickle.
+    safetensors = head[8:] == b"{" and not head.startswith(b"PK")
+    if head.startswith(TORCH_MAGIC) and not safetensors:
         return _tensors(_read_torch(path), path)
-    # Eight bytes of length, then a JSON object.
-    if path.suffix == ".safetensors" or head[8:] == b"{":
+    if safetensors or path.suffix == ".safetensors":
         return _tensors(_read_safetensors(path), path)
     raise InputError(f"{path} is neither a safetensors nor a torch file: give the file of the weights.")
 

@@ -155,9 +155,12 @@ def _nearest(selection: Selection) -> list[LedgerEntry]:
 
 def _nothing_fits(selection: Selection) -> list[str]:
     asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
-    lines = [_line("NOTHING", f"fits: no variant was shown to hold {asked or 'what was asked'}")]
     rows = [_lost_row(entry) for entry in _nearest(selection)]
-    lines += _table("NEAREST", rows)
+    undecided = all(entry.status != "rejected" for entry in selection.ledger)
+    why = f"no variant was shown to hold {asked or 'what was asked'}"
+    if undecided and not rows:
+        why = "no variant has all the evidence that a winner needs"
+    lines = [_line("NOTHING", f"fits: {why}"), *_table("NEAREST", rows)]
     if not rows:
         # Without limits nothing is near: what is missing is evidence, so that is what is said.
         open_ones = [entry for entry in selection.ledger if entry.status == "undecided"]

@@ -1,0 +1,156 @@
+"""From class names to an exported classifier on the road, with a small CLIP in ViT-B-32's place."""
+
+import dataclasses
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from vitrail.cli import main
+from vitrail.errors import InputError
+from vitrail.export import work
+from vitrail.models import clip, factory
+from vitrail.models.tokenizer import load_tokenizer
+from vitrail.selection import prune
+from vitrail.selection.select import _asked_candidates
+from vitrail.vocabulary import SearchSettings, Workload
+from vitrail.zeroshot import candidates, fold
+from vitrail.zeroshot.hub import Finder
+
+TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
+CLASSES = ("corgi dog", "persian cat", "teapot")
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A CLIP of 2 + 2 blocks under ViT-B-32's name, its weights, and calls of a child in this process."""
+    full = clip.VARIANTS["ViT-B-32"]
+    image = dataclasses.replace(
+        full.image, image_size=(64, 64), patch_size=16, width=64, depth=2, heads=2, num_classes=32
+    )
+    text = dataclasses.replace(full.text, width=48, depth=2, heads=2, embed_width=32)
+    config = dataclasses.replace(full, image=image, text=text)
+    monkeypatch.setitem(clip.VARIANTS, "ViT-B-32", config)
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = factory.build("ViT-B-32").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter += 0.1 * torch.randn_like(parameter)
+    weights = tmp_path / "clip.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
+    monkeypatch.setattr(candidates.sandbox, "call", lambda _, payload, **__: fold.fold(payload))
+    return model, weights
+
+
+def found_for(weights, **changes):
+    own = candidates.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k", **changes)
+    names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
+    return candidates.of_names(names, (), own, Finder(offline=True), threads=2)
+
+
+def expected_logits(model, images):
+    tokenizer = load_tokenizer(model.config.text)
+    rows = []
+    for name in CLASSES:
+        text = model.encode_text(tokenizer([template.format(name) for template in TEMPLATES]))
+        rows.append(F.normalize(text.mean(0), dim=0))
+    return model.encode_image(images) @ torch.stack(rows).T * model.scale()
+
+
+def test_names_become_a_classifier_that_the_engine_runs_as_the_two_towers_would(small, tmp_path):
+    model, weights = small
+    (candidate,) = found_for(weights).candidates
+    assert candidate.name == "ViT-B-32.laion2b_s34b_b79k+zero-shot"
+    assert candidate.accuracy is None
+    assert candidate.weights.license == "own"
+    (form,) = prune.variants(
+        [candidate], Workload(), SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",))
+    )
+    assert form.implementation == "vitrail"
+    work.export(
+        {
+            "architecture": candidate.architecture,
+            "implementation": form.implementation,
+            "image_size": 64,
+            "labels": candidate.labels,
+            "weights": candidate.weights.reference,
+            "folder": str(tmp_path / "export"),
+            "threads": 2,
+        }
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "export" / work.ONNX_FILE)
+    images = torch.randn(7, 3, 64, 64)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.inference_mode():
+        expected = expected_logits(model, images).numpy()
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert (tmp_path / "export" / work.LABELS_FILE).read_text() == "corgi dog\npersian cat\nteapot\n"
+
+
+def test_the_same_names_are_folded_once_and_other_ones_anew(small, monkeypatch):
+    _, weights = small
+    first = found_for(weights)
+    monkeypatch.setattr(candidates.sandbox, "call", None)
+    assert found_for(weights) == first
+    names = candidates.Names(classes=CLASSES[:2], templates=TEMPLATES)
+    own = candidates.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k")
+    with pytest.raises(TypeError):
+        candidates.of_names(names, (), own, Finder(offline=True), threads=2)
+
+
+def test_weights_of_another_architecture_are_refused(small, tmp_path):
+    wrong = tmp_path / "wrong.safetensors"
+    save_file({"fc.weight": torch.zeros(2, 2)}, wrong)
+    with pytest.raises(InputError, match="does not fit CLIP: missing"):
+        found_for(wrong)
+
+
+def test_published_weights_that_are_not_here_are_counted(small):
+    _, weights = small
+    rows = candidates.matching(["ViT-B-32", "vit-l-14.*"])
+    assert {row.model for row in rows} == {"ViT-B-32", "ViT-L-14"}
+    own = candidates.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k")
+    names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
+    found = candidates.of_names(names, rows, own, Finder(offline=True), threads=2)
+    assert len(found.candidates) == 1
+    assert f"and {len(rows) - 1} more" in found.notes[0]
+    with pytest.raises(InputError, match="No weights of a CLIP"):
+        candidates.of_names(names, rows, None, Finder(offline=True), threads=2)
+
+
+def test_which_candidates_class_names_bring():
+    names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
+    catalogue, rows = _asked_candidates(None, names, SearchSettings(), with_data=False)
+    assert not catalogue
+    assert len(rows) == len(candidates.matching(()))
+    both, rows = _asked_candidates(None, names, SearchSettings(models=("swin_*", "ViT-B-16")), with_data=True)
+    assert {c.family for c in both} == {"swin"}
+    assert {row.model for row in rows} == {"ViT-B-16"}
+    with pytest.raises(InputError, match="No CLIP matches"):
+        _asked_candidates(None, names, SearchSettings(models=("swin_*",)), with_data=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--classes", "a cat,A Cat"], "a cat"),
+        (["--classes", "cat"], "one"),
+        (["--classes", "a dog,a cat", "--min-accuracy", "90"], "--data DIR"),
+        (["--classes", "a dog,a cat", "--weights", "missing.safetensors"], "--arch"),
+        (["--classes", "a dog,a cat", "--weights", "x", "--arch", "ViT-B-32", "--labels", "l"], "--labels"),
+        (["--prompts", "simple"], "--classes"),
+        (["--min-recall", "defect=95"], "--data DIR"),
+        (["--data", "missing"], "missing"),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path))
+    assert main(["select", "--offline", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
