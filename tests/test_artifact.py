@@ -16,7 +16,7 @@ import pytest
 from artifacts import LABELS, SIZE, make_artifact, make_bundle
 
 from vitrail import store
-from vitrail.artifact import SCHEMA_VERSION, evidence_of, open_artifact, write
+from vitrail.artifact import SCHEMA_VERSION, TextTower, evidence_of, open_artifact, write
 from vitrail.artifact.manifest import digest
 from vitrail.errors import InputError
 from vitrail.vocabulary import (
@@ -84,6 +84,26 @@ def measurement(bundle) -> Measurement:
 
 
 # --- writing and reading back ---------------------------------------------------------------------
+
+
+def test_splits_and_a_text_tower_are_kept_and_checked(bundle, tmp_path):
+    weights = tmp_path / "clip.safetensors"
+    weights.write_bytes(b"both towers")
+    tower = TextTower(weights=weights, model="ViT-B-32", tag="openai", license="mit", templates=("a {}.",))
+    splits = {"train": {"0f": "cat"}, "validation": {}, "test": {"1e": "dog"}}
+    write(tmp_path / "w", dataclasses.replace(bundle, text_tower=tower, splits=splits))
+    artifact = open_artifact(tmp_path / "w")
+    found = artifact.text_tower()
+    assert found.weights.read_bytes() == b"both towers"
+    assert dataclasses.replace(found, weights=weights) == tower
+    assert json.loads((tmp_path / "w" / "evidence" / "splits.json").read_text()) == splits
+    found.weights.write_bytes(b"other towers")
+    with pytest.raises(InputError, match="was changed"):
+        open_artifact(tmp_path / "w")
+
+
+def test_an_artifact_without_a_text_tower_says_so(original):
+    assert open_artifact(original.path).text_tower() is None
 
 
 def test_everything_written_comes_back(bundle, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrail.artifact.bundle import Artifact, Bundle, evidence_of, open_artifact, write
+from vitrail.artifact.bundle import Artifact, Bundle, TextTower, evidence_of, open_artifact, write
 from vitrail.artifact.manifest import (
     SCHEMA_VERSION,
     Evidence,
@@ -21,6 +21,7 @@ __all__ = [
     "Manifest",
     "ParityBounds",
     "Reference",
+    "TextTower",
     "evidence_of",
     "open_artifact",
     "write",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,11 +36,27 @@ MODEL_FOLDER = "model"
 LABELS_FILE = "labels.txt"
 MEASUREMENT_FILE = "evidence/measurement.json"
 SPLITS_FILE = "evidence/splits.json"
+TEXT_TOWER_FOLDER = "text-tower"
+TEXT_TOWER_FACTS = "text-tower/origin.json"
 PHOTO_FOLDER = "reference/photos"
 FP32_OUTPUTS = "reference/fp32_outputs.npy"
 OWN_OUTPUTS = "reference/own_outputs.npy"
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest is some tens of kilobytes; a larger file is not read into memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """The whole CLIP that a zero-shot classifier was made from, to give it other classes later."""
+
+    weights: Path
+    """File with both towers."""
+    model: str
+    """open_clip's name."""
+    tag: str
+    """Which published weights; "": not stated."""
+    license: str
+    templates: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +79,8 @@ class Bundle:
     measurement: Measurement | None = None
     splits: dict[str, dict[str, str]] | None = None
     """{split: {sha256 of an image: its class}} of the user's labelled images; None: there were none."""
+    text_tower: TextTower | None = None
+    """None: the artifact cannot be given other classes."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,25 @@ class Artifact:
             return None
         return msgspec.json.decode((self.path / self.manifest.measurement).read_bytes(), type=Measurement)
 
+    def text_tower(self) -> TextTower | None:
+        """What the classes can be made anew from; None: it was not kept.
+
+        Raises:
+            InputError: its description cannot be read.
+        """
+        if TEXT_TOWER_FACTS not in self.manifest.files:
+            return None
+        try:
+            facts = msgspec.json.decode((self.path / TEXT_TOWER_FACTS).read_bytes(), type=dict[str, Any])
+            found = msgspec.convert(
+                {**facts, "weights": str(self.path / facts["weights"])}, TextTower, dec_hook=_path
+            )
+        except (KeyError, msgspec.DecodeError) as error:
+            raise InputError(
+                f"{self.path / TEXT_TOWER_FACTS} is not valid ({error}): write the artifact again."
+            ) from None
+        return found
+
     def _outputs(self, name: str) -> np.ndarray:
         expected = (len(self.manifest.reference.photos), self.manifest.classes)
         try:
@@ -117,6 +155,10 @@ class Artifact:
         if not right:
             raise InputError(f"{self.path / name} is not float32 {expected}: write the artifact again.")
         return values
+
+
+def _path(kind: type, value: object) -> object:
+    return Path(str(value)) if kind is Path else value
 
 
 def evidence_of(selection: Selection) -> Evidence:
@@ -202,6 +244,12 @@ def _fill(folder: Path, bundle: Bundle) -> None:
         if record is not None:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(msgspec.json.encode(record))
+    if bundle.text_tower is not None:
+        kept = bundle.text_tower
+        name = f"{TEXT_TOWER_FOLDER}/weights{kept.weights.suffix}"
+        _copy(kept.weights, folder / name)
+        facts = {"weights": name, "model": kept.model, "tag": kept.tag, "license": kept.license}
+        (folder / TEXT_TOWER_FACTS).write_bytes(msgspec.json.encode({**facts, "templates": kept.templates}))
     manifest = _manifest(bundle, photos, _entries(folder))
     (folder / MANIFEST_FILE).write_bytes(encode(manifest))
 

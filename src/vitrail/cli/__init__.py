@@ -22,6 +22,7 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "select": ("vitrail.cli.select", "find the model, runtime and precision that meet your requirements"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
+    "relabel": ("vitrail.cli.relabel", "give a zero-shot artifact other classes"),
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
     "zero-shot": ("vitrail.cli.zero_shot", "classify images by class names alone, with CLIP or SigLIP"),
     "score": ("vitrail.cli.score", "say how well a picture and a text agree (CLIPScore)"),

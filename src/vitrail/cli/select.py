@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     zero_shot.add_argument(
         "--prompts", metavar="SET|FILE", help="sentences for the names: imagenet, simple or a file (imagenet)"
     )
+    zero_shot.add_argument(
+        "--keep-text-tower", action="store_true", help="ship the whole CLIP, for `vitrail relabel` (larger)"
+    )
     zero_shot.add_argument("--tag", metavar="TAG", help="which published weights --weights came from")
     add_requirement_arguments(parser)
     add_json_argument(parser)
@@ -88,6 +91,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
             names=_names(args),
             out=args.out,
             overwrite=args.overwrite,
+            keep_text_tower=args.keep_text_tower,
             watcher=_watcher(args, workload),
         )
     except KeyboardInterrupt:
@@ -116,9 +120,10 @@ def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, 
 
 def _names(args: argparse.Namespace) -> Names | None:
     if args.classes is None:
-        for name in ("prompts", "tag"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--{name} is about zero-shot classes: give --classes too.")
+        for name in ("prompts", "tag", "keep_text_tower"):
+            if getattr(args, name) not in (None, False):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is about zero-shot classes: give --classes too.")
         return None
     from vitrail.zeroshot.candidates import Names
     from vitrail.zeroshot.prompts import parse_classes, templates

@@ -57,6 +57,7 @@ def select(
     names: Names | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    keep_text_tower: bool = False,
     watcher: Watcher | None = None,
 ) -> Selection:
     """Choose the model, runtime and precision that hold the requirements on this machine.
@@ -70,6 +71,7 @@ def select(
             probes, without it they are the only candidates.
         out: folder for the winner's artifact; nothing is written when nothing fits.
         overwrite: replace an earlier artifact at `out`.
+        keep_text_tower: ship the CLIP of a zero-shot winner too, so that `relabel` can change the classes.
         watcher: told about each variant as it is measured.
 
     Raises:
@@ -158,7 +160,8 @@ def select(
         selection = tested(selection, search, requirements)
     watcher.judged(selection)
     if out is not None and selection.winner is not None:
-        watcher.note(ship(selection, search, Path(out), overwrite=overwrite))
+        tower = zero_shot.towers.get(selection.winner.variant.candidate.name) if keep_text_tower else None
+        watcher.note(ship(selection, search, Path(out), overwrite=overwrite, text_tower=tower))
     return selection
 
 
@@ -252,7 +255,14 @@ def _first_reason(probed: Probed) -> str:
     return f"{name}: {reason}{more}"
 
 
-def ship(selection: Selection, search: Search, out: Path, *, overwrite: bool) -> str:
+def ship(
+    selection: Selection,
+    search: Search,
+    out: Path,
+    *,
+    overwrite: bool,
+    text_tower: artifact.TextTower | None = None,
+) -> str:
     """Write the winner's artifact, verify it from its own files, and measure it once more.
 
     Returns one line that compares the latency of the shipped folder with what was claimed. A difference is
@@ -268,6 +278,7 @@ def ship(selection: Selection, search: Search, out: Path, *, overwrite: bool) ->
     assert measurement is not None, "a winner was measured"
     export = search.bench.export(winner.variant, timeout_s=300.0)
     bundle = search.bench.bundle(winner.variant, export, measurement, artifact.evidence_of(selection))
+    bundle = replace(bundle, text_tower=text_tower)
     written = artifact.write(out, bundle, overwrite=overwrite)
     outcome = verify.verify(out)
     if not outcome.holds:

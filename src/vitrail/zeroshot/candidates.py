@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
 
 from vitrail import store
+from vitrail.artifact import TextTower
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.models.weights import WeightsUnavailable
@@ -51,6 +52,8 @@ class Found:
 
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
+    towers: dict[str, TextTower] = field(default_factory=dict)
+    """What each candidate was made from, by its name."""
 
 
 def matching(globs: Sequence[str]) -> tuple[Published, ...]:
@@ -77,7 +80,20 @@ def of_names(
     Raises:
         InputError: the user's own weights do not fit, names that a tokenizer cannot read, or nothing at hand.
     """
-    found, missing = [], []
+    found: list[Candidate] = []
+    missing: list[str] = []
+    towers: dict[str, TextTower] = {}
+
+    def add(model: str, tag: str, path: Path, weights: Weights, row: Published | None) -> None:
+        found.append(_candidate(names, model, tag, path, weights, row, threads))
+        towers[found[-1].name] = TextTower(
+            weights=path,
+            model=model,
+            tag=weights.tag,
+            license=weights.license,
+            templates=names.templates,
+        )
+
     if own is not None:
         if not Path(own.file).is_file():
             raise InputError(f"There is no weights file at {own.file}: check --weights.")
@@ -86,7 +102,7 @@ def of_names(
             source="file", reference=own.file, tag=own.tag or "", sha256=digest, license=own.license
         )
         stem = own.tag or Path(own.file).stem
-        found.append(_candidate(names, own.arch, stem, Path(own.file), weights, None, threads))
+        add(own.arch, stem, Path(own.file), weights, None)
     for row in rows:
         try:
             asked = Weights(source="hub", reference=row.hub, tag=row.tag, license=row.license)
@@ -94,7 +110,7 @@ def of_names(
         except WeightsUnavailable as error:
             missing.append(str(error))
             continue
-        found.append(_candidate(names, row.model, row.tag, located.path, located.weights, row, threads))
+        add(row.model, row.tag, located.path, located.weights, row)
     if not found:
         raise InputError(
             f"No weights of a CLIP are at hand ({missing[0].rstrip('.') if missing else 'none asked for'}): "
@@ -102,7 +118,7 @@ def of_names(
         )
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     notes = (f"weights of a CLIP not at hand{more}: {missing[0]}",) if missing else ()
-    return Found(tuple(found), notes)
+    return Found(tuple(found), notes, towers)
 
 
 def _bare(model: str, weights: Weights) -> Candidate:
