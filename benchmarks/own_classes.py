@@ -29,7 +29,7 @@ from vitrail.selection.select import select
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
 RESULTS = Path(__file__).parent / "results"
-FASHION = Path("/usr/share/dataset/fashion-mnist")
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 FRACTIONS = (0.6, 0.2, 0.2)
 SIDE = 64
 TARGET = 0.85
@@ -44,12 +44,11 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fashion() -> tuple[np.ndarray, np.ndarray]:
-    folder = next((p.parent for p in Path("/usr/share").rglob("t10k-images-idx3-ubyte*")), FASHION)
-    if not folder.is_dir():
+    if not FASHION.is_dir():
         sys.exit("Fashion-MNIST is not here: apt-get install dataset-fashion-mnist")
 
     def read(name: str) -> bytes:
-        file = next(folder.glob(f"{name}*"))
+        file = next(FASHION.glob(f"{name}*"))
         return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
 
     images = np.frombuffer(read("t10k-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, 28, 28)

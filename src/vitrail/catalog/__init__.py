@@ -21,6 +21,7 @@ __all__ = [
     "families",
     "find",
     "license_class",
+    "matches",
 ]
 
 # Names a person may well ask for, and why the table has no row for them.
@@ -57,14 +58,15 @@ def find(globs: Sequence[str]) -> tuple[Candidate, ...]:
         return candidates()
     chosen: set[str] = set()
     for glob in globs:
-        matches = [candidate.name for candidate in candidates() if _matches(candidate, glob)]
-        if not matches:
+        found = [candidate.name for candidate in candidates() if matches(candidate, glob)]
+        if not found:
             raise InputError(_no_match(glob))
-        chosen.update(matches)
+        chosen.update(found)
     return tuple(candidate for candidate in candidates() if candidate.name in chosen)
 
 
-def _matches(candidate: Candidate, glob: str) -> bool:
+def matches(candidate: Candidate, glob: str) -> bool:
+    """Whether the glob fits the whole `architecture.tag` or the whole architecture, case ignored."""
     pattern = glob.lower()
     return fnmatchcase(candidate.name, pattern) or fnmatchcase(candidate.architecture, pattern)
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vitrail import artifact, catalog, data, hardware, judge, remeasure, runtimes, store, verify
@@ -347,12 +346,9 @@ def _asked_candidates(
         return (), rows
     if not rows:
         return catalog.find(settings.models), rows
-    return tuple(c for c in catalog.candidates() if _is_asked(c, settings.models)), rows
-
-
-def _is_asked(candidate: Candidate, globs: Sequence[str]) -> bool:
-    names = (candidate.name.lower(), candidate.architecture.lower())
-    return not globs or any(fnmatchcase(name, glob.lower()) for glob in globs for name in names)
+    # A glob may be about CLIPs alone, so the catalogue need not know it.
+    asked = [c for c in catalog.candidates() if any(catalog.matches(c, glob) for glob in settings.models)]
+    return (tuple(asked) if settings.models else catalog.candidates()), rows
 
 
 def _refuse_unmeasured(requirements: Requirements) -> None:
