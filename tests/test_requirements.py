@@ -383,3 +383,24 @@ def test_settings_of_a_profile_change_what_is_asked():
     requirements, workload, _ = resolve("edge")
     assert requirements == replace(Requirements(), max_latency_ms=100.0, max_memory_mib=512.0)
     assert workload == Workload(threads=1)
+
+
+def test_recalls_of_classes():
+    asked, _, _ = resolve(flags={"min-recall": ["defect=95", "a=b=50%"]})
+    assert asked.min_recall == (("defect", 95.0), ("a=b", 50.0))
+    check(asked)
+
+
+@pytest.mark.parametrize(
+    "value", [3, [3], ["a=50", 3], [[]], [{}], ["=5"], ["a"], ["a=150"], ["a=5", "a=6"], ["a=x"]]
+)
+def test_what_is_no_recall_is_one_sentence(value, tmp_path):
+    with pytest.raises(InputError, match="min-recall"):
+        resolve(flags={"min-recall": value})
+
+
+def test_a_recall_in_a_file(tmp_path):
+    (tmp_path / "r.toml").write_text('min-recall = ["defect=95"]\ndata = "labelled"\n')
+    asked, workload, _ = resolve(toml=tmp_path / "r.toml")
+    assert asked.min_recall == (("defect", 95.0),)
+    assert workload.data == str(tmp_path / "labelled")

@@ -50,6 +50,7 @@ def judge_recorded(
         if name not in ANEW and getattr(asked, name) != getattr(recorded.workload, name):
             was = getattr(recorded.workload, name)
             raise InputError(f"{path} was recorded with {name} {was}: another one has to be measured.")
+    _check_classes(recorded.observations, requirements, path)
     chosen = [_reopened(each) for each in recorded.observations if _is_asked(each, settings)]
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")
@@ -85,3 +86,16 @@ def _is_asked(observation: Observation, settings: SearchSettings) -> bool:
         and (not settings.runtimes or variant.runtime in settings.runtimes)
         and (not settings.precisions or variant.precision in settings.precisions)
     )
+
+
+def _check_classes(
+    observations: Collection[Observation], requirements: Requirements, path: str | os.PathLike[str]
+) -> None:
+    """Refuse a recall of a class that no recorded figure is about."""
+    known = sorted(
+        {r.label for each in observations if each.classification for r in each.classification.recalls}
+    )
+    for label, _ in requirements.min_recall:
+        if label not in known:
+            what = f"use {' or '.join(known)}." if known else "it was recorded without labelled images."
+            raise InputError(f"--min-recall: {label!r} is no class of {path}: {what}")

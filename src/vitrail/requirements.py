@@ -71,17 +71,15 @@ def _names(value: object, name: str) -> tuple[str, ...]:
 
 
 def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
-    """`class=percent` texts, or (class, percent) pairs, or a TOML table of them."""
-    if isinstance(value, Mapping):
-        value = list(value.items())
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, (list, tuple)):
+    """A text `class=percent` or a list of them; records built in Python hold (class, percent) pairs."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
         raise InputError(f"{name}: {value!r} is no class with a percentage: write defect=95.")
     found: dict[str, float] = {}
-    for item in value:
-        label, _, least = item.rpartition("=") if isinstance(item, str) else (item[0], "", item[1])
-        if not label:
+    for item in items:
+        pair = isinstance(item, tuple) and len(item) == 2
+        label, least = item if pair else str(item).rpartition("=")[::2]
+        if not (pair or isinstance(item, str)) or not isinstance(label, str) or not label:
             raise InputError(f"{name}: {item!r} is no class with a percentage: write defect=95.")
         if label in found:
             raise InputError(f"{name}: {label} is given twice: keep one.")

@@ -202,7 +202,7 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
         raise InputError(f"{target} is a file, not a folder: choose another name.")
     with writing(target):
         if place.is_dir() and not overwrite and any(place.iterdir()):
-            raise InputError(f"{target} already exists: choose another name, or overwrite it.")
+            raise InputError(f"{target} already exists: choose another name, or replace it with --overwrite.")
         parent = next(p for p in place.parents if os.path.lexists(p))
         probe = parent / f"{_TEMPORARY}{secrets.token_hex(8)}.probe"
         os.mkdir(probe)

@@ -156,9 +156,8 @@ def _nearest(selection: Selection) -> list[LedgerEntry]:
 def _nothing_fits(selection: Selection) -> list[str]:
     asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
     rows = [_lost_row(entry) for entry in _nearest(selection)]
-    undecided = all(entry.status != "rejected" for entry in selection.ledger)
     why = f"no variant was shown to hold {asked or 'what was asked'}"
-    if undecided and not rows:
+    if not rows:  # nothing came near a limit or failed one: what is missing is evidence
         why = "no variant has all the evidence that a winner needs"
     lines = [_line("NOTHING", f"fits: {why}"), *_table("NEAREST", rows)]
     if not rows:

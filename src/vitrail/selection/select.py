@@ -188,6 +188,15 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
             f"{requirements.min_accuracy:g} %: {found.accuracy:.1f} % "
             f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
         )
+    recalls = {recall.label: recall for recall in found.recalls}
+    for label, least in requirements.min_recall:
+        recall = recalls[label]
+        lower, upper = accuracy.share_interval(round(recall.value * recall.images / 100), recall.images)
+        if 100 * lower < least:
+            doubts.append(
+                f"{recall.images} test images do not show at 95 % that the recall of {label} reaches "
+                f"{least:g} %: {recall.value:.1f} % [{100 * lower:.1f}, {100 * upper:.1f}]"
+            )
     if not low <= found.accuracy / 100 <= high:
         doubts.append(
             f"the test accuracy of {found.accuracy:.1f} % lies outside the "
