@@ -53,6 +53,9 @@ class WeightsFinder:
         max_download_mib: refuse larger downloads, in total; None: no limit.
     """
 
+    OTHERWISE = "choose another model"
+    """What to do where a repository holds none of the files."""
+
     def __init__(self, *, offline: bool = False, max_download_mib: float | None = None) -> None:
         self._offline = offline
         self._allowance_mib = max_download_mib
@@ -114,7 +117,7 @@ class WeightsFinder:
     def _download(self, candidate: Candidate) -> tuple[Path, Weights]:
         hub = _hub()
         weights = candidate.weights
-        for name in HUB_FILES:
+        for name in self._names(weights):
             url = hub.hf_hub_url(weights.reference, name, revision=self._revision(weights))
             try:
                 facts = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
@@ -128,7 +131,8 @@ class WeightsFinder:
                 raise self._explained(candidate, error) from None
             return Path(path), self._locked(weights, facts.commit_hash)
         raise WeightsUnavailable(
-            f"{weights.reference} on the hub holds none of {', '.join(HUB_FILES)}: choose another model."
+            f"{weights.reference} on the hub holds none of {', '.join(self._names(weights))}: "
+            f"{self.OTHERWISE}."
         )
 
     def _explained(self, candidate: Candidate, error: Exception) -> WeightsUnavailable:
@@ -178,11 +182,15 @@ class WeightsFinder:
             hub = _hub()
         except MissingExtraError:
             return None
-        for name in HUB_FILES:
+        for name in self._names(weights):
             found = hub.try_to_load_from_cache(weights.reference, name, revision=self._revision(weights))
             if isinstance(found, str):
                 return Path(found)
         return None
+
+    def _names(self, weights: Weights) -> tuple[str, ...]:
+        """The files of a repository that may hold the weights, the best first."""
+        return HUB_FILES
 
     def _revision(self, weights: Weights) -> str | None:
         return weights.revision or self._read_locks().get(weights.reference)

@@ -6,15 +6,7 @@ import re
 from pathlib import Path
 
 from vitrail.errors import InputError
-from vitrail.models.weights import (
-    HUB_FILES,
-    HUB_TIMEOUT_S,
-    MIB,
-    WeightsFinder,
-    WeightsUnavailable,
-    _hub,
-    _no_such_file,
-)
+from vitrail.models.weights import HUB_FILES, WeightsFinder
 from vitrail.vocabulary import Candidate, Preprocess, Weights
 
 __all__ = ["TOKENIZER_FILES", "Finder", "fetch", "repository", "weights_files"]
@@ -79,6 +71,8 @@ def fetch(name: str, weights: Weights, files: tuple[str, ...]) -> tuple[Path, We
 class Finder(WeightsFinder):
     """A `WeightsFinder` for other files than a classifier's; None: those that hold both towers of a CLIP."""
 
+    OTHERWISE = "choose another repository, or pass a file with --weights FILE"
+
     def __init__(
         self,
         files: tuple[str, ...] | None = None,
@@ -91,31 +85,3 @@ class Finder(WeightsFinder):
 
     def _names(self, weights: Weights) -> tuple[str, ...]:
         return weights_files(weights.reference) if self._files is None else self._files
-
-    def _download(self, candidate: Candidate) -> tuple[Path, Weights]:
-        hub = _hub()
-        weights = candidate.weights
-        for name in self._names(weights):
-            url = hub.hf_hub_url(weights.reference, name, revision=self._revision(weights))
-            try:
-                facts = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
-                self._allow(candidate, (facts.size or 0) / MIB)
-                path = hub.hf_hub_download(weights.reference, name, revision=facts.commit_hash)
-            except WeightsUnavailable:
-                raise
-            except Exception as error:  # the hub's client raises what its HTTP library raises
-                if _no_such_file(error):
-                    continue
-                raise self._explained(candidate, error) from None
-            return Path(path), self._locked(weights, facts.commit_hash)
-        raise WeightsUnavailable(
-            f"{weights.reference} on the hub holds none of {', '.join(self._names(weights))}: "
-            "choose another repository, or pass a file with --weights FILE."
-        )
-
-    def _cached(self, weights: Weights) -> Path | None:
-        for name in self._names(weights):
-            found = _hub().try_to_load_from_cache(weights.reference, name, revision=self._revision(weights))
-            if isinstance(found, str):
-                return Path(found)
-        return None
