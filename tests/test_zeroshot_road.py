@@ -15,7 +15,7 @@ from vitrail.export import work
 from vitrail.models import clip, factory
 from vitrail.models.tokenizer import load_tokenizer
 from vitrail.selection import prune
-from vitrail.selection.select import _asked_candidates
+from vitrail.selection.named import asked_candidates
 from vitrail.vocabulary import SearchSettings, Workload
 from vitrail.zeroshot import candidates, fold
 from vitrail.zeroshot.hub import Finder
@@ -125,14 +125,14 @@ def test_published_weights_that_are_not_here_are_counted(small):
 
 def test_which_candidates_class_names_bring():
     names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
-    catalogue, rows = _asked_candidates(None, names, SearchSettings(), with_data=False)
+    catalogue, rows = asked_candidates(None, names, SearchSettings(), with_data=False)
     assert not catalogue
     assert len(rows) == len(candidates.matching(()))
-    both, rows = _asked_candidates(None, names, SearchSettings(models=("swin_*", "ViT-B-16")), with_data=True)
+    both, rows = asked_candidates(None, names, SearchSettings(models=("swin_*", "ViT-B-16")), with_data=True)
     assert {c.family for c in both} == {"swin"}
     assert {row.model for row in rows} == {"ViT-B-16"}
     with pytest.raises(InputError, match="No CLIP matches"):
-        _asked_candidates(None, names, SearchSettings(models=("swin_*",)), with_data=False)
+        asked_candidates(None, names, SearchSettings(models=("swin_*",)), with_data=False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""The user's labelled images in a selection: checked before it, timed on, and tested on after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitrail import data
+from vitrail.errors import InputError
+from vitrail.images.photos import MAX_PHOTOS, PhotoSet, digest_of, evenly_spaced, photo_folder, sample_photos
+from vitrail.measure import accuracy
+from vitrail.selection.search import Search
+from vitrail.vocabulary import Requirements, Selection, Workload
+
+__all__ = ["check_classes", "described", "doubts", "photos_of", "tested"]
+
+
+def tested(selection: Selection, search: Search, requirements: Requirements) -> Selection:
+    """The selection with the winner's answers on the test split, beside what validation let expect.
+
+    No choice has looked at these images, and none does now: what they say is written down, and where they
+    contradict a limit that validation held, a note says so.
+
+    Raises:
+        ChildFailure: the winner's export, which ran before, fails now.
+    """
+    winner = selection.winner
+    seen = winner.observation.classification if winner is not None else None
+    if winner is None or seen is None:
+        return selection
+    export = search.bench.export(winner.variant, timeout_s=300.0)
+    found = search.bench.classify(winner.variant, export, "test")
+    right = round(seen.accuracy * seen.images / 100)
+    low, high = accuracy.expected_share(right, seen.images, found.images)
+    missed = []
+    if requirements.min_accuracy is not None and found.interval[0] < requirements.min_accuracy:
+        missed.append(
+            f"{found.images} test images do not show at 95 % that the accuracy reaches "
+            f"{requirements.min_accuracy:g} %: {found.accuracy:.1f} % "
+            f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
+        )
+    recalls = {recall.label: recall for recall in found.recalls}
+    for label, least in requirements.min_recall:
+        recall = recalls[label]
+        lower, upper = accuracy.share_interval(round(recall.value * recall.images / 100), recall.images)
+        if 100 * lower < least:
+            missed.append(
+                f"{recall.images} test images do not show at 95 % that the recall of {label} reaches "
+                f"{least:g} %: {recall.value:.1f} % [{100 * lower:.1f}, {100 * upper:.1f}]"
+            )
+    if not low <= found.accuracy / 100 <= high:
+        missed.append(
+            f"the test accuracy of {found.accuracy:.1f} % lies outside the "
+            f"{100 * low:.1f} to {100 * high:.1f} % that the validation images let expect"
+        )
+    return replace(
+        selection,
+        test=found,
+        expected_test=(100 * low, 100 * high),
+        notes=(*missed, *selection.notes),
+    )
+
+
+def described(dataset: data.Dataset) -> str:
+    """One line on the labelled images."""
+    counts = {split: len(dataset.of(split)) for split in data.SPLITS}
+    said = ", ".join(f"{count} {split}" for split, count in counts.items())
+    return f"{dataset.name}: {len(dataset.classes)} classes, {said}"
+
+
+def doubts(dataset: data.Dataset | None) -> tuple[str, ...]:
+    """What is wrong with the labelled images, counted."""
+    if dataset is None:
+        return ()
+    found = (
+        (
+            len(dataset.broken),
+            f"images cannot be read, the first: {dataset.broken[0].path}" if dataset.broken else "",
+        ),
+        (dataset.duplicates, "files are copies of other images and count once"),
+        (len(dataset.conflicts), "images are there under different labels and are left out"),
+    )
+    return tuple(f"{count} {text} (`vitrail data` lists them)" for count, text in found if count)
+
+
+def check_classes(requirements: Requirements, dataset: data.Dataset | None) -> None:
+    for label, _ in requirements.min_recall:
+        if dataset is None:
+            raise InputError("--min-recall is about your own classes: give labelled images with --data DIR.")
+        if label not in dataset.classes:
+            raise InputError(
+                f"--min-recall: {label!r} is no class of the data: use {' or '.join(dataset.classes)}."
+            )
+
+
+def photos_of(workload: Workload, dataset: data.Dataset | None) -> PhotoSet:
+    """What timing and parity use: the folder that was named, else the validation images, else the samples."""
+    if workload.images is not None:
+        return photo_folder(workload.images)
+    if dataset is None:
+        return sample_photos()
+    paths = evenly_spaced([example.path for example in dataset.of("validation")], MAX_PHOTOS)
+    return PhotoSet(
+        name=dataset.name,
+        paths=tuple(paths),
+        digest=digest_of(paths),
+        evidence=f"timing and parity on {len(paths)} of its validation images",
+    )
