@@ -17,7 +17,7 @@ from vitrail.measure import sandbox
 from vitrail.models.weights import WeightsUnavailable
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
 from vitrail.zeroshot.fold import FoldRequest
-from vitrail.zeroshot.hub import Finder
+from vitrail.zeroshot.hub import Finder, bare
 from vitrail.zeroshot.published import PUBLISHED, RESULTS, Published
 
 __all__ = ["Found", "Names", "OwnCLIP", "matching", "of_names"]
@@ -106,7 +106,7 @@ def of_names(
     for row in rows:
         try:
             asked = Weights(source="hub", reference=row.hub, tag=row.tag, license=row.license)
-            located = finder.locate(_bare(row.model, asked))
+            located = finder.locate(bare(f"{row.model}.{row.tag}", row.model, asked))
         except WeightsUnavailable as error:
             missing.append(str(error))
             continue
@@ -119,20 +119,6 @@ def of_names(
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     notes = (f"weights of a CLIP not at hand{more}: {missing[0]}",) if missing else ()
     return Found(tuple(found), notes, towers)
-
-
-def _bare(model: str, weights: Weights) -> Candidate:
-    """As much of a candidate as finding its weights takes."""
-    return Candidate(
-        name=f"{model}.{weights.tag}",
-        architecture=model,
-        family="clip",
-        weights=weights,
-        preprocess=Preprocess(image_size=1),
-        accuracy=None,
-        parameters=0,
-        macs=0,
-    )
 
 
 def _candidate(
@@ -162,8 +148,7 @@ def _candidate(
         accuracy = Accuracy(value=row.accuracy, provenance="published", source=source)
     folded = Weights(source="file", reference=str(target), tag=f"{tag}+zero-shot", license=weights.license)
     return replace(
-        _bare(model, folded),
-        name=f"{model}.{tag}+zero-shot",
+        bare(f"{model}.{tag}+zero-shot", model, folded),
         preprocess=msgspec.convert(facts["preprocess"], Preprocess),
         accuracy=accuracy,
         parameters=int(str(facts["parameters"])),

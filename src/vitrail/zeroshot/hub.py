@@ -9,7 +9,7 @@ from vitrail.errors import InputError
 from vitrail.models.weights import HUB_FILES, WeightsFinder
 from vitrail.vocabulary import Candidate, Preprocess, Weights
 
-__all__ = ["TOKENIZER_FILES", "Finder", "fetch", "repository", "weights_files"]
+__all__ = ["TOKENIZER_FILES", "Finder", "bare", "fetch", "repository", "weights_files"]
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json",)
@@ -54,9 +54,15 @@ def fetch(name: str, weights: Weights, files: tuple[str, ...]) -> tuple[Path, We
     Raises:
         WeightsUnavailable: unreachable, refused, or none of the files is there.
     """
-    asked = Candidate(
+    located = Finder(files).locate(bare(name, name, weights))
+    return located.path, located.weights
+
+
+def bare(name: str, architecture: str, weights: Weights) -> Candidate:
+    """As much of a candidate as finding its weights takes."""
+    return Candidate(
         name=name,
-        architecture=name,
+        architecture=architecture,
         family="clip",
         weights=weights,
         preprocess=Preprocess(image_size=1),
@@ -64,8 +70,6 @@ def fetch(name: str, weights: Weights, files: tuple[str, ...]) -> tuple[Path, We
         parameters=0,
         macs=0,
     )
-    located = Finder(files).locate(asked)
-    return located.path, located.weights
 
 
 class Finder(WeightsFinder):
