@@ -247,6 +247,26 @@ def test_the_figure_shows_every_measured_variant_and_the_limits():
     assert 'class="fits"' not in unlimited
 
 
+@pytest.mark.parametrize(
+    ("interval", "caps", "arrows"),
+    [((9.0, 11.0), 2, 0), ((9.0, 900.0), 1, 1), ((0.001, 11.0), 1, 1), ((0.001, 900.0), 0, 2)],
+)
+def test_a_bar_that_goes_on_past_the_axis_ends_in_an_arrow_and_not_in_a_cap(interval, caps, arrows):
+    """Reading the path itself: a cap is a vertical stroke, an arrow ends its stroke on the axis."""
+    judged = v.JudgedLatency(percentile=95.0, value=10.0, interval=interval)
+    figures = replace(selections.figures(10.0), judged=judged)
+    entry = selections.selection().ledger[0]
+    axis = figure.Axis(5, 100, 50, 450, log=True)
+    path = str(figure._interval(figure.Point(entry, figures, 10.0, 80.0, axis(10), 200.0), axis))
+    assert path.count("v6") == caps
+    tips = [
+        (float(x) + dx)
+        for x, dx in ((m[1], float(m[2])) for m in re.finditer(r"M([\d.]+) 196\.0l(-?4) 4l", path))
+    ]
+    assert len(tips) == arrows
+    assert tips == [x for x, past in ((50.0, interval[0] < 5), (450.0, interval[1] > 100)) if past]
+
+
 # --- terminal and notebook ----------------------------------------------------------------------
 
 

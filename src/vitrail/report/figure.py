@@ -203,12 +203,15 @@ def _kind(entry: LedgerEntry) -> str:
 
 
 def _interval(point: Point, x_axis: Axis) -> Markup:
+    """A bar with a cap where the interval ends, and an arrow where it goes on past the axis."""
     if point.figures.judged.interval is None:
         return Markup("")
-    low, high = (min(max(edge, x_axis.low), x_axis.high) for edge in point.figures.judged.interval)
-    path = f"M{x_axis(low):.1f} {point.y:.1f}H{x_axis(high):.1f}"
-    for edge in (low, high):
-        path += f"M{x_axis(edge):.1f} {point.y - 3:.1f}v6"
+    low, high = point.figures.judged.interval
+    left, right = x_axis(max(low, x_axis.low)), x_axis(min(high, x_axis.high))
+    y = point.y
+    path = f"M{left:.1f} {y:.1f}H{right:.1f}"
+    path += f"M{left + 4:.1f} {y - 4:.1f}l-4 4l4 4" if low < x_axis.low else f"M{left:.1f} {y - 3:.1f}v6"
+    path += f"M{right - 4:.1f} {y - 4:.1f}l4 4l-4 4" if high > x_axis.high else f"M{right:.1f} {y - 3:.1f}v6"
     return Markup('<path class="interval {}" d="{}"/>').format(_kind(point.entry), path)
 
 
