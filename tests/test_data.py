@@ -307,7 +307,21 @@ def test_an_image_of_a_manifest_that_is_not_there_is_broken(tmp_path):
     rows = [(f"{c}/{i}.png", c) for c in ("cat", "dog") for i in range(4)]
     dataset = load(manifest(root / "m.csv", rows))
     assert [Path(item.path).name for item in dataset.broken] == ["3.png", "3.png"]
-    assert "does not exist" in dataset.broken[0].reason
+    for item, line in zip(dataset.broken, (5, 9), strict=True):
+        assert f"m.csv line {line}: {item.path} does not exist" in item.reason
+
+
+def test_a_class_that_lacks_images_says_which_files_are_not_there(tmp_path):
+    root = folder(tmp_path, cat=3, dog=3)
+    rows = [(f"{c}/{i}.png", c) for c in ("cat", "dog", "cow") for i in range(3)]
+    said = refusal(manifest(root / "m.csv", rows))
+    assert "The class 'cow' has no usable distinct images: give it at least 3" in said
+    assert (
+        f"3 files that cannot be read, the first: {root / 'm.csv'} line 8: {root / 'cow' / '0.png'} does"
+        in said
+    )
+    only = [(f"{c}/{i}.png", c) for c in ("cat", "dog") for i in range(5, 7)]
+    assert f"line 2: {root / 'cat' / '5.png'} does not exist" in refusal(manifest(root / "m.csv", only))
 
 
 def test_a_parquet_manifest_equals_the_csv(tmp_path):
@@ -350,7 +364,8 @@ def test_without_pyarrow_the_install_line_is_named(tmp_path, monkeypatch):
         ("path,label\ncat/0.png,cat\ncat/1.png\n", "line 3 has no label"),
         ("path,label\n ,cat\n", "line 2 has no path"),
         ("path,label,split\ncat/0.png,cat,dev\n", "line 2 has the unknown split 'dev'"),
-        ("path,label,split\ncat/0.png,cat,\n", "line 2 has the unknown split ''"),
+        ("path,label,split\ncat/0.png,cat,train\ncat/1.png,cat, \n", "line 3 has no split, and either every"),
+        ("path,label,split\ncat/0.png,cat\n", "line 2 has no split, and either every row has one or none"),
         ('path,label\n"cat/0.png,cat\n', "is not CSV"),
         ("path,label\n../other/0.png,cat\n", "line 2 points outside the manifest's folder"),
         ("path,label\n/etc/hostname,cat\n", "line 2 points outside"),

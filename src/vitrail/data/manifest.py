@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.records import Row, Source
+from vitrail.data.records import Row, Source, Split
 from vitrail.data.sources import split_name
 from vitrail.errors import InputError, MissingExtraError
 
@@ -24,8 +24,8 @@ INSTALL = 'pip install "vitrail[parquet]"'
 def read_csv(path: Path) -> Source:
     """Rows of a comma-separated table in UTF-8 whose first line names the columns.
 
-    Raises InputError for missing columns, and for a row without a label, without a path, with an unknown
-    split, or whose path leads outside the folder; it names the line.
+    Raises InputError for missing columns, and for a row without a label, without a path, with an empty or
+    unknown split, or whose path leads outside the folder; it names the line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -131,13 +131,23 @@ def _rows(folder: Path, table: Iterable[tuple[str, Mapping[str, str]]]) -> Itera
         for name in REQUIRED:
             if not cells[name].strip():
                 raise InputError(f"{place} has no {name}: fill it in or remove the row.")
-        split = split_name(cells[OPTIONAL], place) if OPTIONAL in cells else None
+        split = _split(cells[OPTIONAL], place) if OPTIONAL in cells else None
         yield Row(
             path=_resolve(folder, inside, cells["path"], place),
             label=cells["label"],
             split=split,
             place=place,
         )
+
+
+def _split(text: str, place: str) -> Split:
+    """Nothing is guessed for an empty cell: a row left out by a slip would change what judges."""
+    if not text.strip():
+        raise InputError(
+            f"{place} has no split, and either every row has one or none: name it train, validation or test, "
+            "or remove the column split."
+        )
+    return split_name(text, place)
 
 
 def _resolve(folder: Path, inside: str, text: str, place: str) -> str:

@@ -49,19 +49,22 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
     classes = _classes(source.rows)
     seen = examine(row.path for row in source.rows)
     looks = {p: look for p, look in seen.items() if isinstance(look, Look)}
-    broken = [Broken(path=p, reason=look) for p, look in seen.items() if isinstance(look, str)]
+    broken = _broken(source.rows, seen)
     if not looks:
-        first = broken[0].reason
+        first = next(iter(broken.values())).reason
         raise InputError(f"None of the {len(seen)} images of {path} can be read; the first: {first}")
     groups, conflicts = _groups([row for row in source.rows if row.path in looks], looks)
     given = tuple(split for split in SPLITS if any(row.split == split for row in source.rows))
-    splits = _splits(groups, given, shares, classes)
+    try:
+        splits = _splits(groups, given, shares, classes)
+    except _TooFew as error:
+        raise _with_broken(error, source.rows, broken) from None
     examples, copies = _examples(groups, splits, {name: label for label, name in enumerate(classes)})
     dataset = Dataset(
         name=source.name,
         classes=classes,
         examples=examples,
-        broken=tuple(sorted([*broken, *source.unplaced], key=lambda item: item.path)),
+        broken=tuple(sorted([*broken.values(), *source.unplaced], key=lambda item: item.path)),
         copies=copies,
         conflicts=conflicts,
         given=given,
@@ -128,6 +131,16 @@ def _groups(
     return groups, tuple(conflicts)
 
 
+def _broken(rows: Iterable[Row], seen: Mapping[str, Look | str]) -> dict[str, Broken]:
+    """What cannot be read, by path; the reason begins with the manifest's row where there is one."""
+    places = {row.path: f"{row.place}: " for row in reversed(list(rows)) if row.place}
+    return {
+        path: Broken(path=path, reason=places.get(path, "") + look)
+        for path, look in seen.items()
+        if isinstance(look, str)
+    }
+
+
 # --- splits ---------------------------------------------------------------------------------------
 
 
@@ -152,16 +165,33 @@ def _splits(
     return splits
 
 
-def _too_few(name: str, split: Split, count: int, given: bool) -> InputError:
+class _TooFew(InputError):
+    """A class that cannot have an image in each split."""
+
+    def __init__(self, name: str, problem: str, fix: str) -> None:
+        super().__init__(f"The class {name!r} has {problem}: {fix}.")
+        self.name, self.problem, self.fix = name, problem, fix
+
+
+def _too_few(name: str, split: Split, count: int, given: bool) -> _TooFew:
     if not given:
         images = f"{count or 'no'} usable distinct image{'' if count == 1 else 's'}"
-        return InputError(
-            f"The class {name!r} has {images}: give it at least {LEAST}, "
-            "one each for train, validation and test."
-        )
+        fix = f"give it at least {LEAST}, one each for train, validation and test"
+        return _TooFew(name, images, fix)
+    problem = f"no usable image of its own for {split}"
+    return _TooFew(name, problem, "add some, or leave the split to Vitrail")
+
+
+def _with_broken(error: _TooFew, rows: Iterable[Row], broken: Mapping[str, Broken]) -> InputError:
+    """The same with the class's unreadable files, which are often why it has too few."""
+    own = dict.fromkeys(r.path for r in rows if class_name(r.label) == error.name and r.path in broken)
+    if not own:
+        return error
+    first = broken[next(iter(own))].reason.rstrip(".")
+    files = "1 file" if len(own) == 1 else f"{len(own)} files"
     return InputError(
-        f"The class {name!r} has no usable image of its own for {split}: add some, "
-        "or leave the split to Vitrail."
+        f"The class {error.name!r} has {error.problem}: {error.fix}. "
+        f"It has {files} that cannot be read, the first: {first}."
     )
 
 
