@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.measure.parity import BOUNDS, compare, decided_photos, loss_per_photo
+from vitrail.measure.parity import BOUNDS, compare, cosines, decided_photos, loss_per_photo, relative_errors
 
 CLASSES = 10
 
@@ -99,3 +99,32 @@ def test_the_loss_bound_needs_six_hundred_photos():
 def test_other_shapes_are_a_fault_of_the_caller():
     with pytest.raises(ValueError, match="differ in shape"):
         compare(scores(3), scores(4), "fp32")
+
+
+def test_a_row_as_long_as_the_others_is_judged_by_its_own_norm():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(9, 2, 50)).astype(np.float32)
+    reference /= np.linalg.norm(reference, axis=-1, keepdims=True)
+    scores = reference + 0.01 * rng.normal(size=reference.shape).astype(np.float32)
+    plain = np.linalg.norm(scores - reference, axis=-1)
+    np.testing.assert_allclose(relative_errors(reference, scores), plain, rtol=1e-5)
+    # The product of the norms is near 1, the usual one squared is 1: cosines stay cosines up to that.
+    angles = (reference * scores).sum(-1) / np.linalg.norm(scores, axis=-1)
+    np.testing.assert_allclose(cosines(reference, scores), angles, atol=3e-4)
+
+
+def test_a_three_class_head_may_be_unsure_of_one_image():
+    reference = np.tile([[[4.0, -2.0, -2.0]], [[-3.0, 5.0, -2.0]]], (5, 1, 1)).astype(np.float32)
+    reference[3] = [[0.02, -0.03, 0.01]]
+    scores = reference + np.float32([0.02, 0.02, -0.03])  # far below a bf16 rounding of 4
+    assert compare(reference, scores, "bf16").answer == "pass"
+    own = np.linalg.norm(scores[3] - reference[3]) / np.linalg.norm(reference[3])
+    assert own > 1, "by its own norm this row would be refused"
+
+
+def test_a_large_difference_on_an_unsure_image_is_still_refused():
+    reference = np.tile([[[4.0, -2.0, -2.0]], [[-3.0, 5.0, -2.0]]], (5, 1, 1)).astype(np.float32)
+    reference[3] = [[0.02, -0.03, 0.01]]
+    scores = reference.copy()
+    scores[3] = [[-2.0, 2.0, 0.0]]
+    assert compare(reference, scores, "bf16").answer == "fail"

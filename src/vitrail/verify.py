@@ -15,7 +15,7 @@ import numpy as np
 
 from vitrail.artifact import Artifact, Evidence, Manifest, ParityBounds, open_artifact
 from vitrail.errors import ClaimError
-from vitrail.measure.parity import decided_photos
+from vitrail.measure.parity import cosines, decided_photos, relative_errors
 from vitrail.predict import Predictor, from_artifact
 from vitrail.vocabulary import Answer, Observation, Requirements, RunnerFacts, Verdict, Workload
 
@@ -153,8 +153,8 @@ def _outputs(artifact: Artifact, predictor: Predictor, *, same_place: bool) -> l
 
 
 def _against_fp32(reference: np.ndarray, scores: np.ndarray, bounds: ParityBounds) -> list[Check]:
-    cosine = float(_cosines(reference, scores).min())
-    error = float(_relative_errors(reference, scores).max())
+    cosine = float(cosines(reference, scores).min())
+    error = float(relative_errors(reference, scores).max())
     decided, agreeing = decided_photos(reference[:, None], scores[:, None])
     share = agreeing / decided if decided else None
     return [
@@ -174,7 +174,7 @@ def _against_fp32(reference: np.ndarray, scores: np.ndarray, bounds: ParityBound
 
 
 def _against_own(artifact: Artifact, scores: np.ndarray, bounds: ParityBounds, *, same_place: bool) -> Check:
-    error = float(_relative_errors(artifact.own_outputs(), scores).max())
+    error = float(relative_errors(artifact.own_outputs(), scores).max())
     # Another engine version or CPU may round differently, but never by more than the precision is allowed.
     tight = OWN_TOLERANCE[artifact.manifest.variant.precision]
     limit = min(tight, bounds.relative_error) if same_place else bounds.relative_error
@@ -191,17 +191,6 @@ def _bounded(name: str, observed: float, limit: float, holds: bool, word: str) -
         limit=limit,
         reason=f"{observed:.6g}, {word} {limit:.6g} asked",
     )
-
-
-def _cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    a, b = reference.astype(np.float64), scores.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray((a * b).sum(axis=1) / np.maximum(norms, 1e-12))
-
-
-def _relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    a, b = reference.astype(np.float64), scores.astype(np.float64)
-    return np.asarray(np.linalg.norm(b - a, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12))
 
 
 # --- speed and memory -----------------------------------------------------------------------------

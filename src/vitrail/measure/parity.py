@@ -45,10 +45,7 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
     photos = len(reference)
     if not np.isfinite(scores).all():
         return _refused(photos, "outputs are not finite")
-    norms = np.linalg.norm(reference, axis=-1), np.linalg.norm(scores, axis=-1)
-    dots = (reference.astype(np.float64) * scores).sum(-1)
-    cosine = float((dots / np.maximum(norms[0] * norms[1], 1e-12)).min())
-    error = float((np.linalg.norm(scores - reference, axis=-1) / np.maximum(norms[0], 1e-12)).max())
+    cosine, error = float(cosines(reference, scores).min()), float(relative_errors(reference, scores).max())
     decided, agreeing = decided_photos(reference, scores)
     losses = loss_per_photo(reference, scores)
     bound = stats.mean_upper_bound(losses)
@@ -64,6 +61,29 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
         loss_bound=bound,
         reason=reason,
     )
+
+
+def relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """||scores - reference|| of each row (..., K), relative to the reference's norm or, if larger, the usual one.
+
+    The usual norm is the median of all the reference's rows. A head of a few classes gives scores near zero to
+    an image it is unsure of, and a difference that changes nothing is then large beside them.
+    """
+    difference = np.linalg.norm(scores.astype(np.float64) - reference, axis=-1)
+    norms = np.linalg.norm(reference.astype(np.float64), axis=-1)
+    return np.asarray(difference / np.maximum(norms, _usual(norms)))
+
+
+def cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Cosine of each row (..., K); 1 - cosine shrinks with rows whose norms are below the usual (as above)."""
+    a, b = reference.astype(np.float64), scores.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1)
+    product = norms * np.linalg.norm(b, axis=-1)
+    return np.asarray(1 - (product - (a * b).sum(-1)) / np.maximum(product, _usual(norms) ** 2))
+
+
+def _usual(norms: np.ndarray) -> float:
+    return max(float(np.median(norms)), 1e-12)
 
 
 def decided_photos(reference: np.ndarray, scores: np.ndarray) -> tuple[int, int]:

@@ -139,9 +139,8 @@ def disagreement(reference: np.ndarray, rows: np.ndarray, precision: str) -> str
     if not np.isfinite(rows).all():
         return "features are not finite"
     bounds = parity.BOUNDS[precision]
-    norms = np.linalg.norm(reference, axis=1), np.linalg.norm(rows, axis=1)
-    cosine = float(((reference * rows).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-12)).min())
-    error = float((np.linalg.norm(rows - reference, axis=1) / np.maximum(norms[0], 1e-12)).max())
+    cosine = float(parity.cosines(reference, rows).min())
+    error = float(parity.relative_errors(reference, rows).max())
     if cosine < bounds.cosine:
         return f"cosine {cosine:.5f} is below {bounds.cosine}"
     if error > bounds.relative_error:
