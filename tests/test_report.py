@@ -207,6 +207,78 @@ def test_the_requirements_of_the_report_ask_the_same_again(tmp_path):
     assert resolve(toml=file)[:2] == (v.Requirements(), v.Workload())
 
 
+# --- the user's own images ----------------------------------------------------------------------
+
+
+def labelled() -> v.Selection:
+    """A winner measured on 45 labelled images, its probe (another precision) a bit better."""
+    confusion = ((18, 1, 1), (0, 14, 1), (2, 0, 8))
+    recalls = tuple(
+        v.Recall(label=label, images=sum(row), value=100 * row[i] / sum(row))
+        for i, (label, row) in enumerate(zip(("cat", "dog", "defect"), confusion, strict=True))
+    )
+    seen = v.Classification(
+        split="validation",
+        data="ab",
+        images=45,
+        accuracy=80.5,
+        interval=(66.7, 89.4),
+        balanced_accuracy=87.8,
+        recalls=recalls,
+        confusion=confusion,
+        calibration_error=3.1,
+    )
+    measured = v.Accuracy(
+        value=80.5, provenance="measured", source="validation split", images=45, interval=(66.7, 89.4)
+    )
+    selection = selections.selection()
+    ledger = list(selection.ledger)
+    place = next(i for i, entry in enumerate(ledger) if entry.status == "selected")
+    old = ledger[place]
+    candidate = replace(old.variant.candidate, accuracy=replace(measured, value=81.0))
+    variant = replace(old.variant, candidate=candidate)
+    observation = replace(old.observation, variant=variant, accuracy=measured, classification=seen)
+    ledger[place] = replace(old, observation=observation)
+    asked = replace(selection.requirements, min_recall=(("defect", 75.0), ("cat", 85.0)))
+    return replace(selection, ledger=tuple(ledger), selected=variant.name, requirements=asked)
+
+
+def test_limits_on_recall_are_among_the_cards():
+    html = render(labelled())
+    cards = re.findall(
+        r'tile-name">([^<]*)<.*?tile-value">([^ <]*).*?tile-detail">([^<]*)<.*?tile-limit">([^<]*)<',
+        html,
+        re.S,
+    )
+    found = {name: rest for name, *rest in cards}
+    assert found["recall of defect"] == ["80", "measured on 10 images of that class", "limit ≥ 75 %"]
+    assert found["recall of cat"] == ["90", "measured on 20 images of that class", "limit ≥ 85 %"]
+    assert found["top-1 accuracy"] == ["80.5", "measured on 45 images [66.7, 89.4]", "limit ≥ 75 %"]
+    assert "recall of" not in "".join(
+        name for name, *_ in re.findall(r'(tile-name">[^<]*)', render(finalists()))
+    )
+
+
+def test_an_accuracy_is_one_short_phrase_without_nested_parentheses():
+    winner = labelled().winner
+    assert phrases.accuracy(winner) == "80.5 measured on 45 images [66.7, 89.4]"
+    published = replace(winner.variant.candidate, accuracy=v.Accuracy(value=84.28, provenance="published"))
+    variant = replace(winner.variant, candidate=published)
+    entry = replace(winner, observation=replace(winner.observation, variant=variant))
+    assert phrases.accuracy(entry) == "80.5 measured on 45 images [66.7, 89.4] (84.28 published)"
+
+
+def test_the_confusion_matrix_scrolls_by_itself_and_says_so():
+    html = render(labelled())
+    page = Page(html)
+    box = next(a for _, a in page.tags if "matrix" in a.get("class", "").split())
+    assert (box["tabindex"], box["role"]) == ("0", "region")  # arrow keys scroll what has the focus
+    assert "scroll it sideways" in page.text
+    narrow = html[html.index("@media (max-width: 860px) {\n  .hint") :]
+    assert ".matrix { overflow-x: auto;" in narrow[: narrow.index("\n}")]
+    assert "scroll it sideways" not in Page(render(selections.selection())).text
+
+
 # --- the figure ---------------------------------------------------------------------------------
 
 

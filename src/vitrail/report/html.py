@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitrail.report import figure, phrases
+from vitrail.report import chosen, figure, phrases
 from vitrail.vocabulary import (
     Accuracy,
     LatencyFigures,
@@ -21,8 +21,6 @@ from vitrail.vocabulary import (
 )
 
 _HERE = Path(__file__).parent
-MOST_CONFUSED = 20
-"""Up to so many classes the confusion matrix is drawn."""
 _SIGNS = {"pass": "✓", "fail": "✕", "undecided": "?", "not assessed": "–"}
 
 
@@ -42,18 +40,6 @@ class Row:
     random: bool
     reasons: str
     evidence: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One figure of the winner beside its limit; `share` of the limit that is used, in %."""
-
-    name: str
-    value: str
-    unit: str
-    detail: str
-    limit: str
-    share: float | None
 
 
 def render(selection: Selection) -> str:
@@ -76,11 +62,11 @@ def render(selection: Selection) -> str:
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         decision=decision(selection),
-        tiles=_tiles(selection),
+        tiles=chosen.tiles(selection),
         figure=figure.scatter(selection),
         legend=_legend(selection),
         rows=rows,
-        task=_task(selection),
+        task=chosen.task(selection),
         statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.STATUSES],
         hardware=_facts(selection.hardware),
         method=_facts(selection.method),
@@ -159,93 +145,6 @@ def _evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
     if memory is not None:
         parts.append(f"{phrases.number(memory.peak)} MiB peak memory")
     return phrases.listed(parts) or "no figures"
-
-
-def _tiles(selection: Selection) -> list[Tile]:
-    winner, asked = selection.winner, selection.requirements
-    if winner is None:
-        return []
-    seen, tiles = winner.observation, []
-    if seen.accuracy is not None:
-        limit = f"≥ {asked.min_accuracy:g} %" if asked.min_accuracy is not None else ""
-        detail = (phrases.accuracy(winner) or "").partition(" ")[2]
-        tiles.append(Tile(name="top-1 accuracy", value=f"{seen.accuracy.value:.4g}", unit="%",
-                          detail=detail, limit=limit, share=None))  # fmt: skip
-    if figures := phrases.judged_figures(winner, selection.workload):
-        value, interval = figures.judged.value, figures.judged.interval
-        detail = (
-            f"[{phrases.number(interval[0])}, {phrases.number(interval[1])}]" if interval else "no interval"
-        )
-        name = f"p{figures.judged.percentile:g} latency, {selection.workload.latency_scope}"
-        tiles.append(_limited(name, value, "ms", detail, asked.max_latency_ms))
-    if seen.memory is not None:
-        tiles.append(_limited("peak memory", seen.memory.peak, "MiB", "load included", asked.max_memory_mib))
-    if seen.throughput is not None:
-        limit = f"≥ {phrases.number(asked.min_throughput)} /s" if asked.min_throughput is not None else ""
-        tiles.append(Tile(name="throughput", value=phrases.number(seen.throughput), unit="images/s",
-                          detail=f"batch {selection.workload.batch_size}", limit=limit,
-                          share=None))  # fmt: skip
-    return tiles
-
-
-def _limited(name: str, value: float, unit: str, detail: str, limit: float | None) -> Tile:
-    return Tile(
-        name=name,
-        value=phrases.number(value),
-        unit=unit,
-        detail=detail,
-        limit=f"≤ {phrases.number(limit)} {unit}" if limit else "",
-        share=min(100.0, 100 * value / limit) if limit else None,
-    )
-
-
-# --- the user's own images ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """How the winner does on the user's labelled images: the test split where it was looked at."""
-
-    headline: str
-    detail: str
-    split: str
-    classes: tuple[TaskRow, ...]
-    confusion: bool
-    """Whether there are few enough classes for the matrix."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskRow:
-    """One true class: its images, its recall, and how often each class was named (count, share in %)."""
-
-    label: str
-    images: int
-    recall: str
-    named: tuple[tuple[int, float], ...]
-
-
-def _task(selection: Selection) -> Task | None:
-    winner = selection.winner
-    seen = selection.test or (winner.observation.classification if winner else None)
-    if seen is None:
-        return None
-    labels = [recall.label for recall in seen.recalls]
-    filled = [row for row in seen.confusion if sum(row)]
-    rows = tuple(
-        TaskRow(
-            label=recall.label,
-            images=recall.images,
-            recall=f"{recall.value:.1f}",
-            named=tuple((count, 100 * count / sum(row)) for count in row),
-        )
-        for recall, row in zip(seen.recalls, filled, strict=True)
-    )
-    low, high = seen.interval
-    headline = phrases.tested(selection) or (
-        f"{seen.accuracy:.1f} % of {phrases.counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
-    )
-    few = len(labels) <= MOST_CONFUSED and len(labels) == len(seen.confusion)
-    return Task(headline=headline, detail=phrases.task(seen), split=seen.split, classes=rows, confusion=few)
 
 
 # --- the ledger ---------------------------------------------------------------------------------

@@ -54,3 +54,20 @@
   document.querySelector(".controls").hidden = false;
   show();
 })();
+
+// Without this script the hint shows on narrow windows whether or not the matrix is wider than they are.
+(() => {
+  const box = document.querySelector(".matrix");
+  const hint = document.getElementById("h-wide");
+  if (!box) return;
+  function look() {
+    const hidden = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("wide", hidden > 1);
+    box.classList.toggle("end", box.scrollLeft >= hidden - 1);
+    hint?.classList.toggle("wide", hidden > 1);
+    hint?.classList.toggle("narrow", hidden <= 1);
+  }
+  box.addEventListener("scroll", look, { passive: true });
+  addEventListener("resize", look);
+  look();
+})();

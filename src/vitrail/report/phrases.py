@@ -68,13 +68,16 @@ def judged_figures(entry: LedgerEntry, workload: Workload) -> LatencyFigures | N
 
 
 def accuracy(entry: LedgerEntry) -> str | None:
-    """`76.4 estimated (76.9 published)`: the variant's figure, and that of its weights where it differs."""
+    """`76.4 estimated (76.9 published)`: the variant's, and its weights' if that is of another kind.
+
+    Two measured figures of one head differ by its precision alone: the ledger's evidence has the other one.
+    """
     own, weights = entry.observation.accuracy, entry.variant.candidate.accuracy
     if own is None:
         return None
     text = one_accuracy(own)
-    if weights is not None and (weights.value, weights.provenance) != (own.value, own.provenance):
-        text += f" ({one_accuracy(weights)})"
+    if weights is not None and weights.provenance != own.provenance:
+        text += f" ({weights.value:.4g} {weights.provenance})"
     return text
 
 
