@@ -193,7 +193,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, name, content, said):
 
 def test_a_path_without_a_file_is_refused(tmp_path):
     assert "no weights file at" in refusal(tmp_path / "none.pth")
-    assert "no weights file at" in refusal(tmp_path)
+    assert "is a folder without a weights file" in refusal(tmp_path)
 
 
 def refusal(path: Path) -> str:

@@ -409,3 +409,37 @@ def test_a_new_process_with_the_hubs_own_settings_does_the_same(hub, tmp_path):
     assert run("online") == ["first", FIRST]
     hub.shutdown()
     assert run("offline") == ["first", FIRST]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "is a folder without a weights file (one that ends in .safetensors, .pt, .pth or .bin): check"),
+        (["config.json"], "is a folder without a weights file"),
+        (
+            ["config.json", "model.safetensors"],
+            "is a folder: give the weights file in it, {}/model.safetensors.",
+        ),
+        (["a.pth", "b.bin"], "is a folder with 2 weights files (a.pth, b.bin): give one of them"),
+        (["a.pt", "b.pt", "c.pt", "d.PT"], "with 4 weights files (a.pt, b.pt, c.pt and 1 more)"),
+    ],
+)
+@pytest.mark.parametrize("way", ["finder", "own", "clip"])
+def test_a_folder_in_place_of_a_weights_file_says_what_it_holds(tmp_path, names, said, way):
+    """No file is chosen for the user, however few there are; the same sentence wherever --weights is read."""
+    from vitrail.selection.own import OwnWeights, own_candidate
+    from vitrail.zeroshot.loading import load
+
+    for name in names:
+        (tmp_path / name).touch()
+    folder = str(tmp_path)
+    asked = dataclasses.replace(candidates()[0], weights=Weights(source="file", reference=folder))
+    ways = {
+        "finder": lambda: WeightsFinder(offline=True).locate(asked),
+        "own": lambda: own_candidate(OwnWeights(file=folder, arch="resnet18", labels="labels.txt")),
+        "clip": lambda: load("ViT-B-32", weights=folder, tag="laion2b_s34b_b79k"),
+    }
+    with pytest.raises(InputError) as error:
+        ways[way]()
+    assert str(error.value).startswith(folder)
+    assert said.format(folder) in str(error.value)

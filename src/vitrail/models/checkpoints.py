@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vitrail.errors import InputError
+from vitrail.models.weights import check_file
 
 __all__ = ["fitted", "load_into", "mismatch", "read_state_dict"]
 
@@ -59,8 +60,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: missing, damaged, or a file that would have to be unpickled.
     """
-    if not path.is_file():
-        raise InputError(f"There is no weights file at {path}: check the path.")
+    check_file(path, "check the path")
     try:
         with open(path, "rb") as file:
             head = file.read(9)

@@ -22,7 +22,7 @@ from vitrail.embeddings import Embedder, Origin
 from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
 from vitrail.measure.sandbox import Child
-from vitrail.models.weights import WeightsFinder
+from vitrail.models.weights import WeightsFinder, check_file
 from vitrail.vocabulary import Candidate, Preprocess, Weights
 
 __all__ = ["ModelEmbedder", "open_embedder", "reopen"]
@@ -199,9 +199,9 @@ def reopen(
         InputError: weights or tokenizer are gone, or are not those of the record.
     """
     asked = origin.weights if weights is None else _own(weights)
-    if asked.source == "file" and not Path(asked.reference).is_file():
+    if asked.source == "file":
         where = "check --weights" if weights is not None else "say where it is now with --weights FILE"
-        raise InputError(f"There is no weights file of {origin.model} at {asked.reference}: {where}.")
+        check_file(asked.reference, f"{where} (the index was made with {origin.model})")
     finder = finder or WeightsFinder()
     located = finder.locate(_unlisted(origin.model, replace(asked, sha256=None)))
     if located.weights.sha256 != origin.weights.sha256:

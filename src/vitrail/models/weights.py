@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from vitrail.errors import InputError, MissingExtraError
 from vitrail.vocabulary import Candidate, Weights
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+"""What weights files are called, of those that a folder may hold."""
 HUB_TIMEOUT_S = 5.0
 TOO_MANY_REQUESTS = 429
 DISK_ERRORS = {
@@ -43,6 +46,30 @@ class Located:
     path: Path
     weights: Weights
     """With `sha256` (and for the hub `revision`) filled in."""
+
+
+def check_file(path: Path | str, fix: str = "check --weights") -> None:
+    """Refuse what is no file, and say of a folder which weights files it holds: none is chosen for the user.
+
+    Raises:
+        InputError: nothing is there, or a folder; with `fix`, or the file to give.
+    """
+    path = Path(path)
+    if path.is_file():
+        return
+    if not path.is_dir():
+        raise InputError(f"There is no weights file at {path}: {fix}.")
+    try:
+        names = sorted(name for name in os.listdir(path) if name.lower().endswith(SUFFIXES))
+    except OSError as error:
+        raise InputError(f"{path} is a folder that cannot be listed ({error.strerror}): {fix}.") from None
+    looked = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+    if not names:
+        raise InputError(f"{path} is a folder without a weights file (one that ends in {looked}): {fix}.")
+    if len(names) == 1:
+        raise InputError(f"{path} is a folder: give the weights file in it, {path / names[0]}.")
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    raise InputError(f"{path} is a folder with {len(names)} weights files ({shown}): give one of them.")
 
 
 class WeightsFinder:
@@ -76,13 +103,12 @@ class WeightsFinder:
 
         Raises:
             WeightsUnavailable: offline, unreachable, too large, or the package is not installed.
-            InputError: the named file does not exist.
+            InputError: the named file does not exist, or is a folder.
         """
         weights = candidate.weights
         if weights.source == "file":
             path = Path(weights.reference)
-            if not path.is_file():
-                raise InputError(f"There is no weights file at {path}: check --weights.")
+            check_file(path)
         elif weights.source == "package":
             found = _package_file(weights.reference)
             if found is None:

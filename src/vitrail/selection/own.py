@@ -13,6 +13,7 @@ from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
 from vitrail.measure import sandbox
+from vitrail.models.weights import check_file
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
 
 DESCRIBE_TIMEOUT_S = 120.0
@@ -42,8 +43,7 @@ def own_candidate(own: OwnWeights) -> Candidate:
         InputError: weights or labels that cannot be read or do not fit, an unknown architecture, or an
             accuracy outside (0, 100].
     """
-    if not Path(own.file).is_file():
-        raise InputError(f"There is no weights file at {own.file}: check --weights.")
+    check_file(own.file)
     if own.accuracy is not None and not 0 < own.accuracy <= 100:
         raise InputError(f"--accuracy {own.accuracy:g} is no percentage: give a value in (0, 100].")
     classes = len(read_labels(own.labels))

@@ -14,7 +14,7 @@ from vitrail import store
 from vitrail.artifact import TextTower
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
-from vitrail.models.weights import WeightsUnavailable
+from vitrail.models.weights import WeightsUnavailable, check_file
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
 from vitrail.zeroshot.fold import FoldRequest
 from vitrail.zeroshot.hub import Finder, bare
@@ -95,8 +95,7 @@ def of_names(
         )
 
     if own is not None:
-        if not Path(own.file).is_file():
-            raise InputError(f"There is no weights file at {own.file}: check --weights.")
+        check_file(own.file)
         digest = store.sha256_file(Path(own.file))
         weights = Weights(
             source="file", reference=own.file, tag=own.tag or "", sha256=digest, license=own.license

@@ -13,6 +13,7 @@ from vitrail.models.clip import CLIP, CLIPConfig
 from vitrail.models.table import MODELS
 from vitrail.models.text import CLIP_TOKENIZER
 from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.models.weights import check_file
 from vitrail.vocabulary import Preprocess, Weights
 from vitrail.zeroshot import hub
 from vitrail.zeroshot.published import Published, of_hub, of_model, preprocess_of, published
@@ -64,8 +65,8 @@ def load(
     source = weights if weights is not None or row is None else HUB + row.hub
     assert source is not None
     # What is small and can fail comes first: the file may be gigabytes.
-    if not source.startswith(HUB) and not Path(source).is_file():
-        raise InputError(_no_file(name, source))
+    if not source.startswith(HUB):
+        check_file(source, _other_ways(name))
     reader = load_tokenizer(config.text, file=_tokenizer_file(config, tokenizer))
     path, facts = _found(name, source, row)
     model = factory.build(name)
@@ -134,9 +135,7 @@ def _named(problem: str, path: Path, name: str) -> str:
     return problem if str(path) in problem else f"{path} does not fit {name}: {problem}"
 
 
-def _no_file(name: str, source: str) -> str:
+def _other_ways(name: str) -> str:
     known = of_model(name)
     hint = f", such as {HUB}{known[0].hub}" if known else ""
-    return (
-        f"There is no weights file at {source}: check the path, or name a repository with {HUB}REPO_ID{hint}."
-    )
+    return f"check the path, or name a repository with {HUB}REPO_ID{hint}"
