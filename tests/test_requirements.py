@@ -404,3 +404,15 @@ def test_a_recall_in_a_file(tmp_path):
     asked, workload, _ = resolve(toml=tmp_path / "r.toml")
     assert asked.min_recall == (("defect", 95.0),)
     assert workload.data == str(tmp_path / "labelled")
+
+
+@pytest.mark.parametrize("value", ["5", '""', '["a"]', "true"])
+@pytest.mark.parametrize(
+    ("key", "takes"), [("data", "your labelled images, a folder per"), ("images", "a folder of")]
+)
+def test_what_is_no_path_says_what_the_option_takes(tmp_path, key, takes, value):
+    (tmp_path / "r.toml").write_text(f"{key} = {value}\n")
+    with pytest.raises(InputError) as error:
+        resolve(toml=tmp_path / "r.toml")
+    assert str(error.value).startswith(f"{key} in {tmp_path / 'r.toml'}: ")
+    assert f"is not a path: give {takes}" in str(error.value)

@@ -96,10 +96,13 @@ def _licenses(value: object, name: str) -> tuple[str, ...]:
     return names
 
 
-def _path(value: object, name: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{name}: {value!r} is not a path: give a folder of photos.")
-    return value
+def _path_of(what: str) -> Callable[[object, str], str]:
+    def parse(value: object, name: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{name}: {value!r} is not a path: give {what}.")
+        return value
+
+    return parse
 
 
 def _switch(value: object, name: str) -> bool:
@@ -186,11 +189,12 @@ OPTIONS: dict[str, Option] = {
         help="percentile of latency that is judged (default 95)",
     ),
     "images": Option(
-        record=Workload, field="images", parse=_path, metavar="DIR",
+        record=Workload, field="images", parse=_path_of("a folder of photos"), metavar="DIR",
         help="your photos for timing and parity; without it a small sample set, which is weaker evidence",
     ),
     "data": Option(
-        record=Workload, field="data", parse=_path, metavar="DIR",
+        record=Workload, field="data", metavar="DIR",
+        parse=_path_of("your labelled images, a folder per class or a manifest (CSV or Parquet)"),
         help="your labelled images: a folder per class, or a manifest; candidates are probed on them",
     ),
     "models": Option(
