@@ -210,6 +210,7 @@ def test_ctrl_c_ends_every_child_and_keeps_what_was_measured(tmp_path):
     assert process.returncode == 130
     assert "run the same command to go on" in said
     assert "Traceback" not in said
+    assert not list(tmp_path.rglob(".vitrail-*"))
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["models", "vit_*"], ["profiles"]], ids=lambda c: c[0])

@@ -208,7 +208,40 @@ def test_check_target_says_it_before_the_work(tmp_path):
         check_target(tmp_path / "file" / "w")
 
 
-def test_stale_leftovers_go_and_fresh_ones_stay(tmp_path):
+def test_leftovers_of_the_dead_go_and_what_a_living_writer_holds_stays(tmp_path):
+    """However old or new: what counts is whether the writer's process lives."""
+    code = """
+import sys, time
+from vitrail.store import atomic_folder
+with atomic_folder(sys.argv[1] + "/w") as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            living = Path(process.stdout.readline().strip())
+            os.utime(living, (time.time() - 3e5,) * 2)
+            store.sweep(tmp_path)
+            assert names(tmp_path) == [living.name]
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert living.exists()
+    (tmp_path / ".vitrail-3.replaced").mkdir()
+    with atomic_folder(tmp_path / "other") as folder:
+        assert not living.exists()
+        store.sweep(tmp_path)
+        fill(folder, "x")
+    assert names(tmp_path) == [".vitrail-3.replaced", "other"]
+
+
+def test_without_locks_only_stale_leftovers_go(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EBADF, "flock")
+
+    monkeypatch.setattr(store.fcntl, "flock", unsupported)
     old, fresh, aside = (tmp_path / f".vitrail-{n}" for n in ("1.partial", "2.partial", "3.replaced"))
     for path in (old, fresh, aside):
         path.mkdir()
@@ -217,6 +250,61 @@ def test_stale_leftovers_go_and_fresh_ones_stay(tmp_path):
     with atomic_folder(tmp_path / "w") as folder:
         fill(folder, "x")
     assert names(tmp_path) == [".vitrail-2.partial", ".vitrail-3.replaced", "w"]
+
+
+def test_a_folder_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Between making and locking it another process may take it for a dead one's."""
+    real, swept = store.os.open, []
+
+    def open_(path, *rest):
+        if str(path).endswith(".partial") and len(swept) < 2:
+            swept.append(path)
+            os.rmdir(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(store.os, "open", open_)
+    with atomic_folder(tmp_path / "w") as folder:
+        fill(folder, "x")
+    assert len(swept) == 2
+    assert names(tmp_path) == ["w"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("killed for its memory")])
+def test_an_export_that_ends_early_leaves_no_folder_of_its_child(tmp_path, monkeypatch, error):
+    """Another process that exports at the same time keeps its own."""
+    from vitrail.images.photos import sample_photos
+    from vitrail.models.weights import WeightsFinder
+    from vitrail.selection import bench
+    from vitrail.vocabulary import Candidate, Preprocess, Variant, Weights, Workload
+
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path))
+    weights = Weights(source="file", reference=__file__)
+    candidate = Candidate(
+        name="m",
+        architecture="m",
+        family="m",
+        weights=weights,
+        preprocess=Preprocess(image_size=32),
+        accuracy=None,
+        parameters=1,
+        macs=1,
+    )
+    variant = Variant(candidate=candidate, image_size=32, runtime="openvino", precision="fp32")
+    monkeypatch.setattr(bench.hardware, "fingerprint", lambda machine: "")
+    finder, photos = WeightsFinder(offline=True), sample_photos()
+    own = bench.Bench(workload=Workload(threads=1), photos=photos, finder=finder, machine={})
+
+    def killed(*_, **__):
+        (tmp_path / "exports" / ".vitrail-dead.partial" / "sub").mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(bench.sandbox, "call", killed)
+    with atomic_folder(tmp_path / "exports" / "another") as folder:
+        fill(folder, "x")
+        with pytest.raises(type(error)):
+            own.export(variant, 1.0)
+        assert names(tmp_path / "exports") == [folder.name]
+    assert names(tmp_path / "exports") == ["another"]
 
 
 def test_killed_while_replacing_leaves_one_whole_folder(tmp_path):

@@ -8,6 +8,7 @@ mend (disk full, no permission) become one sentence.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -29,13 +30,14 @@ __all__ = [
     "canonical_json",
     "check_target",
     "sha256_file",
+    "sweep",
     "writing",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TEMPORARY = ".vitrail-"
-# A writer that is still alive finishes within minutes; what is left of one that was killed may go.
+# Where locks cannot tell: a writer that is alive finishes within minutes; what is left of others may go.
 _STALE_S = 24 * 3600.0
 
 
@@ -151,12 +153,13 @@ def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Pa
     """
     place = Path(os.path.realpath(target))
     check_target(target, overwrite=overwrite)
-    temporary = place.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.partial"
+    temporary = place.parent
+    held: int | None = None
     parents = [parent for parent in place.parents if not parent.exists()]
     try:
         with writing(place):
-            os.makedirs(temporary)
-            _sweep(place.parent)
+            temporary, held = _new_folder(place.parent)
+            sweep(place.parent)
         try:
             yield temporary
         except OSError as error:
@@ -169,11 +172,33 @@ def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Pa
             _swap(temporary, place, overwrite=overwrite)
             _fsync_path(place.parent)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         for parent in parents:  # innermost first
             with suppress(OSError):
                 parent.rmdir()
         raise
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _new_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder, and a handle whose lock says, for as long as it is open, that the writer is alive."""
+    while True:
+        folder = parent / f"{_TEMPORARY}{secrets.token_hex(8)}.partial"
+        os.makedirs(folder)
+        with suppress(FileNotFoundError):  # swept before it was locked
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                with suppress(OSError):  # a file system without locks: there age alone decides
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                if folder.exists():
+                    return folder, handle
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
 
 
 def _swap(temporary: Path, place: Path, *, overwrite: bool) -> None:
@@ -224,16 +249,35 @@ def _fsync_tree(folder: Path) -> None:
         _fsync_path(Path(root))
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers killed more than a day ago left; folders set aside are never touched."""
+def sweep(folder: Path) -> None:
+    """Remove what writers that are gone left in `folder`, at once where locks tell, else after a day.
+
+    Safe beside other writers, of other processes too. Folders set aside by a replacement are never touched.
+    """
     for path in folder.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
-            if time.time() - path.lstat().st_mtime < _STALE_S:
-                continue
             if path.suffix == ".partial":
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix == ".tmp":
+                _remove_abandoned(path)
+            elif path.suffix == ".tmp" and _is_stale(path):
                 path.unlink()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:  # its writer is alive
+        return
+    except OSError:
+        if _is_stale(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _is_stale(path: Path) -> bool:
+    return time.time() - path.lstat().st_mtime >= _STALE_S
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -279,7 +323,7 @@ class RecordStore:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._swept:
-                _sweep(self.folder)
+                sweep(self.folder)
                 self._swept = True
         atomic_write(self._path(key), canonical_json({**body, "sha256": digest}))
 

@@ -133,13 +133,17 @@ class Bench:
                 features=features,
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
-            sandbox.call(
-                "vitrail.export.work:export",
-                msgspec.to_builtins(request),
-                timeout_s=timeout_s,
-                memory_mib=EXPORT_MEMORY_MIB,
-                name="exporting",
-            )
+            try:
+                sandbox.call(
+                    "vitrail.export.work:export",
+                    msgspec.to_builtins(request),
+                    timeout_s=timeout_s,
+                    memory_mib=EXPORT_MEMORY_MIB,
+                    name="exporting",
+                )
+            except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
+                store.sweep(folder.parent)
+                raise
         return self._read_export(folder, variant)
 
     def discard(self, variant: Variant) -> None:
@@ -265,7 +269,10 @@ class Bench:
         """
         assert self.dataset is not None, "there are no labelled images"
         examples = self.dataset.of(split)
-        launch = self.subject(variant, export).launch(0)
+        subject = self.subject(variant, export)
+        # A model answers in the order of its own labels, which another program may have chosen.
+        order = [subject.labels.index(name) for name in self.dataset.classes]
+        launch = subject.launch(0)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 paths = tuple(example.path for example in examples)
@@ -273,7 +280,7 @@ class Bench:
         finally:
             launch.close()
         return accuracy.classify(
-            scores,
+            scores[:, order],
             [example.label for example in examples],
             self.dataset.classes,
             split=split,
