@@ -71,6 +71,25 @@ def test_the_document_holds_all_of_it(own, tmp_path):
         )
 
 
+def test_the_recorded_data_may_be_spelled_another_way(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("labelled", "others"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("labelled")
+    recorded = dataclasses.replace(own, workload=dataclasses.replace(own.workload, data="labelled"))
+    (tmp_path / "own.json").write_bytes(to_json_bytes(recorded))
+
+    def again(data: str) -> v.Selection:
+        asked = (v.Requirements(license=("any",)), v.Workload(data=data), v.SearchSettings())
+        return judge_recorded("own.json", *asked, said=("data",))
+
+    for same in ("labelled", "labelled/", "./labelled", str(tmp_path / "labelled"), "link/"):
+        assert again(same).winner is not None
+    for other in ("others", "others/", "labelled/others"):
+        with pytest.raises(InputError, match="was recorded with data labelled"):
+            again(other)
+
+
 def test_a_document_of_version_1_is_still_read(own):
     document = json.loads(to_json_bytes(selection()))
     document["schema_version"] = 1

@@ -17,6 +17,7 @@ __all__ = ["judge_recorded"]
 
 ANEW = ("latency_scope", "percentile")
 """Parts of a workload that recorded figures can be judged under anew."""
+PATHS = ("images", "data")
 
 
 def judge_recorded(
@@ -47,8 +48,8 @@ def judge_recorded(
     recorded = from_document(data, str(path))
     asked = dataclasses.replace(recorded.workload, **{name: getattr(workload, name) for name in said})
     for name in said:
-        if name not in ANEW and getattr(asked, name) != getattr(recorded.workload, name):
-            was = getattr(recorded.workload, name)
+        was = getattr(recorded.workload, name)
+        if name not in ANEW and not _same(name, getattr(asked, name), was):
             raise InputError(f"{path} was recorded with {name} {was}: another one has to be measured.")
     _check_classes(recorded.observations, requirements, path)
     chosen = [_reopened(each) for each in recorded.observations if _is_asked(each, settings)]
@@ -64,6 +65,13 @@ def judge_recorded(
         notes=(*recorded.notes, f"judged again from {path}: nothing was measured, nothing ships"),
         method=recorded.method,
     )
+
+
+def _same(field: str, asked: object, recorded: object) -> bool:
+    """Equal, or two spellings of one path: `photos`, `photos/`, `./photos` and a link to it."""
+    if field in PATHS and isinstance(asked, str) and isinstance(recorded, str):
+        return os.path.realpath(asked) == os.path.realpath(recorded)
+    return asked == recorded
 
 
 def _reopened(observation: Observation) -> Observation:
