@@ -55,7 +55,7 @@ def judge_recorded(
     chosen = [_reopened(each) for each in recorded.observations if _is_asked(each, settings)]
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")
-    return judge.judge(
+    judged = judge.judge(
         chosen,
         requirements,
         asked,
@@ -65,6 +65,7 @@ def judge_recorded(
         notes=(*recorded.notes, f"judged again from {path}: nothing was measured, nothing ships"),
         method=recorded.method,
     )
+    return dataclasses.replace(judged, trainings=recorded.selection.trainings if recorded.selection else ())
 
 
 def _same(field: str, asked: object, recorded: object) -> bool:

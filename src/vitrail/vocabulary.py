@@ -148,6 +148,8 @@ class Candidate:
     labels: str = "imagenet-1k"
     """Name of a label set, or path of a file with one label a line."""
     note: str = ""
+    trained_with: Implementation | None = None
+    """Whose code trained the weights here, and so alone runs them; None: whoever has the architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,6 +413,39 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingEpoch:
+    """Where a training run stood at the end of one epoch (counted from 1); None: not taken."""
+
+    epoch: int
+    step: int
+    """Optimiser steps since the run began."""
+    seconds: float
+    """Wall time since the run began."""
+    learning_rate: float | None
+    train_loss: float | None
+    validation_loss: float | None
+    accuracy: float | None
+    """Top-1 in % on the validation split."""
+    averaged: bool = False
+    """Whether the validation figures are of the averaged weights (EMA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a candidate's weights came about, where they were trained here."""
+
+    candidate: str
+    """`Candidate.name`."""
+    recipe: str
+    start: str
+    """`random`, or the reference of the weights that training began with."""
+    epochs: int
+    """Epochs done."""
+    finished: bool
+    history: tuple[TrainingEpoch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """The winner (None: nothing fits), the ledger of all variants considered, and the Pareto front."""
 
@@ -433,6 +468,8 @@ class Selection:
     """The winner on the test split of the user's labelled images, which no choice has looked at."""
     expected_test: tuple[float, float] | None = None
     """95 % prediction interval in % for `test.accuracy`, from the winner's validation images alone."""
+    trainings: tuple[Training, ...] = ()
+    """Of the candidates that were trained here."""
 
     @property
     def winner(self) -> LedgerEntry | None:

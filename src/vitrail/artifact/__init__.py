@@ -9,6 +9,7 @@ from vitrail.artifact.manifest import (
     FileEntry,
     Manifest,
     ParityBounds,
+    Probability,
     Reference,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "ParityBounds",
+    "Probability",
     "Reference",
     "TextTower",
     "evidence_of",

@@ -24,6 +24,7 @@ from vitrail.artifact.manifest import (
     FileEntry,
     Manifest,
     ParityBounds,
+    Probability,
     Reference,
     decode,
     encode,
@@ -81,6 +82,7 @@ class Bundle:
     """{split: {sha256 of an image: its class}} of the user's labelled images; None: there were none."""
     text_tower: TextTower | None = None
     """None: the artifact cannot be given other classes."""
+    probability: Probability = "softmax"
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def evidence_of(selection: Selection) -> Evidence:
         classification=seen.classification,
         test=selection.test,
         expected_test=selection.expected_test,
+        training=next((t for t in selection.trainings if t.candidate == entry.variant.candidate.name), None),
         verdicts=entry.verdicts,
         facts=measured.facts if measured else seen.facts,
         environment=measured.environment if measured else seen.environment,
@@ -267,6 +270,7 @@ def _manifest(bundle: Bundle, photos: tuple[str, ...], files: dict[str, FileEntr
         labels=LABELS_FILE,
         folder=MODEL_FOLDER,
         entry=bundle.export.entry,
+        probability=bundle.probability,
         toolchain=bundle.export.toolchain,
         evidence=bundle.evidence,
         measurement=MEASUREMENT_FILE if bundle.measurement is not None else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,7 @@ from vitrail.vocabulary import (
     Preprocess,
     Requirements,
     RunnerFacts,
+    Training,
     Variant,
     Verdict,
     Workload,
@@ -29,6 +30,8 @@ from vitrail.vocabulary import (
 FORMAT = "vitrail-artifact"
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+Probability: TypeAlias = Literal["softmax", "sigmoid"]
+"""How scores become probabilities: over all classes, or each by itself (SigLIP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Evidence:
     """On the test split, which no choice has looked at."""
     expected_test: tuple[float, float] | None = None
     """95 % prediction interval in % for `test.accuracy`, from the validation split alone."""
+    training: Training | None = None
+    """How the weights came about, where they were trained here."""
     verdicts: tuple[Verdict, ...] = ()
     facts: RunnerFacts | None = None
     """What the engine did when the figures were taken."""
@@ -111,6 +116,8 @@ class Manifest:
     """Folder of the export inside the artifact."""
     entry: str
     """File inside `folder` that the engine loads."""
+    probability: Probability = "softmax"
+    """Earlier manifests do not say it."""
     toolchain: tuple[tuple[str, str], ...]
     """(library, version) of everything that made the export."""
     evidence: Evidence

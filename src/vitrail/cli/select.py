@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vitrail.zeroshot.candidates import Names, OwnCLIP
 
 NOTHING_FITS = 3
+LIVE = ["out", "overwrite", "weights", "arch", "labels", "accuracy", "trained", "classes", "prompts", "tag"]
+"""Options that mean nothing to recorded figures."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--arch", metavar="NAME", help="timm's name of their architecture")
     own.add_argument("--labels", metavar="FILE", help="one label a line, in the order of the outputs")
     own.add_argument("--accuracy", type=float, metavar="PERCENT", help="their top-1, as you declare it")
+    own.add_argument(
+        "--trained", metavar="RUN", action="append", help="a training run's folder; may be given again"
+    )
     zero_shot = parser.add_argument_group("zero-shot")
     zero_shot.add_argument(
         "--classes", metavar="NAMES|FILE", help="class names for CLIP, commas between or one a line"
@@ -89,6 +94,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
             settings,
             own=_own(args),
             names=_names(args),
+            trained=args.trained or (),
             out=args.out,
             overwrite=args.overwrite,
             keep_text_tower=args.keep_text_tower,
@@ -106,7 +112,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
 
 
 def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
-    for name in ("out", "overwrite", "weights", "arch", "labels", "accuracy", "classes", "prompts", "tag"):
+    for name in LIVE:
         if getattr(args, name) not in (None, False):
             raise InputError(f"--from judges recorded figures and ships nothing: leave --{name} out.")
     from vitrail.replay import judge_recorded

@@ -34,6 +34,7 @@ _UNSTATED_DOCUMENT: JsonObject = {
     "notes": [],
     "test": None,
     "expected_test": None,
+    "trainings": [],
 }
 _UNSTATED_VARIANT: JsonObject = {
     **dict.fromkeys(schema.VariantDoc.__struct_fields__),  # null, unless said otherwise here

@@ -14,11 +14,13 @@ _Record = TypeVar("_Record")
 
 def selection_of(document: schema.Document) -> v.Selection:
     """The recorded selection; its observations carry figures but no raw blocks."""
+    trainings = tuple(_training(row) for row in document.trainings)
+    trained = {training.candidate for training in trainings}
     ledger = tuple(
         _record(
             v.LedgerEntry,
             row,
-            observation=_observation(row),
+            observation=_observation(row, row.implementation if row.model in trained else None),
             verdicts=tuple(_record(v.Verdict, verdict) for verdict in row.verdicts),
         )
         for row in document.variants
@@ -30,6 +32,7 @@ def selection_of(document: schema.Document) -> v.Selection:
         workload=_record(v.Workload, document.workload),
         ledger=ledger,
         test=_classification(document.test),
+        trainings=trainings,
     )
 
 
@@ -43,7 +46,11 @@ def _maybe(kind: type[_Record], struct: object | None) -> _Record | None:
     return None if struct is None else _record(kind, struct)
 
 
-def _variant(row: schema.VariantDoc) -> v.Variant:
+def _training(row: schema.TrainingDoc) -> v.Training:
+    return _record(v.Training, row, history=tuple(_record(v.TrainingEpoch, epoch) for epoch in row.history))
+
+
+def _variant(row: schema.VariantDoc, trained_with: str | None) -> v.Variant:
     size = row.image_size or 0
     candidate = _record(
         v.Candidate,
@@ -55,6 +62,7 @@ def _variant(row: schema.VariantDoc) -> v.Variant:
         parameters=row.parameters or 0,
         macs=row.macs or 0,
         activations=row.activations or 0,
+        trained_with=trained_with,
     )
     return _record(
         v.Variant,
@@ -67,12 +75,12 @@ def _variant(row: schema.VariantDoc) -> v.Variant:
     )
 
 
-def _observation(row: schema.VariantDoc) -> v.Observation:
+def _observation(row: schema.VariantDoc, trained_with: str | None) -> v.Observation:
     scopes = row.latency_ms
     return _record(
         v.Observation,
         row,
-        variant=_variant(row),
+        variant=_variant(row, trained_with),
         accuracy=_maybe(v.Accuracy, row.accuracy),
         request=_figures(scopes.request if scopes else None),
         model=_figures(scopes.model if scopes else None),

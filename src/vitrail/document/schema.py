@@ -10,8 +10,10 @@ from msgspec import Meta
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 2
-"""2: labelled images (`data`, `min_recall`, `classification`, `test`); version 1 is read as well."""
+SCHEMA_VERSION = 3
+"""2: labelled images (`data`, `min_recall`, `classification`, `test`).
+
+3: `trainings`. Older ones are read as well."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -159,6 +161,30 @@ class ClassificationDoc(_Doc):
     calibration_error: Percent
 
 
+class EpochDoc(_Doc):
+    """Where a training run stood at the end of one epoch; null: not taken, or not a finite number."""
+
+    epoch: Count
+    step: Annotated[int, Meta(ge=0, description="optimiser steps since the run began")]
+    seconds: NonNegative
+    learning_rate: float | None
+    train_loss: float | None
+    validation_loss: float | None
+    accuracy: Annotated[Percent | None, Meta(description="% top-1 on the validation split")]
+    averaged: Annotated[bool, Meta(description="validation figures are of the averaged weights (EMA)")]
+
+
+class TrainingDoc(_Doc):
+    """How the weights of a candidate came about that was trained here."""
+
+    candidate: Annotated[str, Meta(description="`model` of its variants")]
+    recipe: str
+    start: Annotated[str, Meta(description="`random`, or the weights that training began with")]
+    epochs: Annotated[int, Meta(ge=0, description="epochs done")]
+    finished: bool
+    history: tuple[EpochDoc, ...]
+
+
 class EngineDoc(_Doc):
     """What the engine says it really does, read back after loading."""
 
@@ -262,6 +288,9 @@ class Document(_Doc):
     expected_test: Annotated[
         Interval | None,
         Meta(description="95 % prediction interval of the test accuracy, from validation alone"),
+    ]
+    trainings: Annotated[
+        tuple[TrainingDoc, ...], Meta(description="of the candidates that were trained here")
     ]
     variants: tuple[VariantDoc, ...]
 

@@ -22,6 +22,7 @@ def to_document(selection: v.Selection) -> dict[str, Any]:
         requirements=_fields(schema.RequirementsDoc, selection.requirements),
         workload=_fields(schema.WorkloadDoc, selection.workload),
         test=_classification(selection.test),
+        trainings=[_training(training) for training in selection.trainings],
         variants=[_variant(entry) for entry in selection.ledger],
     )
     return _plain(document)
@@ -98,6 +99,11 @@ def _evidence(observation: v.Observation) -> dict[str, Any]:
 def _classification(seen: v.Classification | None) -> dict[str, Any] | None:
     recalls = [_fields(schema.RecallDoc, recall) for recall in seen.recalls] if seen else []
     return _maybe(schema.ClassificationDoc, seen, recalls=recalls)
+
+
+def _training(training: v.Training) -> dict[str, Any]:
+    history = [_fields(schema.EpochDoc, epoch) for epoch in training.history]
+    return _fields(schema.TrainingDoc, training, history=history)
 
 
 def _latency(observation: v.Observation) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from vitrail.vocabulary import Implementation, Preprocess
 MANIFEST = "export.json"
 ONNX_FILE, IR_FILE, REFERENCE_FILE = "model.onnx", "model.xml", "reference.json"
 LABELS_FILE = "labels.txt"
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 """Part of an export's key: raise it when the files made from the same weights change."""
 
 ENTRIES = {"onnx": ONNX_FILE, "openvino-ir": IR_FILE, "torch": REFERENCE_FILE}
@@ -39,6 +39,8 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     features: bool = False
     """Without the classifier: (B, 3, S, S) -> (B, D) features."""
+    compare: bool = True
+    """A module of ours with timm's of the same weights."""
 
 
 class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,7 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
             "relative_difference": difference,
             "random_weights": request.weights is None,
             "toolchain": toolchain(),
+            "probability": getattr(model, "probability", "softmax"),
         }
         (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return manifest

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -131,6 +132,7 @@ class Bench:
                 folder=str(folder),
                 threads=self.threads,
                 features=features,
+                compare=variant.candidate.trained_with is None,
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -164,7 +166,7 @@ class Bench:
         )
 
     def _read_export(self, folder: Path, variant: Variant) -> Export:
-        manifest = msgspec.json.decode((folder / work.MANIFEST).read_bytes())
+        manifest = _export_facts(folder)
         files_of = runtimes.RUNTIMES[variant.runtime].files
         files = tuple(name for name in work.FILE_SETS[files_of] if (folder / name).is_file())
         return Export(
@@ -389,7 +391,14 @@ class Bench:
             bounds=ParityBounds(**dataclasses.asdict(bounds)),
             measurement=measurement,
             splits=None if self.dataset is None else splits_of(self.dataset),
+            probability=_export_facts(export.folder)["probability"],
         )
+
+
+def _export_facts(folder: str | Path) -> dict[str, Any]:
+    """What the child that exported wrote beside its files."""
+    facts: dict[str, Any] = msgspec.json.decode((Path(folder) / work.MANIFEST).read_bytes())
+    return facts
 
 
 def image_libraries() -> dict[str, str]:

@@ -10,7 +10,7 @@ from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.selection.bench import Bench
 from vitrail.selection.own import OwnWeights, own_candidate
-from vitrail.selection.prune import variants
+from vitrail.selection.prune import at_size, variants
 from vitrail.vocabulary import Accuracy, Candidate, Requirements, SearchSettings
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP, matching, of_names
 from vitrail.zeroshot.hub import Finder
@@ -87,8 +87,12 @@ def named(
         return Found((), (str(error).rstrip("."),))
 
 
-def measured_first(candidate: Candidate, bench: Bench, settings: SearchSettings) -> Candidate:
-    """A zero-shot candidate with its accuracy on the validation images in place of ImageNet's.
+def measured_first(
+    candidate: Candidate, bench: Bench, settings: SearchSettings, how: str = "zero-shot"
+) -> Candidate:
+    """A candidate that needs no probe, with its accuracy on the validation images in place of ImageNet's.
+
+    `how` it answers is part of the accuracy's source.
 
     Raises:
         InputError: it cannot be exported or run.
@@ -101,12 +105,11 @@ def measured_first(candidate: Candidate, bench: Bench, settings: SearchSettings)
     found = Accuracy(
         value=seen.accuracy,
         provenance="measured",
-        source="zero-shot on the validation split",
+        source=f"{how} on the validation split",
         images=seen.images,
         interval=seen.interval,
     )
-    size = form.image_size
-    return replace(candidate, accuracy=found, preprocess=replace(candidate.preprocess, image_size=size))
+    return replace(at_size(candidate, form.image_size), accuracy=found)
 
 
 def of_catalogue(own: OwnWeights | None, settings: SearchSettings) -> tuple[Candidate, ...]:

@@ -24,7 +24,7 @@ from vitrail.export import work
 from vitrail.measure import accuracy, sandbox
 from vitrail.selection.bench import EXPORT_MEMORY_MIB, Bench
 from vitrail.selection.features import Engine, Features
-from vitrail.selection.prune import variants
+from vitrail.selection.prune import at_size, variants
 from vitrail.vocabulary import (
     Accuracy,
     Candidate,
@@ -141,7 +141,7 @@ class _Race:
             if self._clock() >= self._deadline and runners:
                 self.excluded[candidate.name] = "not probed within the budget: raise --budget"
                 continue
-            candidate = _at_size(replace(candidate, weights=located.weights), self._workload.image_size)
+            candidate = at_size(replace(candidate, weights=located.weights), self._workload.image_size)
             try:
                 forms = variants([candidate], self._workload, self._settings)
                 engine = self._features.engine(forms, self._train)
@@ -340,20 +340,6 @@ def standing(runners: Sequence[Runner]) -> str:
 
 def _labels(examples: Sequence[Example]) -> np.ndarray:
     return np.array([example.label for example in examples])
-
-
-def _at_size(candidate: Candidate, image_size: int | None) -> Candidate:
-    """The candidate prepared at the asked size: its accuracy is measured there, so it belongs there."""
-    old = candidate.preprocess.image_size
-    if image_size in (None, old):
-        return candidate
-    scale = (image_size / old) ** 2
-    return replace(
-        candidate,
-        preprocess=replace(candidate.preprocess, image_size=image_size),
-        macs=round(candidate.macs * scale),
-        activations=round(candidate.activations * scale),
-    )
 
 
 __all__ = ["Probed", "Runner", "mixed", "probe", "rounds", "standing"]

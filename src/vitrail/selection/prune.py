@@ -8,6 +8,7 @@ exceeds twice the limit, because peaks are measured too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from vitrail import judge, runtimes, stats
 from vitrail.catalog import admits
@@ -77,7 +78,23 @@ def implementations(candidate: Candidate, asked: Sequence[str] = ()) -> tuple[Im
     there: tuple[Implementation, ...] = ("vitrail", "timm") if candidate.architecture in MODELS else ("timm",)
     if MODELS.get(candidate.architecture, "").endswith(":CLIP"):  # a head of class names is our own alone
         there = ("vitrail",)
+    if candidate.trained_with is not None:
+        there = (candidate.trained_with,)
     return tuple(name for name in there if name in asked) if asked else there[:1]
+
+
+def at_size(candidate: Candidate, image_size: int | None) -> Candidate:
+    """The candidate prepared at the asked size: its accuracy is measured there, so it belongs there."""
+    old = candidate.preprocess.image_size
+    if image_size in (None, old):
+        return candidate
+    scale = (image_size / old) ** 2
+    return replace(
+        candidate,
+        preprocess=replace(candidate.preprocess, image_size=image_size),
+        macs=round(candidate.macs * scale),
+        activations=round(candidate.activations * scale),
+    )
 
 
 def _engines(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, Precision]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vitrail import artifact, catalog, data, hardware, judge, remeasure, runtimes, store, verify
+from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.measure import peaks as engine_peaks
 from vitrail.models.weights import WeightsFinder
@@ -20,11 +20,12 @@ from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
 from vitrail.selection.bench import METHOD_VERSION, Bench
 from vitrail.selection.labelled import check_classes, described, doubts, photos_of, tested
-from vitrail.selection.named import asked_candidates, in_order_of, measured_first, named, refuse_unmeasured
+from vitrail.selection.named import in_order_of, measured_first, named, refuse_unmeasured
 from vitrail.selection.own import OwnWeights
 from vitrail.selection.probing import Probed, probe
 from vitrail.selection.prune import Peaks, missing_runtimes, variants
 from vitrail.selection.search import Progress, Search
+from vitrail.selection.trained import beside, data_of, measured_runs, notes_of, read_runs
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings, Selection, Workload
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
 from vitrail.zeroshot.hub import Finder
@@ -52,6 +53,7 @@ def select(
     *,
     own: OwnWeights | OwnCLIP | None = None,
     names: Names | None = None,
+    trained: Sequence[str | Path] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
     keep_text_tower: bool = False,
@@ -66,6 +68,8 @@ def select(
         own: the user's own weights; they are the only candidate unless `settings.models` names others.
         names: class names for zero-shot candidates (CLIP, SigLIP); with `workload.data` they compete with
             probes, without it they are the only candidates.
+        trained: folders of training runs; they are the only candidates unless `settings.models`, `own` or
+            `names` bring others. Without `workload.data` the data they were trained on is used.
         out: folder for the winner's artifact; nothing is written when nothing fits.
         overwrite: replace an earlier artifact at `out`.
         keep_text_tower: ship the CLIP of a zero-shot winner too, so that `relabel` can change the classes.
@@ -79,7 +83,7 @@ def select(
     watcher = watcher or Watcher()
     check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
     catalog.check_requirement(requirements.license, also=(own.license,) if own else ())
-    if names is not None and workload is not None and workload.data is None:
+    if names is not None and not trained and workload is not None and workload.data is None:
         refuse_unmeasured(requirements)
     _need_workbench()
     if out is not None:
@@ -87,8 +91,9 @@ def select(
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES)
     workload = _resolved(workload or Workload(), machine)
-    candidates, rows = asked_candidates(own, names, settings, with_data=workload.data is not None)
-    dataset = None if workload.data is None else data.load(workload.data)
+    runs = read_runs(trained, settings)
+    workload, dataset, run_notes = data_of(runs, workload)
+    candidates, rows = beside(runs, own, names, settings, with_data=dataset is not None)
     check_classes(requirements, dataset)
     photos = photos_of(workload, dataset)
     allowance = DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib
@@ -108,13 +113,18 @@ def select(
         names = names if dataset is None else in_order_of(names, dataset)
         clip = own if isinstance(own, OwnCLIP) else None
         hub = Finder(offline=settings.offline, max_download_mib=allowance)
-        zero_shot = named(names, rows, clip, hub, bench, required=not candidates)
+        zero_shot = named(names, rows, clip, hub, bench, required=not (candidates or trained))
         candidates = (*candidates, *zero_shot.candidates)
     if dataset is not None:
         watcher.note(described(dataset))
         backbones = tuple(c for c in candidates if c not in zero_shot.candidates)
-        probed = probe(backbones, dataset, bench, requirements, workload, settings, watcher.note)
-        measured = tuple(measured_first(c, bench, settings) for c in zero_shot.candidates)
+        probed = (
+            probe(backbones, dataset, bench, requirements, workload, settings, watcher.note)
+            if backbones
+            else Probed((), {}, ())
+        )
+        measured = [measured_first(c, bench, settings) for c in zero_shot.candidates]
+        measured += measured_runs(runs, bench, settings)
         probed = replace(probed, candidates=(*probed.candidates, *measured))
         if not probed.candidates:
             raise InputError(f"No model could be probed: {_first_reason(probed)}")
@@ -144,6 +154,8 @@ def select(
         seconds=round(time.monotonic() - begin, 1),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         notes=(
+            *run_notes,
+            *notes_of(runs, dataset),
             *(probed.notes if probed else ()),
             *zero_shot.notes,
             *search.notes(),
@@ -153,6 +165,7 @@ def select(
         ),
         method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
     )
+    selection = replace(selection, trainings=runs.trainings)
     if dataset is not None:
         selection = tested(selection, search, requirements)
     watcher.judged(selection)

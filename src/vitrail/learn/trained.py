@@ -1,0 +1,206 @@
+"""What a training run leaves: its best weights, and a record that says what they are and how they came about.
+
+The record makes the run a candidate like any other; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vitrail import store
+from vitrail.errors import InputError
+from vitrail.vocabulary import Candidate, Implementation, Preprocess, Training, TrainingEpoch, Weights
+
+__all__ = ["TRAINED", "WEIGHTS", "Epoch", "Trained", "candidate_of", "read", "training_of", "write"]
+
+TRAINED = "trained.json"
+WEIGHTS = "best.safetensors"
+LABELS = "labels.txt"
+SCHEMA_VERSION = 1
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """One pass over the training images, as it stood at its end; None: not taken."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Optimiser steps since the run began."""
+    seconds: float
+    """Wall time since the run began, interruptions left out."""
+    learning_rate: float | None
+    train_loss: float | None
+    """Mean over the epoch's batches, of the loss that was minimised (mixed labels and smoothing included)."""
+    validation_loss: float | None
+    accuracy: float | None
+    """Top-1 in % on the validation split."""
+    averaged: bool = False
+    """Whether the validation figures are of the averaged weights (EMA)."""
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True):
+    """One training run: the model, what it was trained on and how, and its curve."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    """The run's name, e.g. `textile-lite0`."""
+    architecture: str
+    """timm's name without a tag, or one of ours."""
+    family: str
+    implementation: Implementation
+    """Whose code was trained; no other can be expected to read the weights."""
+    classes: list[str]
+    """K names, in the order of the outputs."""
+    preprocess: Preprocess
+    parameters: int
+    macs: int
+    """Multiply-accumulates of one image at `preprocess.image_size`."""
+    activations: int
+    weights: str = WEIGHTS
+    """File in the run's folder, safetensors."""
+    sha256: str
+    """Of that file."""
+    license: str
+    start: str
+    """`random`, or the reference of the weights that training began with."""
+    recipe: str
+    recipe_digest: str
+    data: str
+    """The data set's path as it was given."""
+    data_digest: str
+    """`Dataset.digest` of it."""
+    seen: list[str]
+    """sha256 of the content of each image that the weights were trained on."""
+    epochs: int
+    """Epochs done."""
+    finished: bool
+    history: list[Epoch]
+
+
+def read(folder: str | Path) -> Trained:
+    """The record of the run in `folder`, after comparing its weights' digest.
+
+    Raises:
+        InputError: no run is there, its record is damaged or of a newer Vitrail, or its weights are missing
+            or not the ones it was written for.
+    """
+    file = Path(folder) / TRAINED
+    try:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder} holds no training run ({TRAINED} is missing): "
+            "name the folder that `vitrail train` wrote."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): check its permissions.") from None
+    trained = _decoded(data, file)
+    weights = Path(folder) / trained.weights
+    if Path(trained.weights).name != trained.weights or not weights.is_file():
+        raise InputError(f"The weights {weights} of this run are missing: put them back, or train again.")
+    try:
+        digest = store.sha256_file(weights)
+    except OSError as error:
+        raise InputError(f"{weights} cannot be read ({error.strerror}): check its permissions.") from None
+    if digest != trained.sha256:
+        raise InputError(
+            f"{weights} changed after {TRAINED} was written: put the run's own weights back, or train again."
+        )
+    return trained
+
+
+def _decoded(data: bytes, file: Path) -> Trained:
+    try:
+        document: Any = msgspec.json.decode(data)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise InputError(
+                f"{file} has schema_version {version}, newer than the {SCHEMA_VERSION} that this Vitrail "
+                "reads: update Vitrail (pip install -U vitrail)."
+            )
+        trained = msgspec.convert(document, Trained)
+    except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+        raise InputError(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+    if len(trained.classes) < 2 or len(set(trained.classes)) < len(trained.classes):
+        raise InputError(f"{file} is damaged (its classes are not two or more different names): train again.")
+    return trained
+
+
+def write(folder: str | Path, trained: Trained) -> None:
+    """Write the record, whole or not at all. The weights it names must be there before it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    file = Path(folder) / TRAINED
+    with store.writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    store.atomic_write(file, msgspec.json.format(msgspec.json.encode(trained), indent=1) + b"\n")
+
+
+def candidate_of(folder: str | Path, trained: Trained | None = None) -> Candidate:
+    """The run as a candidate: its weights file, its classes as labels, no accuracy before it is measured.
+
+    The labels are written beside the weights, one a line, unless they stand there already. `trained`: what
+    `read` gave for the folder, if it was read already.
+
+    Raises:
+        InputError: as `read`, or the labels cannot be written.
+    """
+    trained = trained or read(folder)
+    place = Path(folder).absolute()
+    _write_labels(place / LABELS, trained.classes)
+    tag = re.sub(r"[^A-Za-z0-9_-]+", "-", trained.name).strip("-") or "trained"
+    return Candidate(
+        name=f"{trained.architecture}.{tag}",
+        architecture=trained.architecture,
+        family=trained.family,
+        weights=Weights(
+            source="file",
+            reference=str(place / trained.weights),
+            tag=tag,
+            sha256=trained.sha256,
+            license=trained.license,
+        ),
+        preprocess=trained.preprocess,
+        accuracy=None,
+        parameters=trained.parameters,
+        macs=trained.macs,
+        activations=trained.activations,
+        labels=str(place / LABELS),
+        trained_with=trained.implementation,
+        note=_note(trained),
+    )
+
+
+def training_of(trained: Trained, candidate: str) -> Training:
+    """The part of the record that goes into a selection, under the candidate's name."""
+    return Training(
+        candidate=candidate,
+        recipe=trained.recipe,
+        start=trained.start,
+        epochs=trained.epochs,
+        finished=trained.finished,
+        history=tuple(TrainingEpoch(**msgspec.structs.asdict(epoch)) for epoch in trained.history),
+    )
+
+
+def _write_labels(file: Path, classes: list[str]) -> None:
+    for name in classes:
+        if name != name.strip() or "\n" in name or not name:
+            raise InputError(f"The class {name!r} cannot be a line of {file}: rename it and train again.")
+    text = "".join(f"{name}\n" for name in classes).encode("utf-8")
+    # A finished run may lie where nothing can be written.
+    if not (file.is_file() and file.read_bytes() == text):
+        store.atomic_write(file, text)
+
+
+def _note(trained: Trained) -> str:
+    begun = "from random values" if trained.start == "random" else f"from {trained.start}"
+    done = f"{trained.epochs} epoch{'' if trained.epochs == 1 else 's'}"
+    open_end = "" if trained.finished else ", not finished"
+    return f"trained on {trained.data}, {begun}, recipe {trained.recipe}, {done}{open_end}"
