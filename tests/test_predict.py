@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from vitrail import predict
+from vitrail.artifact import manifest
 from vitrail.cli import main
 from vitrail.errors import ClaimError, InputError
 from vitrail.predict import Predictor
@@ -93,6 +95,36 @@ def test_ranking_equals_an_independent_softmax(scores, top):
         for ranked in prediction.top:
             assert ranked.label == "abcdef"[ranked.index]
             assert ranked.probability == pytest.approx(expected[ranked.index], rel=1e-9)
+
+
+@given(scores=arrays(np.float32, (3, 6), elements=st.floats(-1e4, 1e4, width=32)))
+def test_scores_that_stand_alone_go_through_a_sigmoid_and_rank_alike(scores):
+    alone = Predictor(Recorder(1, 6), PREPROCESS, "abcdef", "sigmoid").rank(scores)
+    together = Predictor(Recorder(1, 6), PREPROCESS, "abcdef").rank(scores)
+    for row, one, other in zip(scores, alone, together, strict=True):
+        assert [ranked.index for ranked in one.top] == [ranked.index for ranked in other.top]
+        for ranked in one.top:
+            assert ranked.probability == pytest.approx(expit(np.float64(row[ranked.index])), rel=1e-12)
+
+
+def test_an_artifact_says_how_its_scores_become_probabilities(artifact, tmp_path, capsys):
+    """The same files with another word in the manifest; without the word, as before, it means softmax."""
+    photo = str(artifact.photos[0])
+    folder = shutil.copytree(artifact.path, tmp_path / "siglip")
+    document = json.loads((folder / "manifest.json").read_bytes())
+    scores = np.asarray(predict.load(folder).run(predict.load(folder).prepare([photo])), np.float64)[0]
+    for kind, expected in (("sigmoid", expit(scores)), (None, softmax(scores))):
+        document.pop("probability", None)
+        document.update({} if kind is None else {"probability": kind})
+        document["digest"] = manifest.digest(document)
+        (folder / "manifest.json").write_text(json.dumps(document))
+        assert main(["predict", str(folder), photo, "--json", "-"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["probability"] == (kind or "softmax")
+        for ranked in found["predictions"][0]["top"]:
+            assert ranked["probability"] == pytest.approx(expected[ranked["index"]], rel=1e-6)
+        assert main(["predict", str(folder), photo]) == 0
+        assert ("each probability stands by itself" in capsys.readouterr().out) == (kind == "sigmoid")
 
 
 def test_large_scores_do_not_overflow_and_bad_ones_are_refused():

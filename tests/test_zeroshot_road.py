@@ -1,6 +1,7 @@
 """From class names to an exported classifier on the road, with a small CLIP in ViT-B-32's place."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -9,14 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from vitrail import hardware
+from vitrail.artifact import Evidence, write
 from vitrail.cli import main
 from vitrail.errors import InputError
 from vitrail.export import work
+from vitrail.images.photos import sample_photos
 from vitrail.models import clip, factory
 from vitrail.models.tokenizer import load_tokenizer
-from vitrail.selection import prune
+from vitrail.predict import load
+from vitrail.selection import bench, prune
 from vitrail.selection.named import asked_candidates
-from vitrail.vocabulary import SearchSettings, Workload
+from vitrail.vocabulary import Requirements, SearchSettings, Workload
 from vitrail.zeroshot import candidates, fold
 from vitrail.zeroshot.hub import Finder
 
@@ -90,6 +95,37 @@ def test_names_become_a_classifier_that_the_engine_runs_as_the_two_towers_would(
         expected = expected_logits(model, images).numpy()
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     assert (tmp_path / "export" / work.LABELS_FILE).read_text() == "corgi dog\npersian cat\nteapot\n"
+
+
+@pytest.mark.parametrize(("bias", "kind"), [(None, "softmax"), (-10.0, "sigmoid")])
+def test_what_ships_of_a_siglip_says_that_each_score_stands_alone(small, tmp_path, monkeypatch, bias, kind):
+    """From the weights' bias over the export to what `predict` reads of the artifact."""
+    config = dataclasses.replace(clip.VARIANTS["ViT-B-32"], bias=bias)
+    monkeypatch.setitem(clip.VARIANTS, "ViT-B-32", config)
+    torch.manual_seed(0)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in factory.build("ViT-B-32").state_dict().items()},
+        small[1],
+    )
+    (candidate,) = found_for(small[1]).candidates
+    wanted = SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",))
+    (form,) = prune.variants([candidate], Workload(), wanted)
+    own = bench.Bench(
+        workload=Workload(threads=2),
+        photos=sample_photos(),
+        finder=Finder(offline=True),
+        machine=hardware.facts(),
+    )
+    monkeypatch.setattr(bench.sandbox, "call", lambda _, payload, **__: work.export(payload))
+    export = own.export(form, 60.0)
+    monkeypatch.setattr(own, "reference_scores", lambda variant: np.zeros((1, 1, 3), np.float32))
+    launch = SimpleNamespace(scores=lambda *_: np.zeros((1, 1, 3), np.float32), close=lambda: None)
+    monkeypatch.setattr(own, "subject", lambda *_: SimpleNamespace(launch=lambda _: launch))
+    evidence = Evidence(requirements=Requirements(), workload=Workload(threads=2))
+    made = write(tmp_path / "artifact", own.bundle(form, export, None, evidence))
+    assert made.manifest.probability == kind
+    with load(made.path) as predictor:
+        assert predictor.probability == kind
 
 
 def test_the_same_names_are_folded_once_and_other_ones_anew(small, monkeypatch):

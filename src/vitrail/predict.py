@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from vitrail import runtimes
-from vitrail.artifact import Artifact, open_artifact
+from vitrail.artifact import Artifact, Probability, open_artifact
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare_batch, resized_short_side
@@ -24,7 +24,7 @@ from vitrail.vocabulary import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Prediction", "Predictor", "Ranked", "Source", "from_artifact", "load"]
+__all__ = ["Prediction", "Predictor", "Ranked", "Source", "from_artifact", "load", "probabilities"]
 
 Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray"
 """What one image may be: a path, encoded bytes, a PIL image, or an array as images/decode.py takes it."""
@@ -32,7 +32,7 @@ Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image |
 
 @dataclass(frozen=True)
 class Ranked:
-    """One label of a prediction, with its class index and its softmax probability in [0, 1]."""
+    """One label of a prediction, with its class index and its probability in [0, 1]."""
 
     label: str
     index: int
@@ -57,9 +57,18 @@ class Prediction:
 
 
 class Predictor:
-    """A loaded export with its preprocessing and labels. Not thread-safe: one request at a time."""
+    """A loaded export with its preprocessing and labels. Not thread-safe: one request at a time.
 
-    def __init__(self, runner: runtimes.Runner, preprocess: Preprocess, labels: Sequence[str]) -> None:
+    `probability` says how scores become probabilities: `softmax` over the classes, `sigmoid` of each alone.
+    """
+
+    def __init__(
+        self,
+        runner: runtimes.Runner,
+        preprocess: Preprocess,
+        labels: Sequence[str],
+        probability: Probability = "softmax",
+    ) -> None:
         batch, classes = runner.facts.input_shape[0], runner.facts.output_shape[-1]
         if classes != len(labels):
             raise InputError(
@@ -68,6 +77,7 @@ class Predictor:
         self.runner = runner
         self.preprocess = preprocess
         self.labels = tuple(labels)
+        self.probability = probability
         self.batch_size = batch
         # The photo is resized to this side anyway, so a JPEG may be decoded at a lower scale.
         self._short_side = resized_short_side(preprocess)
@@ -119,7 +129,7 @@ class Predictor:
         return np.concatenate(scores) if scores else np.empty((0, len(self.labels)), np.float32)
 
     def rank(self, scores: np.ndarray, top: int = 5) -> list[Prediction]:
-        """Softmax and the `top` best of each row of scores (n, K); equal scores keep the labels' order.
+        """Probabilities and the `top` best of each row of scores (n, K); equal scores keep the labels' order.
 
         Raises:
             InputError: `top` is below 1.
@@ -129,12 +139,11 @@ class Predictor:
             raise InputError(f"top is {top}: ask for at least 1 label.")
         if not np.isfinite(scores).all():
             raise ClaimError("The model gave scores that are not finite: run vitrail verify on the artifact.")
-        shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+        found = probabilities(scores, self.probability)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
         return [
             Prediction(tuple(Ranked(self.labels[k], int(k), float(row[k])) for k in best))
-            for row, best in zip(probabilities, order, strict=True)
+            for row, best in zip(found, order, strict=True)
         ]
 
     def close(self) -> None:
@@ -166,6 +175,15 @@ class Predictor:
         # Repeating a real image keeps the padding inside the range of values the engine was checked with.
         full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
         return self.runner.run(np.ascontiguousarray(full))[: len(batch)]
+
+
+def probabilities(scores: np.ndarray, kind: Probability) -> np.ndarray:
+    """Scores (n, K) -> float64 (n, K): each row's softmax (sums to 1), or the sigmoid of each score alone."""
+    wide = scores.astype(np.float64)
+    if kind == "sigmoid":
+        return np.exp(-np.logaddexp(0.0, -wide))  # no overflow, whatever the sign
+    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def _as_images(sources: Source | Iterable[Source]) -> Iterable[Source]:
@@ -209,7 +227,7 @@ def from_artifact(
         threads=threads or _usable_cores(),
         settings=dict(manifest.variant.settings),
     )
-    return Predictor(runner, manifest.preprocess, artifact.labels())
+    return Predictor(runner, manifest.preprocess, artifact.labels(), manifest.probability)
 
 
 def _at_least_one(name: str, value: int | None) -> int | None:

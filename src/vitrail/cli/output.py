@@ -11,6 +11,8 @@ from typing import Any
 from vitrail.store import atomic_write
 
 STDOUT = "-"
+APART = "each probability stands by itself: SigLIP does not choose among the classes"
+"""The last line below the probabilities of sigmoids."""
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import APART, STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
+    from vitrail.artifact import Probability
     from vitrail.predict import Prediction
 
 SCHEMA_VERSION = 1
@@ -36,12 +37,15 @@ def run(args: argparse.Namespace) -> int:
 
     with load(args.artifact, threads=args.threads) as predictor:
         outcomes = list(predictor.predict_each(args.images, top=args.top))
+        kind = predictor.probability
     bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
     if args.json:
-        write_json(_document(args.artifact, args.images, outcomes), args.json)
+        write_json(_document(args.artifact, args.images, outcomes, kind), args.json)
     if args.json != STDOUT:
         for line in _lines(args.images, outcomes):
             print(line)
+        if kind == "sigmoid" and len(bad) < len(outcomes):
+            print(APART)
     for error in bad:
         print(f"vitrail: error: {error}", file=sys.stderr)
     if not bad:
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _document(
-    artifact: str, images: Sequence[str], outcomes: Sequence[Prediction | InputError]
+    artifact: str, images: Sequence[str], outcomes: Sequence[Prediction | InputError], kind: Probability
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for image, outcome in zip(images, outcomes, strict=True):
@@ -58,7 +62,12 @@ def _document(
             rows.append({"image": image, "error": str(outcome), "top": []})
         else:
             rows.append({"image": image, "error": None, "top": outcome.top})
-    return {"schema_version": SCHEMA_VERSION, "artifact": artifact, "predictions": rows}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "artifact": artifact,
+        "probability": kind,
+        "predictions": rows,
+    }
 
 
 def _lines(images: Sequence[str], outcomes: Sequence[Prediction | InputError]) -> list[str]:

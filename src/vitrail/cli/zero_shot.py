@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import APART, STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vitrail.artifact import Probability
     from vitrail.zeroshot.loading import Loaded
 
 SCHEMA_VERSION = 1
@@ -110,17 +111,6 @@ def _classified(
     return outcomes
 
 
-def _probabilities(logits_K: np.ndarray, *, apart: bool) -> np.ndarray:
-    """SigLIP was trained to judge each class by itself (`apart`), CLIP to choose among them."""
-    import numpy as np
-
-    logits_K = logits_K.astype(np.float64)
-    if apart:
-        return np.exp(-np.logaddexp(0.0, -logits_K))
-    powers = np.exp(logits_K - logits_K.max())
-    return powers / powers.sum()
-
-
 def _document(
     args: argparse.Namespace,
     loaded: Loaded,
@@ -130,19 +120,22 @@ def _document(
 ) -> dict[str, Any]:
     import numpy as np
 
-    apart = loaded.model.logit_bias is not None
+    from vitrail.predict import probabilities
+
+    # SigLIP was trained to judge each class by itself, CLIP to choose among them.
+    kind: Probability = "softmax" if loaded.model.logit_bias is None else "sigmoid"
     rows: list[dict[str, Any]] = []
     for image, outcome in zip(args.images, outcomes, strict=True):
         if isinstance(outcome, InputError):
             rows.append({"image": image, "error": str(outcome), "top": []})
             continue
-        probabilities = _probabilities(outcome, apart=apart)
+        found = probabilities(outcome[None], kind)[0]
         best = [int(k) for k in np.argsort(-outcome, kind="stable")[: args.top]]
         top = [
             {
                 "label": classes[k],
                 "index": k,
-                "probability": float(probabilities[k]),
+                "probability": float(found[k]),
                 "logit": float(outcome[k]),
             }
             for k in best
@@ -156,7 +149,7 @@ def _document(
         "prompts": args.prompts,
         "templates": templates,
         "classes": list(classes),
-        "probability": "sigmoid" if apart else "softmax",
+        "probability": kind,
         "predictions": rows,
     }
 
@@ -169,5 +162,5 @@ def _lines(document: dict[str, Any]) -> list[str]:
         lines.append(row["image"])
         lines += [f"  {ranked['label']:<{width}}  {ranked['probability']:7.2%}" for ranked in row["top"]]
     if done and document["probability"] == "sigmoid":
-        lines.append("each probability stands by itself: SigLIP does not choose among the classes")
+        lines.append(APART)
     return lines

@@ -234,6 +234,11 @@ class ZeroShotClassifier(nn.Module):
         self.head = nn.Linear(width, classes, bias=bias_K is not None)
         self.head.load_state_dict({"weight": weight_KE} | ({} if bias_K is None else {"bias": bias_K}))
 
+    @property
+    def probability(self) -> str:
+        """`sigmoid` for SigLIP, which was trained to judge each class by itself; else `softmax`."""
+        return "softmax" if self.head.bias is None else "sigmoid"
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W), preprocessed -> (B, K) logits.
 
