@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitrail.report import chosen, figure, phrases
+from vitrail.report import chosen, curves, figure, phrases
 from vitrail.vocabulary import (
     Accuracy,
     LatencyFigures,
@@ -67,6 +67,7 @@ def render(selection: Selection) -> str:
         legend=_legend(selection),
         rows=rows,
         task=chosen.task(selection),
+        trainings=curves.shown(selection),
         statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.STATUSES],
         hardware=_facts(selection.hardware),
         method=_facts(selection.method),
