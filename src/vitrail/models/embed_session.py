@@ -166,8 +166,8 @@ def _loaded(request: Request) -> Session:
         raise InputError(f"{request.model} reads no texts: leave --tokenizer out.")
     preprocess = request.preprocess
     if preprocess is None:
-        timm_models._check_known(architecture)
-        preprocess = msgspec.convert(timm_models._preprocess(request.model), Preprocess)
+        timm_models.check_known(architecture)
+        preprocess = msgspec.convert(timm_models.published_preprocess(request.model), Preprocess)
     preprocess = _changed(preprocess, request.changes)
     ours = architecture in MODELS
     build = _ours if ours else _of_timm

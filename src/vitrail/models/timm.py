@@ -20,7 +20,13 @@ INTERPOLATIONS, CROP_MODES = ("bicubic", "bilinear"), ("center", "squash")
 
 
 def build(
-    architecture: str, *, image_size: int, classes: int, weights: Path | None, seed: int = 0
+    architecture: str,
+    *,
+    image_size: int,
+    classes: int,
+    weights: Path | None,
+    seed: int = 0,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """Build a timm model that maps (B, 3, H, W) to (B, K) scores.
 
@@ -30,18 +36,25 @@ def build(
         classes: K.
         weights: file to load; None leaves the random initialisation of `seed`.
         seed: for the random initialisation, applied to a forked generator.
+        drop_path: for training, where the architecture has it.
 
     Raises:
         InputError: unknown architecture, an image size it cannot take, or weights that do not fit.
     """
-    _check_known(architecture)
+    check_known(architecture)
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": classes}
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
     if _takes_image_size(architecture):
         arguments["img_size"] = image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model: nn.Module = timm.create_model(architecture, **arguments)
+        except TypeError as error:
+            if not drop_path:
+                raise
+            raise InputError(f"{architecture} has no drop path ({error}): leave it out.") from None
         except (AssertionError, ValueError, RuntimeError) as error:
             raise InputError(f"{architecture} cannot be built for {image_size} px: {error}.") from None
     if weights is not None:
@@ -78,8 +91,8 @@ def _describe(name: str, classes: int, image_size: int | None, weights: str) -> 
     from vitrail.models.cost import count
 
     architecture = name.split(".")[0]
-    _check_known(architecture)
-    preprocess = _preprocess(name)
+    check_known(architecture)
+    preprocess = published_preprocess(name)
     size = image_size or preprocess["image_size"]
     with torch.device("meta"):
         model = build(architecture, image_size=size, classes=classes, weights=None)
@@ -93,7 +106,12 @@ def _describe(name: str, classes: int, image_size: int | None, weights: str) -> 
     }
 
 
-def _preprocess(name: str) -> dict[str, Any]:
+def published_preprocess(name: str) -> dict[str, Any]:
+    """The fields of a `Preprocess`, as timm's record of that name has them (without a tag: its default one).
+
+    Raises:
+        InputError: an unknown tag, or a preprocessing that is not offered here.
+    """
     try:
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
@@ -113,7 +131,8 @@ def _preprocess(name: str) -> dict[str, Any]:
     }
 
 
-def _check_known(architecture: str) -> None:
+def check_known(architecture: str) -> None:
+    """Raise an InputError, naming the nearest names, unless timm has this architecture."""
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`vitrail models` lists some that it has."

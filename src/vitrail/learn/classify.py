@@ -1,0 +1,95 @@
+"""Learning classes: cross-entropy, mixup and cutmix, accuracy on the validation images.
+
+Shapes: B images of one part of a batch, S pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
+
+from vitrail.learn.images import EvaluationImages, TrainingImages
+from vitrail.learn.recipe import Regularization
+
+__all__ = ["Classification"]
+
+EVALUATED_AT_ONCE = 64
+
+
+@dataclass
+class Classification:
+    """A classifier, its images and its loss.
+
+    Args:
+        model: (B, 3, S, S) -> (B, K).
+        images: the training split; its targets are class numbers.
+        validation: the validation split.
+        regularization: label smoothing, mixup, cutmix.
+        classes: K.
+    """
+
+    model: nn.Module
+    images: TrainingImages
+    validation: EvaluationImages
+    regularization: Regularization
+    classes: int
+    channels_last: bool = True
+    figure: str = field(default="accuracy", init=False)
+
+    def __post_init__(self) -> None:
+        r = self.regularization
+        mixers: list[nn.Module] = []
+        if r.mixup:
+            mixers.append(v2.MixUp(alpha=r.mixup, num_classes=self.classes))
+        if r.cutmix:
+            mixers.append(v2.CutMix(alpha=r.cutmix, num_classes=self.classes))
+        self._mix = v2.RandomChoice(mixers) if mixers else None
+
+    def backward(
+        self, fabric: Fabric, model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Gradients of the mean loss over the parts, which are equally large."""
+        total = torch.zeros((), device=fabric.device)
+        for number, (images_B3SS, labels_B) in enumerate(parts):
+            if self._mix is not None:
+                images_B3SS, labels_B = self._mix(images_B3SS, labels_B)
+            if self.channels_last:
+                images_B3SS = images_B3SS.contiguous(memory_format=torch.channels_last)
+            # Processes add their gradients up once, with the last part.
+            waits = number < len(parts) - 1
+            with fabric.no_backward_sync(model, enabled=True) if waits else nullcontext():  # type: ignore[arg-type]
+                scores_BK = model(images_B3SS)
+                smoothing = self.regularization.label_smoothing
+                loss = F.cross_entropy(scores_BK.float(), labels_B, label_smoothing=smoothing) / len(parts)
+                fabric.backward(loss)
+            total += loss.detach()
+        return total
+
+    def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+        """Accuracy in % and mean cross-entropy over the validation images, each in one of the processes."""
+        right, lost, seen = (torch.zeros((), device=fabric.device) for _ in range(3))
+        for images_B3SS, labels_B in self._validation_batches(fabric):
+            if self.channels_last:
+                images_B3SS = images_B3SS.contiguous(memory_format=torch.channels_last)
+            with fabric.autocast():
+                scores_BK = model(images_B3SS).float()
+            right += (scores_BK.argmax(1) == labels_B).sum()
+            lost += F.cross_entropy(scores_BK, labels_B, reduction="sum")
+            seen += len(labels_B)
+        right, lost, seen = (fabric.all_reduce(value, reduce_op="sum") for value in (right, lost, seen))
+        return {"accuracy": float(100 * right / seen), "validation_loss": float(lost / seen)}
+
+    def _validation_batches(self, fabric: Fabric) -> Any:
+        mine: Dataset = Subset(self.validation, range(fabric.global_rank, len(self.validation), fabric.world_size))
+        return fabric.setup_dataloaders(
+            DataLoader(mine, batch_size=EVALUATED_AT_ONCE), use_distributed_sampler=False
+        )

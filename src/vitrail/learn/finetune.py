@@ -1,0 +1,277 @@
+"""`vitrail train`: a labelled folder and a model's name in, a folder with trained weights out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+
+from vitrail import data, hardware
+from vitrail.errors import InputError
+from vitrail.learn import room, trained
+from vitrail.learn.classify import Classification
+from vitrail.learn.images import EvaluationImages, Pixels, PixelsOnDemand, TrainingImages, augmentation, evaluated
+from vitrail.learn.images import read_pixels, stored
+from vitrail.learn.recipe import Recipe
+from vitrail.learn.run import Asked, Kept, Run, Watcher
+from vitrail.learn.start import Start, starting
+from vitrail.learn.train import train
+from vitrail.models.weights import WeightsFinder
+
+__all__ = ["Machine", "finetune", "launched"]
+
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PIXELS_SHARE = 0.25
+"""Of the free memory that decoded images may take."""
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a run takes place."""
+
+    accelerator: str = "auto"
+    """cpu, cuda or auto."""
+    processes: int = 1
+    """On each node: one for each GPU, or several on a CPU."""
+    nodes: int = 1
+    strategy: str = "auto"
+    """ddp, fsdp or auto (ddp where there are several processes)."""
+    threads: int | None = None
+    """Of each process on a CPU; None: the usable cores, shared among the processes."""
+    workers: int | None = None
+    """Processes that prepare images, for each training process; None: one, on a GPU as many as cores."""
+
+
+def launched(machine: Machine, recipe: Recipe) -> Fabric:
+    """Fabric with its processes running; on a CPU the other processes begin the same command again.
+
+    Raises:
+        InputError: a precision or strategy that this machine or recipe does not have.
+    """
+    gpu = machine.accelerator == "cuda" or (machine.accelerator == "auto" and torch.cuda.is_available())
+    if machine.accelerator == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no GPU that torch can use here: leave --accelerator out.")
+    precision = recipe.engine.precision
+    if precision == "fp16" and not gpu:
+        raise InputError("fp16 training needs a GPU: choose --precision bf16, or fp32.")
+    several = machine.processes * machine.nodes > 1
+    strategy = machine.strategy if machine.strategy != "auto" else "ddp" if several else "auto"
+    if strategy == "fsdp":
+        if recipe.regularization.average_decay is not None:
+            raise InputError(
+                "An average of the weights needs them whole, and fsdp splits them: give "
+                "--set regularization.average_decay=none, or --strategy ddp."
+            )
+        strategy = _fsdp()
+    # Its banners of ranks and addresses say nothing that this command does not say itself.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    arguments: dict[str, Any] = {"precision": PRECISIONS[precision]}
+    if precision == "fp16":
+        arguments = {"plugins": [MixedPrecision("16-mixed", "cuda")]}
+    fabric = Fabric(
+        accelerator="cuda" if gpu else "cpu",
+        devices=machine.processes,
+        num_nodes=machine.nodes,
+        strategy=strategy,
+        **arguments,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _fsdp() -> Any:
+    from lightning_fabric.strategies import FSDPStrategy
+
+    # One file with whole tensors: any number of processes can go on with it.
+    return FSDPStrategy(state_dict_type="full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """One run as it was set up, for those who show it."""
+
+    start: Start
+    dataset: data.Dataset
+    recipe: Recipe
+    folder: Path
+
+
+@dataclass
+class Setup:
+    """What to train on what.
+
+    Args:
+        data: labelled images, as for `select --data`.
+        model: name of a candidate, an architecture, or a model of ours.
+        recipe: from `load_recipe`.
+        out: the run's folder; a run that is there already goes on.
+        image_size, weights, from_scratch: as in `start.starting`.
+        checkpoint_every: steps, besides the end of each epoch.
+    """
+
+    data: str
+    model: str
+    recipe: Recipe
+    out: Path
+    image_size: int | None = None
+    weights: Path | None = None
+    from_scratch: bool = False
+    checkpoint_every: int | None = None
+    machine: Machine = field(default_factory=Machine)
+
+
+def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.Trained:
+    """Train a classifier on labelled images.
+
+    Raises:
+        InputError: data, model or recipe that cannot be used, a model that does not fit in memory, a folder that
+            holds something else, or training that came to no end (see `train.train`).
+    """
+    recipe, machine = setup.recipe, setup.machine
+    fabric = launched(machine, recipe)
+    cores = hardware.usable_cores()
+    threads = machine.threads or max(1, cores // machine.processes)
+    note = watcher.note if fabric.is_global_zero else lambda _: None
+    before, rng = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(threads)
+    try:
+        dataset = data.load(setup.data)
+        start = starting(
+            setup.model,
+            classes=len(dataset.classes),
+            finder=finder,
+            image_size=setup.image_size,
+            weights=setup.weights,
+            from_scratch=setup.from_scratch,
+            drop_path=recipe.regularization.drop_path,
+            seed=recipe.seed,
+        )
+        note(_introduced(dataset, start, recipe))
+        run = Run(
+            folder=setup.out,
+            asked=_asked(setup, start, dataset),
+            record=_Recorder(setup, start, dataset),
+            every=setup.checkpoint_every,
+            writes=fabric.is_global_zero,
+            watcher=watcher,
+        )
+        if fabric.device.type == "cpu":
+            note(room.checked(start, recipe, processes=machine.processes))
+        task = _task(start, dataset, recipe, threads, note)
+        workers = machine.workers if machine.workers is not None else 1 if fabric.device.type == "cpu" else cores
+        train(task, recipe, run, fabric, workers=workers)
+        fabric.barrier()
+        return trained.read(setup.out)
+    finally:
+        torch.set_num_threads(before)
+        torch.set_rng_state(rng)
+
+
+def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
+    counts = ", ".join(f"{len(dataset.of(split))} {split}" for split in data.SPLITS)
+    size = start.preprocess.image_size
+    return (
+        f"{dataset.name}: {len(dataset.classes)} classes, {counts} · {start.architecture} at {size} px, "
+        f"{start.cost.parameters / 1e6:.1f} M parameters, from {start.said} · recipe {recipe.name}"
+    )
+
+
+def _asked(setup: Setup, start: Start, dataset: data.Dataset) -> Asked:
+    return Asked(
+        model=f"{start.implementation} {start.architecture}",
+        image_size=start.preprocess.image_size,
+        start=start.weights,
+        data=dataset.digest,
+        recipe=setup.recipe.values(),
+    )
+
+
+def _task(
+    start: Start, dataset: data.Dataset, recipe: Recipe, threads: int, note: Any
+) -> Classification:
+    import psutil
+
+    memory_mib = PIXELS_SHARE * psutil.virtual_memory().available / MIB
+    make = stored(start.preprocess, recipe.augmentation)
+
+    def read(split: data.Split, how: Any) -> tuple[Pixels | PixelsOnDemand, list[int]]:
+        examples = dataset.of(split)
+        pixels = read_pixels([e.path for e in examples], how, threads=threads, memory_mib=memory_mib)
+        return pixels, [example.label for example in examples]
+
+    seen, labels = read("train", make)
+    held_out, true = read("validation", evaluated(start.preprocess))
+    if isinstance(seen, PixelsOnDemand):
+        note("the images do not fit in memory together and are decoded in each epoch anew")
+    return Classification(
+        model=start.module,
+        images=TrainingImages(seen, labels, augmentation(recipe.augmentation, start.preprocess), seed=recipe.seed),
+        validation=EvaluationImages(held_out, true, start.preprocess),
+        regularization=recipe.regularization,
+        classes=len(dataset.classes),
+        channels_last=recipe.engine.channels_last,
+    )
+
+
+@dataclass
+class _Recorder:
+    """Writes trained.json whenever the best weights change."""
+
+    setup: Setup
+    start: Start
+    dataset: data.Dataset
+
+    def __call__(self, kept: Kept) -> None:
+        start, recipe, averaged = self.start, self.setup.recipe, self._averaged
+        trained.write(
+            self.setup.out,
+            trained.Trained(
+                name=self.setup.out.absolute().name,
+                architecture=start.architecture,
+                family=start.family,
+                implementation=start.implementation,
+                classes=list(self.dataset.classes),
+                preprocess=start.preprocess,
+                parameters=start.cost.parameters,
+                macs=start.cost.macs,
+                activations=start.cost.activations,
+                weights=kept.file,
+                sha256=kept.sha256,
+                license=start.license,
+                start=start.said,
+                recipe=recipe.name,
+                recipe_digest=recipe.digest(),
+                data=str(Path(self.setup.data).absolute()),
+                data_digest=self.dataset.digest,
+                seen=[example.digest for example in self.dataset.of("train")],
+                epochs=len(kept.progress.history),
+                finished=kept.finished,
+                history=[_epoch(figures, averaged) for figures in kept.progress.history],
+            ),
+        )
+
+    @property
+    def _averaged(self) -> bool:
+        return self.setup.recipe.regularization.average_decay is not None
+
+
+def _epoch(figures: dict[str, float], averaged: bool) -> trained.Epoch:
+    return trained.Epoch(
+        epoch=int(figures["epoch"]),
+        step=int(figures["step"]),
+        seconds=figures["seconds"],
+        learning_rate=figures["learning_rate"],
+        train_loss=figures["train_loss"],
+        validation_loss=figures["validation_loss"],
+        accuracy=figures["accuracy"],
+        averaged=averaged,
+    )
+
+

@@ -1,0 +1,193 @@
+"""Images for training: decoded once, changed anew each time they are seen.
+
+Shapes: C channels, H W pixels, S the model's image size, n images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from vitrail.images.decode import decode
+from vitrail.images.preprocess import RESAMPLING, to_pixels
+from vitrail.learn.order import Place, chance
+from vitrail.learn.recipe import Augmentation
+from vitrail.vocabulary import Preprocess
+
+__all__ = ["EvaluationImages", "Pixels", "PixelsOnDemand", "TrainingImages", "augmentation", "evaluated", "read_pixels", "stored"]
+
+Make = Callable[[str], np.ndarray]
+"""path -> uint8 (H, W, 3)"""
+MARGIN = 1.3
+"""Images are kept this much larger than the model's, where random crops may want a closer look."""
+SAMPLE = 32
+"""Images that are decoded to estimate the memory of all."""
+MIB = 1024 * 1024
+LEVELS = 31
+"""torchvision's RandAugment counts its strength from 0 to 30; the papers from 0 to 10."""
+
+
+class Pixels:
+    """n decoded images of different sizes in one array, which worker processes share without copying it."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._shapes = [image.shape for image in images]
+        self._ends = np.cumsum([0, *(image.size for image in images)])
+        self._values = np.concatenate([image.reshape(-1) for image in images])
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return self._values[self._ends[index] : self._ends[index + 1]].reshape(self._shapes[index])
+
+
+class PixelsOnDemand:
+    """Images that are decoded whenever they are asked for, because together they would not fit."""
+
+    def __init__(self, paths: Sequence[str], make: Make) -> None:
+        self._paths, self._make = paths, make
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return self._make(self._paths[index])
+
+
+def read_pixels(
+    paths: Sequence[str],
+    make: Make,
+    *,
+    threads: int,
+    memory_mib: float,
+    watch: Callable[[int], None] = lambda _: None,
+) -> Pixels | PixelsOnDemand:
+    """Decode all images, or, where a sample of them says that they would take more memory, none yet.
+
+    Raises:
+        InputError: an image that cannot be decoded, naming it.
+    """
+    some = paths[:: max(1, len(paths) // SAMPLE)]
+    found = []
+    with ThreadPoolExecutor(threads) as pool:
+        mean_bytes = sum(pixels.size for pixels in pool.map(make, some)) / len(some)
+        # While the parts are joined, they are there twice.
+        if 2 * mean_bytes * len(paths) > memory_mib * MIB:
+            return PixelsOnDemand(paths, make)
+        for pixels in pool.map(make, paths):
+            found.append(pixels)
+            watch(len(found))
+    return Pixels(found)
+
+
+def stored(preprocess: Preprocess, change: Augmentation) -> Make:
+    """How an image is kept for training: its short side reduced to what random crops can use, never enlarged."""
+    side = math.ceil(preprocess.image_size * (MARGIN if change.crop_area else 1.0))
+
+    def read(path: str) -> np.ndarray:
+        image = decode(path, short_side=side)
+        scale = side / min(image.size)
+        if scale < 1 or not change.crop_area:
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return np.array(image)
+
+    return read
+
+
+def evaluated(preprocess: Preprocess) -> Make:
+    """The pixels that `predict` would give the model, before they are normalised."""
+    short = math.floor(preprocess.image_size / preprocess.crop)
+    return lambda path: to_pixels(decode(path, short_side=short), preprocess)
+
+
+def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
+    """uint8 (3, H, W) -> float32 (3, S, S), normalised: torchvision's transforms, in the recipe's order.
+
+    All of them draw from torch's generator alone.
+    """
+    size = preprocess.image_size
+    mode = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}[
+        preprocess.interpolation
+    ]
+    assert preprocess.interpolation in RESAMPLING
+    steps: list[torch.nn.Module] = []
+    if change.crop_area is not None:
+        steps.append(
+            v2.RandomResizedCrop(
+                size, scale=change.crop_area, ratio=change.crop_ratio, interpolation=mode, antialias=True
+            )
+        )
+    elif change.pad:
+        steps.append(v2.RandomCrop(size, padding=change.pad, padding_mode="reflect", pad_if_needed=True))
+    else:
+        steps.append(v2.CenterCrop(size))
+    if change.flip:
+        steps.append(v2.RandomHorizontalFlip(change.flip))
+    if change.flip_vertical:
+        steps.append(v2.RandomVerticalFlip(change.flip_vertical))
+    if change.randaugment is not None:
+        count, strength = change.randaugment
+        level = round(strength / 10 * (LEVELS - 1))
+        steps.append(v2.RandAugment(count, level, num_magnitude_bins=LEVELS, interpolation=mode))
+    if change.color:
+        steps.append(v2.ColorJitter(change.color, change.color, change.color))
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocess.mean, preprocess.std)]
+    if change.erase:
+        steps.append(v2.RandomErasing(change.erase))
+    return v2.Compose(steps)
+
+
+class TrainingImages(Dataset):
+    """(epoch, index) -> (float32 (3, S, S), what belongs to the image): the same for the same epoch and index.
+
+    Args:
+        pixels: the decoded images.
+        targets: one for each of them.
+        transform: from `augmentation`.
+        seed: the run's.
+    """
+
+    def __init__(
+        self, pixels: Pixels | PixelsOnDemand, targets: Sequence[object], transform: v2.Compose, *, seed: int
+    ) -> None:
+        assert len(pixels) == len(targets)
+        self._pixels, self._targets, self._transform, self._seed = pixels, targets, transform, seed
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, object]:
+        epoch, index = place
+        with chance(self._seed, "image", epoch, index):
+            image_CHW = torch.from_numpy(self._pixels[index]).permute(2, 0, 1)
+            return self._transform(image_CHW), self._targets[index]
+
+
+class EvaluationImages(Dataset):
+    """index -> (float32 (3, S, S), what belongs to the image), prepared as `predict` does."""
+
+    def __init__(self, pixels: Pixels | PixelsOnDemand, targets: Sequence[object], preprocess: Preprocess) -> None:
+        assert len(pixels) == len(targets)
+        self._pixels, self._targets = pixels, targets
+        self._mean, self._std = (
+            torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std)
+        )
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, object]:
+        image_CHW = torch.from_numpy(self._pixels[index]).permute(2, 0, 1).float().div_(255)
+        return image_CHW.sub_(self._mean).div_(self._std), self._targets[index]

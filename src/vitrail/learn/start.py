@@ -1,0 +1,141 @@
+"""What a training run starts from: a model by name, with trained or random weights and a new head."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitrail import catalog, models
+from vitrail.errors import InputError
+from vitrail.models import cost, timm
+from vitrail.models.labels import labels
+from vitrail.models.table import MODELS
+from vitrail.models.weights import WeightsFinder, WeightsUnavailable
+from vitrail.store import sha256_file
+from vitrail.vocabulary import Candidate, Implementation, Preprocess
+
+__all__ = ["Start", "starting"]
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model before its first step, and what is known of it."""
+
+    module: nn.Module
+    """(B, 3, S, S) -> (B, K), fp32, gradients on."""
+    architecture: str
+    family: str
+    implementation: Implementation
+    preprocess: Preprocess
+    weights: str
+    """Digest of the weights it begins with, or `random`."""
+    said: str
+    """The same for a reader."""
+    license: str
+    cost: cost.Cost
+
+
+def starting(
+    name: str,
+    *,
+    classes: int,
+    finder: WeightsFinder,
+    image_size: int | None = None,
+    weights: Path | None = None,
+    from_scratch: bool = False,
+    drop_path: float = 0.0,
+    seed: int = 0,
+) -> Start:
+    """The model with a new head of K classes.
+
+    Args:
+        name: of a candidate (`tf_efficientnet_lite0.in1k`), of an architecture, or of a model of ours.
+        classes: K.
+        finder: of the published weights.
+        image_size: pixels; None: the candidate's own, or the architecture's.
+        weights: a file to begin with instead of the published ones.
+        from_scratch: begin with random weights.
+        drop_path: rate of the last block.
+        seed: of random weights and of the new head.
+
+    Raises:
+        InputError: an unknown model, weights that are not at hand or do not fit, or a size it cannot take.
+    """
+    known = next((c for c in catalog.candidates() if name in (c.name, c.architecture)), None)
+    architecture = known.architecture if known else name.split(".")[0]
+    ours = architecture in MODELS and not MODELS[architecture].endswith(":CLIP")
+    preprocess = _preprocess(architecture, known, ours, from_scratch)
+    if image_size is not None:
+        preprocess = dataclasses.replace(preprocess, image_size=image_size)
+    path, digest, said, license = _weights(name, known, weights, finder, from_scratch)
+    size = preprocess.image_size
+    if ours:
+        options = {"drop_path": drop_path}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = models.build(architecture, image_size=size, num_classes=classes, **options)
+        if path is not None:
+            models.load_weights(module, path, replace_head=True)
+    else:
+        published = classes if known is None or path is None else len(labels(known.labels))
+        module = timm.build(
+            architecture, image_size=size, classes=published, weights=path, seed=seed, drop_path=drop_path
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module.reset_classifier(classes)  # type: ignore[operator]
+    return Start(
+        module=module.requires_grad_(True).train(),
+        architecture=architecture,
+        family=known.family if known else architecture.split("_")[0],
+        implementation="vitrail" if ours else "timm",
+        preprocess=preprocess,
+        weights=digest,
+        said=said,
+        license=license,
+        cost=cost.count(module, size),
+    )
+
+
+def _preprocess(architecture: str, known: Candidate | None, ours: bool, from_scratch: bool) -> Preprocess:
+    if known is not None and not from_scratch:
+        return known.preprocess
+    if ours:
+        with torch.device("meta"):
+            height, width = models.build(architecture).config.image_size  # type: ignore[union-attr]
+        assert height == width
+        return Preprocess(image_size=height, crop=1.0)
+    return Preprocess(**{**timm.published_preprocess(architecture), "crop": 1.0})
+
+
+def _weights(
+    name: str, known: Candidate | None, given: Path | None, finder: WeightsFinder, from_scratch: bool
+) -> tuple[Path | None, str, str, str]:
+    """(file, digest, said, license); no file: random."""
+    if given is not None:
+        if from_scratch:
+            raise InputError("--weights says what to begin with: leave --from-scratch out.")
+        if not given.is_file():
+            raise InputError(f"There is no weights file at {given}: check --weights.")
+        return given, sha256_file(given), f"the weights of {given.name}", "own"
+    if from_scratch or known is None:
+        if not from_scratch and name not in MODELS:
+            raise InputError(
+                f"No trained weights of {name!r} are known: give a file with --weights, or begin with random ones "
+                "with --from-scratch. `vitrail models` lists what is known."
+            )
+        return None, RANDOM, "random weights", "own"
+    try:
+        located = finder.locate(known)
+    except WeightsUnavailable as error:
+        raise InputError(
+            f"{str(error).rstrip('.')}: give a file with --weights, or begin with random ones with --from-scratch."
+        ) from None
+    assert located.weights.sha256 is not None
+    return located.path, located.weights.sha256, f"the weights of {known.name}", located.weights.license

@@ -1,0 +1,236 @@
+"""The training loop, for classes and for CLIP, from one process to many nodes.
+
+    for each step:
+        batch   = which images, by (seed, step); how they are changed, by (seed, epoch, image)
+        loss    = the task's, in the recipe's precision, gradients added up over processes
+        stop    unless loss and gradients are finite
+        weights = optimizer(gradients), learning rate by the step
+        average = decay · average + (1 − decay) · weights
+    each epoch: evaluate, keep the best weights; checkpoint
+
+Lightning Fabric places the model, scales fp16 losses and joins processes; nothing else is hidden. What a run
+leaves on disk is in run.py, what is learned in classify.py and pairs.py, the order of images in order.py.
+
+A run that is killed and started again ends with the same bits on a CPU: no state of a generator is kept,
+because every step draws its chance from (seed, step).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vitrail.errors import InputError
+from vitrail.learn.order import Steps, seed_of
+from vitrail.learn.recipe import Recipe
+from vitrail.learn.run import Run
+
+__all__ = ["Progress", "Task", "train"]
+
+
+class Task(Protocol):
+    """What is learned: a model, its images, a loss, and a figure that says how well it does."""
+
+    model: nn.Module
+    images: Dataset
+    """(epoch, index) -> one example; len() of them."""
+    figure: str
+    """Of `evaluate`'s figures the one that decides which weights are best; higher is better."""
+
+    def backward(self, fabric: Fabric, model: nn.Module, parts: Sequence[Any]) -> Tensor:
+        """Add the gradients of one batch, given in parts, to the model's; the loss, a scalar."""
+        ...
+
+    def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
+        """Figures on the validation data; every process calls it and gets the same."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in a checkpoint."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Of training and evaluating, over all its starts."""
+    best: float = -math.inf
+    best_epoch: int = 0
+    best_file: str = ""
+    best_sha256: str = ""
+    loss_sum: float = 0.0
+    """Of the current epoch's steps."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """The figures of each epoch."""
+
+
+def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int = 0) -> Progress:
+    """Train until the recipe's last epoch, or until the validation figure has not improved for long enough.
+
+    Goes on from the run's last checkpoint if there is one. Every process of the run calls it.
+
+    Args:
+        task: holds the model, in fp32 with its starting weights.
+        recipe: its `batch_size` is over all processes.
+        run: the folder for checkpoints, metrics and the best weights.
+        fabric: launched, of the recipe's precision.
+        workers: processes that prepare images; 0: this one does.
+
+    Raises:
+        InputError: the loss or a gradient is not finite, a checkpoint is damaged, the disk is full. What was
+            saved before stays.
+    """
+    steps = Steps(
+        images=len(task.images),  # type: ignore[arg-type]
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        parts=recipe.engine.accumulate,
+        rank=fabric.global_rank,
+        processes=fabric.world_size,
+    )
+    if recipe.engine.channels_last:
+        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compiled = torch.compile(task.model) if recipe.engine.compile else task.model
+    model, optimizer = fabric.setup(compiled, optimizer_of(parameter_groups(task.model, recipe), recipe))
+    average = ema(task.model, recipe)
+    progress = Progress()
+    state = {"model": model, "optimizer": optimizer, "progress": asdict(progress)}
+    if average is not None:
+        state["average"] = average.module
+    if run.restore(fabric, state):
+        progress = Progress(**state["progress"])
+
+    loader = DataLoader(
+        task.images, batch_sampler=steps.starting(progress.step), num_workers=workers, pin_memory=False
+    )
+    parts = iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+    run.begin(progress, steps)
+    model.train()
+    while progress.step < steps.total and not _patience_is_over(progress, recipe, steps):
+        begin = time.perf_counter()
+        rate = recipe.learning_rate_at(progress.step, steps.per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        batch = [next(parts) for _ in range(steps.parts)]
+
+        torch.manual_seed(seed_of(recipe.seed, "step", progress.step, fabric.global_rank))
+        loss = task.backward(fabric, model, batch)
+        loss = fabric.all_reduce(loss.detach(), reduce_op="mean")
+        norm = fabric.clip_gradients(
+            model, optimizer, max_norm=recipe.optimizer.clip_norm or math.inf, error_if_nonfinite=False
+        )
+        _refuse_what_is_not_finite(task, recipe, progress, steps, loss, norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update(task.model, step=progress.step + 1)
+
+        progress.step += 1
+        progress.loss_sum += float(loss)
+        progress.seconds += time.perf_counter() - begin
+        run.after_step(progress, loss=float(loss), rate=rate, gradient_norm=float(norm))
+        if progress.step % steps.per_epoch == 0:
+            _end_epoch(task, average, run, fabric, progress, steps, rate)
+        if run.checkpoint_is_due(progress, steps):
+            state["progress"] = asdict(progress)
+            run.checkpoint(fabric, state)
+    run.finish(progress)
+    return progress
+
+
+def _end_epoch(
+    task: Task,
+    average: ModelEmaV3 | None,
+    run: Run,
+    fabric: Fabric,
+    progress: Progress,
+    steps: Steps,
+    rate: float,
+) -> None:
+    begin = time.perf_counter()
+    evaluated = task.model if average is None else average.module
+    evaluated.eval()
+    with torch.no_grad():
+        figures = task.evaluate(fabric, evaluated)
+    task.model.train()
+    progress.seconds += time.perf_counter() - begin
+    figures = {
+        "epoch": progress.step // steps.per_epoch,
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "learning_rate": rate,
+        "train_loss": progress.loss_sum / steps.per_epoch,
+        **figures,
+    }
+    progress.loss_sum = 0.0
+    progress.history.append(figures)
+    better = figures[task.figure] > progress.best
+    if better:
+        progress.best, progress.best_epoch = figures[task.figure], progress.step // steps.per_epoch
+    run.after_epoch(fabric, progress, evaluated, figures, better=better)
+
+
+def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps) -> bool:
+    epochs = progress.step / steps.per_epoch
+    return recipe.patience is not None and epochs - progress.best_epoch >= recipe.patience
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's groups: no decay of vectors and of what the model names, a rate for each layer."""
+    o = recipe.optimizer
+    named = getattr(model, "no_weight_decay", set)()
+    if o.layer_decay < 1:
+        layered: list[dict[str, Any]] = param_groups_layer_decay(
+            model, o.weight_decay, no_weight_decay_list=named, layer_decay=o.layer_decay
+        )
+        return layered
+    plain: list[dict[str, Any]] = param_groups_weight_decay(
+        model, o.weight_decay, no_weight_decay_list=named
+    )
+    return plain
+
+
+def optimizer_of(groups: Sequence[Mapping[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov's momentum."""
+    o = recipe.optimizer
+    if o.name == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate(), momentum=o.betas[0], nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate(), betas=o.betas)
+
+
+def ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    """timm's average of the weights, whose decay grows to the recipe's over the first steps."""
+    decay = recipe.regularization.average_decay
+    if decay is None:
+        return None
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=1.0, warmup_power=0.75)
+
+
+def _refuse_what_is_not_finite(
+    task: Task, recipe: Recipe, progress: Progress, steps: Steps, loss: Tensor, norm: Any
+) -> None:
+    """Stop before the weights are touched. An fp16 step may overflow: its scaler skips it and tries less."""
+    if math.isfinite(float(loss)) and (recipe.engine.precision == "fp16" or math.isfinite(float(norm))):
+        return
+    epoch, step = divmod(progress.step, steps.per_epoch)
+    names = [n for n, p in task.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    where = f"gradients that are not finite: {', '.join(names[:3])}" + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
+    what = f"the loss is {float(loss)}" if not math.isfinite(float(loss)) else "the gradients overflow"
+    raise InputError(
+        f"Training stopped in epoch {epoch + 1}, step {step + 1} of {steps.per_epoch}: {what} ({where}). The "
+        "last checkpoint and the best weights are kept: lower --learning-rate, clip with "
+        "--set optimizer.clip_norm=1, or use --precision fp32."
+    )
