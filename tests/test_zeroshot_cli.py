@@ -164,15 +164,36 @@ def test_wrong_use_is_one_sentence_with_the_fix(weights, photos, tmp_path, capsy
         assert message in complaint(capsys, *argv), argv
 
 
-def test_weights_of_another_architecture_are_told_apart(model, photos, tmp_path, capsys):
-    other = CLIP(small("ViT-B-16-SigLIP", vocab_size=60))
-    save_file(other.state_dict(), tmp_path / "other.safetensors")
-    said = complaint(
-        capsys, "score", photos[0], "a cat", "--model", "ViT-B-32",
-        "--weights", str(tmp_path / "other.safetensors"),
-    )  # fmt: skip
-    assert "other.safetensors does not fit ViT-B-32: The position table has 16 rows" in said
-    assert "build the model" in said
+def test_weights_of_another_architecture_are_told_apart(model, weights, photos, tmp_path, capsys):
+    """CLIP's for a SigLIP and the other way round: whose they are, no word of tables."""
+    save_file(CLIP(clip.VARIANTS["ViT-B-16-SigLIP"]).state_dict(), tmp_path / "siglip.safetensors")
+    reader = ["--tokenizer", str(_unigram(tmp_path / "tokenizer.json"))]
+    for file, asked, more, missing in (
+        (tmp_path / "siglip.safetensors", "ViT-B-32", [], "image.cls_token"),
+        (weights, "ViT-B-16-SigLIP", reader, "image.attn_pool"),
+    ):
+        said = complaint(capsys, "score", photos[0], "a cat", "--model", asked, "--weights", str(file), *more)
+        assert f"{file} does not fit {asked}: missing {missing}" in said
+        theirs = "ViT-B-16-SigLIP" if asked == "ViT-B-32" else "ViT-B-32"
+        assert f"they are the weights of {theirs}: build that." in said
+        assert "position table" not in said
+
+
+def test_a_position_table_of_no_square_grid_is_still_told(model, tmp_path, photos, capsys):
+    state = model.state_dict()
+    state["image.pos_embed"] = torch.zeros(1, 12, state["image.pos_embed"].shape[-1])
+    save_file(state, tmp_path / "odd.safetensors")
+    argv = [
+        "score",
+        photos[0],
+        "a cat",
+        "--model",
+        "ViT-B-32",
+        "--weights",
+        str(tmp_path / "odd.safetensors"),
+    ]
+    said = complaint(capsys, *argv)
+    assert "odd.safetensors does not fit ViT-B-32: The position table has 12 rows" in said
 
 
 class TestHub:

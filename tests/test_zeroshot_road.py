@@ -142,7 +142,7 @@ def test_the_same_names_are_folded_once_and_other_ones_anew(small, monkeypatch):
 def test_weights_of_another_architecture_are_refused(small, tmp_path):
     wrong = tmp_path / "wrong.safetensors"
     save_file({"fc.weight": torch.zeros(2, 2)}, wrong)
-    with pytest.raises(InputError, match="does not fit CLIP: missing"):
+    with pytest.raises(InputError, match="does not fit ViT-B-32: missing"):
         found_for(wrong)
 
 

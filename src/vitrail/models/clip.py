@@ -178,6 +178,8 @@ class CLIP(nn.Module):
     def adapt_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translated tensors, reshaped to this model; the dict is not changed.
 
+        Tensors of another model come back as they are where they cannot be reshaped.
+
         Raises:
             InputError: OpenAI's weights for a model without QuickGELU, or a position table of no square grid.
         """
@@ -192,7 +194,13 @@ class CLIP(nn.Module):
         image = {name.removeprefix("image."): tensor for name, tensor in image.items()}
         if "cls_token" in image:
             image["cls_token"] = image["cls_token"].reshape(1, 1, -1)
-        return state | {f"image.{name}": t for name, t in self.image.adapt_weights(image).items()}
+        try:
+            image = self.image.adapt_weights(image)
+        except InputError:
+            # Of another model: which tensors lack and which are too many says more than its position table.
+            if image.keys() == self.image.state_dict().keys():
+                raise
+        return state | {f"image.{name}": tensor for name, tensor in image.items()}
 
     def _check_quick_gelu(self) -> None:
         found = {self.config.image.activation, self.config.text.activation}

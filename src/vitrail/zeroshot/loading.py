@@ -74,7 +74,7 @@ def load(
     try:
         factory.load_weights(model, path)
     except InputError as error:
-        # Some of its sentences speak of a tensor only; what the user can change is the file or the model.
+        # Its sentences speak of the class, or of a tensor only; the user can change the file or the model.
         raise InputError(_named(str(error), path, name)) from None
     return Loaded(
         name=name,
@@ -132,7 +132,9 @@ def _tokenizer_file(config: CLIPConfig, given: Path | None) -> Path | None:
 
 
 def _named(problem: str, path: Path, name: str) -> str:
-    return problem if str(path) in problem else f"{path} does not fit {name}: {problem}"
+    if str(path) not in problem:
+        return f"{path} does not fit {name}: {problem}"
+    return problem.replace(f"{path} does not fit CLIP:", f"{path} does not fit {name}:", 1)
 
 
 def _other_ways(name: str) -> str:
