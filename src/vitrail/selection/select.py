@@ -82,7 +82,9 @@ def select(
     requirements, settings = requirements or Requirements(), settings or SearchSettings()
     watcher = watcher or Watcher()
     check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
-    catalog.check_requirement(requirements.license, also=(own.license,) if own else ())
+    runs = read_runs(trained, settings)
+    own_licenses = (*((own.license,) if own else ()), *(record.license for record in runs.records))
+    catalog.check_requirement(requirements.license, also=own_licenses)
     if names is not None and not trained and workload is not None and workload.data is None:
         refuse_unmeasured(requirements)
     _need_workbench()
@@ -91,7 +93,6 @@ def select(
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES)
     workload = _resolved(workload or Workload(), machine)
-    runs = read_runs(trained, settings)
     workload, dataset, run_notes = data_of(runs, workload)
     candidates, rows = beside(runs, own, names, settings, with_data=dataset is not None)
     check_classes(requirements, dataset)
