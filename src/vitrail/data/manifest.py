@@ -20,6 +20,9 @@ REQUIRED = ("path", "label")
 OPTIONAL = "split"
 INSTALL = 'pip install "vitrail[parquet]"'
 
+Cells = tuple[str, Mapping[str, str]]
+"""Where a row stands, and its cells by column."""
+
 
 def read_csv(path: Path) -> Source:
     """Rows of a comma-separated table in UTF-8 whose first line names the columns.
@@ -27,20 +30,37 @@ def read_csv(path: Path) -> Source:
     Raises InputError for missing columns, and for a row without a label, without a path, with an empty or
     unknown split, or whose path leads outside the folder; it names the line.
     """
+    return _source(path, csv_cells(path, REQUIRED, (OPTIONAL,)))
+
+
+def read_parquet(path: Path) -> Source:
+    """Rows of a Parquet table with the same columns; labels may be numbers. Raises as `read_csv` does.
+
+    Raises MissingExtraError without pyarrow.
+    """
+    return _source(path, parquet_cells(path, REQUIRED, (OPTIONAL,)))
+
+
+def csv_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> list[Cells]:
+    """The rows of a CSV table: where each stands, and its cells by column.
+
+    Raises InputError for a file that is no CSV, or lacks a required column; it names the line.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if header is None:
-                raise InputError(f"{path} is empty: its first line names the columns path,label[,split].")
-            columns = _columns(path, header)
+                raise InputError(
+                    f"{path} is empty: its first line names the columns {_named(required, optional)}."
+                )
+            columns = _columns(path, header, required, optional)
             # Cells that a short row lacks are empty; a row without any cell is a blank line.
             rows = (row for row in reader if row)
-            table = (
+            return [
                 (f"{path} line {reader.line_num}", {n: "".join(row[i : i + 1]) for n, i in columns.items()})
                 for row in rows
-            )
-            return _source(path, table)
+            ]
     except PermissionError:
         raise InputError(f"{path} may not be read: give yourself read permission.") from None
     except UnicodeDecodeError:
@@ -49,11 +69,8 @@ def read_csv(path: Path) -> Source:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}): mend its quotes.") from None
 
 
-def read_parquet(path: Path) -> Source:
-    """Rows of a Parquet table with the same columns; labels may be numbers. Raises as `read_csv` does.
-
-    Raises MissingExtraError without pyarrow.
-    """
+def parquet_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> list[Cells]:
+    """The same of a Parquet table; numbers become their digits. Raises MissingExtraError without pyarrow."""
     pyarrow, parquet = import_pyarrow("A Parquet manifest")
     try:
         with parquet.ParquetFile(path) as file:
@@ -63,7 +80,7 @@ def read_parquet(path: Path) -> Source:
                     f"{path} embeds its images, a manifest names their files: load it with Hugging Face "
                     "`datasets` and give the folder that its `save_to_disk` writes."
                 )
-            columns = _columns(path, names)
+            columns = _columns(path, names, required, optional)
             chosen = [names[index] for index in columns.values()]
             table = file.read(columns=chosen).rename_columns(list(columns))
         # Arrow trusts lengths and offsets of a file; using damaged ones ends the process.
@@ -72,7 +89,7 @@ def read_parquet(path: Path) -> Source:
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         reason = _first_line(error)
         raise InputError(f"{path} cannot be read as Parquet ({reason}): write it again.") from None
-    return _source(path, ((f"{path} row {number}", row) for number, row in enumerate(cells, start=1)))
+    return [(f"{path} row {number}", row) for number, row in enumerate(cells, start=1)]
 
 
 def import_pyarrow(what: str) -> tuple[Any, Any]:
@@ -101,46 +118,60 @@ def _first_line(error: Exception) -> str:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+def _named(required: Sequence[str], optional: Sequence[str]) -> str:
+    return ",".join(required) + "".join(f"[,{name}]" for name in optional)
+
+
+def _columns(
+    path: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]
+) -> dict[str, int]:
     """Place of each column that is used; case and blanks of the header do not matter."""
     found = [name.strip().casefold() for name in header]
-    missing = [name for name in REQUIRED if name not in found]
+    missing = [name for name in required if name not in found]
     if missing:
         raise InputError(
             f"{path} has no column {' and no column '.join(missing)}, "
             f"only {', '.join(map(repr, header[:8]))}: "
-            "name the columns path,label[,split], with commas between them."
+            f"name the columns {_named(required, optional)}, with commas between them."
         )
-    wanted = [name for name in (*REQUIRED, OPTIONAL) if name in found]
+    wanted = [name for name in (*required, *optional) if name in found]
     twice = [name for name in wanted if found.count(name) > 1]
     if twice:
         raise InputError(f"{path} has the column {twice[0]} twice: leave one.")
     return {name: found.index(name) for name in wanted}
 
 
-def _source(path: Path, table: Iterable[tuple[str, Mapping[str, str]]]) -> Source:
-    rows = tuple(_rows(path.absolute().parent, table))
-    if not rows:
-        raise InputError(f"{path} lists no images: add a row for each image below its header.")
+def _source(path: Path, table: Iterable[Cells]) -> Source:
+    rows = tuple(_rows(path, table))
     return Source(name=path.stem, rows=rows)
 
 
-def _rows(folder: Path, table: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[Row]:
+def _rows(path: Path, table: Iterable[Cells]) -> Iterator[Row]:
+    for place, file, cells in checked(path, table, REQUIRED):
+        split = split_of(cells[OPTIONAL], place) if OPTIONAL in cells else None
+        yield Row(path=file, label=cells["label"], split=split, place=place)
+
+
+def checked(
+    path: Path, table: Iterable[Cells], required: Sequence[str]
+) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """Each row's place, the absolute path of its image, and its cells.
+
+    Raises InputError for a table without rows, an empty cell of a required column, and a path that leads
+    outside the manifest's folder.
+    """
+    folder, place = path.absolute().parent, ""
     inside = os.path.realpath(folder)
     for place, cells in table:
-        for name in REQUIRED:
+        for name in required:
             if not cells[name].strip():
                 raise InputError(f"{place} has no {name}: fill it in or remove the row.")
-        split = _split(cells[OPTIONAL], place) if OPTIONAL in cells else None
-        yield Row(
-            path=_resolve(folder, inside, cells["path"], place),
-            label=cells["label"],
-            split=split,
-            place=place,
-        )
+        yield place, _resolve(folder, inside, cells["path"], place), cells
+    if not place:
+        raise InputError(f"{path} lists no images: add a row for each image below its header.")
 
 
-def _split(text: str, place: str) -> Split:
+def split_of(text: str, place: str) -> Split:
     """Nothing is guessed for an empty cell: a row left out by a slip would change what judges."""
     if not text.strip():
         raise InputError(

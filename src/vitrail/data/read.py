@@ -17,7 +17,7 @@ from vitrail.errors import InputError
 from vitrail.store import canonical_json
 
 # Of copies that a source spread over splits, the one kept: what judges must not be learned from.
-_PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
+PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
 
 
 def load(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Dataset:
@@ -45,11 +45,11 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
     """As `load`, and keep what was seen of the files; raises the same."""
     shares = check_fractions(fractions)
     source = sources.find(path)
-    _check_names(source.rows)
+    check_names(source.rows)
     classes = _classes(source.rows)
     seen = examine(row.path for row in source.rows)
     looks = {p: look for p, look in seen.items() if isinstance(look, Look)}
-    broken = _broken(source.rows, seen)
+    broken = broken_of(source.rows, seen)
     if not looks:
         first = next(iter(broken.values())).reason
         raise InputError(f"None of the {len(seen)} images of {path} can be read; the first: {first}")
@@ -81,7 +81,7 @@ def class_name(label: str) -> str:
     return unicodedata.normalize("NFC", label).strip()
 
 
-def _check_names(rows: Iterable[Row]) -> None:
+def check_names(rows: Iterable[Row]) -> None:
     """File systems hold names that are no text; such a name can neither be shown nor recorded."""
     for row in rows:
         try:
@@ -92,6 +92,14 @@ def _check_names(rows: Iterable[Row]) -> None:
 
 def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
     """The K names, sorted; InputError for one class only or two that differ in case or blanks alone."""
+    names = class_names(rows)
+    if len(names) == 1:
+        raise InputError(f"There is one class only, {names[0]!r}: give images of at least two classes.")
+    return names
+
+
+def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The names of the rows' labels, sorted; InputError for two that differ in case or blanks alone."""
     spellings: dict[str, Row] = {}
     for row in rows:
         if not class_name(row.label):
@@ -104,10 +112,7 @@ def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
                 f"The classes {first.label!r} and {row.label!r} have the same name{where}: "
                 "write them alike or name them apart."
             )
-    names = tuple(sorted(class_name(row.label) for row in spellings.values()))
-    if len(names) == 1:
-        raise InputError(f"There is one class only, {names[0]!r}: give images of at least two classes.")
-    return names
+    return tuple(sorted(class_name(row.label) for row in spellings.values()))
 
 
 # --- contents -------------------------------------------------------------------------------------
@@ -118,7 +123,7 @@ def _groups(
 ) -> tuple[dict[str, dict[str, list[Row]]], tuple[Conflict, ...]]:
     """Rows by class name and digest, the one to keep first; digests under several labels set apart."""
     by_digest: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (_PRECEDENCE[row.split], row.path)):
+    for row in sorted(rows, key=lambda row: (PRECEDENCE[row.split], row.path)):
         by_digest[looks[row.path].digest].append(row)
     groups: dict[str, dict[str, list[Row]]] = defaultdict(dict)
     conflicts = []
@@ -131,7 +136,7 @@ def _groups(
     return groups, tuple(conflicts)
 
 
-def _broken(rows: Iterable[Row], seen: Mapping[str, Look | str]) -> dict[str, Broken]:
+def broken_of(rows: Iterable[Row], seen: Mapping[str, Look | str]) -> dict[str, Broken]:
     """What cannot be read, by path; the reason begins with the manifest's row where there is one."""
     places = {row.path: f"{row.place}: " for row in reversed(list(rows)) if row.place}
     return {

@@ -12,12 +12,17 @@ processes is the loss of the global batch, and the mean of their gradients, whic
 DistributedDataParallel makes, is the gradient of the global batch: nothing is to be multiplied by W. Each
 process holds B × N scores, not N × N.
 
-Shapes: B pairs of this process, W processes, N = W · B (N = B without a group), D width of the embeddings.
+Texts that several images share. A batch of pairs may hold a text twice, or a text that is right for another
+image of it too. Such a text is no negative of that image: with `right` it is left out of the softmax, or
+of the sum of sigmoids, of that image (and the image out of that text's). A pair itself always counts.
+
+Shapes: B pairs of this process, W processes, N = W · B (N = B without a group), D width of the embeddings,
+T texts that an image has at most.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +31,16 @@ from torch.nn import functional as F
 
 from vitrail.errors import InputError
 
-__all__ = ["clip_loss", "gathered", "info_nce", "siglip_loss"]
+__all__ = ["Right", "clip_loss", "gathered", "info_nce", "siglip_loss"]
+
+
+class Right(NamedTuple):
+    """Which texts are right for which images, by numbers that mean the same in all processes."""
+
+    text_B: Tensor
+    """int64: the number of each pair's text."""
+    image_BT: Tensor
+    """int64: the numbers of all texts of each pair's image, filled up with −1."""
 
 
 def info_nce(
@@ -51,15 +65,22 @@ def info_nce(
 
 
 def clip_loss(
-    image_BD: Tensor, text_BD: Tensor, scale: Tensor | float, *, group: dist.ProcessGroup | None = None
+    image_BD: Tensor,
+    text_BD: Tensor,
+    scale: Tensor | float,
+    *,
+    group: dist.ProcessGroup | None = None,
+    right: Right | None = None,
 ) -> Tensor:
     """CLIP's symmetric loss: the mean of image → text and text → image (Radford et al. 2021, figure 3).
 
-    Arguments, result and errors as `info_nce`.
+    Arguments, result and errors as `info_nce`; `right`: which texts are no negatives of which images; None:
+    each text is right for its own image alone.
     """
     _check_pairs(image_BD, text_BD, group)
-    to_text = _info_nce(image_BD, gathered(text_BD, group), scale, group)
-    to_image = _info_nce(text_BD, gathered(image_BD, group), scale, group)
+    texts_BN, images_BN = _no_negatives(right, group)
+    to_text = _info_nce(image_BD, gathered(text_BD, group), scale, group, texts_BN)
+    to_image = _info_nce(text_BD, gathered(image_BD, group), scale, group, images_BN)
     return (to_text + to_image) / 2
 
 
@@ -70,6 +91,7 @@ def siglip_loss(
     bias: Tensor | float,
     *,
     group: dist.ProcessGroup | None = None,
+    right: Right | None = None,
 ) -> Tensor:
     """SigLIP's sigmoid loss: −log σ(z · score) summed over all texts, the mean over the images.
 
@@ -81,6 +103,7 @@ def siglip_loss(
         scale: the inverse temperature itself, not its logarithm.
         bias: added to each score; it begins at −10 so that the many negatives do not overwhelm the start.
         group: gather the texts across its processes; None: this process is alone.
+        right: as `clip_loss`.
 
     Returns:
         Scalar, at least fp32: the mean over this process's B images (see the module's head for a group).
@@ -92,7 +115,11 @@ def siglip_loss(
     scores_BN = _scores(image_BD, gathered(text_BD, group), scale) + bias
     own_B = _own_places(image_BD, group)
     signs_BN = torch.full_like(scores_BN, -1.0).scatter_(1, own_B[:, None], 1.0)
-    return -F.logsigmoid(signs_BN * scores_BN).sum() / image_BD.shape[0]
+    losses_BN = -F.logsigmoid(signs_BN * scores_BN)
+    texts_BN, _ = _no_negatives(right, group)
+    if texts_BN is not None:
+        losses_BN = losses_BN.masked_fill(texts_BN, 0.0)
+    return losses_BN.sum() / image_BD.shape[0]
 
 
 def gathered(own_BD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -131,9 +158,45 @@ class _Gather(torch.autograd.Function):
 
 
 def _info_nce(
-    query_BD: Tensor, key_ND: Tensor, scale: Tensor | float, group: dist.ProcessGroup | None
+    query_BD: Tensor,
+    key_ND: Tensor,
+    scale: Tensor | float,
+    group: dist.ProcessGroup | None,
+    left_out_BN: Tensor | None = None,
 ) -> Tensor:
-    return F.cross_entropy(_scores(query_BD, key_ND, scale), _own_places(query_BD, group))
+    scores_BN = _scores(query_BD, key_ND, scale)
+    if left_out_BN is not None:
+        scores_BN = scores_BN.masked_fill(left_out_BN, float("-inf"))
+    return F.cross_entropy(scores_BN, _own_places(query_BD, group))
+
+
+def _no_negatives(
+    right: Right | None, group: dist.ProcessGroup | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(B, N) bool for images → texts and for texts → images: right too, but not the pair itself."""
+    if right is None:
+        return None, None
+    own_B = _own_places(right.text_B, group)
+    text_N, image_NT = _gathered_numbers(right.text_B, group), _gathered_numbers(right.image_BT, group)
+    texts_BN = _any_equal(right.image_BT[:, None], text_N[None, :, None])
+    images_BN = _any_equal(image_NT[None], right.text_B[:, None, None])
+    return texts_BN.scatter_(1, own_B[:, None], False), images_BN.scatter_(1, own_B[:, None], False)
+
+
+def _any_equal(many_BNT: Tensor, one_BN1: Tensor) -> Tensor:
+    """(B, N): whether any of the last axis is equal. One place after the other takes T times less memory."""
+    found_BN = many_BNT[..., 0] == one_BN1[..., 0]
+    for place in range(1, many_BNT.shape[-1]):
+        found_BN |= many_BNT[..., place] == one_BN1[..., 0]
+    return found_BN
+
+
+def _gathered_numbers(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if group is None:
+        return own
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, own.contiguous(), group=group)
+    return torch.cat(parts)
 
 
 def _scores(query_BD: Tensor, key_ND: Tensor, scale: Tensor | float) -> Tensor:

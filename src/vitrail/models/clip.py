@@ -319,6 +319,9 @@ GIANT: dict[str, Any] = {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6
 BIG_GIANT: dict[str, Any] = {"width": 1664, "depth": 48, "heads": 16, "mlp_width": 8192}
 SO400M: dict[str, Any] = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304}
 
+NANO: dict[str, Any] = {"width": 192, "depth": 6, "heads": 3}
+
+TEXT_192: dict[str, Any] = {"width": 192, "depth": 4, "heads": 3, "context_length": 32}
 TEXT_512: dict[str, Any] = {"width": 512, "depth": 12, "heads": 8}
 TEXT_768: dict[str, Any] = {"width": 768, "depth": 12, "heads": 12}
 TEXT_1024: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16}
@@ -334,6 +337,8 @@ VOCABULARIES: dict[str, dict[str, Any]] = {
         "activation": "gelu_tanh",
     },
 }
+
+_OF_64 = _clip(NANO, TEXT_192, 192, patch=8, size=64)
 
 VARIANTS: dict[str, CLIPConfig] = {
     "ViT-B-32": _clip(BASE, TEXT_512, 512, patch=32),
@@ -362,5 +367,9 @@ VARIANTS: dict[str, CLIPConfig] = {
     "ViT-B-16-SigLIP2-256": _siglip(BASE, BASE, patch=16, size=256, vocabulary="gemma"),
     "ViT-L-16-SigLIP2-256": _siglip(LARGE, LARGE, patch=16, size=256, vocabulary="gemma"),
     "ViT-SO400M-14-SigLIP2": _siglip(SO400M, SO400M, patch=14, size=224, vocabulary="gemma"),
+    # Ours, to be trained from scratch on small pictures; nobody publishes weights of them. The second one is
+    # compared by sigmoids, with SigLIP's first scale and bias, and reads CLIP's tokens too.
+    "ViT-nano-8-64": _OF_64,
+    "ViT-nano-8-64-sigmoid": replace(_OF_64, scale=math.log(10.0), max_scale=None, bias=-10.0),
 }
-"""By open_clip's names. A name says the activation too: OpenAI's own weights need `-quickgelu`."""
+"""By open_clip's names, but for the last ones. A name says the activation too: OpenAI's own weights need `-quickgelu`."""

@@ -161,6 +161,9 @@ _ROWS: dict[str, tuple[_Row, ...]] = {
     ),
 }
 
+OWN: dict[str, Normalisation] = {"ViT-nano-8-64": OPENAI, "ViT-nano-8-64-sigmoid": OPENAI}
+"""How images are prepared for the models that are ours alone: as `vitrail train-clip` trains them."""
+
 PUBLISHED: dict[tuple[str, str], Published] = {
     (name, row.tag): Published(name, *row) for name, rows in _ROWS.items() for row in rows
 }
@@ -218,6 +221,7 @@ def preprocess_of(model: str, image_size: int, row: Published | None) -> Preproc
         InputError: the weights are unknown and the model was published with different preprocessings.
     """
     kinds = {r.normalisation for r in of_model(model)} if row is None else {row.normalisation}
+    kinds |= {OWN[model]} if model in OWN else set()
     if len(kinds) != 1:
         tags = " or ".join(r.tag for r in of_model(model)) or "none is known"
         raise InputError(
