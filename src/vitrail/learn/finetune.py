@@ -16,7 +16,14 @@ from vitrail import data, hardware
 from vitrail.errors import InputError
 from vitrail.learn import room, trained
 from vitrail.learn.classify import Classification
-from vitrail.learn.images import EvaluationImages, Pixels, PixelsOnDemand, TrainingImages, augmentation, evaluated
+from vitrail.learn.images import (
+    EvaluationImages,
+    Pixels,
+    PixelsOnDemand,
+    TrainingImages,
+    augmentation,
+    evaluated,
+)
 from vitrail.learn.images import read_pixels, stored
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Asked, Kept, Run, Watcher
@@ -165,7 +172,9 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
         if fabric.device.type == "cpu":
             note(room.checked(start, recipe, processes=machine.processes))
         task = _task(start, dataset, recipe, threads, note)
-        workers = machine.workers if machine.workers is not None else 1 if fabric.device.type == "cpu" else cores
+        workers = (
+            machine.workers if machine.workers is not None else 1 if fabric.device.type == "cpu" else cores
+        )
         train(task, recipe, run, fabric, workers=workers)
         fabric.barrier()
         return trained.read(setup.out)
@@ -193,9 +202,7 @@ def _asked(setup: Setup, start: Start, dataset: data.Dataset) -> Asked:
     )
 
 
-def _task(
-    start: Start, dataset: data.Dataset, recipe: Recipe, threads: int, note: Any
-) -> Classification:
+def _task(start: Start, dataset: data.Dataset, recipe: Recipe, threads: int, note: Any) -> Classification:
     import psutil
 
     memory_mib = PIXELS_SHARE * psutil.virtual_memory().available / MIB
@@ -212,7 +219,9 @@ def _task(
         note("the images do not fit in memory together and are decoded in each epoch anew")
     return Classification(
         model=start.module,
-        images=TrainingImages(seen, labels, augmentation(recipe.augmentation, start.preprocess), seed=recipe.seed),
+        images=TrainingImages(
+            seen, labels, augmentation(recipe.augmentation, start.preprocess), seed=recipe.seed
+        ),
         validation=EvaluationImages(held_out, true, start.preprocess),
         regularization=recipe.regularization,
         classes=len(dataset.classes),
@@ -273,5 +282,3 @@ def _epoch(figures: dict[str, float], averaged: bool) -> trained.Epoch:
         accuracy=figures["accuracy"],
         averaged=averaged,
     )
-
-

@@ -22,7 +22,16 @@ from vitrail.learn.order import Place, chance
 from vitrail.learn.recipe import Augmentation
 from vitrail.vocabulary import Preprocess
 
-__all__ = ["EvaluationImages", "Pixels", "PixelsOnDemand", "TrainingImages", "augmentation", "evaluated", "read_pixels", "stored"]
+__all__ = [
+    "EvaluationImages",
+    "Pixels",
+    "PixelsOnDemand",
+    "TrainingImages",
+    "augmentation",
+    "evaluated",
+    "read_pixels",
+    "stored",
+]
 
 Make = Callable[[str], np.ndarray]
 """path -> uint8 (H, W, 3)"""
@@ -178,7 +187,9 @@ class TrainingImages(Dataset):
 class EvaluationImages(Dataset):
     """index -> (float32 (3, S, S), what belongs to the image), prepared as `predict` does."""
 
-    def __init__(self, pixels: Pixels | PixelsOnDemand, targets: Sequence[object], preprocess: Preprocess) -> None:
+    def __init__(
+        self, pixels: Pixels | PixelsOnDemand, targets: Sequence[object], preprocess: Preprocess
+    ) -> None:
         assert len(pixels) == len(targets)
         self._pixels, self._targets = pixels, targets
         self._mean, self._std = (

@@ -256,7 +256,8 @@ def _check(recipe: Recipe, place: str) -> None:
         "augmentation.flip, flip_vertical and erase are from 0 to 1": all(
             0 <= share <= 1 for share in (a.flip, a.flip_vertical, a.erase)
         ),
-        "augmentation.randaugment is a number of operations and a strength from 0 to 10": a.randaugment is None
+        "augmentation.randaugment is a number of operations and a strength from 0 to 10": a.randaugment
+        is None
         or (a.randaugment[0] >= 1 and 0 <= a.randaugment[1] <= 10),
         "augmentation.color is from 0 to 1": 0 <= a.color <= 1,
         "engine.accumulate is 1 or more, and divides batch_size": e.accumulate >= 1

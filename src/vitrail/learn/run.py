@@ -84,6 +84,7 @@ class Watcher:
     step: Callable[[int, float, float], None] = lambda step, loss, images_per_s: None
     epoch: Callable[[dict[str, float]], None] = lambda figures: None
     note: Callable[[str], None] = lambda line: None
+    end: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -240,7 +241,9 @@ class Run:
         self._log(progress.step, figures)
         self.watcher.epoch(figures)
         if better:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in evaluated.state_dict().items()}
+            tensors = {
+                name: value.detach().cpu().contiguous() for name, value in evaluated.state_dict().items()
+            }
             content = save(tensors)
             name = f"best-{_digest(content)[:DIGEST_LENGTH]}.safetensors"
             store.atomic_write(self.folder / name, content)

@@ -195,9 +195,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             model, o.weight_decay, no_weight_decay_list=named, layer_decay=o.layer_decay
         )
         return layered
-    plain: list[dict[str, Any]] = param_groups_weight_decay(
-        model, o.weight_decay, no_weight_decay_list=named
-    )
+    plain: list[dict[str, Any]] = param_groups_weight_decay(model, o.weight_decay, no_weight_decay_list=named)
     return plain
 
 
@@ -224,7 +222,9 @@ def _refuse_what_is_not_finite(
     if math.isfinite(float(loss)) and (recipe.engine.precision == "fp16" or math.isfinite(float(norm))):
         return
     epoch, step = divmod(progress.step, steps.per_epoch)
-    names = [n for n, p in task.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    names = [
+        n for n, p in task.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+    ]
     where = f"gradients that are not finite: {', '.join(names[:3])}" + (
         f" and {len(names) - 3} more" if len(names) > 3 else ""
     )

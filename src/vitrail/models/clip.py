@@ -372,4 +372,4 @@ VARIANTS: dict[str, CLIPConfig] = {
     "ViT-nano-8-64": _OF_64,
     "ViT-nano-8-64-sigmoid": replace(_OF_64, scale=math.log(10.0), max_scale=None, bias=-10.0),
 }
-"""By open_clip's names, but for the last ones. A name says the activation too: OpenAI's own weights need `-quickgelu`."""
+"""By open_clip's names, but for ours. A name says the activation too: OpenAI's own weights need `-quickgelu`."""

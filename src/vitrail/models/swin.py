@@ -30,7 +30,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,6 @@ from vitrail.models.windows import (
 
 __all__ = ["VARIANTS", "Swin", "SwinConfig"]
 
-PATCH = 4
 MAX_LOGIT_SCALE = math.log(100.0)
 CPB_HIDDEN = 512
 """Hidden features of v2's MLP of relative positions."""
@@ -85,6 +84,8 @@ class SwinConfig:
     window: int | tuple[int, int] = 7
     pretrained_window: tuple[int, ...] = (0, 0, 0, 0)
     """v2: per stage, the window whose offsets span the log scale; 0: the window itself."""
+    patch_size: int = 4
+    """Side of a patch in pixels; each stage after the first merges 2 × 2 of what it gets."""
     width: int = 96
     """D of stage 1; it doubles with each stage."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -103,7 +104,7 @@ class SwinConfig:
     @property
     def stride(self) -> int:
         """Pixels between the tokens of the last stage."""
-        return PATCH << (len(self.depths) - 1)
+        return self.patch_size << (len(self.depths) - 1)
 
 
 _T = SwinConfig()
@@ -142,6 +143,10 @@ VARIANTS: dict[str, SwinConfig] = {
     "swinv2_large_window12to16_192to256": _at(_L, 2, 16, 256, (12, 12, 12, 6)),
     "swinv2_base_window12to24_192to384": _at(_B, 2, 24, 384, (12, 12, 12, 6)),
     "swinv2_large_window12to24_192to384": _at(_L, 2, 24, 384, (12, 12, 12, 6)),
+    # Ours, for small images and training from scratch; nobody publishes weights of them.
+    "swin_nano_patch2_window7_28": SwinConfig(
+        image_size=(28, 28), patch_size=2, width=64, depths=(2, 6), heads=(2, 4), num_classes=10
+    ),
 }
 
 
@@ -322,11 +327,12 @@ class PatchMerging(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Each 4 × 4 patch through one linear map, then a norm."""
+    """Each patch of p × p pixels through one linear map, then a norm."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, PATCH, PATCH)
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
         self.norm = nn.LayerNorm(width)
 
     def whole(self, images_BCHW: Tensor, raster_N: Tensor) -> Tensor:
@@ -338,10 +344,11 @@ class PatchEmbedding(nn.Module):
     def by_parts(self, images_BCHW: Tensor, raster_N: Tensor) -> Tensor:
         """The same, the patches as rows of pixels gathered and projected a few windows at a time."""
         batch, channels, height, width = images_BCHW.shape
+        p = self.patch_size
         patches_BhwP = (
-            images_BCHW.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+            images_BCHW.reshape(batch, channels, height // p, p, width // p, p)
             .permute(0, 2, 4, 1, 3, 5)
-            .reshape(batch, -1, channels * PATCH * PATCH)
+            .reshape(batch, -1, channels * p * p)
         )
         weight_DP = self.proj.weight.flatten(1)
         x_BND = patches_BhwP.new_empty(batch, len(raster_N), len(weight_DP))
@@ -373,7 +380,7 @@ class Stage(nn.Module):
     def __init__(self, config: SwinConfig, index: int, drop_paths: list[float]) -> None:
         super().__init__()
         width = config.width << index
-        stride = PATCH << index
+        stride = config.patch_size << index
         rows, columns = (
             window_and_shift(-(-size // stride), w)[0]
             for size, w in zip(config.image_size, config.windows, strict=True)
@@ -429,7 +436,7 @@ class Swin(nn.Module):
         self.config = config
         rates = drop_path_rates(config.drop_path, sum(config.depths))
         starts = [sum(config.depths[:i]) for i in range(len(config.depths))]
-        self.patch_embed = PatchEmbedding(config.channels, config.width)
+        self.patch_embed = PatchEmbedding(config.channels, config.width, config.patch_size)
         self.layers = nn.ModuleList(Stage(config, i, rates[start:]) for i, start in enumerate(starts))
         self.features = config.width << (len(config.depths) - 1)
         self.norm = nn.LayerNorm(self.features)
@@ -481,7 +488,7 @@ class Swin(nn.Module):
         # Made under inference_mode too, they must serve a later training step.
         with torch.inference_mode(False):
             tables = image_tables(
-                (-(-height // PATCH), -(-width // PATCH)),
+                (-(-height // config.patch_size), -(-width // config.patch_size)),
                 config.windows,
                 tuple(stage.window for stage in self._all_stages()),
                 config.pretrained_window if config.version == 2 else None,
@@ -509,8 +516,9 @@ class Swin(nn.Module):
     def _patches(self, images_BCHW: Tensor) -> Tensor:
         """Images padded at the bottom and right to whole patches (with zeros, the mean colour)."""
         height, width = int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1])
-        if height % PATCH or width % PATCH:
-            return F.pad(images_BCHW, (0, -width % PATCH, 0, -height % PATCH))
+        p = self.config.patch_size
+        if height % p or width % p:
+            return F.pad(images_BCHW, (0, -width % p, 0, -height % p))
         return images_BCHW
 
     def _stages(self, images_BCHW: Tensor) -> Iterator[tuple[Tensor, StageTables, bool]]:
@@ -580,6 +588,23 @@ class Swin(nn.Module):
         """
         scores_BK: Tensor = self.head(self.forward_features(images_BCHW))
         return scores_BK
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters are of which layer, as timm's functions of layer-wise learning rates ask."""
+        blocks = (
+            r"^layers\.(\d+)"
+            if coarse
+            else [
+                (r"^layers\.(\d+)\.downsample", (0,)),
+                (r"^layers\.(\d+)\.\w+\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ]
+        )
+        return {"stem": r"^patch_embed", "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of parameters that are no matrices, though they look like some."""
+        return {"*relative_position_bias_table", "*cpb_mlp*", "*logit_scale"}
 
     def adapt_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors under our names, fitted to this model: v1's position tables resampled to its windows (taken

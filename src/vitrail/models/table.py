@@ -5,7 +5,7 @@ A literal table that imports nothing: `select` asks it without importing torch.
 
 from __future__ import annotations
 
-__all__ = ["MODELS"]
+__all__ = ["MODELS", "OWN"]
 
 _VIT = (
     "vit_tiny_patch16_224",
@@ -86,6 +86,10 @@ _VIT = (
     "vit_base_patch16_reg4_gap_256",
 )
 
+_OWN_VIT = ("vit_nano_patch4_28", "vit_nano_patch16_224")
+_OWN_SWIN = ("swin_nano_patch2_window7_28",)
+_OWN_CLIP = ("ViT-nano-8-64", "ViT-nano-8-64-sigmoid")
+
 _SWIN = (
     "swin_tiny_patch4_window7_224",
     "swin_small_patch4_window7_224",
@@ -135,8 +139,11 @@ _CLIP = (
 )
 
 
+OWN = (*_OWN_VIT, *_OWN_SWIN, *_OWN_CLIP)
+"""Models that nobody else has: small ones, to be trained from scratch."""
+
 MODELS: dict[str, str] = {
-    **dict.fromkeys(_VIT, "vitrail.models.vit:ViT"),
-    **dict.fromkeys(_SWIN, "vitrail.models.swin:Swin"),
-    **dict.fromkeys(_CLIP, "vitrail.models.clip:CLIP"),
+    **dict.fromkeys((*_VIT, *_OWN_VIT), "vitrail.models.vit:ViT"),
+    **dict.fromkeys((*_SWIN, *_OWN_SWIN), "vitrail.models.swin:Swin"),
+    **dict.fromkeys((*_CLIP, *_OWN_CLIP), "vitrail.models.clip:CLIP"),
 }

@@ -318,6 +318,17 @@ class ViT(nn.Module):
         self.head = _head(self.config).to(like.device, like.dtype)
         _initialise_linear(self.head)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters are of which layer, as timm's functions of layer-wise learning rates ask."""
+        return {
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are no matrices, though they look like some."""
+        return {"pos_embed", "cls_token", "reg_token", "attn_pool.latent"}
+
     def adapt_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translated tensors, reshaped to this model where arithmetic is needed; the dict is not changed.
 
@@ -480,6 +491,11 @@ REG_GAP: dict[str, Any] = {
     "image_size": (256, 256),
 }
 
+NANO: dict[str, Any] = {
+    **{"width": 160, "depth": 6, "heads": 4, "num_classes": 10},
+    **{"class_token": False, "pool": "avg", "norm_after_pool": True},
+}
+
 VARIANTS: dict[str, ViTConfig] = {
     # Steiner et al. 2022 (AugReg) and Dosovitskiy et al. 2021; Zhai et al. 2022 from giant on.
     "vit_tiny_patch16_224": ViTConfig(**TINY),
@@ -567,5 +583,8 @@ VARIANTS: dict[str, ViTConfig] = {
     "vit_medium_patch16_reg1_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=1),
     "vit_medium_patch16_reg4_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=4),
     "vit_base_patch16_reg4_gap_256": ViTConfig(**{**BASE, **REG_GAP, "layer_scale": None}, register_tokens=4),
+    # Ours, for small images and training from scratch; nobody publishes weights of them.
+    "vit_nano_patch4_28": ViTConfig(**NANO, patch_size=4, image_size=(28, 28)),
+    "vit_nano_patch16_224": ViTConfig(**NANO),
 }
 """By timm's names without the tag of the weights."""

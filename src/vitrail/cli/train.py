@@ -1,0 +1,118 @@
+"""`vitrail train`: fine-tune a model on labelled images, or train it from scratch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.train_options import (
+    add_train_arguments,
+    existing,
+    machine_of,
+    need_training,
+    recipe_of,
+    watcher_of,
+)
+from vitrail.errors import InputError
+
+if TYPE_CHECKING:
+    from vitrail.learn.trained import Trained
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--data", metavar="DIR|MANIFEST", required=True, help="labelled images, as for select"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", required=True, help="a candidate, architecture or own model"
+    )
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the model's own")
+    parser.add_argument("--weights", metavar="FILE", help="begin with these instead of the published ones")
+    parser.add_argument("--from-scratch", action="store_true", help="begin with random weights")
+    parser.add_argument("--offline", action="store_true", help="never ask a model hub")
+    parser.add_argument(
+        "--then-select", metavar="TOML", help="go on with `select` under these requirements, on the same data"
+    )
+    parser.add_argument(
+        "--artifact", metavar="DIR", help="where --then-select ships the winner (RUN-artifact)"
+    )
+    add_train_arguments(parser, recipe="light")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; exit code 0, or with --then-select that of `select`."""
+    need_training()
+    recipe, machine = recipe_of(args), machine_of(args)
+    selecting = _selection_arguments(args)
+    from vitrail.learn.finetune import Setup, finetune
+    from vitrail.models.weights import WeightsFinder
+
+    setup = Setup(
+        data=args.data,
+        model=args.model,
+        recipe=recipe,
+        out=Path(args.out),
+        image_size=args.image_size,
+        weights=existing(args.weights),
+        from_scratch=args.from_scratch,
+        checkpoint_every=args.checkpoint_every,
+        machine=machine,
+    )
+    watcher = watcher_of(args)
+    try:
+        trained = finetune(setup, WeightsFinder(offline=args.offline), watcher)
+    except KeyboardInterrupt:
+        watcher.note("what was learned up to the last checkpoint is kept: run the same command to go on.")
+        raise
+    finally:
+        watcher.end()
+    if int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0")):
+        return 0  # one of several processes; the first one reports
+    if args.json:
+        write_json({"schema_version": 1, "run": args.out, **_document(trained)}, args.json)
+    if args.json != STDOUT:
+        print(_ended(args, trained, selecting is not None))
+    if selecting is None:
+        return 0
+    from vitrail.cli import command_parser
+    from vitrail.cli import select as select_command
+
+    return select_command.run(command_parser("select").parse_args(selecting))
+
+
+def _selection_arguments(args: argparse.Namespace) -> list[str] | None:
+    """What `select` is called with after training; its mistakes are found before hours of it."""
+    if args.then_select is None:
+        if args.artifact is not None:
+            raise InputError("--artifact is where --then-select ships: give --then-select TOML too.")
+        return None
+    from vitrail.requirements import from_toml
+
+    from_toml(args.then_select)
+    out = args.artifact or f"{args.out.rstrip('/')}-artifact"
+    arguments = [args.then_select, "--trained", args.out, "--data", args.data, "--out", out]
+    return [*arguments, *(["--offline"] if args.offline else [])]
+
+
+def _document(trained: Trained) -> dict[str, object]:
+    import msgspec
+
+    found: dict[str, object] = msgspec.to_builtins(trained)
+    del found["schema_version"], found["seen"]
+    return found
+
+
+def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> str:
+    best = max(trained.history, key=lambda epoch: epoch.accuracy or 0.0)
+    line = (
+        f"{args.out} · best validation accuracy {best.accuracy:.2f} % in epoch {best.epoch} of {trained.epochs} · "
+        f"{trained.history[-1].seconds:.0f} s"
+    )
+    return (
+        line if goes_on else f"{line}\nnext: vitrail select --trained {args.out} --data {args.data} --out DIR"
+    )

@@ -1,0 +1,159 @@
+"""Options that `train` and `train-clip` share: the recipe, the machine, the run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.cli.output import STDOUT
+from vitrail.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from vitrail.learn.finetune import Machine
+    from vitrail.learn.recipe import Recipe
+    from vitrail.learn.run import Watcher
+
+# Option -> the recipe's key that it sets.
+SHORT = {
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "optimizer.learning_rate",
+    "seed": "seed",
+    "precision": "engine.precision",
+    "patience": "patience",
+}
+
+
+def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None:
+    """Declare them; `recipe` is the default one."""
+    parser.add_argument(
+        "--out", metavar="RUN", required=True, help="the run's folder; one that is there goes on"
+    )
+    what = parser.add_argument_group("recipe")
+    what.add_argument(
+        "--recipe", metavar="NAME|FILE", default=recipe, help=f"a recipe or TOML file ({recipe})"
+    )
+    what.add_argument("--epochs", type=int, metavar="N")
+    what.add_argument("--batch-size", type=int, metavar="N", help="images per step, over all processes")
+    what.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest, after the warm-up")
+    what.add_argument("--seed", type=int, metavar="N")
+    what.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better figure")
+    what.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
+    what.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile the model"
+    )
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other key: optimizer.clip_norm=5"
+    )
+    where = parser.add_argument_group("machine")
+    where.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
+    where.add_argument("--processes", type=int, metavar="N", default=1, help="on each node (1)")
+    where.add_argument("--nodes", type=int, metavar="N", default=1, help="started with torchrun on each (1)")
+    where.add_argument("--strategy", choices=("auto", "ddp", "fsdp"), default="auto")
+    where.add_argument("--threads", type=int, metavar="N", help="of each process on a CPU")
+    where.add_argument("--workers", type=int, metavar="N", help="processes that prepare images, each")
+    parser.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help="besides the checkpoint of each epoch"
+    )
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe with what the options change.
+
+    Raises:
+        InputError: an unknown recipe or key, or a value out of its range.
+    """
+    from vitrail.learn.recipe import load_recipe
+
+    changes = [f"{key}={_toml(getattr(args, name))}" for name, key in SHORT.items() if _given(args, name)]
+    if args.compile is not None:
+        changes.append(f"engine.compile={'true' if args.compile else 'false'}")
+    return load_recipe(args.recipe, [*args.set, *changes])
+
+
+def machine_of(args: argparse.Namespace) -> Machine:
+    """Where the run takes place.
+
+    Raises:
+        InputError: a number below 1.
+    """
+    from vitrail.learn.finetune import Machine
+
+    for name in ("processes", "nodes", "threads", "checkpoint_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more.")
+    if args.workers is not None and args.workers < 0:
+        raise InputError(f"--workers {args.workers}: give 0 or more.")
+    return Machine(
+        accelerator=args.accelerator,
+        processes=args.processes,
+        nodes=args.nodes,
+        strategy=args.strategy,
+        threads=args.threads,
+        workers=args.workers,
+    )
+
+
+def need_training() -> None:
+    """Raise a MissingExtraError unless what training needs is installed."""
+    import importlib.util
+
+    for module in ("torch", "torchvision", "timm", "lightning_fabric", "tensorboard"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(
+                f"{module}, which training needs,", 'pip install "vitrail[workbench,train]"'
+            )
+
+
+def watcher_of(args: argparse.Namespace) -> Watcher:
+    """A progress bar on a terminal, a line for each epoch otherwise; stderr while stdout holds JSON."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vitrail.learn.run import Watcher
+
+    stream = sys.stderr if args.json == STDOUT else sys.stdout
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    bar = Progress(
+        *(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("")
+
+    def begin(step: int, total: int) -> None:
+        if step:
+            console.print(f"going on at step {step} of {total}")
+        bar.update(task, completed=step, total=total)
+        bar.start()
+
+    def stepped(step: int, loss: float, images_per_s: float) -> None:
+        bar.update(task, completed=step, description=f"loss {loss:.3f} · {images_per_s:.0f} images/s")
+
+    def epoch(figures: dict[str, Any]) -> None:
+        console.print(_line(figures))
+
+    return Watcher(begin=begin, step=stepped, epoch=epoch, note=console.print, end=bar.stop)
+
+
+def _line(figures: dict[str, Any]) -> str:
+    rest = {k: v for k, v in figures.items() if k not in ("epoch", "step", "seconds", "learning_rate")}
+    said = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in rest.items())
+    return f"epoch {figures['epoch']:.0f} · {said} · {figures['seconds']:.0f} s"
+
+
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return getattr(args, name) is not None
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def existing(path: str | None) -> Path | None:
+    """The path, if one was given."""
+    return None if path is None else Path(path)
