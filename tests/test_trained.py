@@ -294,13 +294,13 @@ def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, da
     document |= {"sha256": changed_digest, "classes": classes, "finished": False}
     (run / trained.TRAINED).write_text(json.dumps(document))
     found = select.select(
-        v.Requirements(min_accuracy=80, max_latency_ms=2000, license=("any",)),
+        v.Requirements(min_accuracy=80),
         None,
         v.SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",), offline=True),
         trained=[run],
         out=tmp_path / "winner",
     )
-    assert found.selected == "test_vit.toy-run@32 onnxruntime fp32"
+    assert found.selected == "test_vit.toy-run@32 onnxruntime fp32", [e.reasons for e in found.ledger]
     assert found.test.accuracy >= 80
     assert any("not finished" in note for note in found.notes)
     assert any("used again" in note for note in found.notes)
