@@ -22,6 +22,7 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "select": ("vitrail.cli.select", "find the model, runtime and precision that meet your requirements"),
     "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
+    "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
     "relabel": ("vitrail.cli.relabel", "give a zero-shot artifact other classes"),
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),

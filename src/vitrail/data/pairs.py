@@ -75,8 +75,8 @@ class _Line(Row):
 def load(path: str | Path) -> Pairs:
     """Read a manifest of images and texts, decode each image once, and split them by content.
 
-    A column `split` gives every row's split; if it names no validation, that is cut from train, and test stays
-    as it is. Without the column: 80 % train, 10 % validation, 10 % test.
+    A column `split` gives every row's split; if it names no validation, that is cut from train and test
+    stays as it is. Without the column: 80 % train, 10 % validation, 10 % test.
 
     Raises:
         InputError: a manifest that cannot be read or lacks a column, a row without a text or whose path leads

@@ -149,9 +149,9 @@ class CLIP(nn.Module):
         Raises:
             InputError: as `encode_image` and `encode_text`.
         """
-        return Embeddings(
-            self.encode_image(images_BCHW), self.encode_text(tokens_TL), self.scale(), self.logit_bias
-        )
+        # A copy: hooks that training sets on what a model returns would stay on the parameter itself.
+        bias = None if self.logit_bias is None else self.logit_bias.clone()
+        return Embeddings(self.encode_image(images_BCHW), self.encode_text(tokens_TL), self.scale(), bias)
 
     def encode_image(self, images_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         """(B, C, H, W) -> (B, E), of length 1 unless told otherwise.
@@ -372,4 +372,4 @@ VARIANTS: dict[str, CLIPConfig] = {
     "ViT-nano-8-64": _OF_64,
     "ViT-nano-8-64-sigmoid": replace(_OF_64, scale=math.log(10.0), max_scale=None, bias=-10.0),
 }
-"""By open_clip's names, but for ours. A name says the activation too: OpenAI's own weights need `-quickgelu`."""
+"""By open_clip's names but for ours. A name says the activation too: OpenAI's weights need `-quickgelu`."""

@@ -1,0 +1,319 @@
+"""`vitrail train-clip`: images with texts and a model's name in, a folder with trained weights out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from vitrail import hardware, store
+from vitrail.data import pairs as manifests
+from vitrail.data.pairs import Pair, Pairs
+from vitrail.errors import InputError
+from vitrail.learn.finetune import MIB, PIXELS_SHARE, Machine, launched
+from vitrail.learn.images import (
+    EvaluationImages,
+    Pixels,
+    PixelsOnDemand,
+    TrainingImages,
+    augmentation,
+    evaluated,
+    read_pixels,
+    stored,
+)
+from vitrail.learn.pairs import Contrastive, Loss, TrainingPairs, read_texts
+from vitrail.learn.recipe import Recipe
+from vitrail.learn.run import Asked, Kept, Run, Watcher
+from vitrail.learn.train import train
+from vitrail.models import clip, factory
+from vitrail.models.clip import CLIP
+from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.vocabulary import Preprocess
+
+__all__ = ["RECORD", "ClipRun", "Setup", "read", "train_clip"]
+
+RECORD = "clip.json"
+SCHEMA_VERSION = 1
+RANDOM = "random"
+
+
+class ClipRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run leaves beside its weights."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    """Name, for `--model` and `--arch`."""
+    loss: Loss
+    weights: str
+    """File in the run's folder, safetensors."""
+    sha256: str
+    """Of that file."""
+    preprocess: Preprocess
+    start: str
+    """`random`, or the digest of the weights that training began with."""
+    recipe: str
+    recipe_digest: str
+    pairs: str
+    """The manifest's path."""
+    pairs_digest: str
+    epochs: int
+    """Epochs done."""
+    finished: bool
+    history: list[dict[str, float]]
+    """The figures of each epoch; recall and accuracy in %, on the validation pairs."""
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """What to train on what.
+
+    Args:
+        pairs: a manifest, as for `data.pairs.load`.
+        model: one of `vitrail.models.clip.VARIANTS`.
+        preprocess: how its images are prepared, here and wherever the weights are used.
+        recipe: from `load_recipe`.
+        out: the run's folder; a run that is there already goes on.
+        loss: None: sigmoid for a model with a bias, else clip.
+        weights: a file to begin with; None: random weights.
+        tokenizer: tokenizer.json of a SigLIP.
+        checkpoint_every: steps, besides the end of each epoch.
+    """
+
+    pairs: Path
+    model: str
+    preprocess: Preprocess
+    recipe: Recipe
+    out: Path
+    loss: Loss | None = None
+    weights: Path | None = None
+    tokenizer: Path | None = None
+    checkpoint_every: int | None = None
+    machine: Machine = field(default_factory=Machine)
+
+
+def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
+    """Train a CLIP on images with texts.
+
+    Raises:
+        InputError: pairs, model, loss or recipe that cannot be used, a folder that holds something else, or
+            training that came to no end (see `train.train`).
+    """
+    loss = _loss(setup)
+    _check_recipe(setup)
+    tokenizer = load_tokenizer(clip.VARIANTS[setup.model].text, file=setup.tokenizer)
+    fabric = launched(setup.machine, setup.recipe)
+    threads = setup.machine.threads or max(1, hardware.usable_cores() // setup.machine.processes)
+    note = watcher.note if fabric.is_global_zero else lambda _: None
+    before, rng = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(threads)
+    try:
+        pairs = manifests.load(setup.pairs)
+        start = RANDOM if setup.weights is None else store.sha256_file(setup.weights)
+        model = _built(setup)
+        for line in _introduced(pairs, setup, model, loss):
+            note(line)
+        run = Run(
+            folder=setup.out,
+            asked=Asked(
+                model=f"{setup.model} by {loss} loss",
+                image_size=setup.preprocess.image_size,
+                start=start,
+                data=pairs.digest,
+                recipe=setup.recipe.values(),
+            ),
+            record=_Recorder(setup, loss, start, pairs),
+            every=setup.checkpoint_every,
+            writes=fabric.is_global_zero,
+            watcher=watcher,
+        )
+        task = _task(model, loss, pairs, setup, tokenizer, threads, note)
+        workers = setup.machine.workers
+        if workers is None:
+            workers = 1 if fabric.device.type == "cpu" else hardware.usable_cores()
+        train(task, setup.recipe, run, fabric, workers=workers)
+        fabric.barrier()
+        return read(setup.out)
+    finally:
+        torch.set_num_threads(before)
+        torch.set_rng_state(rng)
+
+
+def read(folder: str | Path) -> ClipRun:
+    """The record of the run in `folder`.
+
+    Raises:
+        InputError: no run is there, or its record is damaged.
+    """
+    file = Path(folder) / RECORD
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=ClipRun)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder} holds no CLIP ({RECORD} is missing): name the folder that `vitrail train-clip` wrote."
+        ) from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+
+
+# --- what was asked -------------------------------------------------------------------------------
+
+
+def _loss(setup: Setup) -> Loss:
+    """The loss that fits the model: SigLIP's needs a bias, CLIP's would leave one untrained."""
+    config = clip.VARIANTS.get(setup.model)
+    if config is None:
+        raise InputError(
+            f"Vitrail has no CLIP or SigLIP named {setup.model!r}: choose {', '.join(clip.VARIANTS)}."
+        )
+    loss: Loss = setup.loss or ("clip" if config.bias is None else "sigmoid")
+    if (loss == "sigmoid") != (config.bias is not None):
+        fitting = [n for n, c in clip.VARIANTS.items() if (c.bias is not None) == (loss == "sigmoid")]
+        near = next((name for name in fitting if name.startswith(setup.model)), fitting[-1])
+        has = "has no bias, which the sigmoid loss trains" if loss == "sigmoid" else "compares by sigmoids"
+        raise InputError(f"{setup.model} {has}: leave --loss out, or choose --model {near}.")
+    return loss
+
+
+def _check_recipe(setup: Setup) -> None:
+    """Refuse what a recipe says of classes, rather than pass over it."""
+    r, fix = setup.recipe.regularization, "--recipe clip has it off"
+    for name in ("label_smoothing", "mixup", "cutmix"):
+        if getattr(r, name):
+            raise InputError(
+                f"The recipe has {name}, which is for classes: give --set regularization.{name}=0 ({fix})."
+            )
+    if setup.recipe.optimizer.layer_decay < 1:
+        raise InputError(
+            f"CLIP learns at one rate in all layers: give --set optimizer.layer_decay=1 ({fix})."
+        )
+    if setup.machine.strategy == "fsdp":
+        raise InputError("A CLIP is trained with ddp: leave --strategy fsdp out.")
+
+
+def _built(setup: Setup) -> CLIP:
+    """The model with its first weights, gradients on."""
+    image = clip.VARIANTS[setup.model].image
+    image = dataclasses.replace(image, drop_path=setup.recipe.regularization.drop_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.recipe.seed)
+        model = factory.build(setup.model, image=image)
+    assert isinstance(model, CLIP)
+    if setup.weights is not None:
+        factory.load_weights(model, setup.weights)
+    return model.requires_grad_(True).train()
+
+
+def _introduced(pairs: Pairs, setup: Setup, model: CLIP, loss: Loss) -> list[str]:
+    split = ", ".join(f"{len(pairs.of(s))} {s}" for s in ("train", "validation", "test"))
+    texts = len({text for pair in pairs.pairs for text in pair.texts})
+    begun = "random weights" if setup.weights is None else f"the weights of {setup.weights.name}"
+    million = sum(p.numel() for p in model.parameters()) / 1e6
+    lines = [
+        f"{pairs.name}: {split} images, {texts} texts · {setup.model}, {million:.1f} M parameters, "
+        f"from {begun} · {loss} loss · recipe {setup.recipe.name}"
+    ]
+    if pairs.broken:
+        lines.append(f"{len(pairs.broken)} images cannot be read, the first: {pairs.broken[0].reason}")
+    if pairs.copies:
+        straddling = sum(copy.straddles for copy in pairs.copies)
+        across = f", {straddling} of them across splits" if straddling else ""
+        lines.append(f"{len(pairs.copies)} files are equal to another one{across}: each counts once")
+    if pairs.conflicts:
+        first = pairs.conflicts[0]
+        lines.append(
+            f"{len(pairs.conflicts)} images have several categories and count as without one, the first: "
+            f"{first.paths[0]} ({' and '.join(dict.fromkeys(first.labels))})"
+        )
+    return lines
+
+
+# --- what is learned ------------------------------------------------------------------------------
+
+
+def _task(
+    model: CLIP,
+    loss: Loss,
+    pairs: Pairs,
+    setup: Setup,
+    tokenizer: Tokenizer,
+    threads: int,
+    note: Callable[[str], None],
+) -> Contrastive:
+    recipe, preprocess = setup.recipe, setup.preprocess
+    seen, held_out = pairs.of("train"), pairs.of("validation")
+    texts, held_out_texts = (read_texts(part, tokenizer, model.config.text) for part in (seen, held_out))
+    pixels = _pixels(seen, stored(preprocess, recipe.augmentation), threads)
+    if isinstance(pixels, PixelsOnDemand):
+        note("the images do not fit in memory together and are decoded in each epoch anew")
+    images = TrainingImages(
+        pixels, range(len(seen)), augmentation(recipe.augmentation, preprocess), seed=recipe.seed
+    )
+    held_out_pixels = _pixels(held_out, evaluated(preprocess), threads)
+    prompts_KPL, label_I = _categories(pairs, held_out, tokenizer, model)
+    return Contrastive(
+        model=model,
+        images=TrainingPairs(images, texts, seed=recipe.seed),
+        validation=EvaluationImages(held_out_pixels, range(len(held_out)), preprocess),
+        texts=held_out_texts,
+        loss=loss,
+        batch_size=recipe.batch_size,
+        prompts_KPL=prompts_KPL,
+        label_I=label_I,
+        channels_last=recipe.engine.channels_last,
+    )
+
+
+def _pixels(some: tuple[Pair, ...], make: Callable[[str], Any], threads: int) -> Pixels | PixelsOnDemand:
+    import psutil
+
+    free_mib = PIXELS_SHARE * psutil.virtual_memory().available / MIB
+    return read_pixels([pair.path for pair in some], make, threads=threads, memory_mib=free_mib)
+
+
+def _categories(
+    pairs: Pairs, held_out: tuple[Pair, ...], tokenizer: Tokenizer, model: CLIP
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Tokens of each category's prompts (K, P, L) and the held-out images' categories (I,), −1 for none."""
+    names = pairs.categories
+    labels = [names.index(pair.category) if pair.category else -1 for pair in held_out]
+    if len(names) < 2 or max(labels) < 0:
+        return None, None
+    prompts = [Pair(path="", digest="", texts=(name,), split="train", category=None) for name in names]
+    tokens_KL = read_texts(prompts, tokenizer, model.config.text).tokens_TL
+    if len(tokens_KL) < len(names):
+        raise InputError("This model reads two categories alike: name them differently.")
+    return tokens_KL[:, None], torch.tensor(labels)
+
+
+@dataclass
+class _Recorder:
+    """Writes clip.json whenever the best weights change."""
+
+    setup: Setup
+    loss: Loss
+    start: str
+    pairs: Pairs
+
+    def __call__(self, kept: Kept) -> None:
+        record = ClipRun(
+            model=self.setup.model,
+            loss=self.loss,
+            weights=kept.file,
+            sha256=kept.sha256,
+            preprocess=self.setup.preprocess,
+            start=self.start,
+            recipe=self.setup.recipe.name,
+            recipe_digest=self.setup.recipe.digest(),
+            pairs=str(self.setup.pairs.absolute()),
+            pairs_digest=self.pairs.digest,
+            epochs=len(kept.progress.history),
+            finished=kept.finished,
+            history=kept.progress.history,
+        )
+        content = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+        store.atomic_write(self.setup.out / RECORD, content)
