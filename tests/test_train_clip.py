@@ -1,0 +1,231 @@
+"""`vitrail train-clip`: it learns, goes on where it was stopped, and its weights serve every command."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitrail.cli import main
+from vitrail.learn import clip as clip_run
+from vitrail.learn.recipe import load_recipe
+from vitrail.learn.run import Watcher
+from vitrail.models import clip, factory, table
+from vitrail.models.tokenizer import load_tokenizer
+from vitrail.zeroshot import published
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 40, 220),
+    "yellow": (230, 220, 30),
+    "black": (10, 10, 10),
+    "white": (245, 245, 245),
+}
+TINY = "ViT-tiny-test"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A CLIP of few numbers under names of their own, without a bias and with one."""
+    full = clip.VARIANTS["ViT-nano-8-64"]
+    image = dataclasses.replace(
+        full.image, width=32, depth=1, heads=2, patch_size=8, image_size=(16, 16), num_classes=16
+    )
+    text = dataclasses.replace(full.text, width=32, depth=1, heads=2, embed_width=16, context_length=8)
+    config = dataclasses.replace(full, image=image, text=text)
+    for name, changed in ((TINY, config), (f"{TINY}-sigmoid", dataclasses.replace(config, bias=-4.0))):
+        monkeypatch.setitem(clip.VARIANTS, name, changed)
+        monkeypatch.setitem(table.MODELS, name, "vitrail.models.clip:CLIP")
+        monkeypatch.setitem(published.OWN, name, published.OPENAI)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Noisy squares of six colours; each says its colour, and half of them in another way too."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, colour in COLOURS.items():
+        for i in range(24):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 12, (20, 20, 3)), 0, 255).astype(np.uint8)
+            file = f"{name}{i}.png"
+            Image.fromarray(pixels).save(folder / file)
+            split = "validation" if i < 4 else "test" if i < 6 else "train"
+            light = "pale" if name in ("white", "yellow") else "dark"
+            rows.append((file, name, split, light))
+            if i % 2:
+                rows.append((file, f"a {name} square", split, light))
+    with open(folder / "pairs.csv", "w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(("path", "text", "split", "category"))
+        writer.writerows(rows)
+    return folder / "pairs.csv"
+
+
+FAST = (
+    "batch_size=24",
+    "engine.precision=fp32",
+    "optimizer.learning_rate=3e-3",
+    "optimizer.warmup_epochs=0.5",
+)
+
+
+def setup_of(pairs, out, *changes, model=TINY, epochs=2, **more):
+    recipe = load_recipe("clip", [*FAST, f"epochs={epochs}", *changes])
+    machine = clip_run.Machine(workers=0, threads=1)
+    preprocess = published.preprocess_of(model, clip.VARIANTS[model].image_size[0], None)
+    return clip_run.Setup(
+        pairs=pairs, model=model, preprocess=preprocess, recipe=recipe, out=out, machine=machine, **more
+    )
+
+
+@pytest.mark.parametrize("model", [TINY, f"{TINY}-sigmoid"])
+def test_it_learns_which_text_belongs_to_which_image(pairs, tmp_path, model):
+    run = clip_run.train_clip(setup_of(pairs, tmp_path / "run", epochs=40, model=model), Watcher())
+    assert run.loss == ("clip" if model == TINY else "sigmoid")
+    first, best = run.history[0], max(run.history, key=lambda figures: figures["recall_1"])
+    assert best["recall_1"] > 90, run.history
+    assert run.history[-1]["train_loss"] < 0.7 * first["train_loss"]
+    assert run.history[-1]["validation_loss"] < first["validation_loss"]
+    assert 0 <= best["zero_shot_accuracy"] <= 100
+    assert run.finished
+    assert run == clip_run.read(tmp_path / "run")
+    built = factory.build(model)
+    factory.load_weights(built, tmp_path / "run" / run.weights)
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(pairs, tmp_path):
+    drawn = ("regularization.drop_path=0.2", "engine.accumulate=2")
+    whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *drawn, epochs=3), Watcher())
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step, loss, rate):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        clip_run.train_clip(
+            setup_of(pairs, tmp_path / "run", *drawn, epochs=3, checkpoint_every=3), Watcher(step=stop)
+        )
+    begun = []
+    again = clip_run.train_clip(
+        setup_of(pairs, tmp_path / "run", *drawn, epochs=3, checkpoint_every=3),
+        Watcher(begin=lambda step, total: begun.append((step, total))),
+    )
+    assert begun == [(9, 12)], "it goes on from the last checkpoint"
+    assert again.sha256 == whole.sha256
+    figures = [[{k: v for k, v in f.items() if k != "seconds"} for f in r.history] for r in (whole, again)]
+    assert figures[0] == figures[1]
+
+
+def test_parts_of_a_batch_give_the_same_curve(pairs, tmp_path):
+    one = clip_run.train_clip(setup_of(pairs, tmp_path / "one"), Watcher())
+    four = clip_run.train_clip(setup_of(pairs, tmp_path / "four", "engine.accumulate=4"), Watcher())
+    for a, b in zip(one.history, four.history, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-3)
+        assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-3)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def call(capsys, *argv):
+    code = main([str(part) for part in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_leaves_weights_that_serve_everything(pairs, tmp_path, capsys, monkeypatch):
+    """The real small model, because other commands read it in processes of their own."""
+    pytest.importorskip("usearch")
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    model, run = "ViT-nano-8-64", tmp_path / "run"
+    options = ["--epochs", 2, "--batch-size", 48, "--precision", "fp32", "--threads", 2, "--workers", 0]
+    code, _, err = call(
+        capsys, "train-clip", "--pairs", pairs, "--model", model, "--out", run, *options,
+        "--json", tmp_path / "run.json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["model"] == model
+    assert record["finished"]
+    weights, photo = run / record["weights"], pairs.parent / "red0.png"
+    which = ("--model", model, "--weights", weights)
+
+    code, out, _ = call(
+        capsys, "zero-shot", photo, "--classes", "red,blue", "--prompts", "simple", *which, "--json", "-"
+    )
+    assert code == 0
+    assert json.loads(out)["preprocess"] == record["preprocess"]
+
+    code, out, _ = call(capsys, "score", photo, "red", *which, "--json", "-")
+    assert code == 0
+    assert json.loads(out)["cosine"] == pytest.approx(by_hand(model, weights, photo, "red"), abs=1e-4)
+
+    index = tmp_path / "index.parquet"
+    assert call(capsys, "embed", photo, *which, "--out", index)[0] == 0
+    assert call(capsys, "search", index, "a red square")[0] == 0
+
+    from vitrail.zeroshot.candidates import Names, OwnCLIP, of_names
+    from vitrail.zeroshot.hub import Finder
+
+    names = Names(classes=("red", "blue"), templates=("{}",))
+    own = OwnCLIP(file=str(weights), arch=model)
+    found = of_names(names, (), own, Finder(offline=True), threads=1)
+    assert found.candidates[0].preprocess.image_size == 64
+
+
+def by_hand(model, weights, photo, text):
+    """The cosine by the plain formulas: pixels resized, cropped and normalised by Pillow and numpy."""
+    built = factory.build(model)
+    factory.load_weights(built, weights)
+    pixels = np.asarray(Image.open(photo).resize((64, 64), Image.Resampling.BICUBIC), np.float32) / 255
+    mean, std = (np.array(v, np.float32) for v in (published.OPENAI.mean, published.OPENAI.std))
+    image_1CHW = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        image, words, *_ = built(image_1CHW, load_tokenizer(built.config.text)([text]))
+    return float((image * words).sum())
+
+
+def complaint(capsys, *argv):
+    code, _, err = call(capsys, *argv)
+    assert code == 2
+    assert err.count("\n") == 1
+    return err
+
+
+def test_wrong_use_is_one_sentence_with_the_fix(pairs, tmp_path, capsys):
+    plain = ("train-clip", "--pairs", pairs, "--out", tmp_path / "run", "--recipe", "clip", "--workers", 0)
+    for options, said in (
+        (["--model", "ViT-nano"], "has no CLIP or SigLIP named 'ViT-nano'"),
+        (["--model", TINY, "--loss", "sigmoid"], f"choose --model {TINY}-sigmoid"),
+        (["--model", f"{TINY}-sigmoid", "--loss", "clip"], "compares by sigmoids: leave --loss out"),
+        (["--model", TINY, "--recipe", "light"], "label_smoothing, which is for classes"),
+        (["--model", TINY, "--set", "optimizer.layer_decay=0.9"], "optimizer.layer_decay=1"),
+        (["--model", TINY, "--set", "epoch=3"], "no key 'epoch'"),
+        (["--model", TINY, "--weights", tmp_path / "none"], "There is no file at"),
+        (["--model", TINY, "--pairs", tmp_path / "none.csv"], "does not exist: give a manifest"),
+        (["--model", TINY, "--batch-size", 5000, "--precision", "fp32"], "A batch of 5000 is more than"),
+        (["--model", "ViT-L-14"], "with --tag"),
+        (["--model", "ViT-B-16-SigLIP"], "tokenizer.json"),
+        (["--model", TINY, "--strategy", "fsdp"], "leave --strategy fsdp out"),
+    ):
+        assert said in complaint(capsys, *plain, *options), options
+
+
+def test_another_manifest_does_not_go_on_with_a_run(pairs, tmp_path):
+    out = tmp_path / "run"
+    clip_run.train_clip(setup_of(pairs, out, epochs=1), Watcher())
+    fewer = pairs.parent / "fewer.csv"
+    fewer.write_text("".join(pairs.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(clip_run.InputError, match="data is"):
+        clip_run.train_clip(setup_of(fewer, out, epochs=1), Watcher())
+    with pytest.raises(clip_run.InputError, match="label_smoothing"):
+        clip_run.train_clip(setup_of(pairs, out, "regularization.label_smoothing=0.1"), Watcher())
