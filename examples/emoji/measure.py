@@ -2,10 +2,10 @@
 
 The neighbours know the pictures that were learned from, with their names. For a picture and a text they say
 
-    score = max over known symbols of  likeness(picture, nearest picture of the symbol) · likeness(its name, text)
+    score = max over known symbols of  likeness(picture, its nearest picture) · likeness(its name, text)
 
-with pictures compared by raw pixels or by EfficientNet-Lite0's features, and names by their words (tf-idf). So a
-known name is found through its own pictures, a new one through the names that share words with it.
+with pictures compared by raw pixels or by EfficientNet-Lite0's features, and names by their words (tf-idf).
+So a known name is found through its own pictures, a new one through the names that share words with it.
 
 Shapes: I pictures, T texts, K known symbols, P pictures learned from, D features.
 """

@@ -2,8 +2,8 @@
 
     python examples/emoji/run.py --packages emoji --out emoji-run
 
-`--packages` is a folder with the npm packages emoji-datasource-apple, -facebook, -google and -twitter; what is not
-there is fetched with npm. README.md says what the figures are.
+`--packages` is a folder with the npm packages emoji-datasource-apple, -facebook, -google, -twitter; what is
+not there is fetched with npm. README.md says what the figures are.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> int:
     run = out / "run"
     options = ["--epochs", str(args.epochs)] if args.epochs else []
     options += ["--batch-size", str(args.batch_size)] if args.batch_size else []
+    options += ["--threads", str(args.threads)] if args.threads else []
     options += [part for change in args.set for part in ("--set", change)]
     recipe = ["--recipe", str(HERE / "recipe.toml"), *options]
     code = _vitrail(
@@ -89,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
+    parser.add_argument("--threads", type=int, help="of the training (all usable cores)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as `train-clip`")
     parser.add_argument("--limit", type=int, help="use so many symbols only, for a trial")
     return parser.parse_args()

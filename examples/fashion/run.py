@@ -4,9 +4,9 @@
     pip install "vitrail[workbench,train]"
     python examples/fashion/run.py --work fashion
 
-Writes the 70,000 images as PNG files with a manifest (55,000 train, 5,000 validation, and the 10,000 test images
-that everyone tests on), trains both models with `vitrail train`, and selects: each as fp32 and bf16, the test
-images seen by the winner alone. Then each model's bf16 artifact is tested on the same 10,000 images.
+Writes the 70,000 images as PNG files with a manifest (55,000 train, 5,000 validation, and the 10,000 test
+images that everyone tests on), trains both models with `vitrail train`, and ships each as an fp32 and as a
+bf16 artifact, tested on those 10,000.
 """
 
 from __future__ import annotations

@@ -110,8 +110,8 @@ def _document(trained: Trained) -> dict[str, object]:
 def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> str:
     best = max(trained.history, key=lambda epoch: epoch.accuracy or 0.0)
     line = (
-        f"{args.out} · best validation accuracy {best.accuracy:.2f} % in epoch {best.epoch} of {trained.epochs} · "
-        f"{trained.history[-1].seconds:.0f} s"
+        f"{args.out} · best validation accuracy {best.accuracy:.2f} % in epoch {best.epoch} of "
+        f"{trained.epochs} · {trained.history[-1].seconds:.0f} s"
     )
     return (
         line if goes_on else f"{line}\nnext: vitrail select --trained {args.out} --data {args.data} --out DIR"

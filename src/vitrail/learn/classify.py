@@ -83,7 +83,8 @@ class Classification:
             right += (scores_BK.argmax(1) == labels_B).sum()
             lost += F.cross_entropy(scores_BK, labels_B, reduction="sum")
             seen += len(labels_B)
-        right, lost, seen = (fabric.all_reduce(value, reduce_op="sum") for value in (right, lost, seen))
+        sums: Any = fabric.all_reduce(torch.stack([right, lost, seen]), reduce_op="sum")
+        right, lost, seen = sums
         return {"accuracy": float(100 * right / seen), "validation_loss": float(lost / seen)}
 
     def _validation_batches(self, fabric: Fabric) -> Any:

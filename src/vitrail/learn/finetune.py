@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from vitrail.learn.images import (
     TrainingImages,
     augmentation,
     evaluated,
+    read_pixels,
+    stored,
 )
-from vitrail.learn.images import read_pixels, stored
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Asked, Kept, Run, Watcher
 from vitrail.learn.start import Start, starting
@@ -138,8 +138,8 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
     """Train a classifier on labelled images.
 
     Raises:
-        InputError: data, model or recipe that cannot be used, a model that does not fit in memory, a folder that
-            holds something else, or training that came to no end (see `train.train`).
+        InputError: data, model or recipe that cannot be used, a model that does not fit in memory, a folder
+            that holds something else, or training that came to no end (see `train.train`).
     """
     recipe, machine = setup.recipe, setup.machine
     fabric = launched(machine, recipe)

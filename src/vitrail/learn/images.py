@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from vitrail.images.decode import decode
+from vitrail.images.decode import decode, frame_of
 from vitrail.images.preprocess import RESAMPLING, to_pixels
 from vitrail.learn.order import Place, chance
 from vitrail.learn.recipe import Augmentation
@@ -101,15 +100,16 @@ def read_pixels(
 
 
 def stored(preprocess: Preprocess, change: Augmentation) -> Make:
-    """How an image is kept for training: its short side reduced to what random crops can use, never enlarged."""
+    """How an image is kept for training: its short side reduced to what random crops can use."""
     side = math.ceil(preprocess.image_size * (MARGIN if change.crop_area else 1.0))
 
     def read(path: str) -> np.ndarray:
         image = decode(path, short_side=side)
-        scale = side / min(image.size)
+        _, (left, top, right, bottom) = frame_of(image)
+        scale = side / min(right - left, bottom - top)
         if scale < 1 or not change.crop_area:
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            image = image.resize(size, Image.Resampling.BICUBIC)
+            size = (max(1, int((right - left) * scale)), max(1, int((bottom - top) * scale)))
+            image = image.resize(size, RESAMPLING[preprocess.interpolation], box=frame_of(image).box)
         return np.array(image)
 
     return read
@@ -130,7 +130,6 @@ def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
     mode = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}[
         preprocess.interpolation
     ]
-    assert preprocess.interpolation in RESAMPLING
     steps: list[torch.nn.Module] = []
     if change.crop_area is not None:
         steps.append(
@@ -149,7 +148,9 @@ def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
     if change.randaugment is not None:
         count, strength = change.randaugment
         level = round(strength / 10 * (LEVELS - 1))
-        steps.append(v2.RandAugment(count, level, num_magnitude_bins=LEVELS, interpolation=mode))
+        steps.append(
+            v2.RandAugment(count, level, num_magnitude_bins=LEVELS, interpolation=InterpolationMode.BILINEAR)
+        )
     if change.color:
         steps.append(v2.ColorJitter(change.color, change.color, change.color))
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocess.mean, preprocess.std)]
@@ -159,7 +160,7 @@ def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
 
 
 class TrainingImages(Dataset):
-    """(epoch, index) -> (float32 (3, S, S), what belongs to the image): the same for the same epoch and index.
+    """(epoch, index) -> (float32 (3, S, S), its target), the same for the same epoch and index.
 
     Args:
         pixels: the decoded images.
@@ -185,7 +186,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """index -> (float32 (3, S, S), what belongs to the image), prepared as `predict` does."""
+    """index -> (float32 (3, S, S), its target), prepared as `predict` does."""
 
     def __init__(
         self, pixels: Pixels | PixelsOnDemand, targets: Sequence[object], preprocess: Preprocess

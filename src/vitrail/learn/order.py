@@ -28,7 +28,7 @@ def seed_of(*parts: int | str) -> int:
 
 
 class chance:
-    """Within this block torch's generator of the CPU follows from the given parts; afterwards it is as before."""
+    """Within this block torch's generator of the CPU follows from these parts; afterwards it is as before."""
 
     def __init__(self, *parts: int | str) -> None:
         self._seed = seed_of(*parts)

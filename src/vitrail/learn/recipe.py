@@ -34,10 +34,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    pass
+    """Refuses keys it does not have."""
 
 
-class Optimizer(_Section):
+class Optimizer(_Section, frozen=True, kw_only=True):
     """How weights are moved."""
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -60,7 +60,7 @@ class Optimizer(_Section):
     """Largest norm of all gradients together; None: not limited."""
 
 
-class Regularization(_Section):
+class Regularization(_Section, frozen=True, kw_only=True):
     """What keeps a model from learning its images by heart."""
 
     label_smoothing: float = 0.1
@@ -75,7 +75,7 @@ class Regularization(_Section):
     kept; None: no average."""
 
 
-class Augmentation(_Section):
+class Augmentation(_Section, frozen=True, kw_only=True):
     """What is done to an image before the model sees it; torchvision's transforms, in this order."""
 
     crop_area: tuple[float, float] | None = (0.35, 1.0)
@@ -95,7 +95,7 @@ class Augmentation(_Section):
     """Probability of erasing a rectangle (Zhong et al. 2020)."""
 
 
-class Engine(_Section):
+class Engine(_Section, frozen=True, kw_only=True):
     """What changes the speed and, up to rounding, not the result."""
 
     precision: Precision = "bf16"
@@ -108,7 +108,7 @@ class Engine(_Section):
     """Parts that a batch is taken in: less memory, the same gradient (but for batch norm's statistics)."""
 
 
-class Recipe(_Section):
+class Recipe(_Section, frozen=True, kw_only=True):
     """One recipe, with every default filled in."""
 
     name: str = "own"

@@ -33,14 +33,14 @@ def checked(start: Start, recipe: Recipe, *, processes: int) -> str:
         training=True,
         implementation=start.implementation,
     )
+    averaged = start.cost.parameters * 4 / MIB if recipe.regularization.average_decay is not None else 0.0
     try:
-        found = memory.predict(setup, budget_mib=available / LOW)
+        found = memory.predict(setup, budget_mib=max(1.0, available - averaged) / LOW)
     except (ChildFailure, InputError) as error:
         return f"memory was not predicted: {error}"
-    needed, largest = LOW * found["predicted_mib"]["total"], found["largest_batch"]
-    averaged = start.cost.parameters * 4 / MIB if recipe.regularization.average_decay is not None else 0.0
-    if needed + averaged <= available:
-        return f"a step takes about {needed + averaged:.0f} MiB of the {available:.0f} that are free"
+    needed, largest = LOW * found["predicted_mib"]["total"] + averaged, found["largest_batch"]
+    if needed <= available:
+        return f"a step takes about {needed:.0f} MiB of the {available:.0f} that are free"
     most = largest * processes
     fix = (
         f"give --batch-size {most}, or keep the batch and take it in parts with --set engine.accumulate="
@@ -50,7 +50,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int) -> str:
     )
     raise InputError(
         f"{start.architecture} at {start.preprocess.image_size} px with {batch} images at a time needs about "
-        f"{needed + averaged:.0f} MiB and {available:.0f} are free: {fix}."
+        f"{needed:.0f} MiB and {available:.0f} are free: {fix}."
     )
 
 

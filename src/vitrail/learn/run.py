@@ -133,8 +133,8 @@ class Run:
         changed = self.asked.differences(before)
         if changed:
             raise InputError(
-                f"The run in {self.folder} was asked something else: {'; '.join(changed)}. Ask the same again to "
-                "go on with it, or give --out a new folder."
+                f"The run in {self.folder} was asked something else: {'; '.join(changed)}. Ask the "
+                "same again to go on with it, or give --out a new folder."
             )
 
     # --- checkpoints ------------------------------------------------------------------------------
@@ -183,9 +183,10 @@ class Run:
             partial.unlink(missing_ok=True)
             kept = self._newest_first()
             last = f"the checkpoint of step {_step(kept[0])} is kept" if kept else "there is none yet"
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"The checkpoint of step {step} cannot be written to {self._checkpoints} "
-                f"({getattr(error, 'strerror', None) or error}); {last}: free some space and run the same command again."
+                f"The checkpoint of step {step} cannot be written to {self._checkpoints} ({reason}); {last}: "
+                "free some space and run the same command again."
             ) from None
         if self.writes:
             for old in self._newest_first()[CHECKPOINTS_KEPT:]:

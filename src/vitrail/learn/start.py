@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from vitrail import catalog, models
 from vitrail.errors import InputError
 from vitrail.models import cost, timm
 from vitrail.models.labels import labels
-from vitrail.models.table import MODELS
+from vitrail.models.table import MODELS, OWN
 from vitrail.models.weights import WeightsFinder, WeightsUnavailable
 from vitrail.store import sha256_file
 from vitrail.vocabulary import Candidate, Implementation, Preprocess
@@ -70,6 +71,8 @@ def starting(
     known = next((c for c in catalog.candidates() if name in (c.name, c.architecture)), None)
     architecture = known.architecture if known else name.split(".")[0]
     ours = architecture in MODELS and not MODELS[architecture].endswith(":CLIP")
+    if not ours:
+        timm.check_known(architecture)
     preprocess = _preprocess(architecture, known, ours, from_scratch)
     if image_size is not None:
         preprocess = dataclasses.replace(preprocess, image_size=image_size)
@@ -108,9 +111,8 @@ def _preprocess(architecture: str, known: Candidate | None, ours: bool, from_scr
         return known.preprocess
     if ours:
         with torch.device("meta"):
-            height, width = models.build(architecture).config.image_size  # type: ignore[union-attr]
-        assert height == width
-        return Preprocess(image_size=height, crop=1.0)
+            config: Any = models.build(architecture).config
+        return Preprocess(image_size=config.image_size[0], crop=1.0)
     return Preprocess(**{**timm.published_preprocess(architecture), "crop": 1.0})
 
 
@@ -125,17 +127,18 @@ def _weights(
             raise InputError(f"There is no weights file at {given}: check --weights.")
         return given, sha256_file(given), f"the weights of {given.name}", "own"
     if from_scratch or known is None:
-        if not from_scratch and name not in MODELS:
+        if not from_scratch and name not in OWN:
             raise InputError(
-                f"No trained weights of {name!r} are known: give a file with --weights, or begin with random ones "
-                "with --from-scratch. `vitrail models` lists what is known."
+                f"No trained weights of {name} are known: give a file with --weights, or begin with random "
+                "ones with --from-scratch. `vitrail models` lists what is known."
             )
         return None, RANDOM, "random weights", "own"
     try:
         located = finder.locate(known)
     except WeightsUnavailable as error:
         raise InputError(
-            f"{str(error).rstrip('.')}: give a file with --weights, or begin with random ones with --from-scratch."
+            f"{str(error).rstrip('.')}: give a file with --weights, or begin with random ones with "
+            "--from-scratch."
         ) from None
     assert located.weights.sha256 is not None
     return located.path, located.weights.sha256, f"the weights of {known.name}", located.weights.license

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from lightning_fabric import Fabric
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vitrail.errors import InputError
 from vitrail.learn.order import Steps, seed_of
@@ -42,8 +42,8 @@ class Task(Protocol):
     """What is learned: a model, its images, a loss, and a figure that says how well it does."""
 
     model: nn.Module
-    images: Dataset
-    """(epoch, index) -> one example; len() of them."""
+    images: Any
+    """A Dataset: (epoch, index) -> one example; len() of them."""
     figure: str
     """Of `evaluate`'s figures the one that decides which weights are best; higher is better."""
 
@@ -91,7 +91,7 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
             saved before stays.
     """
     steps = Steps(
-        images=len(task.images),  # type: ignore[arg-type]
+        images=len(task.images),
         batch_size=recipe.batch_size,
         epochs=recipe.epochs,
         seed=recipe.seed,
@@ -100,8 +100,8 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
         processes=fabric.world_size,
     )
     if recipe.engine.channels_last:
-        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    compiled = torch.compile(task.model) if recipe.engine.compile else task.model
+        task.model.to(memory_format=torch.channels_last)
+    compiled: Any = torch.compile(task.model) if recipe.engine.compile else task.model
     model, optimizer = fabric.setup(compiled, optimizer_of(parameter_groups(task.model, recipe), recipe))
     average = ema(task.model, recipe)
     progress = Progress()
@@ -126,10 +126,11 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
 
         torch.manual_seed(seed_of(recipe.seed, "step", progress.step, fabric.global_rank))
         loss = task.backward(fabric, model, batch)
-        loss = fabric.all_reduce(loss.detach(), reduce_op="mean")
+        loss = mean_over_processes(fabric, loss)
         norm = fabric.clip_gradients(
             model, optimizer, max_norm=recipe.optimizer.clip_norm or math.inf, error_if_nonfinite=False
         )
+        assert norm is not None
         _refuse_what_is_not_finite(task, recipe, progress, steps, loss, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -189,7 +190,7 @@ def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps) -> bool:
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """timm's groups: no decay of vectors and of what the model names, a rate for each layer."""
     o = recipe.optimizer
-    named = getattr(model, "no_weight_decay", set)()
+    named: set[str] = getattr(model, "no_weight_decay", set)()
     if o.layer_decay < 1:
         layered: list[dict[str, Any]] = param_groups_layer_decay(
             model, o.weight_decay, no_weight_decay_list=named, layer_decay=o.layer_decay
@@ -199,7 +200,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return plain
 
 
-def optimizer_of(groups: Sequence[Mapping[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov's momentum."""
     o = recipe.optimizer
     if o.name == "sgd":
@@ -213,6 +214,13 @@ def ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
     if decay is None:
         return None
     return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=1.0, warmup_power=0.75)
+
+
+def mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    """The same scalar in every process."""
+    found = fabric.all_reduce(value.detach(), reduce_op="mean")
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _refuse_what_is_not_finite(

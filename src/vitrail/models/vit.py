@@ -492,8 +492,13 @@ REG_GAP: dict[str, Any] = {
 }
 
 NANO: dict[str, Any] = {
-    **{"width": 160, "depth": 6, "heads": 4, "num_classes": 10},
-    **{"class_token": False, "pool": "avg", "norm_after_pool": True},
+    "width": 160,
+    "depth": 6,
+    "heads": 4,
+    "num_classes": 10,
+    "class_token": False,
+    "pool": "avg",
+    "norm_after_pool": True,
 }
 
 VARIANTS: dict[str, ViTConfig] = {

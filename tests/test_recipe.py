@@ -1,0 +1,245 @@
+"""Recipes and the order of images: what a run is told, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitrail.errors import InputError
+from vitrail.images import decode, preprocess
+from vitrail.learn import images
+from vitrail.learn.order import Steps, chance, seed_of
+from vitrail.learn.recipe import RECIPES, Augmentation, load_recipe
+from vitrail.vocabulary import Preprocess
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_reads_and_says_where_it_comes_from(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert len(recipe.source) > 60
+
+
+def test_the_papers_figures():
+    swin, deit = load_recipe("swin-paper"), load_recipe("deit-paper")
+    assert (swin.epochs, swin.batch_size, swin.learning_rate()) == (300, 1024, 1e-3)
+    assert (swin.regularization.drop_path, swin.optimizer.clip_norm) == (0.2, 5.0)
+    assert deit.learning_rate() == pytest.approx(1e-3), "0.0005 · 1024 / 512"
+    assert deit.optimizer.clip_norm is None
+    assert load_recipe("swin-paper", ["batch_size=64"]).learning_rate() == pytest.approx(1e-3 / 16)
+
+
+def test_changes_are_of_the_recipe_s_types(tmp_path):
+    changed = load_recipe(
+        "light", ["optimizer.clip_norm=5", "engine.compile=true", "augmentation.crop_area=none"]
+    )
+    assert (changed.optimizer.clip_norm, changed.engine.compile, changed.augmentation.crop_area) == (
+        5,
+        True,
+        None,
+    )
+    file = tmp_path / "mine.toml"
+    file.write_text('epochs = 3\n[engine]\nprecision = "fp32"\n')
+    assert load_recipe(str(file)).engine.precision == "fp32"
+    assert load_recipe(str(file)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["optimiser.clip_norm=5"], "no key 'optimiser'"),
+        (["optimizer.clip=5"], "'optimizer.clip'.*optimizer.clip_norm"),
+        (["epochs=0"], "epochs is 1 or more"),
+        (["epochs=many"], "epochs"),
+        (["engine.precision=bf8"], "engine.precision"),
+        (["epochs"], "KEY=VALUE"),
+        (["epochs.more=1"], "no fields"),
+        (["engine.accumulate=3"], "divides batch_size"),
+        (["augmentation.pad=2"], "0 beside crop_area"),
+        (["augmentation.crop_area=[0.9, 0.1]"], "rising shares"),
+        (["optimizer.learning_rate=nan"], "above 0"),
+    ],
+)
+def test_what_a_recipe_cannot_be_told(changes, said):
+    with pytest.raises(InputError, match=said):
+        load_recipe("light", changes)
+
+
+def test_recipes_that_are_no_recipes(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = = 3")
+    with pytest.raises(InputError, match="is not TOML"):
+        load_recipe(str(broken))
+    with pytest.raises(InputError, match="Did you mean light"):
+        load_recipe("lite")
+
+
+def test_a_recipe_s_digest_is_of_its_values():
+    light = load_recipe("light")
+    assert light.digest() == load_recipe("light").digest()
+    assert light.digest() != load_recipe("light", ["seed=1"]).digest()
+
+
+@given(warmup=st.floats(0, 2), epochs=st.integers(3, 12), per_epoch=st.integers(1, 40))
+def test_the_rate_rises_once_and_falls_to_its_final_share(warmup, epochs, per_epoch):
+    recipe = load_recipe("light", [f"epochs={epochs}", f"optimizer.warmup_epochs={warmup}"])
+    rates = [recipe.learning_rate_at(step, per_epoch) for step in range(epochs * per_epoch + 1)]
+    top, final = recipe.learning_rate(), recipe.learning_rate() * recipe.optimizer.final_share
+    highest = int(np.argmax(rates))
+    assert all(0 < rate <= top * (1 + 1e-12) for rate in rates)
+    assert rates[:highest] == sorted(rates[:highest])
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)
+    assert rates[-1] == pytest.approx(final)
+    if warmup == 0:
+        half = top * (0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)
+        if per_epoch * epochs % 2 == 0:
+            assert rates[per_epoch * epochs // 2] == pytest.approx(half)
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+@given(
+    images=st.integers(4, 60),
+    share=st.integers(1, 3),
+    parts=st.integers(1, 2),
+    processes=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_processes_and_parts_share_the_same_batches(images, share, parts, processes, seed):
+    batch = share * parts * processes
+    if batch > images:
+        with pytest.raises(InputError, match="more than the"):
+            Steps(images=images, batch_size=batch, epochs=2, seed=seed, parts=parts, processes=processes)
+        return
+
+    def made(parts=1, rank=0, processes=1, first=0):
+        steps = Steps(
+            images=images,
+            batch_size=batch,
+            epochs=2,
+            seed=seed,
+            parts=parts,
+            rank=rank,
+            processes=processes,
+            first=first,
+        )
+        return list(steps), steps
+
+    whole, steps = made()
+    assert len(whole) == len(steps) == 2 * (images // batch)
+    for epoch in range(2):
+        seen = [index for batch in whole for (e, index) in batch if e == epoch]
+        assert len(seen) == len(set(seen)) == images // batch * batch
+    shares = [made(parts, rank, processes)[0] for rank in range(processes)]
+    for step, expected in enumerate(whole):
+        together = [
+            place
+            for part in range(parts)
+            for rank in range(processes)
+            for place in shares[rank][step * parts + part]
+        ]
+        assert together == expected
+    assert made(first=len(whole) // 2)[0] == whole[len(whole) // 2 :]
+
+
+def test_epochs_and_seeds_differ():
+    orders = {
+        tuple(
+            index
+            for batch in Steps(images=32, batch_size=8, epochs=3, seed=seed)
+            for e, index in batch
+            if e == epoch
+        )
+        for epoch in range(3)
+        for seed in range(2)
+    }
+    assert len(orders) == 6
+
+
+def test_a_batch_divides_among_parts_and_processes():
+    with pytest.raises(InputError, match="give a multiple of 6"):
+        Steps(images=100, batch_size=10, epochs=1, seed=0, parts=2, processes=3)
+
+
+def test_chance_leaves_torch_s_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with chance(0, "image", 1, 2):
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with chance(0, "image", 1, 2):
+        assert torch.equal(torch.rand(3), first)
+    assert len({seed_of(0, "step", n) for n in range(100)}) == 100
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for i, size in enumerate([(70, 50), (40, 90), (64, 64)]):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(paths[-1])
+    return paths
+
+
+PREPROCESS = Preprocess(image_size=32)
+
+
+def test_evaluation_images_are_what_predict_sees(photos):
+    pixels = images.read_pixels(photos, images.evaluated(PREPROCESS), threads=2, memory_mib=100)
+    made = images.EvaluationImages(pixels, [7, 8, 9], PREPROCESS)
+    for i, path in enumerate(photos):
+        image_CHW, target = made[i]
+        expected = preprocess.prepare(decode.decode(path), PREPROCESS)
+        np.testing.assert_allclose(image_CHW.numpy(), expected, atol=1e-5)
+        assert target == 7 + i
+
+
+def test_training_images_follow_from_epoch_and_index_alone(photos):
+    change = Augmentation(randaugment=(2, 9), color=0.3, erase=0.5, flip_vertical=0.5)
+    pixels = images.read_pixels(photos, images.stored(PREPROCESS, change), threads=1, memory_mib=100)
+    made = images.TrainingImages(pixels, [0, 1, 2], images.augmentation(change, PREPROCESS), seed=3)
+    torch.manual_seed(1)
+    first = {(e, i): made[e, i][0] for e in range(3) for i in range(3)}
+    torch.manual_seed(2)
+    torch.rand(17)
+    for place, image_CHW in reversed(first.items()):
+        assert torch.equal(made[place][0], image_CHW)
+        assert image_CHW.shape == (3, 32, 32)
+        assert image_CHW.dtype == torch.float32
+    assert len({image_CHW.numpy().tobytes() for image_CHW in first.values()}) == 9
+
+
+def test_images_that_do_not_fit_are_decoded_when_they_are_needed(photos):
+    make = images.stored(PREPROCESS, Augmentation())
+    kept = images.read_pixels(photos, make, threads=1, memory_mib=100)
+    needed = images.read_pixels(photos, make, threads=1, memory_mib=0.001)
+    assert isinstance(needed, images.PixelsOnDemand)
+    for i in range(3):
+        assert np.array_equal(kept[i], needed[i])
+        assert min(kept[i].shape[:2]) == min(math.ceil(32 * images.MARGIN), (50, 40, 64)[i])
+
+
+def test_without_a_change_training_and_evaluation_see_the_same(photos):
+    plain = Augmentation(crop_area=None, flip=0.0)
+    own = Preprocess(image_size=32, crop=1.0)
+    seen = images.read_pixels(photos, images.stored(own, plain), threads=1, memory_mib=100)
+    made = images.TrainingImages(seen, [0, 1, 2], images.augmentation(plain, own), seed=0)
+    held = images.EvaluationImages(
+        images.read_pixels(photos, images.evaluated(own), threads=1, memory_mib=100), [0, 1, 2], own
+    )
+    for i in range(3):
+        torch.testing.assert_close(made[0, i][0], held[i][0], atol=0.03, rtol=0)

@@ -1,0 +1,515 @@
+"""The training loop: against a loop by hand, killed and gone on with, damaged, and over processes."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from vitrail import models
+from vitrail.errors import InputError
+from vitrail.learn import finetune as finetuning
+from vitrail.learn import room, trained
+from vitrail.learn.classify import Classification
+from vitrail.learn.finetune import Machine, Setup, finetune, launched
+from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
+from vitrail.learn.order import Steps
+from vitrail.learn.recipe import load_recipe
+from vitrail.learn.run import Asked, Run, Watcher
+from vitrail.learn.train import parameter_groups, train
+from vitrail.models.weights import WeightsFinder
+from vitrail.vocabulary import Preprocess
+
+CLASSES = 3
+MODEL = "vit_nano_patch4_28"
+QUICK = (
+    "epochs=2",
+    "batch_size=6",
+    "optimizer.warmup_epochs=0.5",
+    "engine.precision=fp32",
+    "regularization.average_decay=none",
+    "augmentation.crop_area=none",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three classes of 28 px images that colour tells apart, 15 each."""
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("data")
+    for label in range(CLASSES):
+        (root / f"class {label}").mkdir()
+        for i in range(15):
+            pixels = rng.integers(0, 120, (28, 28, 3))
+            pixels[..., label] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"class {label}" / f"{i}.png")
+    return root
+
+
+def recipe(*changes):
+    return load_recipe("light", [*QUICK, *changes])
+
+
+def small(depth=2, **changes):
+    torch.manual_seed(0)
+    return models.build(MODEL, num_classes=CLASSES, width=32, depth=depth, heads=2, **changes).train()
+
+
+def task_of(plan, model=None):
+    """A `Classification` of 24 training and 12 validation images, all in memory."""
+    rng = np.random.default_rng(1)
+    labels = [i % CLASSES for i in range(36)]
+    pixels = [rng.integers(0, 120, (28, 28, 3)).astype(np.uint8) for _ in labels]
+    for image, label in zip(pixels, labels, strict=True):
+        image[..., label] += 120
+    preprocess = Preprocess(image_size=28, crop=1.0)
+    return Classification(
+        model=model or small(),
+        images=TrainingImages(
+            Pixels(pixels[:24]), labels[:24], augmentation(plan.augmentation, preprocess), seed=plan.seed
+        ),
+        validation=EvaluationImages(Pixels(pixels[24:]), labels[24:], preprocess),
+        regularization=plan.regularization,
+        classes=CLASSES,
+        channels_last=plan.engine.channels_last,
+    )
+
+
+def run_in(place, plan, **options):
+    asked = Asked(model="small", image_size=28, start="random", data="toy", recipe=plan.values())
+    return Run(folder=Path(place), asked=asked, record=lambda kept: None, **options)
+
+
+def trained_weights(place, plan, task=None, **options):
+    task = task or task_of(plan)
+    train(task, plan, run_in(place, plan, **options), launched(Machine(), plan))
+    return {name: value.clone() for name, value in task.model.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the arithmetic -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip_norm", ["0.05", "none"])
+def test_the_loop_is_the_loop_by_hand(tmp_path, clip_norm):
+    plan = recipe(
+        f"optimizer.clip_norm={clip_norm}", "regularization.average_decay=0.9", "optimizer.layer_decay=0.5"
+    )
+    task = task_of(plan)
+    by_hand = copy.deepcopy(task.model)
+    average = {name: value.clone() for name, value in by_hand.state_dict().items()}
+    optimizer = torch.optim.AdamW(parameter_groups(by_hand, plan), lr=1.0, betas=plan.optimizer.betas)
+    steps = Steps(images=24, batch_size=6, epochs=2, seed=plan.seed)
+    for step, places in enumerate(steps):
+        rate = plan.learning_rate_at(step, steps.per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        images = torch.stack([task.images[place][0] for place in places])
+        labels = torch.tensor([task.images[place][1] for place in places])
+        loss = F.cross_entropy(by_hand(images), labels, label_smoothing=plan.regularization.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        if clip_norm != "none":
+            torch.nn.utils.clip_grad_norm_(by_hand.parameters(), float(clip_norm))
+        optimizer.step()
+        decay = min(0.9, 1 - (1 + step) ** -0.75) if step else 0.0
+        for name, value in by_hand.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * value
+    progress_run = run_in(tmp_path / "run", plan)
+    progress = train(task, plan, progress_run, launched(Machine(), plan))
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(task.model.state_dict()[name], value, atol=2e-6, rtol=1e-4)
+    from safetensors.torch import load_file
+
+    if progress.best_epoch == 2:
+        kept = load_file(tmp_path / "run" / progress.best_file)
+        for name, value in average.items():
+            torch.testing.assert_close(kept[name], value, atol=2e-6, rtol=1e-4)
+    assert progress.step == 8
+
+
+def test_parts_of_a_batch_give_the_whole_batch_s_gradients():
+    plan = recipe()
+    fabric = launched(Machine(), plan)
+    model = small().double()
+    images, labels = torch.rand(6, 3, 28, 28, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
+    gradients = []
+    for count in (1, 2, 3):
+        own = copy.deepcopy(model)
+        wrapped = fabric.setup(own)
+        parts = list(zip(images.chunk(count), labels.chunk(count), strict=True))
+        loss = task_of(plan, own).backward(fabric, wrapped, parts)
+        gradients.append([loss, *(parameter.grad for parameter in own.parameters())])
+    for others in gradients[1:]:
+        for one, other in zip(gradients[0], others, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_layers_learn_at_their_own_rates_as_timm_groups_them():
+    plan = recipe("optimizer.layer_decay=0.5")
+    model = small(depth=3)
+    rates = {}
+    for group in parameter_groups(model, plan):
+        for parameter in group["params"]:
+            rates[id(parameter)] = (group["lr_scale"], group["weight_decay"])
+    named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert named["patch_embed.proj.weight"][0] == named["pos_embed"][0] == 0.5**4
+    assert [named[f"blocks.{i}.attn.qkv.weight"][0] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
+    assert named["head.weight"] == (1.0, plan.optimizer.weight_decay)
+    assert named["head.bias"][1] == named["pos_embed"][1] == 0.0
+    swin = models.build("swin_nano_patch2_window7_28", num_classes=CLASSES)
+    groups = parameter_groups(swin, plan)
+    assert len({group["lr_scale"] for group in groups}) == 10, "stem, 2 + 6 blocks, head"
+    tables = {id(p) for n, p in swin.named_parameters() if n.endswith("bias_table")}
+    assert all(group["weight_decay"] == 0 for group in groups for p in group["params"] if id(p) in tables)
+
+
+@pytest.mark.parametrize(
+    "change", ["engine.precision=bf16", "regularization.mixup=0.8", "regularization.cutmix=1.0"]
+)
+def test_it_learns(tmp_path, change):
+    plan = recipe(change, "epochs=12", "optimizer.learning_rate=3e-3")
+    task = task_of(plan)
+    progress = train(task, plan, run_in(tmp_path / "run", plan), launched(Machine(), plan))
+    assert progress.best == 100.0, [row["accuracy"] for row in progress.history]
+    assert progress.history[-1]["validation_loss"] < progress.history[0]["validation_loss"]
+
+
+def test_patience_ends_a_run_early(tmp_path):
+    plan = recipe("epochs=30", "patience=3", "optimizer.learning_rate=3e-3")
+    progress = train(task_of(plan), plan, run_in(tmp_path / "run", plan), launched(Machine(), plan))
+    assert len(progress.history) == progress.best_epoch + 3 < 30
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """A crash at a chosen step."""
+
+
+def crashing(step):
+    def stepped(self, progress, **_):
+        if progress.step == step:
+            raise Stop
+
+    return stepped
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 7])
+def test_a_run_that_crashed_ends_with_the_same_bits(tmp_path, monkeypatch, step):
+    plan = recipe(
+        "regularization.mixup=0.5",
+        "regularization.drop_path=0.3",
+        "regularization.average_decay=0.9",
+        "augmentation.erase=0.5",
+    )
+    make = lambda: task_of(plan, small(drop_path=0.3))  # noqa: E731
+    whole = trained_weights(tmp_path / "whole", plan, make())
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "after_step", crashing(step))
+        with pytest.raises(Stop):
+            trained_weights(tmp_path / "run", plan, make(), every=2)
+    torch.rand(5)
+    again = trained_weights(tmp_path / "run", plan, make(), every=2)
+    assert same(whole, again)
+    best = [sorted(p.name for p in (tmp_path / name).glob("best-*")) for name in ("whole", "run")]
+    assert best[0] == best[1], "the digest is part of the name"
+    assert len(best[0]) == 1
+
+
+def command(folder, run, *more):
+    return [
+        *(
+            sys.executable,
+            "-m",
+            "vitrail",
+            "train",
+            "--data",
+            str(folder),
+            "--model",
+            MODEL,
+            "--out",
+            str(run),
+        ),
+        *(part for change in QUICK for part in ("--set", change)),
+        *("--offline", *more),
+    ]
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path, folder):
+    """SIGKILL, at whatever step it comes, with image workers and bf16, through the command line."""
+    more = (
+        "--precision",
+        "bf16",
+        "--epochs",
+        "6",
+        "--checkpoint-every",
+        "1",
+        "--workers",
+        "1",
+        "--threads",
+        "2",
+    )
+    subprocess.run(command(folder, tmp_path / "whole", *more), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(folder, tmp_path / "run", *more), stdout=subprocess.PIPE, start_new_session=True
+    )
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    steps = sorted(int(p.stem.split("-")[1]) for p in checkpoints.glob("step-*"))
+    assert 0 < steps[-1] < 20, "killed in the middle"
+    again = subprocess.run(
+        command(folder, tmp_path / "run", *more), check=True, capture_output=True, text=True
+    )
+    assert "going on at step" in again.stdout
+    whole, resumed = (trained.read(tmp_path / name) for name in ("whole", "run"))
+    assert whole.sha256 == resumed.sha256
+    keys = ("step", "train_loss", "validation_loss", "accuracy", "learning_rate")
+    assert [[getattr(e, k) for k in keys] for e in whole.history] == [
+        [getattr(e, k) for k in keys] for e in resumed.history
+    ]
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        logged = [int(row["step"]) for row in csv.DictReader(file)]
+    assert logged == sorted(logged)
+    assert logged.count(20) == 2, "a row of the step and one of the epoch"
+
+
+def test_a_run_goes_on_only_with_the_same_data_and_recipe(tmp_path):
+    plan = recipe()
+    trained_weights(tmp_path / "run", plan)
+    with pytest.raises(InputError, match=r"recipe\.optimizer\.weight_decay is 0\.5 and was 0\.02"):
+        run_in(tmp_path / "run", recipe("optimizer.weight_decay=0.5"))
+    other = Asked(model="small", image_size=28, start="random", data="more toys", recipe=plan.values())
+    with pytest.raises(InputError, match="data is more toys and was toy"):
+        Run(folder=tmp_path / "run", asked=other, record=lambda kept: None)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(InputError, match="is no training run"):
+        run_in(tmp_path / "other", plan)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    plan = recipe()
+    first = trained_weights(tmp_path / "run", plan)
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert same(first, trained_weights(tmp_path / "run", plan))
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut off"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_still_works(tmp_path, damage):
+    plan = recipe()
+    whole = trained_weights(tmp_path / "whole", plan)
+    trained_weights(tmp_path / "run", plan, every=3)
+    newest, before = sorted((tmp_path / "run" / "checkpoints").iterdir(), reverse=True)
+    content = bytearray(newest.read_bytes())
+    if damage == "a byte":
+        content[len(content) // 2] ^= 1
+    else:
+        del content[len(content) // 2 :]
+    newest.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="is damaged: delete it, and it goes on from step 6"):
+        trained_weights(tmp_path / "run", plan)
+    newest.unlink()
+    assert before.name.startswith("step-00000006")
+    assert same(whole, trained_weights(tmp_path / "run", plan))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    import errno
+
+    from lightning_fabric import Fabric
+
+    plan = recipe()
+    whole = trained_weights(tmp_path / "whole", plan)
+    save = Fabric.save
+
+    def full(self, path, state, **options):
+        if state["progress"]["step"] < 6:
+            return save(self, path, state, **options)
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fabric, "save", full)
+        with pytest.raises(InputError, match=r"No space left.*the checkpoint of step 4 is kept"):
+            trained_weights(tmp_path / "run", plan, every=2)
+    names = sorted(p.name[:13] for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"], "and nothing half-written"
+    assert same(whole, trained_weights(tmp_path / "run", plan, every=2))
+
+
+@pytest.mark.parametrize(
+    ("poison", "said"), [("loss", "the loss is nan"), ("gradient", "the gradients overflow")]
+)
+def test_what_is_not_finite_stops_the_run_before_the_weights(tmp_path, poison, said):
+    plan = recipe()
+    task = task_of(plan)
+    backward, calls = task.backward, []
+
+    def poisoned(fabric, model, parts):
+        calls.append(1)
+        loss = backward(fabric, model, parts)
+        if len(calls) == 6:
+            if poison == "loss":
+                return loss * float("nan")
+            task.model.blocks[1].mlp.fc1.weight.grad[0, 0] = float("inf")
+        return loss
+
+    task.backward = poisoned
+    with pytest.raises(InputError, match=rf"epoch 2, step 2 of 4: {said}"):
+        train(task, plan, run_in(tmp_path / "run", plan), launched(Machine(), plan))
+    assert all(value.isfinite().all() for value in task.model.state_dict().values())
+    assert [p.name[:13] for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert len(list((tmp_path / "run").glob("best-*.safetensors"))) == 1
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypatch, folder):
+    little = SimpleNamespace(available=900 * 2**20)
+    monkeypatch.setattr(room, "psutil", SimpleNamespace(virtual_memory=lambda: little))
+    start = finetuning.starting(MODEL, classes=CLASSES, finder=WeightsFinder(offline=True))
+    plan = load_recipe("light", ["batch_size=1024", "engine.precision=fp32"])
+    with pytest.raises(
+        InputError, match=r"needs about \d+ MiB and 900 are free: give --batch-size \d+"
+    ) as caught:
+        room.checked(start, plan, processes=1)
+    most = int(str(caught.value).split("--batch-size ")[1].split(",")[0])
+    assert 1 <= most < 1024
+    assert "are free" in room.checked(
+        start, load_recipe("light", [f"batch_size={most}", "engine.precision=fp32"]), processes=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "test_vit2"}, "No trained weights of test_vit2 are known"),
+        ({"model": "vit_nano", "from_scratch": True}, "timm has no architecture"),
+        ({"model": "resnet18.a1_in1k"}, "--from-scratch"),
+        ({"weights": Path("none.pth")}, "no weights file at none.pth"),
+        ({"weights": Path("none.pth"), "from_scratch": True}, "leave --from-scratch out"),
+        ({"image_size": 30}, "no whole number of patches"),
+        ({"recipe": recipe("batch_size=64")}, "more than the 27 training images"),
+        ({"recipe": recipe("engine.precision=fp16")}, "fp16 training needs a GPU"),
+        (
+            {"machine": Machine(strategy="fsdp"), "recipe": recipe("regularization.average_decay=0.9")},
+            "fsdp splits",
+        ),
+    ],
+)
+def test_what_cannot_be_trained(tmp_path, folder, changes, said):
+    given = {"data": str(folder), "model": MODEL, "recipe": recipe(), "out": tmp_path / "run", **changes}
+    with pytest.raises(InputError, match=said):
+        finetune(Setup(**given), WeightsFinder(offline=True), Watcher())
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def test_two_processes_learn_what_one_does(tmp_path, folder):
+    """The same batches, shared: weights equal up to the order of sums."""
+    more = (
+        "--set",
+        "optimizer.name=sgd",
+        "--set",
+        "optimizer.learning_rate=0.05",
+        "--set",
+        "augmentation.erase=0.5",
+    )
+    for name, processes in (("one", "1"), ("two", "2")):
+        options = ("--processes", processes, "--threads", "1", "--set", "engine.channels_last=false")
+        made = subprocess.run(
+            command(folder, tmp_path / name, *more, *options), capture_output=True, text=True
+        )
+        assert made.returncode == 0, made.stderr
+    from safetensors.torch import load_file
+
+    one, two = (trained.read(tmp_path / name) for name in ("one", "two"))
+    for left, right in zip(one.history, two.history, strict=True):
+        assert left.train_loss == pytest.approx(right.train_loss, rel=1e-4)
+        assert left.accuracy == right.accuracy
+    weights = [load_file(tmp_path / name / record.weights) for name, record in (("one", one), ("two", two))]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-3)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_training_from_weights_then_selecting_ends_in_an_artifact(
+    tmp_path, folder, tiny_weights, monkeypatch
+):
+    """timm's tiny ViT with a head of its own classes, trained on and shipped in one command."""
+    requirements = tmp_path / "asked.toml"
+    requirements.write_text('objective = "accuracy"\nruntimes = ["openvino"]\nprecisions = ["fp32"]\n')
+    run, out = tmp_path / "run", tmp_path / "artifact"
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    arguments = [
+        *command(
+            folder,
+            run,
+            "--image-size",
+            "64",
+            "--from-scratch",
+            "--epochs",
+            "10",
+            "--json",
+            str(tmp_path / "j.json"),
+        ),
+        *("--then-select", str(requirements), "--artifact", str(out)),
+    ]
+    arguments[arguments.index(MODEL)] = "test_vit"
+    made = subprocess.run(arguments, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr + made.stdout
+    assert "SELECTED" in made.stdout
+    assert (out / "manifest.json").is_file()
+    document = json.loads((tmp_path / "j.json").read_text())
+    assert document["architecture"] == "test_vit"
+    assert len(document["history"]) == 10
+    assert "Training" in out.with_name(f"{out.name}.report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--recipe", "lite"), "Did you mean light"),
+        (("--set", "optimiser.clip_norm=5"), "no key 'optimiser'"),
+        (("--artifact", "x"), "give --then-select TOML too"),
+        (("--then-select", "none.toml"), "none.toml"),
+        (("--processes", "0"), "--processes 0: give 1 or more"),
+    ],
+)
+def test_wrong_use_is_one_sentence(tmp_path, folder, more, said, capsys):
+    from vitrail.cli import main
+
+    assert (
+        main(["train", "--data", str(folder), "--model", MODEL, "--out", str(tmp_path / "run"), *more]) == 2
+    )
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
