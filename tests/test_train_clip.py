@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from vitrail.cli import main
 from vitrail.learn import clip as clip_run
+from vitrail.learn import pairs_room
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import Watcher
 from vitrail.models import clip, factory, table
@@ -131,6 +134,30 @@ def test_parts_of_a_batch_give_the_same_curve(pairs, tmp_path):
     for a, b in zip(one.history, four.history, strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-3)
         assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-3)
+
+
+def test_memory_is_counted_per_pair_and_a_batch_that_does_not_fit_is_refused(pairs, tmp_path, monkeypatch):
+    model = factory.build("ViT-nano-8-64").train().requires_grad_(True)
+    tokens = torch.full((3, 5), 49_407)
+    two, four, eight = (pairs_room.kept_bytes(model, tokens, n, "fp32") for n in (2, 4, 8))
+    assert (eight - four) == pytest.approx(2 * (four - two), rel=0.01)
+    # At the least: of each block of each pair the inputs of its two norms and of its four linear maps.
+    width, hidden = 192, 768
+    least = 4 * (65 * 6 + 5 * 4) * (5 * width + hidden)
+    assert (four - two) / 2 > least
+
+    state = model.state_dict()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=700 * 2**20))
+    recipe = load_recipe("clip", ["batch_size=512", "engine.precision=fp32"])
+    with pytest.raises(clip_run.InputError, match=r"engine\.accumulate=") as caught:
+        pairs_room.checked(model, tokens, recipe, processes=1)
+    parts = int(str(caught.value).split("engine.accumulate=")[1].rstrip("."))
+    fits = load_recipe("clip", ["batch_size=512", "engine.precision=fp32", f"engine.accumulate={parts}"])
+    assert "a step takes about" in pairs_room.checked(model, tokens, fits, processes=1)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20 * 2**20))
+    with pytest.raises(clip_run.InputError, match="choose a smaller model"):
+        pairs_room.checked(model, tokens, recipe, processes=1)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from vitrail import hardware, store
 from vitrail.data import pairs as manifests
 from vitrail.data.pairs import Pair, Pairs
 from vitrail.errors import InputError
+from vitrail.learn import pairs_room
 from vitrail.learn.finetune import MIB, PIXELS_SHARE, Machine, launched
 from vitrail.learn.images import (
     EvaluationImages,
@@ -132,6 +133,9 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
             watcher=watcher,
         )
         task = _task(model, loss, pairs, setup, tokenizer, threads, note)
+        if fabric.device.type == "cpu":
+            tokens_TL = task.images.texts.tokens_TL
+            note(pairs_room.checked(model, tokens_TL, setup.recipe, processes=setup.machine.processes))
         workers = setup.machine.workers
         if workers is None:
             workers = 1 if fabric.device.type == "cpu" else hardware.usable_cores()

@@ -104,7 +104,7 @@ class TrainingPairs(Dataset):
 
     def __init__(self, images: TrainingImages, texts: Texts, *, seed: int) -> None:
         assert len(images) == len(texts.right)
-        self._images, self._texts, self._seed, self._padded_IR = images, texts, seed, texts.padded_IR
+        self._images, self.texts, self._seed, self._padded_IR = images, texts, seed, texts.padded_IR
 
     def __len__(self) -> int:
         return len(self._images)
@@ -112,10 +112,10 @@ class TrainingPairs(Dataset):
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, int, Tensor]:
         epoch, index = place
         image_CSS, _ = self._images[place]
-        numbers = self._texts.right[index]
+        numbers = self.texts.right[index]
         with chance(self._seed, "text", epoch, index):
             number = numbers[int(torch.randint(len(numbers), ()))]
-        return image_CSS, self._texts.tokens_TL[number], number, self._padded_IR[index]
+        return image_CSS, self.texts.tokens_TL[number], number, self._padded_IR[index]
 
 
 @dataclass(kw_only=True)
