@@ -205,7 +205,7 @@ def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Op
     o = recipe.optimizer
     if o.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate(), momentum=o.betas[0], nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate(), betas=o.betas)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate(), betas=o.betas, fused=True)
 
 
 def ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:

@@ -64,10 +64,10 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
 
 
 def relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """||scores - reference|| of each row (..., K), relative to the reference's norm or, if larger, the usual one.
+    """||scores - reference|| of each row (..., K), relative to its reference's norm or, if larger, the usual.
 
-    The usual norm is the median of all the reference's rows. A head of a few classes gives scores near zero to
-    an image it is unsure of, and a difference that changes nothing is then large beside them.
+    The usual norm is the median of all the reference's rows. A head of a few classes gives scores near zero
+    to an image it is unsure of, and a difference that changes nothing is then large beside them.
     """
     difference = np.linalg.norm(scores.astype(np.float64) - reference, axis=-1)
     norms = np.linalg.norm(reference.astype(np.float64), axis=-1)
@@ -75,7 +75,7 @@ def relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Cosine of each row (..., K); 1 - cosine shrinks with rows whose norms are below the usual (as above)."""
+    """Cosine of each row (..., K); 1 - cosine shrinks with rows whose norms are below the usual."""
     a, b = reference.astype(np.float64), scores.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1)
     product = norms * np.linalg.norm(b, axis=-1)
