@@ -247,6 +247,16 @@ def test_wrong_use_is_one_sentence_with_the_fix(pairs, tmp_path, capsys):
         assert said in complaint(capsys, *plain, *options), options
 
 
+def test_one_text_for_all_is_refused(pairs, tmp_path):
+    rows = [line.split(",") for line in pairs.read_text().splitlines()]
+    same = pairs.parent / "same.csv"
+    for split, said in (("train", "training"), ("validation", "validation")):
+        changed = [[row[0], "One" if row[2] == split else row[1], *row[2:]] for row in rows[1:]]
+        same.write_text("\n".join(",".join(row) for row in [rows[0], *changed]))
+        with pytest.raises(clip_run.InputError, match=f"All {said} images .* have the same text"):
+            clip_run.train_clip(setup_of(same, tmp_path / split), Watcher())
+
+
 def test_another_manifest_does_not_go_on_with_a_run(pairs, tmp_path):
     out = tmp_path / "run"
     clip_run.train_clip(setup_of(pairs, out, epochs=1), Watcher())

@@ -251,6 +251,12 @@ def _task(
     recipe, preprocess = setup.recipe, setup.preprocess
     seen, held_out = pairs.of("train"), pairs.of("validation")
     texts, held_out_texts = (read_texts(part, tokenizer, model.config.text) for part in (seen, held_out))
+    for split, found in (("training", texts), ("validation", held_out_texts)):
+        if len(found.tokens_TL) < 2:
+            raise InputError(
+                f"All {split} images of {setup.pairs} have the same text, and there is nothing to tell apart: "
+                "give images of other texts too."
+            )
     pixels = _pixels(seen, stored(preprocess, recipe.augmentation), threads)
     if isinstance(pixels, PixelsOnDemand):
         note("the images do not fit in memory together and are decoded in each epoch anew")
