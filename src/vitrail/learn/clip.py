@@ -254,7 +254,7 @@ def _task(
     for split, found in (("training", texts), ("validation", held_out_texts)):
         if len(found.tokens_TL) < 2:
             raise InputError(
-                f"All {split} images of {setup.pairs} have the same text, and there is nothing to tell apart: "
+                f"All {split} images of {setup.pairs} have the same text, so nothing is to be told apart: "
                 "give images of other texts too."
             )
     pixels = _pixels(seen, stored(preprocess, recipe.augmentation), threads)
