@@ -53,7 +53,8 @@ class Machine:
     threads: int | None = None
     """Of each process on a CPU; None: the usable cores, shared among the processes."""
     workers: int | None = None
-    """Processes that prepare images, for each training process; None: one, on a GPU as many as cores."""
+    """Processes that prepare images, for each training process; None: on a CPU none, because the step itself
+    uses every core; on a GPU as many as cores."""
 
 
 def launched(machine: Machine, recipe: Recipe) -> Fabric:
@@ -173,7 +174,7 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
             note(room.checked(start, recipe, processes=machine.processes))
         task = _task(start, dataset, recipe, threads, note)
         workers = (
-            machine.workers if machine.workers is not None else 1 if fabric.device.type == "cpu" else cores
+            machine.workers if machine.workers is not None else 0 if fabric.device.type == "cpu" else cores
         )
         train(task, recipe, run, fabric, workers=workers)
         fabric.barrier()

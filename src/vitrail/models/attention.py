@@ -10,7 +10,8 @@ Shapes: B batch, H heads, N query tokens, S key tokens, d head width.
     blocked    blocks of queries through plain matrix products: O(N) memory, faster than fused on CPUs for
                long sequences, forward only
 
-`auto` is blocked where it was measured to be faster (`BLOCKED_FROM`, `BIASED_KEYS`), else fused.
+`auto` is blocked where it was measured to be faster (`BLOCKED_FROM`, `BIASED_KEYS`), naive in compiled training
+steps on CPUs (`WRITTEN_OUT_KEYS`), else fused.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ BLOCKED_FROM = {torch.float32: 768, torch.bfloat16: 128}
 BIASED_KEYS = 160
 """Keys up to which scores with a bias are written out in bf16: the windows of a Swin, where the fused kernel
 spends its time on rows that fill no vector (1.8 times slower at 49 keys, 1.6 at 144, faster at 256)."""
+
+WRITTEN_OUT_KEYS = 256
+"""Keys up to which a training step that is compiled for a CPU writes scores out: the compiler joins what stands
+between the two products, and the fused kernel's backward is slow on short rows (steps in bf16 on two cores: ViT
+of 49 tokens 1.7 times faster, Swin-T 1.06, ViT-S of 197 tokens 1.27; longer ones were not measured)."""
 
 VECTOR = 16
 """fp32 numbers in a vector register."""
@@ -108,11 +114,19 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, causal: bool = False) -> str:
-    """What `auto` takes for these inputs: `blocked` or `fused`."""
+    """What `auto` takes for these inputs: `blocked`, `fused` or, compiled for training, `naive`."""
+    if _compiled_for_training(q, k, v, bias) and k.shape[-2] <= WRITTEN_OUT_KEYS:
+        return "naive"
     # In this order: to a compiler the number of keys may be a symbol, which must not be compared.
     if _why_not_blocked(q, k, v, bias, causal):
         return "fused"
     return "blocked" if bias is not None or k.shape[-2] >= BLOCKED_FROM[q.dtype] else "fused"
+
+
+def _compiled_for_training(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or q.device.type != "cpu":
+        return False
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, bias) if t is not None)
 
 
 def _torch_kernel(

@@ -492,9 +492,9 @@ REG_GAP: dict[str, Any] = {
 }
 
 NANO: dict[str, Any] = {
-    "width": 160,
+    "width": 128,
     "depth": 6,
-    "heads": 4,
+    "heads": 2,
     "num_classes": 10,
     "class_token": False,
     "pool": "avg",
