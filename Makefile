@@ -6,7 +6,7 @@ EXTRAS ?= workbench,train,demo,dev
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test check cli-surface clean
+.PHONY: demo test check examples cli-surface clean
 .DELETE_ON_ERROR:
 
 # A real selection over nine families that ends with an artifact, and two photos classified with it. Weights
@@ -23,6 +23,13 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest
 
+# Long, and wants an idle machine; what each needs beside the packages stands in its README.
+examples: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q conformal-clip-data pyarrow usearch
+	$(BIN)/python examples/textile/run.py --out examples-run/textile
+	$(BIN)/python examples/fashion/run.py --work examples-run/fashion
+	$(BIN)/python examples/emoji/run.py --out examples-run/emoji
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +41,7 @@ cli-surface: $(READY)
 	$(BIN)/python tests/cli_surface.py
 
 clean:
-	rm -rf .venv demo dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo examples-run dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

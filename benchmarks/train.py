@@ -3,11 +3,11 @@
     python benchmarks/train.py [--part step|curve|processes] [--batch 16] [--rounds 5] [--save [HARDWARE]]
 
 step:      one step of Swin-T at 224 px, AdamW, clipped gradients, on noise: fp32 eager, bf16, bf16 compiled.
-           Ours is `learn.train.train` itself with its own model; the peers are loops of timm's parts with timm's
-           model, and of torchvision's with torchvision's, at the same settings. Each form runs in a process of its
-           own, the forms one after the other and again for each round; a form's time is the median of its
-           launches' medians. Aims: at least 4 times timm's fp32 eager, and never slower than a peer.
-curve:     seeded runs on digits, about 200 steps, in fp32 and in bf16 compiled: mean loss of each epoch, beside
+           Ours is `learn.train.train` itself with its own model; the peers are loops of timm's parts with
+           its model, and of torchvision's with its own, at the same settings. Each form runs in a process of
+           its own, the forms one after the other and again for each round; a form's time is the median of its launches'
+           medians. Aims: at least 4 times timm's fp32 eager, and never slower than a peer.
+curve:     seeded runs on digits, about 200 steps, in fp32 and in bf16 compiled: mean loss of each epoch, and
            three other seeds in fp32. Aim: within their spread.
 processes: one process on one core beside two on two, the same batches. Aim: at least 1.8 times, same losses.
 
@@ -154,9 +154,7 @@ def step_part(batch: int, rounds: int, steps: int) -> dict[str, Any]:
             times[f"{library} {mode}"].append(found)
             print(f"{library:12} {mode:14} {found:7.3f} s a step", file=sys.stderr, flush=True)
     best = {name: statistics.median(values) for name, values in times.items()}
-    print(
-        f"Swin-T 224 px batch {batch}, s a step (median of {rounds} launches); x timm fp32; x fastest peer, same mode"
-    )
+    print(f"Swin-T 224 px, batch {batch}: s a step, times timm's fp32, times the fastest peer of that mode")
     for name, seconds in best.items():
         library, mode = name.split(" ", 1)
         rivals = min(best[f"{other} {mode}"] for other in ("timm", "torchvision"))

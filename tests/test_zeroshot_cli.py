@@ -149,7 +149,7 @@ def test_wrong_use_is_one_sentence_with_the_fix(weights, photos, tmp_path, capsy
         ([*cat, "--model", "ViT-B-33", *ours[2:]], "did you mean ViT-B-32"),
         ([*cat, "--model", "vit-b-32", *ours[2:]], "did you mean ViT-B-32"),
         ([*cat, "--model", "vit_tiny_patch16_224", *ours[2:]], "no text tower"),
-        ([*cat, "--model", "ViT-B-32", "--weights", str(plain)], "does not fit CLIP"),
+        ([*cat, "--model", "ViT-B-32", "--weights", str(plain)], "does not fit ViT-B-32"),
         ([*cat, "--model", "ViT-B-32", "--weights", str(tmp_path / "none.pt")], "no weights file at"),
         ([*cat, "--model", "ViT-B-32", "--weights", "hub:nowhere"], "write --weights hub:OWNER/NAME"),
         ([*cat, "--model", "ViT-B-32"], "choose one with --tag"),

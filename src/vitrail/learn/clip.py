@@ -138,7 +138,7 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
             note(pairs_room.checked(model, tokens_TL, setup.recipe, processes=setup.machine.processes))
         workers = setup.machine.workers
         if workers is None:
-            workers = 1 if fabric.device.type == "cpu" else hardware.usable_cores()
+            workers = 0 if fabric.device.type == "cpu" else hardware.usable_cores()
         train(task, setup.recipe, run, fabric, workers=workers)
         fabric.barrier()
         return read(setup.out)

@@ -10,8 +10,8 @@ Shapes: B batch, H heads, N query tokens, S key tokens, d head width.
     blocked    blocks of queries through plain matrix products: O(N) memory, faster than fused on CPUs for
                long sequences, forward only
 
-`auto` is blocked where it was measured to be faster (`BLOCKED_FROM`, `BIASED_KEYS`), naive in compiled training
-steps on CPUs (`WRITTEN_OUT_KEYS`), else fused.
+`auto` is blocked where it was measured to be faster (`BLOCKED_FROM`, `BIASED_KEYS`), naive in compiled
+training steps on CPUs (`WRITTEN_OUT_KEYS`), else fused.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ BIASED_KEYS = 160
 spends its time on rows that fill no vector (1.8 times slower at 49 keys, 1.6 at 144, faster at 256)."""
 
 WRITTEN_OUT_KEYS = 256
-"""Keys up to which a training step that is compiled for a CPU writes scores out: the compiler joins what stands
-between the two products, and the fused kernel's backward is slow on short rows (steps in bf16 on two cores: ViT
-of 49 tokens 1.7 times faster, Swin-T 1.06, ViT-S of 197 tokens 1.27; longer ones were not measured)."""
+"""Keys up to which a training step that is compiled for a CPU writes scores out: the compiler joins what
+stands between the two products, and the fused kernel's backward is slow on short rows (steps in bf16 on two
+cores: ViT of 49 tokens 1.7 times faster, Swin-T 1.06, ViT-S of 197 tokens 1.27; no longer ones measured)."""
 
 VECTOR = 16
 """fp32 numbers in a vector register."""
