@@ -5,8 +5,8 @@
 step:      one step of Swin-T at 224 px, AdamW, clipped gradients, on noise: fp32 eager, bf16, bf16 compiled.
            Ours is `learn.train.train` itself with its own model; the peers are loops of timm's parts with
            its model, and of torchvision's with its own, at the same settings. Each form runs in a process of
-           its own, the forms one after the other and again for each round; a form's time is the median of its launches'
-           medians. Aims: at least 4 times timm's fp32 eager, and never slower than a peer.
+           its own, the forms one after the other and again for each round; a form's time is the median of its
+           launches' medians. Aims: at least 4 times timm's fp32 eager, and never slower than a peer.
 curve:     seeded runs on digits, about 200 steps, in fp32 and in bf16 compiled: mean loss of each epoch, and
            three other seeds in fp32. Aim: within their spread.
 processes: one process on one core beside two on two, the same batches. Aim: at least 1.8 times, same losses.

@@ -388,6 +388,27 @@ def test_what_is_not_finite_stops_the_run_before_the_weights(tmp_path, poison, s
     assert len(list((tmp_path / "run").glob("best-*.safetensors"))) == 1
 
 
+def test_the_module_that_a_nan_came_from_is_named(tmp_path):
+    plan = recipe("engine.precision=bf16", "engine.accumulate=2")
+    task = task_of(plan)
+    task.model.blocks[1].mlp.fc1.register_forward_hook(
+        lambda module, args, output: output * float("nan") if steps_done() == 5 else None
+    )
+    run = run_in(tmp_path / "run", plan)
+    after, done = run.after_step, [0]
+    steps_done = lambda: done[0]  # noqa: E731
+
+    def stepped(progress, **figures):
+        done[0] = progress.step
+        after(progress, **figures)
+
+    run.after_step = stepped
+    with pytest.raises(
+        InputError, match=r"epoch 2, step 2 of 4: the loss is nan \(first in what blocks\.1\.mlp"
+    ):
+        train(task, plan, run, launched(Machine(), plan))
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypatch, folder):
     little = SimpleNamespace(available=900 * 2**20)
     monkeypatch.setattr(room, "psutil", SimpleNamespace(virtual_memory=lambda: little))

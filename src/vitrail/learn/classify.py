@@ -63,7 +63,7 @@ class Classification:
             if self.channels_last:
                 images_B3SS = images_B3SS.contiguous(memory_format=torch.channels_last)
             # Processes add their gradients up once, with the last part.
-            waits = number < len(parts) - 1
+            waits = fabric.world_size > 1 and number < len(parts) - 1
             with fabric.no_backward_sync(model, enabled=True) if waits else nullcontext():  # type: ignore[arg-type]
                 scores_BK = model(images_B3SS)
                 smoothing = self.regularization.label_smoothing

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vitrail.errors import InputError
+from vitrail.learn.finite import origin
 from vitrail.learn.order import Steps, seed_of
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
@@ -131,7 +133,8 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
             model, optimizer, max_norm=recipe.optimizer.clip_norm or math.inf, error_if_nonfinite=False
         )
         assert norm is not None
-        _refuse_what_is_not_finite(task, recipe, progress, steps, loss, norm)
+        again = partial(_step_of_the_plain_model, task, fabric, batch)
+        _refuse_what_is_not_finite(task, recipe, progress, steps, loss, norm, again)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if average is not None:
@@ -148,6 +151,11 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
             run.checkpoint(fabric, state)
     run.finish(progress)
     return progress
+
+
+def _step_of_the_plain_model(task: Task, fabric: Fabric, batch: Sequence[Any]) -> None:
+    with fabric.autocast():
+        task.backward(fabric, task.model, batch)
 
 
 def _end_epoch(
@@ -224,21 +232,21 @@ def mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 def _refuse_what_is_not_finite(
-    task: Task, recipe: Recipe, progress: Progress, steps: Steps, loss: Tensor, norm: Any
+    task: Task,
+    recipe: Recipe,
+    progress: Progress,
+    steps: Steps,
+    loss: Tensor,
+    norm: Tensor,
+    again: Callable[[], Any],
 ) -> None:
     """Stop before the weights are touched. An fp16 step may overflow: its scaler skips it and tries less."""
     if math.isfinite(float(loss)) and (recipe.engine.precision == "fp16" or math.isfinite(float(norm))):
         return
     epoch, step = divmod(progress.step, steps.per_epoch)
-    names = [
-        n for n, p in task.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-    ]
-    where = f"gradients that are not finite: {', '.join(names[:3])}" + (
-        f" and {len(names) - 3} more" if len(names) > 3 else ""
-    )
     what = f"the loss is {float(loss)}" if not math.isfinite(float(loss)) else "the gradients overflow"
     raise InputError(
-        f"Training stopped in epoch {epoch + 1}, step {step + 1} of {steps.per_epoch}: {what} ({where}). The "
-        "last checkpoint and the best weights are kept: lower --learning-rate, clip with "
-        "--set optimizer.clip_norm=1, or use --precision fp32."
+        f"Training stopped in epoch {epoch + 1}, step {step + 1} of {steps.per_epoch}: {what} "
+        f"({origin(task.model, again)}). The last checkpoint and the best weights are kept: lower "
+        "--learning-rate, clip with --set optimizer.clip_norm=1, or use --precision fp32."
     )

@@ -1,0 +1,52 @@
+"""Where a number that is not finite came from: looked for once training has to stop because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["origin"]
+
+SHOWN = 3
+
+
+def origin(model: nn.Module, again: Callable[[], Any]) -> str:
+    """Name the weights, else the module, else the gradients that are not finite first.
+
+    Args:
+        model: without wrappers; its gradients are those of the bad step.
+        again: runs the step's forward and backward once more on that very module.
+    """
+    weights = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if weights:
+        return f"weights that are not finite: {_some(weights)}"
+    gradients = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not found and not output.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        # What happens after the module is found does not matter any more.
+        with suppress(RuntimeError, TypeError, ValueError), torch.enable_grad():
+            again()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        return f"first in what {found[0]} gives"
+    return f"gradients that are not finite: {_some(gradients)}" if gradients else "in the loss itself"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
