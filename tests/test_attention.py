@@ -218,6 +218,21 @@ def test_auto_counts_keys(device, dtype):
         assert chosen(keys=least - 1, dtype=dtype, device=device) == "fused"
 
 
+def test_auto_writes_short_rows_out_while_training():
+    q = torch.rand(1, 2, 8, 16, requires_grad=True)
+    short, long = torch.rand(1, 2, 256, 16), torch.rand(1, 2, 257, 16)
+    assert choose(q, short, short) == "naive"
+    assert choose(q, short, short, causal=True, bias=torch.zeros(8, 256)) == "naive"
+    assert choose(q, long, long) == "fused"
+    with torch.no_grad():
+        assert choose(q, short, short) == "fused"
+    gradients = []
+    for kernel in ("auto", "math"):
+        out = attend(q.double(), short.double(), short.double(), causal=True, kernel=kernel)
+        gradients.append(torch.autograd.grad(out.square().sum(), q)[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_auto_is_fused_for_what_blocked_cannot():
     with torch.no_grad():
         assert chosen(bias=torch.zeros(1)) == "fused"
