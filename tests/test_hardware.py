@@ -171,6 +171,86 @@ def test_a_v1_cgroup_without_limits(machine):
     assert known["memory"]["limit_mib"] is None
 
 
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 6000),
+        # The tightest of two levels, of whose use 300 MiB are pages of files.
+        (
+            {
+                "proc/self/cgroup": "0::/user.slice/app.scope\n",
+                "sys/fs/cgroup/user.slice/memory.max": f"{2000 * MIB}\n",
+                "sys/fs/cgroup/user.slice/memory.current": f"{1500 * MIB}\n",
+                "sys/fs/cgroup/user.slice/memory.stat": (
+                    f"anon {1200 * MIB}\nfile {310 * MIB}\n"
+                    f"inactive_file {200 * MIB}\nactive_file {100 * MIB}\nslab 5\n"
+                ),
+                "sys/fs/cgroup/user.slice/app.scope/memory.max": f"{1000 * MIB}",
+                "sys/fs/cgroup/user.slice/app.scope/memory.current": f"{100 * MIB}",
+            },
+            800,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/app.scope\n",
+                "sys/fs/cgroup/app.scope/memory.max": "max\n",
+                "sys/fs/cgroup/app.scope/memory.current": f"{1500 * MIB}\n",
+            },
+            6000,
+        ),
+        # A cgroup with more than the machine has left.
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory.max": f"{7000 * MIB}\n",
+                "sys/fs/cgroup/memory.current": f"{500 * MIB}\n",
+            },
+            6000,
+        ),
+        # Over the limit for a moment.
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory.max": f"{700 * MIB}\n",
+                "sys/fs/cgroup/memory.current": f"{701 * MIB}\n",
+            },
+            0,
+        ),
+        # v1, from inside a container.
+        (
+            {
+                "proc/self/cgroup": "5:memory:/docker/abc\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{512 * MIB}\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{400 * MIB}\n",
+                "sys/fs/cgroup/memory/memory.stat": (
+                    f"inactive_file 1\ntotal_inactive_file {80 * MIB}\ntotal_active_file {8 * MIB}\n"
+                ),
+            },
+            200,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{400 * MIB}\n",
+            },
+            6000,
+        ),
+    ],
+)
+def test_free_memory_is_what_the_machine_has_and_the_cgroup_leaves(machine, files, free):
+    meminfo = "MemTotal:  8388608 kB\nMemFree:  100 kB\nMemAvailable:  6144000 kB\n"
+    assert hardware.free_memory_mib(machine({"proc/meminfo": meminfo, **files})) == free
+
+
+def test_free_memory_of_this_machine_is_some_of_it():
+    total = hardware.facts()["memory"]["total_mib"]
+    assert 0 < hardware.free_memory_mib() < total
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity can only be set on Linux")
 def test_affinity_of_this_very_process_is_respected():
     program = (

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,12 +89,14 @@ def task_of(plan, model=None):
 
 def run_in(place, plan, **options):
     asked = Asked(model="small", image_size=28, start="random", data="toy", recipe=plan.values())
-    return Run(folder=Path(place), asked=asked, record=lambda kept: None, **options)
+    options = {"record": lambda kept: None, "fabric": launched(Machine(), plan), **options}
+    return Run(folder=Path(place), asked=asked, **options)
 
 
 def trained_weights(place, plan, task=None, **options):
     task = task or task_of(plan)
-    train(task, plan, run_in(place, plan, **options), launched(Machine(), plan))
+    run = run_in(place, plan, **options)
+    train(task, plan, run, run.fabric)
     return {name: value.clone() for name, value in task.model.state_dict().items()}
 
 
@@ -131,8 +132,8 @@ def test_the_loop_is_the_loop_by_hand(tmp_path, clip_norm):
         decay = min(0.9, 1 - (1 + step) ** -0.75) if step else 0.0
         for name, value in by_hand.state_dict().items():
             average[name] = decay * average[name] + (1 - decay) * value
-    progress_run = run_in(tmp_path / "run", plan)
-    progress = train(task, plan, progress_run, launched(Machine(), plan))
+    run = run_in(tmp_path / "run", plan)
+    progress = train(task, plan, run, run.fabric)
     for name, value in by_hand.state_dict().items():
         torch.testing.assert_close(task.model.state_dict()[name], value, atol=2e-6, rtol=1e-4)
     from safetensors.torch import load_file
@@ -302,7 +303,7 @@ def test_a_run_goes_on_only_with_the_same_data_and_recipe(tmp_path):
         run_in(tmp_path / "run", recipe("optimizer.weight_decay=0.5"))
     other = Asked(model="small", image_size=28, start="random", data="more toys", recipe=plan.values())
     with pytest.raises(InputError, match="data is more toys and was toy"):
-        Run(folder=tmp_path / "run", asked=other, record=lambda kept: None)
+        Run(folder=tmp_path / "run", asked=other, record=print, fabric=launched(Machine(), plan))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="is no training run"):
@@ -410,8 +411,7 @@ def test_the_module_that_a_nan_came_from_is_named(tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypatch, folder):
-    little = SimpleNamespace(available=900 * 2**20)
-    monkeypatch.setattr(room, "psutil", SimpleNamespace(virtual_memory=lambda: little))
+    monkeypatch.setattr(room.hardware, "free_memory_mib", lambda: 900.0)
     start = finetuning.starting(MODEL, classes=CLASSES, finder=WeightsFinder(offline=True))
     plan = load_recipe("light", ["batch_size=1024", "engine.precision=fp32"])
     with pytest.raises(

@@ -15,14 +15,14 @@ import argparse
 import csv
 import gzip
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from vitrail.cli import main as vitrail
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 HERE = Path(__file__).parent
@@ -62,8 +62,9 @@ def _read(name: str, offset: int) -> np.ndarray:
 
 
 def command(*parts: str) -> int:
+    """Run one command of vitrail, shown as a user would type it."""
     print("$ vitrail", shlex.join(parts), flush=True)
-    return vitrail(list(parts))
+    return subprocess.run([sys.executable, "-m", "vitrail", *parts]).returncode
 
 
 def main() -> int:
@@ -71,16 +72,16 @@ def main() -> int:
     parser.add_argument("--work", default="fashion", help="folder for images, runs and artifacts")
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--epochs", help="fewer, to try it out")
+    # One thread each: in models this small, two threads wait for one another after every product.
+    parser.add_argument("--processes", default=str(min(2, len(os.sched_getaffinity(0)))))
     args = parser.parse_args()
     work = Path(args.work)
     manifest = str(write_images(work / "images"))
     result = {}
     for name in args.models:
         run, few = str(work / name), ["--epochs", args.epochs] if args.epochs else []
-        recipe = str(HERE / f"{name}.toml")
-        code = command(
-            "train", "--data", manifest, "--model", MODELS[name], "--recipe", recipe, *few, "--out", run
-        )
+        what = ["--data", manifest, "--model", MODELS[name], "--recipe", str(HERE / f"{name}.toml"), *few]
+        code = command("train", *what, "--processes", args.processes, "--out", run)
         if code:
             return code
         result[name] = selected(name, run, manifest, work)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["engines", "facts", "fingerprint", "one_line", "usable_cores"]
+__all__ = ["engines", "facts", "fingerprint", "free_memory_mib", "one_line", "usable_cores"]
 
 ROOT = Path("/")
 
@@ -38,6 +39,13 @@ ARM_CORES = {
     ("0x41", "0xd4f"): "Neoverse V2",
     ("0xc0", "0xac3"): "Ampere-1",
 }
+
+# Of each cgroup version: its controller, the files memory.* of limit and use in bytes, and the entries of
+# memory.stat that count pages of files.
+CGROUP_MEMORY = (
+    ("", "max", "current", ("active_file", "inactive_file")),
+    ("memory", "limit_in_bytes", "usage_in_bytes", ("total_active_file", "total_inactive_file")),
+)
 
 # PCI vendors whose render nodes can run a model; a virtual machine's display adapter cannot.
 GPU_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
@@ -137,6 +145,21 @@ def usable_cores(root: Path = ROOT) -> int:
     siblings = {_siblings(root, cpu) or str(cpu) for cpu in allowed}
     quota = _cpu_quota(root)
     return max(1, len(siblings) if quota is None else min(len(siblings), int(quota)))
+
+
+def free_memory_mib(root: Path = ROOT) -> float:
+    """MiB that this process can still take: what the machine has, and what every cgroup above it leaves.
+
+    Pages of files count as free in both, because the kernel gives them back when memory is needed.
+    """
+    if root == ROOT:
+        import psutil
+
+        free = float(psutil.virtual_memory().available) / 2**20
+    else:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", _read(root / "proc/meminfo") or "", re.MULTILINE)
+        free = int(found[1]) / 1024 if found else math.inf
+    return min([free, *_left_by_cgroups(root)])
 
 
 # --- CPU ----------------------------------------------------------------------------------------
@@ -282,6 +305,19 @@ def _memory_limit(root: Path) -> float | None:
     return min(limits, default=None)
 
 
+def _left_by_cgroups(root: Path) -> list[float]:
+    """MiB between limit and use of each cgroup that has a limit; v1's huge number leaves a huge number."""
+    left = []
+    for controller, limit_file, use_file, pages in CGROUP_MEMORY:
+        for folder in _cgroup_folders(root, controller):
+            limit, used = (_read(folder / f"memory.{name}") or "" for name in (limit_file, use_file))
+            if limit.isdigit() and used.isdigit():
+                stat = dict(re.findall(r"^(\w+) (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE))
+                given_back = sum(int(stat.get(name, 0)) for name in pages)
+                left.append(max(0, int(limit) - int(used) + given_back) / 2**20)
+    return left
+
+
 def _cpu_quota(root: Path) -> float | None:
     """The tightest cgroup CPU quota in CPUs, None without one."""
     pairs = [text.split() for text in _cgroup_files(root, "", "cpu.max")]
@@ -293,7 +329,13 @@ def _cpu_quota(root: Path) -> float | None:
 
 
 def _cgroup_files(root: Path, controller: str, name: str) -> list[str]:
-    """Texts of one control file, from this process' cgroup up to the top; `controller` is empty for v2.
+    """Texts of one control file, from this process' cgroup up to the top; `controller` is empty for v2."""
+    folders = _cgroup_folders(root, controller)
+    return [text for folder in folders if (text := _read(folder / name)) is not None]
+
+
+def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+    """Folders of control files, from this process' cgroup up to the top; `controller` is empty for v2.
 
     Every level limits those below it. In a container the path may name folders that only the host sees;
     those are missing here, and the top is the container's own.
@@ -306,8 +348,7 @@ def _cgroup_files(root: Path, controller: str, name: str) -> list[str]:
         mounts = [mount / controllers, mount / controller] if controller else [mount, mount / "unified"]
         base = next((m for m in mounts if m.is_dir()), mount)
         parts = [part for part in path.split("/") if part and part != ".."]
-        folders = [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
-        return [text for folder in folders if (text := _read(folder / name)) is not None]
+        return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
     return []
 
 

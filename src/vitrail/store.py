@@ -36,7 +36,7 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_TEMPORARY = ".vitrail-"
+TEMPORARY = ".vitrail-"
 # Where locks cannot tell: a writer that is alive finishes within minutes; what is left of others may go.
 _STALE_S = 24 * 3600.0
 
@@ -119,7 +119,7 @@ def atomic_write(path: Path | str, data: bytes) -> None:
         target = Path(os.path.realpath(path))
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder")
-        temporary = target.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.tmp"
+        temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -186,7 +186,7 @@ def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Pa
 def _new_folder(parent: Path) -> tuple[Path, int]:
     """A new folder, and a handle whose lock says, for as long as it is open, that the writer is alive."""
     while True:
-        folder = parent / f"{_TEMPORARY}{secrets.token_hex(8)}.partial"
+        folder = parent / f"{TEMPORARY}{secrets.token_hex(8)}.partial"
         os.makedirs(folder)
         with suppress(FileNotFoundError):  # swept before it was locked
             handle = os.open(folder, os.O_RDONLY)
@@ -205,7 +205,7 @@ def _swap(temporary: Path, place: Path, *, overwrite: bool) -> None:
     if not (overwrite and place.exists()):
         os.rename(temporary, place)  # replaces nothing but an empty folder
         return
-    aside = place.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.replaced"
+    aside = place.parent / f"{TEMPORARY}{secrets.token_hex(8)}.replaced"
     os.rename(place, aside)
     try:
         os.rename(temporary, place)
@@ -229,7 +229,7 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
         if place.is_dir() and not overwrite and any(place.iterdir()):
             raise InputError(f"{target} already exists: choose another name, or replace it with --overwrite.")
         parent = next(p for p in place.parents if os.path.lexists(p))
-        probe = parent / f"{_TEMPORARY}{secrets.token_hex(8)}.probe"
+        probe = parent / f"{TEMPORARY}{secrets.token_hex(8)}.probe"
         os.mkdir(probe)
         os.rmdir(probe)
 
@@ -254,7 +254,7 @@ def sweep(folder: Path) -> None:
 
     Safe beside other writers, of other processes too. Folders set aside by a replacement are never touched.
     """
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             if path.suffix == ".partial":
                 _remove_abandoned(path)

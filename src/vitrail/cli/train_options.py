@@ -37,7 +37,12 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
     )
     what.add_argument("--epochs", type=int, metavar="N")
     what.add_argument("--batch-size", type=int, metavar="N", help="images per step, over all processes")
-    what.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest, after the warm-up")
+    what.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="the highest, after the warm-up; scaled by the batch where the recipe has learning_rate_batch",
+    )
     what.add_argument("--seed", type=int, metavar="N")
     what.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better figure")
     what.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
@@ -116,7 +121,8 @@ def watcher_of(args: argparse.Namespace) -> Watcher:
     from vitrail.learn.run import Watcher
 
     stream = sys.stderr if args.json == STDOUT else sys.stdout
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+    # Names of files and folders may look like markup or emoji.
+    console = Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)
     bar = Progress(
         *(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()),
         console=console,
@@ -155,5 +161,11 @@ def _toml(value: Any) -> str:
 
 
 def existing(path: str | None) -> Path | None:
-    """The path, if one was given."""
+    """The path of a file, if one was given.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"There is no file {path}: check the path.")
     return None if path is None else Path(path)

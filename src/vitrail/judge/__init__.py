@@ -80,14 +80,11 @@ def judge(
     )
     _refuse_mixtures(observations)
     judged = {each.variant.name: verdicts(each, requirements, workload) for each in observations}
-    # Where no variant has a figure for the objective, the next criterion ranks; else a missing one blocks.
-    ranked_by = any(figure(each, requirements.objective, workload) is not None for each in observations)
     blocking = {
-        each.variant.name: _blocking(
-            each, judged[each.variant.name], requirements, workload, shipping, ranked_by
-        )
+        each.variant.name: _blocking(each, judged[each.variant.name], shipping=shipping)
         for each in observations
     }
+    _demand_the_objective(observations, blocking, requirements, workload)
     status = {
         name: _status(each, judged[name], blocking[name])
         for each in observations
@@ -166,14 +163,7 @@ def _refuse_mixtures(observations: Sequence[Observation]) -> None:
 # --- status ---------------------------------------------------------------------------------------
 
 
-def _blocking(
-    observation: Observation,
-    own: Sequence[Verdict],
-    requirements: Requirements,
-    workload: Workload,
-    shipping: bool,
-    ranked_by: bool,
-) -> list[Verdict]:
+def _blocking(observation: Observation, own: Sequence[Verdict], *, shipping: bool) -> list[Verdict]:
     """The verdicts that keep the variant from winning, fails first."""
     unstated = () if shipping else ("parity", "license")
     blocks = [
@@ -194,22 +184,36 @@ def _blocking(
                 reason=reason,
             )
         )
-    objective = requirements.objective
-    missing = ranked_by and figure(observation, objective, workload) is None
-    if missing and not any(objective in v.requirement for v in blocks):
-        reason = f"{objective} not assessed: no figure to rank by"
-        blocks.append(
-            Verdict(
-                requirement=objective,
-                answer="not assessed",
-                observed=None,
-                limit=None,
-                margin=None,
-                reason=reason,
-            )
-        )
     order = ("fail", "undecided", "not assessed")
     return sorted(blocks, key=lambda verdict: order.index(verdict.answer))
+
+
+def _demand_the_objective(
+    observations: Sequence[Observation],
+    blocking: Mapping[str, list[Verdict]],
+    requirements: Requirements,
+    workload: Workload,
+) -> None:
+    """Block who has no figure for the objective, if somebody who could win has one; else the next criterion
+    ranks. Who could not win anyway has no say: leaving it out must not change the winner."""
+    objective = requirements.objective
+    figures = {each.variant.name: figure(each, objective, workload) for each in observations}
+    able = [e for e in observations if _status(e, (), blocking[e.variant.name]) == "feasible"]
+    if all(figures[each.variant.name] is None for each in able):
+        return
+    reason = f"{objective} not assessed: no figure to rank by"
+    for name, found in figures.items():
+        if found is None and not any(objective in verdict.requirement for verdict in blocking[name]):
+            blocking[name].append(
+                Verdict(
+                    requirement=objective,
+                    answer="not assessed",
+                    observed=None,
+                    limit=None,
+                    margin=None,
+                    reason=reason,
+                )
+            )
 
 
 def _status(observation: Observation, own: Sequence[Verdict], blocking: Sequence[Verdict]) -> Status:

@@ -6,30 +6,27 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
-from vitrail import hardware, store
+from vitrail import store
 from vitrail.data import pairs as manifests
 from vitrail.data.pairs import Pair, Pairs
 from vitrail.errors import InputError
 from vitrail.learn import pairs_room
-from vitrail.learn.finetune import MIB, PIXELS_SHARE, Machine, launched
+from vitrail.learn.finetune import Machine, images_of, launched, on_threads
 from vitrail.learn.images import (
     EvaluationImages,
-    Pixels,
     PixelsOnDemand,
     TrainingImages,
     augmentation,
     evaluated,
-    read_pixels,
     stored,
 )
 from vitrail.learn.pairs import Contrastive, Loss, TrainingPairs, read_texts
 from vitrail.learn.recipe import Recipe
-from vitrail.learn.run import Asked, Kept, Run, Watcher
+from vitrail.learn.run import Asked, Kept, Run, Watcher, said_once
 from vitrail.learn.train import train
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP
@@ -108,43 +105,39 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
     _check_recipe(setup)
     tokenizer = load_tokenizer(clip.VARIANTS[setup.model].text, file=setup.tokenizer)
     fabric = launched(setup.machine, setup.recipe)
-    threads = setup.machine.threads or max(1, hardware.usable_cores() // setup.machine.processes)
     note = watcher.note if fabric.is_global_zero else lambda _: None
-    before, rng = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(threads)
-    try:
-        pairs = manifests.load(setup.pairs)
-        start = RANDOM if setup.weights is None else store.sha256_file(setup.weights)
-        model = _built(setup)
-        for line in _introduced(pairs, setup, model, loss):
-            note(line)
-        run = Run(
-            folder=setup.out,
-            asked=Asked(
-                model=f"{setup.model} by {loss} loss",
-                image_size=setup.preprocess.image_size,
-                start=start,
-                data=pairs.digest,
-                recipe=setup.recipe.values(),
-            ),
-            record=_Recorder(setup, loss, start, pairs),
-            every=setup.checkpoint_every,
-            writes=fabric.is_global_zero,
-            watcher=watcher,
-        )
-        task = _task(model, loss, pairs, setup, tokenizer, threads, note)
-        if fabric.device.type == "cpu":
-            tokens_TL = task.images.texts.tokens_TL
-            note(pairs_room.checked(model, tokens_TL, setup.recipe, processes=setup.machine.processes))
-        workers = setup.machine.workers
-        if workers is None:
-            workers = 0 if fabric.device.type == "cpu" else hardware.usable_cores()
-        train(task, setup.recipe, run, fabric, workers=workers)
+    with on_threads(setup.machine.threads_each()):
+        with said_once(fabric):
+            pairs = manifests.load(setup.pairs)
+            start = RANDOM if setup.weights is None else store.sha256_file(setup.weights)
+            model = _built(setup)
+            for line in _introduced(pairs, setup, model, loss):
+                note(line)
+            run = Run(
+                folder=setup.out,
+                asked=Asked(
+                    model=f"{setup.model} by {loss} loss",
+                    image_size=setup.preprocess.image_size,
+                    start=start,
+                    data=pairs.digest,
+                    recipe=setup.recipe.values(),
+                ),
+                record=_Recorder(setup, loss, start, pairs),
+                fabric=fabric,
+                every=setup.checkpoint_every,
+                watcher=watcher,
+            )
+            done = read(setup.out) if (setup.out / RECORD).is_file() else None
+            if done is not None and done.finished:
+                note("this run is finished, nothing is left to do")
+                return done
+            task = _task(model, loss, pairs, setup, tokenizer, note)
+            if fabric.device.type == "cpu":
+                here = {"processes": setup.machine.processes, "world": fabric.world_size}
+                note(pairs_room.checked(model, task.images.texts.tokens_TL, setup.recipe, **here))
+        train(task, setup.recipe, run, fabric, workers=setup.machine.workers_each(fabric))
         fabric.barrier()
         return read(setup.out)
-    finally:
-        torch.set_num_threads(before)
-        torch.set_rng_state(rng)
 
 
 def read(folder: str | Path) -> ClipRun:
@@ -245,7 +238,6 @@ def _task(
     pairs: Pairs,
     setup: Setup,
     tokenizer: Tokenizer,
-    threads: int,
     note: Callable[[str], None],
 ) -> Contrastive:
     recipe, preprocess = setup.recipe, setup.preprocess
@@ -257,13 +249,13 @@ def _task(
                 f"All {split} images of {setup.pairs} have the same text, so nothing is to be told apart: "
                 "give images of other texts too."
             )
-    pixels = _pixels(seen, stored(preprocess, recipe.augmentation), threads)
+    pixels = images_of([pair.path for pair in seen], stored(preprocess, recipe.augmentation), setup.machine)
     if isinstance(pixels, PixelsOnDemand):
         note("the images do not fit in memory together and are decoded in each epoch anew")
     images = TrainingImages(
         pixels, range(len(seen)), augmentation(recipe.augmentation, preprocess), seed=recipe.seed
     )
-    held_out_pixels = _pixels(held_out, evaluated(preprocess), threads)
+    held_out_pixels = images_of([pair.path for pair in held_out], evaluated(preprocess), setup.machine)
     prompts_KPL, label_I = _categories(pairs, held_out, tokenizer, model)
     return Contrastive(
         model=model,
@@ -276,13 +268,6 @@ def _task(
         label_I=label_I,
         channels_last=recipe.engine.channels_last,
     )
-
-
-def _pixels(some: tuple[Pair, ...], make: Callable[[str], Any], threads: int) -> Pixels | PixelsOnDemand:
-    import psutil
-
-    free_mib = PIXELS_SHARE * psutil.virtual_memory().available / MIB
-    return read_pixels([pair.path for pair in some], make, threads=threads, memory_mib=free_mib)
 
 
 def _categories(

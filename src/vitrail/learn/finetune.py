@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.strategies import FSDPStrategy
 
 from vitrail import data, hardware
 from vitrail.errors import InputError
@@ -17,6 +20,7 @@ from vitrail.learn import room, trained
 from vitrail.learn.classify import Classification
 from vitrail.learn.images import (
     EvaluationImages,
+    Make,
     Pixels,
     PixelsOnDemand,
     TrainingImages,
@@ -26,17 +30,18 @@ from vitrail.learn.images import (
     stored,
 )
 from vitrail.learn.recipe import Recipe
-from vitrail.learn.run import Asked, Kept, Run, Watcher
+from vitrail.learn.run import Asked, CheckpointFile, Kept, Run, Watcher, said_once
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.models.weights import WeightsFinder
 
-__all__ = ["Machine", "finetune", "launched"]
+__all__ = ["Machine", "Setup", "finetune", "images_of", "launched", "on_threads"]
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PIXELS_SHARE = 0.25
-"""Of the free memory that decoded images may take."""
-MIB = 1024 * 1024
+"""Of the free memory that decoded images may take, over all processes."""
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "SLURM_JOB_ID")
+"""Variables of which whoever starts processes on several machines sets one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,17 @@ class Machine:
     """Of each process on a CPU; None: the usable cores, shared among the processes."""
     workers: int | None = None
     """Processes that prepare images, for each training process; None: on a CPU none, because the step itself
-    uses every core; on a GPU as many as cores."""
+    uses every core; on GPUs the cores, shared among the processes."""
+
+    def threads_each(self) -> int:
+        """Threads of each process on a CPU."""
+        return self.threads or max(1, hardware.usable_cores() // self.processes)
+
+    def workers_each(self, fabric: Fabric) -> int:
+        """Processes that prepare images, for each training process."""
+        if self.workers is not None:
+            return self.workers
+        return 0 if fabric.device.type == "cpu" else max(1, hardware.usable_cores() // self.processes)
 
 
 def launched(machine: Machine, recipe: Recipe) -> Fabric:
@@ -69,9 +84,12 @@ def launched(machine: Machine, recipe: Recipe) -> Fabric:
     precision = recipe.engine.precision
     if precision == "fp16" and not gpu:
         raise InputError("fp16 training needs a GPU: choose --precision bf16, or fp32.")
+    _check_processes(machine, gpu)
     several = machine.processes * machine.nodes > 1
     strategy = machine.strategy if machine.strategy != "auto" else "ddp" if several else "auto"
     if strategy == "fsdp":
+        if not gpu:
+            raise InputError("fsdp splits a model among GPUs, and there are none here: leave --strategy out.")
         if recipe.regularization.average_decay is not None:
             raise InputError(
                 "An average of the weights needs them whole, and fsdp splits them: give "
@@ -80,35 +98,48 @@ def launched(machine: Machine, recipe: Recipe) -> Fabric:
         strategy = _fsdp()
     # Its banners of ranks and addresses say nothing that this command does not say itself.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    arguments: dict[str, Any] = {"precision": PRECISIONS[precision]}
-    if precision == "fp16":
-        arguments = {"plugins": [MixedPrecision("16-mixed", "cuda")]}
     fabric = Fabric(
         accelerator="cuda" if gpu else "cpu",
         devices=machine.processes,
         num_nodes=machine.nodes,
         strategy=strategy,
-        **arguments,
+        precision=PRECISIONS[precision],
     )
+    if not isinstance(fabric.strategy, FSDPStrategy):  # which writes its files by itself
+        fabric.strategy.checkpoint_io = CheckpointFile()
     fabric.launch()
     return fabric
 
 
-def _fsdp() -> Any:
-    from lightning_fabric.strategies import FSDPStrategy
+def _check_processes(machine: Machine, gpu: bool) -> None:
+    most = torch.cuda.device_count() if gpu else hardware.usable_cores()
+    if machine.processes > most:
+        what = "GPUs" if gpu else "cores"
+        raise InputError(
+            f"--processes {machine.processes}: there are {most} {what}, give {most} or less."
+        )
+    if machine.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
+        raise InputError(
+            f"--nodes {machine.nodes} needs the same command started on each machine: do so with torchrun "
+            "(docs/training.md)."
+        )
 
+
+def _fsdp() -> FSDPStrategy:
     # One file with whole tensors: any number of processes can go on with it.
     return FSDPStrategy(state_dict_type="full")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finetuning:
-    """One run as it was set up, for those who show it."""
-
-    start: Start
-    dataset: data.Dataset
-    recipe: Recipe
-    folder: Path
+@contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """Within this block torch computes on so many threads; its generator is afterwards as it was before."""
+    before, rng = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_rng_state(rng)
 
 
 @dataclass
@@ -144,44 +175,47 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
     """
     recipe, machine = setup.recipe, setup.machine
     fabric = launched(machine, recipe)
-    cores = hardware.usable_cores()
-    threads = machine.threads or max(1, cores // machine.processes)
     note = watcher.note if fabric.is_global_zero else lambda _: None
-    before, rng = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(threads)
-    try:
-        dataset = data.load(setup.data)
-        start = starting(
-            setup.model,
-            classes=len(dataset.classes),
-            finder=finder,
-            image_size=setup.image_size,
-            weights=setup.weights,
-            from_scratch=setup.from_scratch,
-            drop_path=recipe.regularization.drop_path,
-            seed=recipe.seed,
-        )
-        note(_introduced(dataset, start, recipe))
-        run = Run(
-            folder=setup.out,
-            asked=_asked(setup, start, dataset),
-            record=_Recorder(setup, start, dataset),
-            every=setup.checkpoint_every,
-            writes=fabric.is_global_zero,
-            watcher=watcher,
-        )
-        if fabric.device.type == "cpu":
-            note(room.checked(start, recipe, processes=machine.processes))
-        task = _task(start, dataset, recipe, threads, note)
-        workers = (
-            machine.workers if machine.workers is not None else 0 if fabric.device.type == "cpu" else cores
-        )
-        train(task, recipe, run, fabric, workers=workers)
+    with on_threads(machine.threads_each()):
+        with said_once(fabric):
+            dataset = data.load(setup.data)
+            start = starting(
+                setup.model,
+                classes=len(dataset.classes),
+                finder=finder,
+                image_size=setup.image_size,
+                weights=setup.weights,
+                from_scratch=setup.from_scratch,
+                drop_path=recipe.regularization.drop_path,
+                seed=recipe.seed,
+            )
+            note(_introduced(dataset, start, recipe))
+            run = Run(
+                folder=setup.out,
+                asked=_asked(setup, start, dataset),
+                record=_Recorder(setup, start, dataset),
+                fabric=fabric,
+                every=setup.checkpoint_every,
+                watcher=watcher,
+            )
+            done = _done(setup.out)
+            if done is not None:
+                note("this run is finished, nothing is left to do")
+                return done
+            task = _task(start, dataset, setup, note)
+            if fabric.device.type == "cpu":
+                note(room.checked(start, recipe, processes=machine.processes, world=fabric.world_size))
+        train(task, recipe, run, fabric, workers=machine.workers_each(fabric))
         fabric.barrier()
         return trained.read(setup.out)
-    finally:
-        torch.set_num_threads(before)
-        torch.set_rng_state(rng)
+
+
+def _done(folder: Path) -> trained.Trained | None:
+    """The record of a run that came to its end."""
+    if not (folder / trained.TRAINED).is_file():
+        return None
+    found = trained.read(folder)
+    return found if found.finished else None
 
 
 def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
@@ -203,31 +237,33 @@ def _asked(setup: Setup, start: Start, dataset: data.Dataset) -> Asked:
     )
 
 
-def _task(start: Start, dataset: data.Dataset, recipe: Recipe, threads: int, note: Any) -> Classification:
-    import psutil
+def _task(start: Start, dataset: data.Dataset, setup: Setup, note: Any) -> Classification:
+    recipe = setup.recipe
 
-    memory_mib = PIXELS_SHARE * psutil.virtual_memory().available / MIB
-    make = stored(start.preprocess, recipe.augmentation)
-
-    def read(split: data.Split, how: Any) -> tuple[Pixels | PixelsOnDemand, list[int]]:
+    def read(split: data.Split, how: Make) -> tuple[Pixels | PixelsOnDemand, list[int]]:
         examples = dataset.of(split)
-        pixels = read_pixels([e.path for e in examples], how, threads=threads, memory_mib=memory_mib)
+        pixels = images_of([example.path for example in examples], how, setup.machine)
         return pixels, [example.label for example in examples]
 
-    seen, labels = read("train", make)
+    change = augmentation(recipe.augmentation, start.preprocess)
+    seen, labels = read("train", stored(start.preprocess, recipe.augmentation))
     held_out, true = read("validation", evaluated(start.preprocess))
     if isinstance(seen, PixelsOnDemand):
         note("the images do not fit in memory together and are decoded in each epoch anew")
     return Classification(
         model=start.module,
-        images=TrainingImages(
-            seen, labels, augmentation(recipe.augmentation, start.preprocess), seed=recipe.seed
-        ),
+        images=TrainingImages(seen, labels, change, seed=recipe.seed),
         validation=EvaluationImages(held_out, true, start.preprocess),
         regularization=recipe.regularization,
         classes=len(dataset.classes),
         channels_last=recipe.engine.channels_last,
     )
+
+
+def images_of(paths: Sequence[str], make: Make, machine: Machine) -> Pixels | PixelsOnDemand:
+    """Decoded images in the share of the free memory that each process may take for them."""
+    free_mib = PIXELS_SHARE * hardware.free_memory_mib() / machine.processes
+    return read_pixels(paths, make, threads=machine.threads_each(), memory_mib=free_mib)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from vitrail.errors import InputError
 from vitrail.images.decode import decode, frame_of
 from vitrail.images.preprocess import RESAMPLING, to_pixels
 from vitrail.learn.order import Place, chance
@@ -23,6 +24,8 @@ from vitrail.vocabulary import Preprocess
 
 __all__ = [
     "EvaluationImages",
+    "LostImage",
+    "Make",
     "Pixels",
     "PixelsOnDemand",
     "TrainingImages",
@@ -41,6 +44,18 @@ SAMPLE = 32
 MIB = 1024 * 1024
 LEVELS = 31
 """torchvision's RandAugment counts its strength from 0 to 30; the papers from 0 to 10."""
+
+
+class LostImage(InputError):
+    """An image that can no longer be read in the middle of a run.
+
+    torch's DataLoader makes the exception of a worker process anew in this one, with the worker's whole
+    traceback as its text; of that only the sentence is kept.
+    """
+
+    def __init__(self, text: str) -> None:
+        _, of_a_worker, sentence = text.partition(f"\n{__name__}.{type(self).__name__}: ")
+        super().__init__(sentence.strip() if of_a_worker else text)
 
 
 class Pixels:
@@ -69,17 +84,19 @@ class PixelsOnDemand:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3)."""
-        return self._make(self._paths[index])
+        """uint8 (H, W, 3).
+
+        Raises:
+            LostImage: it cannot be decoded any more.
+        """
+        try:
+            return self._make(self._paths[index])
+        except InputError as error:
+            raise LostImage(str(error)) from None
 
 
 def read_pixels(
-    paths: Sequence[str],
-    make: Make,
-    *,
-    threads: int,
-    memory_mib: float,
-    watch: Callable[[int], None] = lambda _: None,
+    paths: Sequence[str], make: Make, *, threads: int, memory_mib: float
 ) -> Pixels | PixelsOnDemand:
     """Decode all images, or, where a sample of them says that they would take more memory, none yet.
 
@@ -87,32 +104,38 @@ def read_pixels(
         InputError: an image that cannot be decoded, naming it.
     """
     some = paths[:: max(1, len(paths) // SAMPLE)]
-    found = []
     with ThreadPoolExecutor(threads) as pool:
         mean_bytes = sum(pixels.size for pixels in pool.map(make, some)) / len(some)
         # While the parts are joined, they are there twice.
         if 2 * mean_bytes * len(paths) > memory_mib * MIB:
             return PixelsOnDemand(paths, make)
-        for pixels in pool.map(make, paths):
-            found.append(pixels)
-            watch(len(found))
-    return Pixels(found)
+        return Pixels(list(pool.map(make, paths)))
 
 
 def stored(preprocess: Preprocess, change: Augmentation) -> Make:
-    """How an image is kept for training: its short side reduced to what random crops can use."""
-    side = math.ceil(preprocess.image_size * (MARGIN if change.crop_area else 1.0))
+    """How an image is kept for training: its short side reduced to what random crops can use.
+
+    Without random crops it is what evaluation sees, whatever its crop and its mode are.
+    """
+    if change.crop_area is None:
+        return evaluated(preprocess)
+    side = math.ceil(preprocess.image_size * MARGIN)
 
     def read(path: str) -> np.ndarray:
         image = decode(path, short_side=side)
-        _, (left, top, right, bottom) = frame_of(image)
-        scale = side / min(right - left, bottom - top)
-        if scale < 1 or not change.crop_area:
-            size = (max(1, int((right - left) * scale)), max(1, int((bottom - top) * scale)))
-            image = image.resize(size, RESAMPLING[preprocess.interpolation], box=frame_of(image).box)
+        box = frame_of(image).box
+        width, height = box[2] - box[0], box[3] - box[1]
+        if min(width, height) > side:
+            image = image.resize(reduced(width, height, side), RESAMPLING[preprocess.interpolation], box=box)
         return np.array(image)
 
     return read
+
+
+def reduced(width: float, height: float, side: int) -> tuple[int, int]:
+    """(width, height) with a short side of exactly `side` pixels, in the same proportion."""
+    longer = max(side, round(side * max(width, height) / min(width, height)))
+    return (side, longer) if width <= height else (longer, side)
 
 
 def evaluated(preprocess: Preprocess) -> Make:
@@ -124,7 +147,11 @@ def evaluated(preprocess: Preprocess) -> Make:
 def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
     """uint8 (3, H, W) -> float32 (3, S, S), normalised: torchvision's transforms, in the recipe's order.
 
-    All of them draw from torch's generator alone.
+    It is for images that were read by `stored`: without `crop_area` they have S x S pixels already. All
+    transforms draw from torch's generator alone.
+
+    Raises:
+        InputError: a shift by more than an image has.
     """
     size = preprocess.image_size
     mode = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}[
@@ -138,9 +165,12 @@ def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
             )
         )
     elif change.pad:
-        steps.append(v2.RandomCrop(size, padding=change.pad, padding_mode="reflect", pad_if_needed=True))
-    else:
-        steps.append(v2.CenterCrop(size))
+        if change.pad >= size:  # there is no more to reflect
+            raise InputError(
+                f"Images of {size} px cannot be shifted by {change.pad}: give --set augmentation.pad=N with "
+                f"N below {size}."
+            )
+        steps.append(v2.RandomCrop(size, padding=change.pad, padding_mode="reflect"))
     if change.flip:
         steps.append(v2.RandomHorizontalFlip(change.flip))
     if change.flip_vertical:

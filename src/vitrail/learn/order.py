@@ -75,7 +75,7 @@ class Steps:
 
     @property
     def per_epoch(self) -> int:
-        """Whole batches; what is left over comes early in another epoch's order."""
+        """Whole batches; the images left over are not seen in this epoch, and are others in the next."""
         return self.images // self.batch_size
 
     @property

@@ -9,12 +9,13 @@ Shapes: B pairs, L tokens, S pixels.
 
 from __future__ import annotations
 
-import psutil
 import torch
 from torch import Tensor
 
+from vitrail import hardware
 from vitrail.errors import InputError
 from vitrail.learn.recipe import Recipe
+from vitrail.learn.room import fewest_parts
 from vitrail.models.clip import CLIP
 
 __all__ = ["checked", "kept_bytes"]
@@ -27,27 +28,29 @@ NUMBERS = 4
 """fp32 numbers for each weight beside itself: gradient, two moments, and one while AdamW steps."""
 
 
-def checked(model: CLIP, tokens_TL: Tensor, recipe: Recipe, *, processes: int) -> str:
+def checked(
+    model: CLIP, tokens_TL: Tensor, recipe: Recipe, *, processes: int, world: int | None = None
+) -> str:
     """One line on the memory that a step will take on this machine's CPU; the model is left as it was.
 
     Args:
         model: in training mode.
         tokens_TL: of the training texts.
         recipe: batch, parts and precision.
-        processes: that share the machine.
+        processes: those on this machine, which share its memory.
+        world: all processes of the run, which share a batch; None: those on this machine.
 
     Raises:
         InputError: it is more than is free, with the number of parts that would fit.
     """
-    available = psutil.virtual_memory().available / MIB / processes
-    pairs = recipe.batch_size // recipe.engine.accumulate // processes
+    world = world or processes
+    available = hardware.free_memory_mib() / processes
+    pairs = max(1, recipe.batch_size // (recipe.engine.accumulate * world))
     fixed, each = _needs(model, tokens_TL, recipe)
     needed = fixed + each * pairs
     if needed <= available:
         return f"a step takes about {needed:.0f} MiB of the {available:.0f} that are free"
-    share = recipe.batch_size // processes
-    most = int((available - fixed) // each)
-    parts = next((n for n in range(1, share + 1) if share % n == 0 and share // n <= most), None)
+    parts = fewest_parts(recipe.batch_size, int((available - fixed) // each), world)
     fix = (
         f"take the batch in parts with --set engine.accumulate={parts}"
         if parts

@@ -51,7 +51,8 @@ class Optimizer(_Section, frozen=True, kw_only=True):
     weight_decay: float = 0.05
     """Of matrices and kernels only: not of biases, norms and other vectors."""
     layer_decay: float = 1.0
-    """Each layer learns this times as fast as the one above it (Clark et al. 2020, section 3.3.2)."""
+    """Each layer learns this times as fast as the one above it (ELECTRA, Clark et al. 2020, appendix on
+    fine-tuning; for images BEiT, Bao et al. 2021)."""
     warmup_epochs: float = 1.0
     """The rate grows linearly from 0 for so long …"""
     final_share: float = 0.01
@@ -79,11 +80,12 @@ class Augmentation(_Section, frozen=True, kw_only=True):
     """What is done to an image before the model sees it; torchvision's transforms, in this order."""
 
     crop_area: tuple[float, float] | None = (0.35, 1.0)
-    """A random part of the image, of this share of its area; None: the whole, as in evaluation."""
+    """A random part of the image, of this share of its area; None: the pixels that evaluation sees."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Width to height of that part."""
     pad: int = 0
-    """Pixels added on each side before a random crop to the size: a shift. Without `crop_area` only."""
+    """Pixels reflected at each side before a random crop to the size: a shift by up to so many. Without
+    `crop_area` only."""
     flip: float = 0.5
     """Probability of mirroring left and right."""
     flip_vertical: float = 0.0
@@ -118,6 +120,7 @@ class Recipe(_Section, frozen=True, kw_only=True):
     batch_size: int = 64
     """Images per step, over all processes and parts."""
     seed: int = 0
+    """Of the order of images and of all chance; 63 bits."""
     patience: int | None = None
     """Stop after so many epochs without a better validation figure; None: never."""
     optimizer: Optimizer = Optimizer()
@@ -234,10 +237,13 @@ def _check(recipe: Recipe, place: str) -> None:
     sound = {
         "epochs is 1 or more": recipe.epochs >= 1,
         "batch_size is 1 or more": recipe.batch_size >= 1,
+        "seed is from 0 to below 2**63": 0 <= recipe.seed < 2**63,
         "patience is 1 or more": recipe.patience is None or recipe.patience >= 1,
         "optimizer.learning_rate is above 0": 0 < o.learning_rate < math.inf,
         "optimizer.learning_rate_batch is 1 or more": (o.learning_rate_batch or 1) >= 1,
         "optimizer.betas are from 0 to below 1": all(0 <= beta < 1 for beta in o.betas),
+        "optimizer.betas begin above 0 for sgd, which takes the first as its momentum": o.name != "sgd"
+        or o.betas[0] > 0,
         "optimizer.weight_decay is 0 or more": 0 <= o.weight_decay < math.inf,
         "optimizer.layer_decay is above 0 and at most 1": 0 < o.layer_decay <= 1,
         "optimizer.warmup_epochs is from 0 to epochs": 0 <= o.warmup_epochs <= recipe.epochs,

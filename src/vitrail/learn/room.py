@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import psutil
-
+from vitrail import hardware
 from vitrail.errors import InputError
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.start import Start
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.models import memory
 
-__all__ = ["checked"]
+__all__ = ["checked", "fewest_parts"]
 
 MIB = 1024 * 1024
 LOW = 1.12
 """Predictions of training were up to 12 % low (docs/memory.md)."""
 
 
-def checked(start: Start, recipe: Recipe, *, processes: int) -> str:
+def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None = None) -> str:
     """One line on the memory that a step will take on this machine's CPU.
+
+    Args:
+        start: the model.
+        recipe: batch, parts and precision.
+        processes: those on this machine, which share its memory.
+        world: all processes of the run, which share a batch; None: those on this machine.
 
     Raises:
         InputError: it is more than is free, with the batch size that would fit.
     """
-    available = psutil.virtual_memory().available / MIB / processes
-    batch = recipe.batch_size // (recipe.engine.accumulate * processes)
+    world = world or processes
+    available = hardware.free_memory_mib() / processes
+    at_once = max(1, recipe.batch_size // (recipe.engine.accumulate * world))
     setup = memory.Setup(
         model=start.architecture,
         image_size=start.preprocess.image_size,
-        batch_size=max(1, batch),
+        batch_size=at_once,
         precision="fp32" if recipe.engine.precision == "fp32" else "bf16",
         training=True,
         implementation=start.implementation,
@@ -38,22 +44,29 @@ def checked(start: Start, recipe: Recipe, *, processes: int) -> str:
         found = memory.predict(setup, budget_mib=max(1.0, available - averaged) / LOW)
     except (ChildFailure, InputError) as error:
         return f"memory was not predicted: {error}"
-    needed, largest = LOW * found["predicted_mib"]["total"] + averaged, found["largest_batch"]
+    needed = LOW * found["predicted_mib"]["total"] + averaged
     if needed <= available:
         return f"a step takes about {needed:.0f} MiB of the {available:.0f} that are free"
-    most = largest * processes
-    fix = (
-        f"give --batch-size {most}, or keep the batch and take it in parts with --set engine.accumulate="
-        f"{_parts(recipe.batch_size, most)}"
-        if largest
-        else "choose a smaller model or --image-size"
-    )
     raise InputError(
-        f"{start.architecture} at {start.preprocess.image_size} px with {batch} images at a time needs about "
-        f"{needed:.0f} MiB and {available:.0f} are free: {fix}."
+        f"{start.architecture} at {start.preprocess.image_size} px with {at_once} images at a time needs "
+        f"about {needed:.0f} MiB and {available:.0f} are free: {_fix(recipe, found['largest_batch'], world)}."
     )
 
 
-def _parts(batch: int, most: int) -> int:
-    """The fewest equal parts of a batch that are no larger than `most`."""
-    return next(parts for parts in range(1, batch + 1) if batch % parts == 0 and batch // parts <= most)
+def fewest_parts(batch: int, most: int, world: int) -> int | None:
+    """The fewest equal parts of a batch of which each process takes no more than `most` images at a time.
+
+    None: not even one image at a time fits, or the batch does not divide among `world` processes.
+    """
+    share = 0 if batch % world else batch // world
+    return next((n for n in range(1, share + 1) if share % n == 0 and share // n <= most), None)
+
+
+def _fix(recipe: Recipe, most: int, world: int) -> str:
+    """What to change where each of `world` processes has room for `most` images at a time."""
+    if not most:
+        return "choose a smaller model or --image-size"
+    smaller = f"give --batch-size {most * world * recipe.engine.accumulate}"
+    parts = fewest_parts(recipe.batch_size, most, world)
+    kept = f", or keep the batch and take it in parts with --set engine.accumulate={parts}" if parts else ""
+    return smaller + kept

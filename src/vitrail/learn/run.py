@@ -6,40 +6,68 @@
     best-DIGEST.safetensors       weights of the best epoch, with a record of them beside
 
 Whatever is written appears whole or not at all, and what it replaces goes afterwards: a run that dies at any
-moment, for want of disk too, leaves its last good checkpoint and weights. Process 0 alone writes.
+moment, for want of disk too, leaves its last good checkpoint and weights, and the best weights of every epoch
+that a kept checkpoint may go back to. Process 0 alone writes; where it cannot, all processes stop.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor
 
 from vitrail import store
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
     from torch.utils.tensorboard import SummaryWriter
 
     from vitrail.learn.order import Steps
     from vitrail.learn.train import Progress
 
-__all__ = ["Asked", "Kept", "Run", "Watcher"]
+__all__ = ["Asked", "CheckpointFile", "Kept", "Run", "SaidElsewhere", "Watcher", "said_once"]
 
 CHECKPOINTS_KEPT = 2
 LOG_EVERY = 10
 DIGEST_LENGTH = 16
 """Characters of a checkpoint's digest in its name."""
+
+
+class SaidElsewhere(InputError):
+    """What stopped this process is said by process 0."""
+
+
+@contextmanager
+def said_once(fabric: Fabric) -> Iterator[None]:
+    """Around what every process does alike, and so fails alike: only process 0 is to say why."""
+    try:
+        yield
+    except InputError as error:
+        if fabric.is_global_zero:
+            raise
+        raise SaidElsewhere(str(error)) from None
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes a checkpoint straight to its path; Fabric's own makes it in memory and then in /tmp first."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """As Fabric's; the caller renames the file once it is whole."""
+        torch.save(checkpoint, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +120,11 @@ class Run:
     """One run.
 
     Args:
-        folder: made if it is not there.
+        folder: made when training begins, if it is not there.
         asked: compared with what the folder's run was asked.
         record: writes down what the best weights are; called whenever they or the run's state change.
+        fabric: of the run; its process 0 writes.
         every: steps between checkpoints, besides the one at the end of each epoch.
-        writes: whether this is process 0.
 
     Raises:
         InputError: the folder's run was asked something else, or the folder is no run's.
@@ -105,8 +133,8 @@ class Run:
     folder: Path
     asked: Asked
     record: Callable[[Kept], None]
+    fabric: Fabric
     every: int | None = None
-    writes: bool = True
     watcher: Watcher = field(default_factory=Watcher)
 
     def __post_init__(self) -> None:
@@ -118,12 +146,17 @@ class Run:
         place = self.folder / "run.json"
         if place.is_file():
             self._compare(place)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.exists() and not self._is_new():
             raise InputError(f"{self.folder} is no training run: give --out a new folder.")
-        elif self.writes:
-            with store.writing(self.folder):
-                self._checkpoints.mkdir(parents=True, exist_ok=True)
-            store.atomic_write(place, json.dumps(self.asked.plain(), indent=2).encode() + b"\n")
+        # Which best weights a checkpoint speaks of; of one that was there before, any that are there.
+        there = {file.name for file in self._best_files()}
+        self._best_of = {file.name: set(there) for file in self._newest_first()}
+
+    def _is_new(self) -> bool:
+        """Whether nothing is in the folder but what a run that was killed as it began leaves."""
+        return self.folder.is_dir() and all(
+            file.name.startswith(store.TEMPORARY) for file in self.folder.iterdir()
+        )
 
     def _compare(self, place: Path) -> None:
         try:
@@ -139,7 +172,7 @@ class Run:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def restore(self, fabric: Fabric, state: dict[str, Any]) -> bool:
+    def restore(self, state: dict[str, Any]) -> bool:
         """Load the newest checkpoint into `state`; False: there is none.
 
         Raises:
@@ -152,7 +185,7 @@ class Run:
         damaged = store.sha256_file(newest)[:DIGEST_LENGTH] != newest.stem.split("-")[2]
         if not damaged:
             try:
-                fabric.load(newest, state, weights_only=True)
+                self.fabric.load(newest, state, weights_only=True)
             except Exception as error:  # torch raises anything on a file of another version
                 damaged = True
                 self.watcher.note(f"{newest.name}: {error}")
@@ -165,105 +198,163 @@ class Run:
         """At the end of each epoch, and every so many steps if that was asked."""
         return progress.step % steps.per_epoch == 0 or bool(self.every and progress.step % self.every == 0)
 
-    def checkpoint(self, fabric: Fabric, state: dict[str, Any]) -> None:
+    def checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state; every process calls it.
 
         Raises:
             InputError: it cannot be written; the checkpoints before it stay.
         """
         step = state["progress"]["step"]
-        partial = self._checkpoints / f".step-{step:08d}.partial"
+        partial = self._checkpoints / f"{store.TEMPORARY}step-{step:08d}.partial"
+        failed: Exception | None = None
         try:
-            fabric.save(partial, state)
-            if self.writes:
-                _to_disk(partial)
-                digest = store.sha256_file(partial)[:DIGEST_LENGTH]
-                partial.replace(self._checkpoints / f"step-{step:08d}-{digest}.ckpt")
+            self.fabric.save(partial, state)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            failed = error
+        with self._alone() as writes:
+            if writes:
+                self._keep(partial, state, failed)
+
+    def _keep(self, partial: Path, state: dict[str, Any], failed: Exception | None) -> None:
+        step, best = state["progress"]["step"], state["progress"]["best_file"]
+        try:
+            if failed is not None:
+                raise failed
+            _to_disk(partial)
+            digest = store.sha256_file(partial)[:DIGEST_LENGTH]
+            kept = self._checkpoints / f"step-{step:08d}-{digest}.ckpt"
+            partial.replace(kept)
+            _to_disk(self._checkpoints)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            kept = self._newest_first()
-            last = f"the checkpoint of step {_step(kept[0])} is kept" if kept else "there is none yet"
+            found = self._newest_first()
+            last = f"the checkpoint of step {_step(found[0])} is kept" if found else "there is none yet"
             reason = getattr(error, "strerror", None) or error
             raise InputError(
                 f"The checkpoint of step {step} cannot be written to {self._checkpoints} ({reason}); {last}: "
                 "free some space and run the same command again."
             ) from None
-        if self.writes:
-            for old in self._newest_first()[CHECKPOINTS_KEPT:]:
-                old.unlink(missing_ok=True)
+        assert self._board is not None
+        self._board.flush()
+        self._best_of[kept.name] = {best}
+        for old in self._newest_first()[CHECKPOINTS_KEPT:]:
+            old.unlink(missing_ok=True)
+            self._best_of.pop(old.name, None)
+        self._keep_best(set().union(*self._best_of.values()))
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._checkpoints.glob("step-*-*.ckpt"), reverse=True)
 
+    def _keep_best(self, named: set[str]) -> None:
+        for file in self._best_files():
+            if file.name not in named:
+                file.unlink(missing_ok=True)
+
+    def _best_files(self) -> list[Path]:
+        return list(self.folder.glob("best-*.safetensors"))
+
     # --- metrics and weights ----------------------------------------------------------------------
 
     def begin(self, progress: Progress, steps: Steps) -> None:
-        """Open the metrics at this step; rows of steps that will be done again go."""
-        if not self.writes:
-            return
-        from torch.utils.tensorboard import SummaryWriter
+        """Make the folder, or open the metrics at this step: rows of steps that will be done again go."""
+        with self._alone() as writes:
+            if not writes:
+                return
+            from torch.utils.tensorboard import SummaryWriter
 
-        with store.writing(self.folder):
-            self._metrics = _Metrics(self.folder / "metrics.csv", progress.step)
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=progress.step + 1)
-        self._last_log = (progress.step, time.perf_counter())
-        self.watcher.begin(progress.step, steps.total)
+            with store.writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                asked = self.folder / "run.json"
+                if not asked.is_file():
+                    store.atomic_write(asked, json.dumps(self.asked.plain(), indent=2).encode() + b"\n")
+                self._checkpoints.mkdir(exist_ok=True)
+                for place in (self.folder, self._checkpoints):  # of writes that were killed
+                    for file in place.glob(f"{store.TEMPORARY}*"):
+                        file.unlink(missing_ok=True)
+                self._metrics = _Metrics(self.folder / "metrics.csv", progress.step)
+                self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=progress.step + 1)
+            self._last_log = (progress.step, time.perf_counter())
+            self.watcher.begin(progress.step, steps.total)
 
     def after_step(self, progress: Progress, *, loss: float, rate: float, gradient_norm: float) -> None:
         """Log every `LOG_EVERY` steps."""
-        if not self.writes or progress.step % LOG_EVERY:
+        if progress.step % LOG_EVERY:
             return
-        step, moment = self._last_log
-        self._last_log = (progress.step, time.perf_counter())
-        speed = (progress.step - step) * self._batch / (self._last_log[1] - moment)
-        self._log(
-            progress.step,
-            {
-                "train_loss": loss,
-                "learning_rate": rate,
-                "gradient_norm": gradient_norm,
-                "images_per_s": speed,
-            },
-        )
-        self.watcher.step(progress.step, loss, speed)
+        with self._alone() as writes:
+            if not writes:
+                return
+            step, moment = self._last_log
+            self._last_log = (progress.step, time.perf_counter())
+            speed = (progress.step - step) * self._batch / (self._last_log[1] - moment)
+            self._log(
+                progress.step,
+                {
+                    "train_loss": loss,
+                    "learning_rate": rate,
+                    "gradient_norm": gradient_norm,
+                    "images_per_s": speed,
+                },
+            )
+            self.watcher.step(progress.step, loss, speed)
 
     def after_epoch(
         self,
-        fabric: Fabric,
         progress: Progress,
-        evaluated: nn.Module,
+        weights: Callable[[], Mapping[str, Tensor]],
         figures: dict[str, float],
         *,
         better: bool,
     ) -> None:
-        """Log an epoch's figures and keep its weights if they are the best so far."""
-        if not self.writes:
-            return
-        self._log(progress.step, figures)
-        self.watcher.epoch(figures)
-        if better:
-            tensors = {
-                name: value.detach().cpu().contiguous() for name, value in evaluated.state_dict().items()
-            }
-            content = save(tensors)
-            name = f"best-{_digest(content)[:DIGEST_LENGTH]}.safetensors"
-            store.atomic_write(self.folder / name, content)
-            progress.best_file, progress.best_sha256 = name, _digest(content)
-        self._record(progress, finished=False)
+        """Log an epoch's figures and keep its weights if they are the best so far.
+
+        Args:
+            progress: with this epoch in its history.
+            weights: gives what was evaluated; called by every process, if by any.
+            figures: of the epoch.
+            better: whether they are the best so far.
+        """
+        tensors = weights() if better else {}
+        with self._alone() as writes:
+            if not writes:
+                return
+            self._log(progress.step, figures)
+            self.watcher.epoch(figures)
+            if better:
+                content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+                digest = hashlib.sha256(content).hexdigest()
+                name = f"best-{digest[:DIGEST_LENGTH]}.safetensors"
+                store.atomic_write(self.folder / name, content)
+                progress.best_file, progress.best_sha256 = name, digest
+            self._record(progress, finished=False)
 
     def finish(self, progress: Progress) -> None:
         """Write down that the run came to its end."""
-        if not self.writes:
-            return
-        self._record(progress, finished=True)
-        if self._board is not None:
-            self._board.close()
+        with self._alone() as writes:
+            if not writes:
+                return
+            self._record(progress, finished=True)
+            self._keep_best({progress.best_file})  # nobody goes back any more
+            if self._board is not None:
+                self._board.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Around what process 0 does alone. If it fails, all processes stop, and that one says why: another
+        one would wait for it for ever."""
+        failed: InputError | None = None
+        try:
+            yield self.fabric.is_global_zero
+        except InputError as error:
+            failed = error
+        if self.fabric.world_size > 1:
+            flag = torch.tensor(float(failed is not None), device=self.fabric.device)
+            if float(self.fabric.all_reduce(flag, reduce_op="sum")) and failed is None:  # type: ignore[arg-type]
+                raise SaidElsewhere("Process 0 could not go on.")
+        if failed is not None:
+            raise failed
 
     def _record(self, progress: Progress, *, finished: bool) -> None:
         self.record(Kept(progress.best_file, progress.best_sha256, progress, finished))
-        for file in self.folder.glob("best-*.safetensors"):
-            if file.name != progress.best_file:
-                file.unlink(missing_ok=True)
 
     def _log(self, step: int, figures: Mapping[str, float]) -> None:
         assert self._metrics is not None
@@ -283,7 +374,8 @@ class _Metrics:
         if path.is_file():
             with open(path, newline="") as file:
                 reader = csv.DictReader(file)
-                rows = [row for row in reader if int(row["step"]) <= step]
+                # A row that was cut off, or has no step, is of a write that failed.
+                rows = [row for row in reader if None not in row.values() and _counts(row["step"], step)]
                 self._columns = list(reader.fieldnames or self._columns)
         self._write(rows)
 
@@ -318,14 +410,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= DIGEST_LENGTH * 2 else text[:DIGEST_LENGTH] + "…"
 
 
+def _counts(text: str, most: int) -> bool:
+    return text.isdigit() and int(text) <= most
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.stem.split("-")[1])
-
-
-def _digest(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
 
 
 def _to_disk(path: Path) -> None:

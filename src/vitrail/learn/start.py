@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from timm import get_pretrained_cfg
+from torch import Tensor, nn
 
 from vitrail import catalog, models
 from vitrail.errors import InputError
-from vitrail.models import cost, timm
-from vitrail.models.labels import labels
+from vitrail.models import checkpoints, cost, timm
 from vitrail.models.table import MODELS, OWN
 from vitrail.models.weights import WeightsFinder, WeightsUnavailable
 from vitrail.store import sha256_file
@@ -22,6 +23,8 @@ from vitrail.vocabulary import Candidate, Implementation, Preprocess
 __all__ = ["Start", "starting"]
 
 RANDOM = "random"
+HEADS = ("head", "head.fc", "classifier", "fc", "_fc")
+"""Names of the classifier in files of other libraries and of the original repositories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ def starting(
         classes: K.
         finder: of the published weights.
         image_size: pixels; None: the candidate's own, or the architecture's.
-        weights: a file to begin with instead of the published ones.
+        weights: a file to begin with instead of the published ones; for any number of classes, because its
+            classifier is left out.
         from_scratch: begin with random weights.
         drop_path: rate of the last block.
         seed: of random weights and of the new head.
@@ -68,6 +72,8 @@ def starting(
     Raises:
         InputError: an unknown model, weights that are not at hand or do not fit, or a size it cannot take.
     """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"--image-size {image_size}: give 1 or more.")
     known = next((c for c in catalog.candidates() if name in (c.name, c.architecture)), None)
     architecture = known.architecture if known else name.split(".")[0]
     ours = architecture in MODELS and not MODELS[architecture].endswith(":CLIP")
@@ -78,21 +84,18 @@ def starting(
         preprocess = dataclasses.replace(preprocess, image_size=image_size)
     path, digest, said, license = _weights(name, known, weights, finder, from_scratch)
     size = preprocess.image_size
-    if ours:
-        options = {"drop_path": drop_path}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = models.build(architecture, image_size=size, num_classes=classes, **options)
-        if path is not None:
-            models.load_weights(module, path, replace_head=True)
-    else:
-        published = classes if known is None or path is None else len(labels(known.labels))
-        module = timm.build(
-            architecture, image_size=size, classes=published, weights=path, seed=seed, drop_path=drop_path
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module.reset_classifier(classes)  # type: ignore[operator]
+    build = _built_by_us if ours else _built_by_timm
+    try:
+        module = build(architecture, size, classes, path, drop_path, seed)
+        counted = cost.count(module, size)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError, ArithmeticError) as error:
+        # What networks answer an image that becomes too small on its way through them.
+        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
+        raise InputError(
+            f"{architecture} does not take images of {size} px ({reason}): give another --image-size."
+        ) from None
     return Start(
         module=module.requires_grad_(True).train(),
         architecture=architecture,
@@ -102,8 +105,47 @@ def starting(
         weights=digest,
         said=said,
         license=license,
-        cost=cost.count(module, size),
+        cost=counted,
     )
+
+
+def _built_by_us(
+    architecture: str, size: int, classes: int, path: Path | None, drop_path: float, seed: int
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = models.build(architecture, image_size=size, num_classes=classes, drop_path=drop_path)
+    if path is not None:
+        models.load_weights(module, path, replace_head=True)
+    return module
+
+
+def _built_by_timm(
+    architecture: str, size: int, classes: int, path: Path | None, drop_path: float, seed: int
+) -> nn.Module:
+    options: dict[str, Any] = {"image_size": size, "weights": None, "seed": seed, "drop_path": drop_path}
+    if path is None:
+        module = timm.build(architecture, classes=classes, **options)
+    else:
+        given = checkpoints.read_state_dict(path)
+        module = timm.build(architecture, classes=_classes_in(given, architecture), **options)
+        try:
+            checkpoints.load_into(module, given, source=str(path))
+        except InputError as error:
+            raise InputError(str(error).replace("(--arch)", "(--model)")) from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module.reset_classifier(classes)  # type: ignore[operator]
+    return module
+
+
+def _classes_in(given: Mapping[str, Tensor], architecture: str) -> int:
+    """K of the classifier in a weights file; 0: it has none."""
+    config: Any = get_pretrained_cfg(architecture, allow_unregistered=False)
+    named = getattr(config, "classifier", None)
+    own = (named,) if isinstance(named, str) else tuple(named or ())
+    found = (given.get(f"{head}.weight") for head in (*own, *HEADS))
+    return next((len(weight) for weight in found if weight is not None and weight.ndim > 1), 0)
 
 
 def _preprocess(architecture: str, known: Candidate | None, ours: bool, from_scratch: bool) -> Preprocess:

@@ -19,16 +19,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import FSDPStrategy
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from vitrail.errors import InputError
@@ -38,6 +41,13 @@ from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
 
 __all__ = ["Progress", "Task", "train"]
+
+SKIPPED_AT_MOST = 20
+"""Steps in a row that fp16's scaler may skip; it halves the loss's scale each time, from 65,536."""
+KEPT = (
+    "The last checkpoint and the best weights are kept: lower --learning-rate, clip with --set "
+    "optimizer.clip_norm=1, or use --precision fp32, with a new --out."
+)
 
 
 class Task(Protocol):
@@ -89,8 +99,8 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
         workers: processes that prepare images; 0: this one does.
 
     Raises:
-        InputError: the loss or a gradient is not finite, a checkpoint is damaged, the disk is full. What was
-            saved before stays.
+        InputError: the loss, a gradient or a figure is not finite, a checkpoint is damaged, memory or disk
+            are full. What was saved before stays.
     """
     steps = Steps(
         images=len(task.images),
@@ -106,12 +116,14 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
     compiled: Any = torch.compile(task.model) if recipe.engine.compile else task.model
     model, optimizer = fabric.setup(compiled, optimizer_of(parameter_groups(task.model, recipe), recipe))
     average = ema(task.model, recipe)
-    progress = Progress()
-    state = {"model": model, "optimizer": optimizer, "progress": asdict(progress)}
+    progress, scaler = Progress(), fabric.strategy.precision
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
     if average is not None:
         state["average"] = average.module
-    if run.restore(fabric, state):
+    state |= {"progress": asdict(progress), "scaler": scaler.state_dict()}
+    if run.restore(state):
         progress = Progress(**state["progress"])
+        scaler.load_state_dict(state["scaler"])
 
     loader = DataLoader(
         task.images, batch_sampler=steps.starting(progress.step), num_workers=workers, pin_memory=False
@@ -119,6 +131,7 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
     parts = iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
     run.begin(progress, steps)
     model.train()
+    skipped = 0
     while progress.step < steps.total and not _patience_is_over(progress, recipe, steps):
         begin = time.perf_counter()
         rate = recipe.learning_rate_at(progress.step, steps.per_epoch)
@@ -126,15 +139,19 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
             group["lr"] = rate * group.get("lr_scale", 1.0)
         batch = [next(parts) for _ in range(steps.parts)]
 
-        torch.manual_seed(seed_of(recipe.seed, "step", progress.step, fabric.global_rank))
-        loss = task.backward(fabric, model, batch)
+        seed = seed_of(recipe.seed, "step", progress.step, fabric.global_rank)
+        torch.manual_seed(seed)
+        with _enough_memory(recipe):
+            loss = task.backward(fabric, model, batch)
         loss = mean_over_processes(fabric, loss)
         norm = fabric.clip_gradients(
             model, optimizer, max_norm=recipe.optimizer.clip_norm or math.inf, error_if_nonfinite=False
         )
         assert norm is not None
-        again = partial(_step_of_the_plain_model, task, fabric, batch)
-        _refuse_what_is_not_finite(task, recipe, progress, steps, loss, norm, again)
+        # An fp16 step may overflow: its scaler leaves the weights and tries a smaller scale.
+        skipped = skipped + 1 if recipe.engine.precision == "fp16" and not math.isfinite(float(norm)) else 0
+        again = partial(_step_of_the_plain_model, task, fabric, batch, seed)
+        _refuse_what_is_not_finite(task, progress, steps, loss, norm, again, 0 < skipped <= SKIPPED_AT_MOST)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if average is not None:
@@ -145,21 +162,37 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
         progress.seconds += time.perf_counter() - begin
         run.after_step(progress, loss=float(loss), rate=rate, gradient_norm=float(norm))
         if progress.step % steps.per_epoch == 0:
-            _end_epoch(task, average, run, fabric, progress, steps, rate)
+            _end_epoch(task, model, average, run, fabric, progress, steps, rate)
         if run.checkpoint_is_due(progress, steps):
-            state["progress"] = asdict(progress)
-            run.checkpoint(fabric, state)
+            state |= {"progress": asdict(progress), "scaler": scaler.state_dict()}
+            run.checkpoint(state)
     run.finish(progress)
     return progress
 
 
-def _step_of_the_plain_model(task: Task, fabric: Fabric, batch: Sequence[Any]) -> None:
+def _step_of_the_plain_model(task: Task, fabric: Fabric, batch: Sequence[Any], seed: int) -> None:
+    torch.manual_seed(seed)
     with fabric.autocast():
         task.backward(fabric, task.model, batch)
 
 
+@contextmanager
+def _enough_memory(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; its allocator of the CPU has no other
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"{recipe.batch_size} images in {recipe.engine.accumulate} parts do not fit in memory: "
+            f"give --set engine.accumulate={2 * recipe.engine.accumulate} or a smaller --batch-size, "
+            "and a new --out."
+        ) from None
+
+
 def _end_epoch(
     task: Task,
+    model: Any,
     average: ModelEmaV3 | None,
     run: Run,
     fabric: Fabric,
@@ -168,11 +201,15 @@ def _end_epoch(
     rate: float,
 ) -> None:
     begin = time.perf_counter()
-    evaluated = task.model if average is None else average.module
+    sharded = isinstance(fabric.strategy, FSDPStrategy)
+    # Elsewhere the wrappers would only be compiled anew for other batch sizes.
+    evaluated = model if sharded else task.model if average is None else average.module
+    _share_statistics(fabric, evaluated)
     evaluated.eval()
     with torch.no_grad():
         figures = task.evaluate(fabric, evaluated)
     task.model.train()
+    model.train()
     progress.seconds += time.perf_counter() - begin
     figures = {
         "epoch": progress.step // steps.per_epoch,
@@ -182,12 +219,32 @@ def _end_epoch(
         "train_loss": progress.loss_sum / steps.per_epoch,
         **figures,
     }
+    wrong = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        raise InputError(f"Training stopped after epoch {figures['epoch']:.0f}: {', '.join(wrong)}. {KEPT}")
     progress.loss_sum = 0.0
     progress.history.append(figures)
     better = figures[task.figure] > progress.best
     if better:
         progress.best, progress.best_epoch = figures[task.figure], progress.step // steps.per_epoch
-    run.after_epoch(fabric, progress, evaluated, figures, better=better)
+    weights = partial(_whole_weights, model) if sharded else evaluated.state_dict
+    run.after_epoch(progress, weights, figures, better=better)
+
+
+def _share_statistics(fabric: Fabric, model: nn.Module) -> None:
+    """Batch norm's running statistics of process 0 to all: its weights are the ones that are kept."""
+    if fabric.world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def _whole_weights(model: Any) -> dict[str, Tensor]:
+    """What the processes hold of the weights, put together in process 0; each of them calls this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found: dict[str, Tensor] = get_model_state_dict(model._forward_module, options=options)
+    return found
 
 
 def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps) -> bool:
@@ -210,10 +267,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov's momentum."""
+    # A fused step would unscale fp16's gradients by itself, and they have to be clipped before.
+    fused = recipe.engine.precision != "fp16"
     o = recipe.optimizer
     if o.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate(), momentum=o.betas[0], nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate(), betas=o.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate(), betas=o.betas, fused=fused)
 
 
 def ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
@@ -233,20 +292,19 @@ def mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
 
 def _refuse_what_is_not_finite(
     task: Task,
-    recipe: Recipe,
     progress: Progress,
     steps: Steps,
     loss: Tensor,
     norm: Tensor,
     again: Callable[[], Any],
+    skips: bool,
 ) -> None:
-    """Stop before the weights are touched. An fp16 step may overflow: its scaler skips it and tries less."""
-    if math.isfinite(float(loss)) and (recipe.engine.precision == "fp16" or math.isfinite(float(norm))):
+    """Stop before the weights are touched; `skips`: the gradients may be what they are."""
+    if math.isfinite(float(loss)) and (skips or math.isfinite(float(norm))):
         return
     epoch, step = divmod(progress.step, steps.per_epoch)
     what = f"the loss is {float(loss)}" if not math.isfinite(float(loss)) else "the gradients overflow"
     raise InputError(
         f"Training stopped in epoch {epoch + 1}, step {step + 1} of {steps.per_epoch}: {what} "
-        f"({origin(task.model, again)}). The last checkpoint and the best weights are kept: lower "
-        "--learning-rate, clip with --set optimizer.clip_norm=1, or use --precision fp32."
+        f"({origin(task.model, again)}). {KEPT}"
     )
