@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import os
 import signal
@@ -18,13 +19,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vitrail import models
+from vitrail import models, store
 from vitrail.errors import InputError
 from vitrail.learn import finetune as finetuning
 from vitrail.learn import room, trained
 from vitrail.learn.classify import Classification
 from vitrail.learn.finetune import Machine, Setup, finetune, launched
 from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
+from vitrail.learn.metrics import Metrics
 from vitrail.learn.order import Steps
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import Asked, Run, Watcher
@@ -364,6 +366,124 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert same(whole, trained_weights(tmp_path / "run", plan, every=2))
 
 
+def test_best_weights_outlive_the_checkpoints_that_name_them(tmp_path, monkeypatch):
+    """Killed between new best weights and their checkpoint, then gone on with other rounding (here: data)."""
+    plan, records = recipe("epochs=3"), []
+
+    def record(kept):
+        assert (tmp_path / "run" / kept.file).is_file()
+        records.append(kept.file)
+
+    def go_on(accuracies, **patches):
+        task = task_of(plan)
+        figures = iter(accuracies)
+        task.evaluate = lambda *_: {"accuracy": next(figures), "validation_loss": 1.0}
+        with monkeypatch.context() as patch:
+            for name, value in patches.items():
+                patch.setattr(Run, name, value)
+            trained_weights(tmp_path / "run", plan, task, record=record)
+
+    def killed(self, state):
+        if state["progress"]["step"] == 8:
+            raise Stop
+        return checkpoint(self, state)
+
+    checkpoint = Run.checkpoint
+    with pytest.raises(Stop):
+        go_on([50.0, 60.0], checkpoint=killed)
+    assert len(set(records)) == 2, "the second epoch's weights were better and written"
+    go_on([40.0, 40.0])
+    assert records[-1] == records[0], "the second epoch, done again, is worse than the first"
+    assert [file.name for file in (tmp_path / "run").glob("best-*")] == [records[0]]
+
+
+@pytest.mark.parametrize("place", ["best weights", "metrics", "record"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, place):
+    import errno
+
+    plan = recipe("epochs=3")
+    whole = trained_weights(tmp_path / "whole", plan, record=lambda kept: None)
+    original, written = store.atomic_write, []
+
+    def full(path, content):
+        written.append(Path(path).name)
+        fills = {"best weights": "best-", "metrics": "metrics", "record": "record"}[place]
+        if Path(path).name.startswith(fills) and sum(n.startswith(fills) for n in written) == 2:
+            raise InputError(f"No space left on the disk for {path}") from OSError(errno.ENOSPC, "full")
+        original(path, content)
+
+    def record(kept):
+        store.atomic_write(tmp_path / "run" / "record", kept.file.encode())
+
+    task = task_of(plan)
+    figures = iter([50.0, 60.0, 70.0] * 2)
+    task.evaluate = lambda *_: {"accuracy": next(figures), "validation_loss": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "atomic_write", full)
+        with pytest.raises(InputError, match="No space left"):
+            trained_weights(tmp_path / "run", plan, task, record=record)
+    if place != "metrics":
+        kept = (tmp_path / "run" / "record").read_text()
+        assert (tmp_path / "run" / kept).is_file()
+    assert same(whole, trained_weights(tmp_path / "run", plan, record=record))
+
+
+@pytest.mark.parametrize("rest", ["3", "30,", "30,1.5", ",1.0\n"])
+def test_a_row_that_was_cut_off_is_left_out(tmp_path, rest):
+    path = tmp_path / "metrics.csv"
+    metrics = Metrics(path, 0)
+    for step in (10, 20, 40):
+        metrics.append(step, {"loss": 1.0})
+    with path.open("a") as file:
+        file.write(rest)
+    Metrics(path, 30)
+    assert [row["step"] for row in csv.DictReader(path.open())] == ["10", "20"]
+
+
+def test_a_figure_that_is_not_finite_stops_the_run(tmp_path):
+    plan = recipe()
+    task = task_of(plan)
+    evaluate, calls = task.evaluate, []
+
+    def poisoned(fabric, model):
+        calls.append(1)
+        figures = evaluate(fabric, model)
+        return {**figures, "validation_loss": float("nan")} if len(calls) == 2 else figures
+
+    task.evaluate = poisoned
+    with pytest.raises(InputError, match="after epoch 2: validation_loss is nan"):
+        trained_weights(tmp_path / "run", plan, task)
+    assert len(list((tmp_path / "run").glob("best-*.safetensors"))) == 1
+
+
+def test_fp16_skips_steps_that_overflow_and_stops_where_all_do(tmp_path):
+    """Fabric's own scaler, which asks for no GPU by itself."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+
+    plan = recipe("engine.precision=fp16", "epochs=8")
+    fabric = Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
+    task = task_of(plan)
+    backward, calls, overflow = task.backward, [], lambda call: call in (2, 3)
+
+    def poisoned(fabric, model, parts):
+        loss = backward(fabric, model, parts)
+        if overflow(len(calls)):
+            task.model.norm.weight.grad[0] = float("inf")
+        calls.append([p.detach().clone() for p in task.model.parameters()])
+        return loss
+
+    task.backward = poisoned
+    train(task, plan, run_in(tmp_path / "run", plan, fabric=fabric), fabric)
+    unchanged = [all(map(torch.equal, one, two)) for one, two in itertools.pairwise(calls[:6])]
+    assert unchanged == [False, False, True, True, False]
+    (_, newest) = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert torch.load(newest, weights_only=True)["scaler"]["scale"] == 65536.0 / 4
+    overflow = lambda call: True  # noqa: E731
+    with pytest.raises(InputError, match="the gradients overflow"):
+        train(task, plan, run_in(tmp_path / "other", plan, fabric=fabric), fabric)
+
+
 @pytest.mark.parametrize(
     ("poison", "said"), [("loss", "the loss is nan"), ("gradient", "the gradients overflow")]
 )
@@ -476,6 +596,38 @@ def test_two_processes_learn_what_one_does(tmp_path, folder):
     weights = [load_file(tmp_path / name / record.weights) for name, record in (("one", one), ("two", two))]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-3)
+
+
+def in_processes(kind, out):
+    """`train_in_processes.py` with its two processes."""
+    script = str(Path(__file__).parent / "train_in_processes.py")
+    started = [sys.executable, script, kind, str(out)]
+    return subprocess.run(started, capture_output=True, text=True, timeout=120)
+
+
+def test_a_split_model_is_evaluated_and_kept_whole(tmp_path):
+    from safetensors.torch import load_file
+
+    made = in_processes("fsdp", tmp_path / "split")
+    assert made.returncode == 0, made.stderr
+    whole = task_of(recipe())
+    trained_weights(tmp_path / "whole", recipe(), whole)
+    (file,) = (tmp_path / "split").glob("best-*.safetensors")
+    (best,) = (tmp_path / "whole").glob("best-*.safetensors")
+    for name, value in load_file(best).items():
+        torch.testing.assert_close(load_file(file)[name], value, atol=1e-5, rtol=1e-3)
+    (_, newest) = sorted((tmp_path / "split" / "checkpoints").iterdir())
+    saved = torch.load(newest, weights_only=True)["model"]
+    assert {name: value.shape for name, value in saved.items()} == {
+        name: value.shape for name, value in whole.model.state_dict().items()
+    }
+
+
+def test_what_stops_one_process_stops_all_and_is_said_once(tmp_path):
+    made = in_processes("refused", tmp_path / "run")
+    assert made.returncode == 2, made.stderr
+    assert made.stderr.count("No space left") == 1
+    assert "said by 0" in made.stderr
 
 
 # --- the command ----------------------------------------------------------------------------------

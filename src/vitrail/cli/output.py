@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vitrail.store import atomic_write
+from vitrail.errors import InputError
+from vitrail.store import atomic_write, check_target
 
 STDOUT = "-"
 APART = "each probability stands by itself: SigLIP does not choose among the classes"
@@ -20,6 +21,19 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE|-", help="write the result as JSON to FILE, or alone to stdout with -"
     )
+
+
+def check_json_target(target: str | None) -> None:
+    """Find out before the work, not after, that its result could not be written to `--json`.
+
+    Raises:
+        InputError: it is a folder, or lies where nothing can be written.
+    """
+    if target is None or target == STDOUT:
+        return
+    if Path(target).is_dir():
+        raise InputError(f"--json {target} is a folder: name a file.")
+    check_target(Path(target).parent / ".vitrail-probe")
 
 
 def write_json(document: Any, target: str | Path) -> None:

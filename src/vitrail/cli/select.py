@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.cli.output import STDOUT, add_json_argument
+from vitrail.cli.output import STDOUT, add_json_argument, check_json_target
 from vitrail.cli.requirement_options import add_requirement_arguments, flags_of, resolve_arguments
 from vitrail.errors import InputError
 
@@ -73,14 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_targets(args: argparse.Namespace) -> None:
     """Find out before measuring, not after, that a result could not be written."""
-    from vitrail.store import check_target
-
     if args.out is not None and not Path(args.out).name.strip("."):
         raise InputError(f"--out {args.out} is no new folder: give it a name of its own.")
-    if args.json not in (None, STDOUT):
-        if Path(args.json).is_dir():
-            raise InputError(f"--json {args.json} is a folder: name a file.")
-        check_target(Path(args.json).parent / ".vitrail-probe")
+    check_json_target(args.json)
 
 
 def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:

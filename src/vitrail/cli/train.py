@@ -14,7 +14,7 @@ from vitrail.cli.train_options import (
     machine_of,
     need_training,
     recipe_of,
-    watcher_of,
+    trained_by,
 )
 from vitrail.errors import InputError
 
@@ -63,16 +63,10 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         machine=machine,
     )
-    watcher = watcher_of(args)
-    try:
-        trained = finetune(setup, WeightsFinder(offline=args.offline), watcher)
-    except KeyboardInterrupt:
-        watcher.note("what was learned up to the last checkpoint is kept: run the same command to go on.")
-        raise
-    finally:
-        watcher.end()
-    if int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0")):
-        return 0  # one of several processes; the first one reports
+    finder = WeightsFinder(offline=args.offline)
+    trained = trained_by(args, lambda watcher: finetune(setup, finder, watcher))
+    if trained is None:
+        return 0
     if args.json:
         write_json({"schema_version": 1, "run": args.out, **_document(trained)}, args.json)
     if args.json != STDOUT:
@@ -91,10 +85,14 @@ def _selection_arguments(args: argparse.Namespace) -> list[str] | None:
         if args.artifact is not None:
             raise InputError("--artifact is where --then-select ships: give --then-select TOML too.")
         return None
+    if args.json == STDOUT:
+        raise InputError("--json - and --then-select would both write to the standard output: give a file.")
     from vitrail.requirements import from_toml
 
     from_toml(args.then_select)
     out = args.artifact or f"{args.out.rstrip('/')}-artifact"
+    if os.path.lexists(out):
+        raise InputError(f"{out} already exists: give another place for the artifact with --artifact DIR.")
     arguments = [args.then_select, "--trained", args.out, "--data", args.data, "--out", out]
     return [*arguments, *(["--offline"] if args.offline else [])]
 

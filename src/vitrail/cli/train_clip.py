@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from vitrail.cli.train_options import (
     machine_of,
     need_training,
     recipe_of,
-    watcher_of,
+    trained_by,
 )
 from vitrail.errors import InputError
 
@@ -64,16 +63,9 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         machine=machine,
     )
-    watcher = watcher_of(args)
-    try:
-        trained = train_clip(setup, watcher)
-    except KeyboardInterrupt:
-        watcher.note("what was learned up to the last checkpoint is kept: run the same command to go on.")
-        raise
-    finally:
-        watcher.end()
-    if int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0")):
-        return 0  # one of several processes; the first one reports
+    trained = trained_by(args, lambda watcher: train_clip(setup, watcher))
+    if trained is None:
+        return 0
     if args.json:
         write_json({"run": args.out, **_plain(trained)}, args.json)
     if args.json != STDOUT:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitrail.cli.output import STDOUT
+from vitrail.cli.output import STDOUT, check_json_target
 from vitrail.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from vitrail.learn.finetune import Machine
     from vitrail.learn.recipe import Recipe
     from vitrail.learn.run import Watcher
+
+Result = TypeVar("Result")
 
 # Option -> the recipe's key that it sets.
 SHORT = {
@@ -111,6 +115,29 @@ def need_training() -> None:
             raise MissingExtraError(
                 f"{module}, which training needs,", 'pip install "vitrail[workbench,train]"'
             )
+
+
+def trained_by(args: argparse.Namespace, train: Callable[[Watcher], Result]) -> Result | None:
+    """What `train` gives, shown while it goes on; None in all but one of several processes.
+
+    Raises InputError as `train`; where the first process says the same, the others end quietly.
+    """
+    from vitrail.learn.run import SaidElsewhere
+
+    check_json_target(args.json)
+    watcher = watcher_of(args)
+    try:
+        result = train(watcher)
+    except SaidElsewhere:
+        return None
+    except KeyboardInterrupt:
+        watcher.note("what was learned up to the last checkpoint is kept: run the same command to go on.")
+        raise
+    finally:
+        watcher.end()
+    # torchrun says RANK, Fabric's own launcher LOCAL_RANK and NODE_RANK.
+    ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK")
+    return None if any(int(os.environ.get(name, "0")) for name in ranks) else result
 
 
 def watcher_of(args: argparse.Namespace) -> Watcher:

@@ -115,9 +115,7 @@ def _check_processes(machine: Machine, gpu: bool) -> None:
     most = torch.cuda.device_count() if gpu else hardware.usable_cores()
     if machine.processes > most:
         what = "GPUs" if gpu else "cores"
-        raise InputError(
-            f"--processes {machine.processes}: there are {most} {what}, give {most} or less."
-        )
+        raise InputError(f"--processes {machine.processes}: there are {most} {what}, give {most} or less.")
     if machine.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise InputError(
             f"--nodes {machine.nodes} needs the same command started on each machine: do so with torchrun "

@@ -12,9 +12,7 @@ that a kept checkpoint may go back to. Process 0 alone writes; where it cannot, 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import time
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from vitrail import store
 from vitrail.errors import InputError
+from vitrail.learn.metrics import Metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -139,7 +138,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._checkpoints = self.folder / "checkpoints"
-        self._metrics: _Metrics | None = None
+        self._metrics: Metrics | None = None
         self._board: SummaryWriter | None = None
         self._last_log = (0, time.perf_counter())
         self._batch = int(self.asked.recipe["batch_size"])
@@ -271,7 +270,7 @@ class Run:
                 for place in (self.folder, self._checkpoints):  # of writes that were killed
                     for file in place.glob(f"{store.TEMPORARY}*"):
                         file.unlink(missing_ok=True)
-                self._metrics = _Metrics(self.folder / "metrics.csv", progress.step)
+                self._metrics = Metrics(self.folder / "metrics.csv", progress.step)
                 self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=progress.step + 1)
             self._last_log = (progress.step, time.perf_counter())
             self.watcher.begin(progress.step, steps.total)
@@ -365,37 +364,6 @@ class Run:
                 self._board.add_scalar(name, value, step)
 
 
-class _Metrics:
-    """metrics.csv: one row per entry, a column for each figure ever seen."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        self._columns, rows = ["step"], []
-        if path.is_file():
-            with open(path, newline="") as file:
-                reader = csv.DictReader(file)
-                # A row that was cut off, or has no step, is of a write that failed.
-                rows = [row for row in reader if None not in row.values() and _counts(row["step"], step)]
-                self._columns = list(reader.fieldnames or self._columns)
-        self._write(rows)
-
-    def append(self, step: int, figures: Mapping[str, float]) -> None:
-        if not set(figures) <= set(self._columns):
-            with open(self._path, newline="") as file:
-                rows = list(csv.DictReader(file))
-            self._columns += [name for name in figures if name not in self._columns]
-            self._write(rows)
-        with open(self._path, "a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow({"step": step, **figures})
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        store.atomic_write(self._path, text.getvalue().encode())
-
-
 def _differences(now: Any, before: Any, key: str = "") -> list[str]:
     if isinstance(now, dict) and isinstance(before, dict):
         found = []
@@ -408,10 +376,6 @@ def _differences(now: Any, before: Any, key: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= DIGEST_LENGTH * 2 else text[:DIGEST_LENGTH] + "…"
-
-
-def _counts(text: str, most: int) -> bool:
-    return text.isdigit() and int(text) <= most
 
 
 def _step(checkpoint: Path) -> int:
