@@ -324,7 +324,7 @@ NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
         (["embed", "images", *CLIP, "--weights", "no.pth"], "no weights file"),
         (["embed", "images", *CLIP, "--weights", "texts.txt"], "neither a safetensors nor a torch file"),
         (["embed", "images", *NO_NAME, *SAME], "no architecture"),
-        (["embed", "images", *CLIP, *OTHER], "weights were trained with"),
+        (["embed", "images", *CLIP, *OTHER], "they are the weights of tiny-siglip"),
         (["embed", "images", *CLIP, *SAME, "--tokenizer", "none.json"], "check --tokenizer"),
         (["embed", "images", *CLIP, *SAME, "--threads", "0"], "at least 1"),
         (["embed", "texts.txt", "--text", *NO_VOCABULARY], "--tokenizer"),

@@ -231,6 +231,19 @@ def test_leaving_out_a_variant_that_does_not_fit_never_changes_the_winner(given_
             assert judge(rest, requirements, LOAD, hardware={}).selected == whole.selected
 
 
+def test_a_figure_of_who_cannot_win_is_not_asked_of_others():
+    """A case that the property above once found."""
+    able, proven = recorded("able", None, 10.0), recorded("proven", 80.0, 10.0)
+    unproven = recorded("unproven", 80.0, 10.0, parity=None)
+    alone, beside = decide([able], objective="accuracy"), decide([able, unproven], objective="accuracy")
+    assert alone.selected == beside.selected == able.variant.name
+    both = decide([able, proven], objective="accuracy")
+    assert both.selected == proven.variant.name
+    (entry,) = (each for each in both.ledger if each.variant == able.variant)
+    assert entry.status == "undecided"
+    assert "no figure to rank by" in entry.reasons[0]
+
+
 LOOSER = {"max_latency_ms": 1, "max_memory_mib": 1, "min_accuracy": -1, "min_throughput": -1}
 
 

@@ -558,7 +558,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypa
         ({"recipe": recipe("engine.precision=fp16")}, "fp16 training needs a GPU"),
         (
             {"machine": Machine(strategy="fsdp"), "recipe": recipe("regularization.average_decay=0.9")},
-            "fsdp splits",
+            "fsdp splits a model among GPUs",
         ),
     ],
 )
@@ -673,7 +673,12 @@ def test_training_from_weights_then_selecting_ends_in_an_artifact(
         (("--set", "optimiser.clip_norm=5"), "no key 'optimiser'"),
         (("--artifact", "x"), "give --then-select TOML too"),
         (("--then-select", "none.toml"), "none.toml"),
+        (("--then-select", "none.toml", "--json", "-"), "both write to the standard output"),
+        (("--json", "/"), "--json / is a folder"),
         (("--processes", "0"), "--processes 0: give 1 or more"),
+        (("--processes", "4096"), "--processes 4096: there are"),
+        (("--nodes", "2"), "do so with torchrun"),
+        (("--strategy", "fsdp"), "leave --strategy out"),
     ],
 )
 def test_wrong_use_is_one_sentence(tmp_path, folder, more, said, capsys):

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import measure
 import prepare
 
-from vitrail.cli import main as vitrail
 from vitrail.learn import clip
 
 MODEL = "ViT-nano-8-64"
@@ -46,7 +47,7 @@ def main() -> int:
     run = out / "run"
     options = ["--epochs", str(args.epochs)] if args.epochs else []
     options += ["--batch-size", str(args.batch_size)] if args.batch_size else []
-    options += ["--threads", str(args.threads)] if args.threads else []
+    options += ["--processes", str(args.processes)]
     options += [part for change in args.set for part in ("--set", change)]
     recipe = ["--recipe", str(HERE / "recipe.toml"), *options]
     code = _vitrail(
@@ -90,7 +91,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
-    parser.add_argument("--threads", type=int, help="of the training (all usable cores)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--processes", type=int, default=min(2, cores), help="that share a batch")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as `train-clip`")
     parser.add_argument("--limit", type=int, help="use so many symbols only, for a trial")
     return parser.parse_args()
@@ -98,7 +100,7 @@ def _arguments() -> argparse.Namespace:
 
 def _vitrail(*command: str) -> int:
     print("$ vitrail", shlex.join(command), flush=True)
-    return vitrail(list(command))
+    return subprocess.run([sys.executable, "-m", "vitrail", *command]).returncode
 
 
 def _table(rows: list[dict[str, object]]) -> list[str]:

@@ -14,6 +14,8 @@ __all__ = ["checked", "fewest_parts"]
 MIB = 1024 * 1024
 LOW = 1.12
 """Predictions of training were up to 12 % low (docs/memory.md)."""
+ADVISED = 0.98
+"""Share of the room that an advised batch takes: predicted again, it must fit, and two predictions differ."""
 
 
 def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None = None) -> str:
@@ -41,7 +43,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
     )
     averaged = start.cost.parameters * 4 / MIB if recipe.regularization.average_decay is not None else 0.0
     try:
-        found = memory.predict(setup, budget_mib=max(1.0, available - averaged) / LOW)
+        found = memory.predict(setup, budget_mib=ADVISED * max(1.0, available - averaged) / LOW)
     except (ChildFailure, InputError) as error:
         return f"memory was not predicted: {error}"
     needed = LOW * found["predicted_mib"]["total"] + averaged

@@ -94,8 +94,8 @@ class ViTConfig:
     drop_path: float = 0.0
     """In training: share of the samples that leave out the last block's branches; linear from 0."""
     sincos_start: bool = False
-    """Random weights begin with positions as sines and cosines (Beyer et al. 2022, arXiv:2205.01580), which
-    learn on: small models on few images find out sooner what lies where. No tokens before the patches."""
+    """Random weights begin with positions as sines and cosines (Beyer et al. 2022, arXiv:2205.01580), and
+    learn on: small models on few images find out sooner what lies where."""
     attention: str = "auto"
     """Kernel, one of `attention.KERNELS`."""
 
@@ -451,9 +451,11 @@ def _head(config: ViTConfig) -> nn.Module:
 
 def _initialise(model: ViT) -> None:
     if model.config.sincos_start:
-        assert not model.config.prefix_tokens
+        nn.init.zeros_(model.pos_embed)
         with torch.no_grad():
-            model.pos_embed.copy_(_sincos_positions(model.config.grid, model.config.width)[None])
+            model.pos_embed[0, model._prefix_rows :] = _sincos_positions(
+                model.config.grid, model.config.width
+            )
     else:
         nn.init.trunc_normal_(model.pos_embed, std=0.02)
     for token in (model.cls_token, model.reg_token):
