@@ -90,6 +90,8 @@ def launched(machine: Machine, recipe: Recipe) -> Fabric:
     if strategy == "fsdp":
         if not gpu:
             raise InputError("fsdp splits a model among GPUs, and there are none here: leave --strategy out.")
+        if recipe.optimizer.name == "muon":
+            raise InputError("Muon needs whole matrices, and fsdp splits them: give --strategy ddp.")
         if recipe.regularization.average_decay is not None:
             raise InputError(
                 "An average of the weights needs them whole, and fsdp splits them: give "

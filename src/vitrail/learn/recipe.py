@@ -40,14 +40,14 @@ class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 class Optimizer(_Section, frozen=True, kw_only=True):
     """How weights are moved."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = 1e-3
     """At the end of the warm-up."""
     learning_rate_batch: int | None = None
     """The batch size that `learning_rate` is for; with another one it is scaled in proportion (Goyal et al.
     2017). None: not scaled."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's; SGD takes the first as Nesterov momentum."""
+    """AdamW's, also beside Muon; SGD takes the first as Nesterov momentum."""
     weight_decay: float = 0.05
     """Of matrices and kernels only: not of biases, norms and other vectors."""
     layer_decay: float = 1.0

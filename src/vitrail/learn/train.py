@@ -29,6 +29,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import FSDPStrategy
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim.muon import Muon
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -44,6 +45,16 @@ __all__ = ["Progress", "Task", "train"]
 
 SKIPPED_AT_MOST = 20
 """Steps in a row that fp16's scaler may skip; it halves the loss's scale each time, from 65,536."""
+TABLES = (
+    "*head.*",
+    "*classifier.*",
+    "*token_embedding.*",
+    "*positional_embedding",
+    "*pos_embed",
+    "*cls_token",
+)
+"""What Muon leaves to AdamW besides vectors: rows that are looked up, and classifiers (Jordan et al. 2024)."""
+
 KEPT = (
     "The last checkpoint and the best weights are kept: lower --learning-rate, clip with --set "
     "optimizer.clip_norm=1, or use --precision fp32, with a new --out."
@@ -256,20 +267,25 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """timm's groups: no decay of vectors and of what the model names, a rate for each layer."""
     o = recipe.optimizer
     named: set[str] = getattr(model, "no_weight_decay", set)()
+    more: dict[str, Any] = {"no_weight_decay_list": named}
+    if o.name == "muon":
+        more |= {"fallback_list": TABLES, "fallback_no_weight_decay": True}
+    groups: list[dict[str, Any]]
     if o.layer_decay < 1:
-        layered: list[dict[str, Any]] = param_groups_layer_decay(
-            model, o.weight_decay, no_weight_decay_list=named, layer_decay=o.layer_decay
-        )
-        return layered
-    plain: list[dict[str, Any]] = param_groups_weight_decay(model, o.weight_decay, no_weight_decay_list=named)
-    return plain
+        groups = param_groups_layer_decay(model, o.weight_decay, layer_decay=o.layer_decay, **more)
+    else:
+        groups = param_groups_weight_decay(model, o.weight_decay, **more)
+    return groups
 
 
 def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov's momentum."""
+    """AdamW (Loshchilov and Hutter 2019), SGD with Nesterov's momentum, or timm's Muon, with updates as large as
+    AdamW's (Liu et al. 2025, arXiv:2502.16982, equation 4) and AdamW for what is no matrix between features."""
     # A fused step would unscale fp16's gradients by itself, and they have to be clipped before.
     fused = recipe.engine.precision != "fp16"
     o = recipe.optimizer
+    if o.name == "muon":
+        return Muon(groups, lr=recipe.learning_rate(), betas=o.betas, nesterov=True)
     if o.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate(), momentum=o.betas[0], nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate(), betas=o.betas, fused=fused)
