@@ -215,9 +215,29 @@ def crashing(step):
     return stepped
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 7])
-def test_a_run_that_crashed_ends_with_the_same_bits(tmp_path, monkeypatch, step):
+def test_muon_moves_matrices_and_adamw_the_rest(tmp_path):
+    plan = recipe("optimizer.name=muon", "optimizer.layer_decay=0.5")
+    model = small()
+    groups = parameter_groups(model, plan)
+    left = {id(p) for group in groups if group.get("use_fallback") for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in left and p.ndim > 1}
+    assert names == {"pos_embed", "head.weight"}
+    run = run_in(tmp_path / "run", plan)
+    task = task_of(plan, model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stop = crashing(1)
+    run.after_step = lambda progress, **figures: stop(run, progress)
+    with pytest.raises(Stop):
+        train(task, plan, run, run.fabric)
+    moved = model.blocks[0].mlp.fc1.weight.detach() - before["blocks.0.mlp.fc1.weight"]
+    values = torch.linalg.svdvals(moved)
+    assert values.max() / values.median() < 3, "an orthogonal matrix has singular values of one size"
+
+
+@pytest.mark.parametrize(("step", "optimizer"), [(1, "adamw"), (4, "adamw"), (5, "adamw"), (7, "muon")])
+def test_a_run_that_crashed_ends_with_the_same_bits(tmp_path, monkeypatch, step, optimizer):
     plan = recipe(
+        f"optimizer.name={optimizer}",
         "regularization.mixup=0.5",
         "regularization.drop_path=0.3",
         "regularization.average_decay=0.9",

@@ -53,7 +53,7 @@ TABLES = (
     "*pos_embed",
     "*cls_token",
 )
-"""What Muon leaves to AdamW besides vectors: rows that are looked up, and classifiers (Jordan et al. 2024)."""
+"""What Muon leaves to AdamW besides vectors: rows that are looked up, and classifiers (Jordan 2024)."""
 
 KEPT = (
     "The last checkpoint and the best weights are kept: lower --learning-rate, clip with --set "
@@ -279,8 +279,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), SGD with Nesterov's momentum, or timm's Muon, with updates as large as
-    AdamW's (Liu et al. 2025, arXiv:2502.16982, equation 4) and AdamW for what is no matrix between features."""
+    """AdamW (Loshchilov and Hutter 2019), SGD with Nesterov's momentum, or timm's Muon: updates as large as
+    AdamW's (Liu et al. 2025, arXiv:2502.16982), and AdamW for what is no matrix between features."""
     # A fused step would unscale fp16's gradients by itself, and they have to be clipped before.
     fused = recipe.engine.precision != "fp16"
     o = recipe.optimizer
