@@ -86,7 +86,7 @@ def launched(machine: Machine, recipe: Recipe) -> Fabric:
         raise InputError("fp16 training needs a GPU: choose --precision bf16, or fp32.")
     _check_processes(machine, gpu)
     several = machine.processes * machine.nodes > 1
-    strategy = machine.strategy if machine.strategy != "auto" else "ddp" if several else "auto"
+    strategy: Any = machine.strategy if machine.strategy != "auto" else "ddp" if several else "auto"
     if strategy == "fsdp":
         if not gpu:
             raise InputError("fsdp splits a model among GPUs, and there are none here: leave --strategy out.")

@@ -254,8 +254,8 @@ def _whole_weights(model: Any) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    found: dict[str, Tensor] = get_model_state_dict(model._forward_module, options=options)
-    return found
+    found: Any = get_model_state_dict(model._forward_module, options=options)
+    return dict(found)
 
 
 def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps) -> bool:
