@@ -178,8 +178,9 @@ def test_what_a_full_machine_advises_is_taken_and_fits(monkeypatch, processes, n
     for advised in (plan(smaller, accumulate), plan(batch, parts)):
         assert takes(advised, world)
         assert "are free" in room.checked(START, advised, processes=processes, world=world)
+    larger = smaller + 2 * world * accumulate  # one image each is left as room
     with pytest.raises(InputError):
-        room.checked(START, plan(smaller + world * accumulate, accumulate), processes=processes, world=world)
+        room.checked(START, plan(larger, accumulate), processes=processes, world=world)
     with pytest.raises(InputError, match=r"engine\.accumulate=") as caught:
         pairs_room.checked(None, None, plan(batch, accumulate), processes=processes, world=world)
     advised = plan(batch, int(str(caught.value).split("engine.accumulate=")[1].rstrip(".")))

@@ -319,7 +319,7 @@ GIANT: dict[str, Any] = {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6
 BIG_GIANT: dict[str, Any] = {"width": 1664, "depth": 48, "heads": 16, "mlp_width": 8192}
 SO400M: dict[str, Any] = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304}
 
-NANO: dict[str, Any] = {"width": 192, "depth": 6, "heads": 3, "sincos_start": True}
+NANO: dict[str, Any] = {"width": 192, "depth": 6, "heads": 3}
 
 TEXT_192: dict[str, Any] = {"width": 192, "depth": 4, "heads": 3, "context_length": 32}
 TEXT_512: dict[str, Any] = {"width": 512, "depth": 12, "heads": 8}
