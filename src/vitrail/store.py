@@ -23,12 +23,14 @@ from pathlib import Path
 from vitrail.errors import InputError
 
 __all__ = [
+    "TEMPORARY",
     "RecordStore",
     "atomic_folder",
     "atomic_write",
     "cache_dir",
     "canonical_json",
     "check_target",
+    "fsync_path",
     "sha256_file",
     "sweep",
     "writing",
@@ -129,7 +131,7 @@ def atomic_write(path: Path | str, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_path(target.parent)
+        fsync_path(target.parent)
 
 
 def _is_special(path: Path) -> bool:
@@ -170,7 +172,7 @@ def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Pa
         with writing(place):
             _fsync_tree(temporary)
             _swap(temporary, place, overwrite=overwrite)
-            _fsync_path(place.parent)
+            fsync_path(place.parent)
     except BaseException:
         if held is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -234,7 +236,8 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
         os.rmdir(probe)
 
 
-def _fsync_path(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -245,8 +248,8 @@ def _fsync_path(path: Path) -> None:
 def _fsync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _fsync_path(Path(root, name))
-        _fsync_path(Path(root))
+            fsync_path(Path(root, name))
+        fsync_path(Path(root))
 
 
 def sweep(folder: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -219,11 +218,11 @@ class Run:
         try:
             if failed is not None:
                 raise failed
-            _to_disk(partial)
+            store.fsync_path(partial)
             digest = store.sha256_file(partial)[:DIGEST_LENGTH]
             kept = self._checkpoints / f"step-{step:08d}-{digest}.ckpt"
             partial.replace(kept)
-            _to_disk(self._checkpoints)
+            store.fsync_path(self._checkpoints)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             found = self._newest_first()
@@ -380,11 +379,3 @@ def _short(value: Any) -> str:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.stem.split("-")[1])
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

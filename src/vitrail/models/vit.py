@@ -451,7 +451,6 @@ def _head(config: ViTConfig) -> nn.Module:
 
 def _initialise(model: ViT) -> None:
     if model.config.sincos_start:
-        nn.init.zeros_(model.pos_embed)
         with torch.no_grad():
             model.pos_embed[0, model._prefix_rows :] = _sincos_positions(
                 model.config.grid, model.config.width
