@@ -24,6 +24,7 @@ from vitrail.images.photos import sample_photos
 from vitrail.models import timm
 from vitrail.models.labels import labels
 from vitrail.models.vit import ViT, ViTConfig
+from vitrail.runtimes.openvino import core
 from vitrail.vocabulary import Preprocess
 
 SIZE, CLASSES = 64, 10
@@ -243,9 +244,7 @@ def our_vit(**options: object) -> nn.Module:
 
 
 def assert_close_in_bf16(folder: Path, model: nn.Module, batch: int) -> None:
-    import openvino as ov
-
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return
     options = {"runtime": "openvino", "precision": "bf16", "batch_size": batch}
     runner = runtimes.load(folder, work.IR_FILE, **options, image_size=SIZE, threads=2)

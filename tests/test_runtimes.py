@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.export.work import ENTRIES
 from vitrail.runtimes import RUNTIMES, EngineMismatch
+from vitrail.runtimes.openvino import core
 
 SIZE, CLASSES = 64, 10
 PAIRS = [(name, precision) for name, runtime in RUNTIMES.items() for precision in runtime.precisions]
-CPU_HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def load(folder: Path, runtime: str, precision: str = "fp32", **changes):
@@ -115,8 +118,7 @@ class DoctoredCore:
 
 
 def doctor(monkeypatch, wrap) -> None:
-    real = ov.Core
-    monkeypatch.setattr(ov, "Core", lambda: DoctoredCore(real(), wrap))
+    monkeypatch.setattr(runtimes.openvino, "core", lambda: DoctoredCore(core(), wrap))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_openvino_that_reads_back_otherwise_is_refused(tiny_export, monkeypatch,
 def test_a_hint_that_the_operations_do_not_follow_is_refused(tiny_export, monkeypatch, asked, given, said):
     # The engine echoes the hint that was asked, yet compiled with another.
     hint = ov.Type.f32 if asked == "fp32" else ov.Type.bf16
-    real = ov.Core()
+    real = core()
     model = real.read_model(tiny_export / "model.xml")
     model.reshape([2, 3, SIZE, SIZE])
     config = {"INFERENCE_PRECISION_HINT": given, "INFERENCE_NUM_THREADS": 2}
@@ -149,6 +151,33 @@ def test_a_hint_that_the_operations_do_not_follow_is_refused(tiny_export, monkey
     doctor(monkeypatch, lambda _: Doctored(other, "INFERENCE_PRECISION_HINT", hint))
     with pytest.raises(EngineMismatch, match=said):
         load(tiny_export, "openvino", asked)
+
+
+def test_a_model_dropped_in_another_thread_leaves_signals_working(tiny_export):
+    """OpenVINO's plugin, once unloaded there, would leave the main thread an unmapped signal stack."""
+    script = f"""
+import faulthandler, os, signal, threading
+from pathlib import Path
+from vitrail import runtimes
+faulthandler.enable()
+runner = runtimes.load(
+    Path({str(tiny_export)!r}), {ENTRIES[RUNTIMES["openvino"].files]!r}, runtime="openvino",
+    precision="fp32", batch_size=2, image_size={SIZE}, threads=1,
+)
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+def drop():
+    global runner
+    runner.close()
+    del runner
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+print(len(heard))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_onnx_runtime_with_another_provider_or_thread_count_is_refused(tiny_export, monkeypatch):

@@ -25,6 +25,7 @@ from vitrail.models import load_weights, swin
 from vitrail.models.dialects import detect
 from vitrail.models.swin import VARIANTS, Swin, SwinConfig
 from vitrail.models.table import OWN
+from vitrail.runtimes.openvino import core
 
 SMALL = {"width": 16, "depths": (2, 2, 3, 2), "heads": (2, 4, 2, 4), "num_classes": 5, "drop_path": 0.0}
 THEIRS = {"embed_dim": 16, "depths": (2, 2, 3, 2), "num_heads": (2, 4, 2, 4), "num_classes": 5}
@@ -512,12 +513,10 @@ def test_exports(version, size, folded, tmp_path: Path, monkeypatch, recwarn):
     assert not [str(w.message) for w in caught if "vitrail" in str(w.filename) or "onstant" in str(w.message)]
     program.save(path)
     import onnxruntime
-    import openvino
 
     session = onnxruntime.InferenceSession(path)
-    core = openvino.Core()
     engines = {
-        hint: core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        hint: core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint})
         for hint in ("f32", "bf16")
     }
     for count in (1, 2, 7):

@@ -59,12 +59,14 @@ def _openvino(n: int, precision: str, threads: int) -> float:
     import openvino as ov
     from openvino import opset13 as ops
 
+    from vitrail.runtimes.openvino import core
+
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
     left = ops.parameter([n, n], np.float32)
     weights = ops.constant(_values(n))
     model = ov.Model([ops.matmul(left, weights, False, True)], [left], "matmul")
     config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"}
-    compiled = ov.Core().compile_model(model, "CPU", config)
+    compiled = core().compile_model(model, "CPU", config)
     real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if real != hint:
         raise ValueError(f"asked for {precision}, OpenVINO set {real}")

@@ -6,6 +6,7 @@ the hint is always set, read back, and checked against the precision of the comp
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,17 @@ from vitrail.vocabulary import RunnerFacts
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+
+
+@functools.cache
+def core() -> ov.Core:
+    """The process's one OpenVINO core, whose CPU plugin is never unloaded.
+
+    The plugin gives the thread that loads it an alternate signal stack, and unmaps that memory with its last
+    user, but takes the stack back only in the same thread. After a model was dropped in another thread,
+    the next handled signal wrote into memory of somebody else, or ended the process (seen in 2026.4.1).
+    """
+    return ov.Core()
 
 
 class OpenVINORunner:
@@ -44,9 +56,8 @@ def load(
     path: Path, *, precision: str, batch_size: int, image_size: int, threads: int, settings: dict[str, str]
 ) -> OpenVINORunner:
     """Read, reshape to the static batch (9 % faster than dynamic in fp32) and compile."""
-    core = ov.Core()
     try:
-        model = core.read_model(path)
+        model = core().read_model(path)
     except RuntimeError as error:
         raise InputError(
             f"OpenVINO cannot read {path.name}: export it again ({_last_line(error)})."
@@ -64,7 +75,7 @@ def load(
         **settings,
     }
     try:
-        compiled = core.compile_model(model, "CPU", config)
+        compiled = core().compile_model(model, "CPU", config)
     except RuntimeError as error:
         raise InputError(
             f"OpenVINO cannot compile {path.name} ({_last_line(error)}): "
