@@ -193,9 +193,7 @@ def step_part(batch: int, rounds: int, steps: int) -> dict[str, Any]:
             times[f"{library} {mode}"].append(found)
             print(f"{library:12} {mode:14} {found:7.3f} s a step", file=sys.stderr, flush=True)
     best = {name: statistics.median(values) for name, values in times.items()}
-    print(
-        f"Swin-T 224 px, batch {batch}: s a step, timm fp32 over it, fastest peer of the mode over it"
-    )
+    print(f"Swin-T 224 px, batch {batch}: s a step, timm fp32 over it, fastest peer of the mode over it")
     for name, seconds in best.items():
         library, mode = name.split(" ", 1)
         rivals = min(best[f"{other} {mode}"] for other in ("timm", "torchvision"))
