@@ -90,8 +90,10 @@ def write_openvino(onnx_path: Path, path: Path) -> None:
     import openvino as ov
     from openvino import passes
 
+    from vitrail.runtimes.openvino import core
+
     # Not ov.convert_model: it folds too, but reports usage over the network unless told otherwise.
-    model = ov.Core().read_model(onnx_path)
+    model = core().read_model(onnx_path)
     manager = passes.Manager()
     manager.register_pass(passes.ConstantFolding())
     manager.run_passes(model)
