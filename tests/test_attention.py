@@ -365,25 +365,28 @@ def layers(inputs=24, outputs=40, bias=True, dtype=torch.float32):
     return mine.to(dtype), theirs.to(dtype)
 
 
+INPUTS = [
+    torch.randn(24),
+    torch.randn(1, 24),
+    torch.randn(7, 24),
+    torch.randn(2, 7, 24),
+    torch.randn(2, 3, 5, 24),
+    torch.randn(2, 24, 7).transpose(1, 2),
+    torch.randn(7, 48)[:, ::2],
+    torch.randn(2, 7, 72)[..., 24:48],
+    torch.randn(2, 1, 24).expand(2, 5, 24),
+    torch.randn(0, 24),
+    torch.randn(2, 0, 24),
+]
+
+
+def shown(x):
+    return str(tuple(x.shape)) + ("" if x.is_contiguous() else " strided")
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gelu", [True, False])
-@pytest.mark.parametrize(
-    "x",
-    [
-        torch.randn(24),
-        torch.randn(1, 24),
-        torch.randn(7, 24),
-        torch.randn(2, 7, 24),
-        torch.randn(2, 3, 5, 24),
-        torch.randn(2, 24, 7).transpose(1, 2),
-        torch.randn(7, 48)[:, ::2],
-        torch.randn(2, 7, 72)[..., 24:48],
-        torch.randn(2, 1, 24).expand(2, 5, 24),
-        torch.randn(0, 24),
-        torch.randn(2, 0, 24),
-    ],
-    ids=lambda x: str(tuple(x.shape)) + ("" if x.is_contiguous() else " strided"),
-)
+@pytest.mark.parametrize("x", INPUTS, ids=shown)
 def test_linear_equals_torchs(x, bias, gelu):
     mine, theirs = layers(bias=bias)
     with torch.no_grad():
@@ -433,14 +436,47 @@ def test_wrong_widths_keep_torchs_message():
         linear.linear(torch.randn(3, 25), torch.randn(40, 24), None)
 
 
-def test_linear_has_gradients_backward_and_forward():
-    mine, theirs = layers()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("x", INPUTS, ids=shown)
+def test_gradients_of_linear_equal_torchs_in_float64(x, bias):
+    mine, theirs = layers(bias=bias)
+    theirs = theirs.double()
+    found, right = [], []
+    for layer, dtype, gradients in ((mine, torch.float32, found), (theirs, torch.float64, right)):
+        inputs = [x.to(dtype).requires_grad_(), *layer.parameters()]
+        out = layer(inputs[0])
+        assert linear.onednn_learns(*inputs) == (layer is mine and x.numel() > 0)
+        gradients += torch.autograd.grad(out.sin().sum(), inputs, create_graph=True)
+        # Of the second order, from gradients that are expanded from a single number too.
+        gradients += torch.autograd.grad(gradients[0].square().sum() + gradients[1].sum(), inputs)
+        gradients += torch.autograd.grad(layer(inputs[0]).sum(), inputs)
+    for one, other in zip(found, right, strict=True):
+        assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_linear_under_transforms_of_torch():
+    mine, _ = layers()
     x = torch.randn(7, 24)
-    grads = [torch.autograd.grad(m(x).square().sum(), list(m.parameters())) for m in (mine, theirs)]
-    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*grads, strict=True))
     with torch.no_grad():
         _, tangent = torch.func.jvp(lambda t: linear.linear(t, mine.weight), (x,), (x,))
     assert torch.allclose(tangent, x @ mine.weight.T, atol=1e-5)
+    each = torch.func.vmap(torch.func.grad(lambda t: linear.linear(t, mine.weight, mine.bias).sum()))(x)
+    assert torch.allclose(each, mine.weight.sum(0).expand(7, 24), atol=1e-5)
+
+
+def test_where_a_linear_that_learns_is_torchs():
+    x, weight = torch.randn(7, 24), torch.randn(40, 24).requires_grad_()
+    learns = linear.onednn_learns
+    assert learns(x, weight) == linear._onednn_has(torch.float32)
+    assert learns(x.requires_grad_(), weight.detach()) == linear._onednn_has(torch.float32)
+    assert not learns(x.double(), weight.double())
+    assert not learns(x.bfloat16(), weight.bfloat16())
+    assert not learns(x.to("meta"), weight.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not learns(x, weight)
+    with torch.no_grad():
+        assert not learns(x, weight)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from torch import nn
 
 from vitrail import catalog, cli
 from vitrail.errors import InputError
-from vitrail.models import heap, lifetimes, memory, memory_session
+from vitrail.models import heap, lifetimes, memory, memory_session, process
 from vitrail.models.heap import Heap
 from vitrail.models.linear import Linear
 from vitrail.models.memory import Setup
@@ -84,6 +87,27 @@ def test_free_neighbours_become_one():
         malloc.free(key)
     malloc.allocate(100, 4 * MIB)
     assert malloc.resident == before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator than glibc's")
+def test_freed_memory_is_kept_within_its_block_and_given_back_afterwards():
+    pages = 256 * MIB // heap.PAGE
+
+    def left_and_faults():
+        """MiB that stay after 256 of them were written to and freed, and the page faults of doing so."""
+        begin, before = process.resident_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(64 * MIB)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return process.resident_mib() - begin, faults
+
+    assert left_and_faults()[0] < 50
+    before = process.resident_mib()
+    with contextlib.suppress(KeyError), process.freed_memory_kept():
+        assert left_and_faults()[0] > 200
+        assert max(left_and_faults()[1] for _ in range(3)) < 0.1 * pages
+        raise KeyError
+    assert process.resident_mib() < before + 50
+    assert left_and_faults()[0] < 50
 
 
 # --- tensors' lives -----------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from vitrail.learn.finite import origin
 from vitrail.learn.order import Steps, seed_of
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
+from vitrail.models.process import freed_memory_kept
 
 __all__ = ["Progress", "Task", "train"]
 
@@ -97,6 +98,7 @@ class Progress:
     """The figures of each epoch."""
 
 
+@freed_memory_kept()
 def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int = 0) -> Progress:
     """Train until the recipe's last epoch, or until the validation figure has not improved for long enough.
 

@@ -1,19 +1,22 @@
 """act(x Wᵀ + b): the only place in Vitrail that chooses a kernel for a linear layer.
 
 On x86 CPUs torch computes fp32 products with MKL, which runs at less than half of the peak on some
-processors (196 against 468 GFLOP/s on a 2-core AMD EPYC with AVX-512, torch 2.15). oneDNN, which torch
-carries too and uses for bf16, has no such preference, and applies GELU while the result is still in cache.
-It is taken in eager inference; training, compiling and exporting see the ordinary operators.
+processors (196 against 468 GFLOP/s on a 2-core AMD EPYC with AVX-512, torch 2.15) and a tenth slower on
+others. oneDNN, which torch carries too and uses for bf16, has no such preference, and applies GELU while the
+result is in cache. It is taken in eager inference, and in fp32 training for the product and its gradient for
+x; compiling and exporting see the ordinary operators.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-__all__ = ["Linear", "linear", "onednn_takes"]
+__all__ = ["Linear", "linear", "onednn_learns", "onednn_takes"]
 
 
 class Linear(nn.Linear):
@@ -30,18 +33,62 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     fp32 products stay fp32.
     """
     if onednn_takes(x, weight, bias):
-        activation, algorithm = ("gelu", "none") if gelu else ("none", "")
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
-        return result
-    product = functional.linear(x, weight, bias)
+        return _onednn(x, weight, bias, gelu=gelu)
+    product: Tensor
+    if onednn_learns(x, weight, bias):
+        product = _Learning.apply(x, weight, bias)
+    else:
+        product = functional.linear(x, weight, bias)
     return functional.gelu(product) if gelu else product
 
 
 def onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether the product runs on oneDNN's own kernel: eager inference on an x86 CPU, nothing empty."""
+    return not (_followed() or _learns(x, weight, bias)) and _onednn_fits(x, weight, bias)
+
+
+def onednn_learns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether it does so with gradients, in fp32; bf16 products are oneDNN's in torch's own operator too."""
     return (
-        not _followed(x, weight, bias)
-        and x.device.type == "cpu"
+        x.dtype is torch.float32
+        and _learns(x, weight, bias)
+        and not _followed()
+        and _onednn_fits(x, weight, bias)
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    activation, algorithm = ("gelu", "none") if gelu else ("none", "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
+    return result
+
+
+class _Learning(torch.autograd.Function):
+    """The product on oneDNN, with gradients of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (gradient,), (x, weight) = gradients, ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = linear(gradient, weight.t())
+        if ctx.needs_input_grad[1]:
+            # Many rows, few features: here oneDNN is the slower one by a half.
+            of_weight = rows.t() @ x.reshape(-1, x.shape[-1])
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_x, of_weight, of_bias
+
+
+def _onednn_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return (
+        x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype is x.dtype
         and x.numel() > 0
@@ -57,12 +104,16 @@ def _plain(bias: Tensor, weight: Tensor) -> bool:
     return bias.dtype is weight.dtype and bias.shape == weight.shape[:1] and bias.is_contiguous()
 
 
-def _followed(*tensors: Tensor | None) -> bool:
-    """Whether somebody records what happens: a compiler, a tracer, or autograd in either direction."""
+def _learns(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _followed() -> bool:
+    """Whether somebody besides backward autograd records what happens: a compiler, a tracer, torch.func."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        or torch._C._are_functorch_transforms_active()
         # Forward mode asks no requires_grad, and the operator would answer with a tangent of zero.
         or forward_ad._current_level >= 0
     )
