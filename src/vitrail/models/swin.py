@@ -145,7 +145,7 @@ VARIANTS: dict[str, SwinConfig] = {
     "swinv2_large_window12to24_192to384": _at(_L, 2, 24, 384, (12, 12, 12, 6)),
     # Ours, for small images and training from scratch; nobody publishes weights of them.
     "swin_nano_patch2_window7_28": SwinConfig(
-        image_size=(28, 28), patch_size=2, width=64, depths=(2, 6), heads=(2, 4), num_classes=10
+        image_size=(28, 28), patch_size=2, width=32, depths=(2, 6), heads=(2, 4), num_classes=10
     ),
 }
 

@@ -610,7 +610,7 @@ VARIANTS: dict[str, ViTConfig] = {
     "vit_medium_patch16_reg4_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=4),
     "vit_base_patch16_reg4_gap_256": ViTConfig(**{**BASE, **REG_GAP, "layer_scale": None}, register_tokens=4),
     # Ours, for small images and training from scratch; nobody publishes weights of them.
-    "vit_nano_patch4_28": ViTConfig(**NANO, patch_size=4, image_size=(28, 28)),
+    "vit_nano_patch4_28": ViTConfig(**{**NANO, "width": 96}, patch_size=4, image_size=(28, 28)),
     "vit_nano_patch16_224": ViTConfig(**NANO),
 }
 """By timm's names without the tag of the weights."""
