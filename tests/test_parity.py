@@ -71,15 +71,21 @@ def test_outputs_that_are_not_finite_fail_whatever_else_holds():
     assert "not finite" in parity.reason
 
 
-def test_one_wrong_decided_photo_fails_where_all_must_agree():
-    reference = scores(spread=6.0)
-    reference[0, 0] = 0.0
-    reference[0, 0, 0], reference[0, 0, 1] = 8.0, 7.5  # decided: 0.62 against 0.38
+def one_wrong(photos):
+    """Scores of decided photos, and the same with the answer to one of them changed."""
+    reference = np.zeros((photos, 1, CLASSES), np.float32)
+    reference[:, 0, 0], reference[:, 0, 1] = 8.0, 7.5  # 0.62 against 0.38
     other = reference.copy()
     other[0, 0, 1] = 8.1
+    return reference, other
+
+
+@pytest.mark.parametrize(("photos", "answer"), [(12, "fail"), (99, "fail"), (100, "pass")])
+def test_one_changed_answer_counts_by_the_photos_that_are_decided(photos, answer):
+    reference, other = one_wrong(photos)
     parity = compare(reference, other, "bf16")
     assert parity.relative_error < BOUNDS["bf16"].relative_error
-    assert (parity.answer, parity.decided - parity.agreeing) == ("fail", 1)
+    assert (parity.answer, parity.decided, parity.agreeing) == (answer, photos, photos - 1)
 
 
 def test_too_few_decided_photos_are_not_assessed():
