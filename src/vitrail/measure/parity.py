@@ -26,8 +26,8 @@ class Bounds:
 
 BOUNDS: dict[str, Bounds] = {
     "fp32": Bounds(cosine=0.999_999, relative_error=2e-4, agreement=1.0),
-    # One crop of a plain texture (no class leads) may stray this far in bf16. Decided photos do so rarely: none
-    # of fewer than a hundred may, and where there are 600 their loss is measured.
+    # One crop of a plain texture (no class leads) may stray this far in bf16. Decided photos do so rarely:
+    # none of fewer than a hundred may, and where there are 600 their loss is measured.
     "bf16": Bounds(cosine=0.97, relative_error=0.25, agreement=0.99),
     "fp16": Bounds(cosine=0.999, relative_error=0.05, agreement=1.0),
     "int8": Bounds(cosine=0.97, relative_error=0.25, agreement=0.97),
