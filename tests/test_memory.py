@@ -8,6 +8,7 @@ import json
 import resource
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -104,10 +105,16 @@ def test_freed_memory_is_kept_within_its_block_and_given_back_afterwards():
     before = process.resident_mib()
     with contextlib.suppress(KeyError), process.freed_memory_kept():
         assert left_and_faults()[0] > 200
+        # What alignment leaves beside a block is kept aside at first, and without it the block is too short.
+        for _ in range(heap.KEPT_ASIDE + 2):
+            left_and_faults()
         assert max(left_and_faults()[1] for _ in range(3)) < 0.1 * pages
         raise KeyError
     assert process.resident_mib() < before + 50
-    assert left_and_faults()[0] < 50
+    # Mapped and unmapped again; untouched, for a hole that 256 MiB left may be filled and stay.
+    address_space = psutil.Process().memory_info().vms
+    torch.empty(8192 * MIB, dtype=torch.uint8)
+    assert psutil.Process().memory_info().vms < address_space + 50 * MIB
 
 
 # --- tensors' lives -----------------------------------------------------------------------------

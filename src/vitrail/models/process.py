@@ -63,7 +63,7 @@ def freed_memory_kept() -> Iterator[None]:
     16, a tenth of its time. The setting is the whole process's. Other allocators are left as they are.
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+    if not hasattr(libc, "mallopt"):
         yield
         return
     libc.mallopt(_M_MMAP_MAX, 0)
@@ -75,7 +75,7 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
         libc.mallopt(_M_MMAP_THRESHOLD, MOST_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * MOST_THRESHOLD)
-        libc.malloc_trim(0)
+        give_back()
 
 
 class _MallocInfo(ctypes.Structure):
