@@ -471,8 +471,16 @@ def test_flipped_bytes_give_an_image_or_one_sentence(name, damage, short_side):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("notes.jpg", b"this is text, not an image", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"),
-        ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "convert it"),
+        (
+            "notes.jpg",
+            b"this is text, not an image",
+            "not a JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC or PPM image",
+        ),
+        (
+            "drawing.png",
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "is SVG, which is not read: convert it",
+        ),
         ("icon.bmp", encoded(PHOTO, "ICO"), "convert it"),
         ("short.jpg", b"\xff\xd8\xff", "truncated"),
         ("empty.png", b"", "is empty"),

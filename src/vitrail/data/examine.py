@@ -38,7 +38,7 @@ def _look(path: str) -> Look | str:
     from PIL import Image
 
     from vitrail.images.decode import decode, frame_of
-    from vitrail.images.headers import image_kind
+    from vitrail.images.headers import HEAD_BYTES, image_kind
 
     try:
         # Scaled decoding reads all of the file but makes few pixels. It refuses pipes and devices, which
@@ -48,7 +48,7 @@ def _look(path: str) -> Look | str:
         square = (THUMBNAIL, THUMBNAIL)
         small = image.convert("L").resize(square, Image.Resampling.BILINEAR, box=frame.box)
         with open(path, "rb") as file:
-            kind = image_kind(file.read(16))
+            kind = image_kind(file.read(HEAD_BYTES))
         return Look(
             digest=sha256_file(Path(path)), size=frame.size, kind=kind or "unknown", thumbnail=small.tobytes()
         )

@@ -110,7 +110,7 @@ def _label(value: Any, names: list[str] | None, place: str) -> str:
 
 def _kept(cell: Any, column: str, place: str) -> str:
     """Path of the cached file that holds an embedded image's bytes."""
-    from vitrail.images.headers import image_kind
+    from vitrail.images.headers import HEAD_BYTES, image_kind
 
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(data, bytes):
@@ -119,7 +119,7 @@ def _kept(cell: Any, column: str, place: str) -> str:
             f"cast_column({column!r}, Image()) where the files are, then {SAVE_AGAIN}."
         )
     digest = hashlib.sha256(data).hexdigest()
-    suffix = SUFFIX.get(image_kind(data[:16]) or "", ".bin")
+    suffix = SUFFIX.get(image_kind(data[:HEAD_BYTES]) or "", ".bin")
     path = cache_dir().absolute() / "images" / digest[:2] / f"{digest}{suffix}"
     with writing(path):
         if path.is_file() and path.stat().st_size == len(data) and sha256_file(path) == digest:

@@ -153,7 +153,7 @@ def _unreadable(error: OSError) -> None:
 
 def _is_image(path: str) -> bool:
     """Whether a file calls itself an image, or begins like one whatever it is called."""
-    from vitrail.images.headers import image_kind
+    from vitrail.images.headers import HEAD_BYTES, image_kind
     from vitrail.images.photos import SUFFIXES
 
     name = os.path.basename(path)
@@ -165,6 +165,6 @@ def _is_image(path: str) -> bool:
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
-            return image_kind(file.read(16)) is not None
+            return image_kind(file.read(HEAD_BYTES)) is not None
     except OSError:
         return False

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import BmpImagePlugin, ExifTags, Image, ImageFile
+from PIL import AvifImagePlugin, BmpImagePlugin, ExifTags, Image, ImageFile
 from PIL import GifImagePlugin as Gif
 from PIL import JpegImagePlugin as Jpeg
 from PIL import PngImagePlugin as Png
 from PIL import TiffImagePlugin as Tiff
 from PIL import WebPImagePlugin as WebP
 
-from vitrail.errors import InputError
-from vitrail.images.headers import declared_size, image_kind, png_is_whole
+from vitrail.errors import InputError, MissingExtraError
+from vitrail.images import netpbm
+from vitrail.images.headers import HEAD_BYTES, declared_size, png_is_whole, recognise
 
 MAX_PIXELS = 256 * 2**20 // 3
 """Largest width x height that is decoded unless asked otherwise: 256 MiB as 8-bit RGB."""
@@ -41,7 +42,11 @@ READERS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": Gif.GifImageFile,
     "TIFF": Tiff.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
+
+HEIF_INSTALL = 'pip install "vitrail[heif]"'
+ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC or PPM"
 
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,8 +82,9 @@ def decode(source: Any, *, short_side: int | None = None, max_pixels: int = MAX_
     """Return `source` as an upright RGB image.
 
     `source`: a path (`str`, `Path`), the bytes of a file, a PIL image, or a uint8 array of shape
-    (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA. Files may be JPEG, PNG, WebP, BMP, GIF or TIFF; of
-    several frames or pages the first is taken. An RGB image that is upright is returned as it is.
+    (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA. Files may be of the kinds in `headers.READ`; of several
+    frames or pages the first is taken, of a HEIC the primary one. An RGB image that is upright is
+    returned as it is.
 
     `short_side`: pixels of the short side that the caller will resize to. A JPEG is then decoded at
     1/2, 1/4 or 1/8 of its size where that leaves at least `SCALED_MARGIN` times as many.
@@ -174,19 +180,24 @@ def _from_image(image: Image.Image, max_pixels: int) -> Image.Image:
 def _from_file(file: BinaryIO, name: str, short_side: int | None, max_pixels: int) -> Image.Image:
     """The decoding road of untrusted bytes: kind, size from the header, pixels, upright RGB."""
     _refuse_leniency()
-    kind = image_kind(file.read(16))
-    if kind is None:
+    known = recognise(file.read(HEAD_BYTES))
+    if known is None:
+        raise InputError(f"{name} is not a {ACCEPTED} image: convert it or leave it out.")
+    if not known.reads:
         raise InputError(
-            f"{name} is not a {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]} image: "
-            "convert it or leave it out."
+            f"{name} is {known.name}, which is not read: convert it to JPEG or PNG, or leave it out."
         )
+    kind = known.name
+    if kind == "PPM":
+        return _from_netpbm(file, name, max_pixels)
+    reader = _reader(kind, name)
     try:
         # Some of Pillow's readers allocate the canvas when they open: look at the header first.
         size = declared_size(kind, file)
         if size is not None:
             _check_pixels(name, size, max_pixels)
         file.seek(0)
-        image = READERS[kind](file)
+        image = reader(file)
         _check_pixels(name, image.size, max_pixels)
         if isinstance(image, Png.PngImageFile) and not png_is_whole(file):
             raise OSError("the end is missing")
@@ -203,6 +214,33 @@ def _from_file(file: BinaryIO, name: str, short_side: int | None, max_pixels: in
         # Readers answer damaged bytes with almost any exception, not only OSError.
         raise _damaged(name, kind, error) from None
     return _upright_rgb(image, name, frame)
+
+
+def _from_netpbm(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """The same road for PBM, PGM and PPM, which Vitrail reads itself."""
+    file.seek(0)
+    data = file.read()
+    try:
+        head = netpbm.header(data)
+        _check_pixels(name, (head.width, head.height), max_pixels)
+        if head.form < 4 and len(data) > netpbm.MAX_PLAIN_BYTES:
+            raise ValueError(f"plain text of more than {netpbm.MAX_PLAIN_BYTES >> 20} MiB is not read")
+        return netpbm.read(data, head).convert("RGB")
+    except InputError:
+        raise
+    except ValueError as error:
+        raise _damaged(name, "netpbm image", error) from None
+
+
+def _reader(kind: str, name: str) -> type[ImageFile.ImageFile]:
+    """The reader of a kind. HEIF's is not Pillow's own; importing it registers nothing."""
+    if kind != "HEIF":
+        return READERS[kind]
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise MissingExtraError(f"{name} is HEIC, and pillow-heif, which reads it,", HEIF_INSTALL) from None
+    return HeifImageFile
 
 
 def _scale(image: Jpeg.JpegImageFile, short_side: int) -> Frame | None:
