@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino as ov
 from onnx import numpy_helper
 from PIL import Image, ImageOps
 from truth_kinds import KINDS, Place, Weights
@@ -31,9 +30,11 @@ from vitrail.images.decode import decode
 from vitrail.images.preprocess import crops
 from vitrail.measure import parity
 from vitrail.measure.launch import ExportSubject
+from vitrail.privacy import import_engine
 from vitrail.selection.bench import Bench
 from vitrail.vocabulary import Preprocess
 
+ov = import_engine("openvino")
 Views = np.ndarray
 """float32 (P, C, 3, S, S)"""
 

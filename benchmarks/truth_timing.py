@@ -63,6 +63,14 @@ class Side:
             return self.subject.launch(number)
 
 
+BENCHMARK_TOOL = """
+from vitrail.privacy import quiet_process
+quiet_process()
+from openvino.tools.benchmark.main import main
+main()
+"""
+
+
 def compare_pairs(
     bench: Bench, subject: Callable[[], ExportSubject], *, pairs: int, slowdown: float, say: Say
 ) -> list[dict[str, Any]]:
@@ -325,7 +333,7 @@ def _theirs(subject: ExportSubject, workload: Workload, seconds: float) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps({"CPU": settings}))
-        command = [sys.executable, "-c", "from openvino.tools.benchmark.main import main; main()"]
+        command = [sys.executable, "-c", BENCHMARK_TOOL]
         command += ["-m", str(Path(subject.export.folder) / subject.export.entry), "-d", "CPU"]
         command += ["-shape", f"[{batch},3,{size},{size}]", "-ip", "f32", "-api", "sync"]
         command += ["-load_config", str(config), "-t", f"{max(round(seconds), 1)}"]

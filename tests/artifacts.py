@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,9 @@ def make_export(folder: Path) -> Export:
     return Export(folder=str(folder), files=("model.xml", "model.bin"), entry="model.xml")
 
 
-def make_photos(folder: Path, count: int = 3) -> tuple[Path, ...]:
+def make_photos(folder: Path, count: int = 3, seed: int = 3) -> tuple[Path, ...]:
     """Smooth random photos, one of them a JPEG."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     paths = []
     for i in range(count):
@@ -135,3 +136,36 @@ def make_bundle(folder: Path, *, batch_size: int = 2) -> Bundle:
 def make_artifact(folder: Path, *, batch_size: int = 2) -> Artifact:
     """Write the small artifact to `folder/winner`."""
     return write(folder / "winner", make_bundle(folder, batch_size=batch_size))
+
+
+def make_onnx_artifact(folder: Path, *, batch_size: int = 2) -> Artifact:
+    """The same network as an ONNX file for ONNX Runtime, written to `folder/onnx`."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("Conv", ["image", "filters"], ["windows"]),
+        helper.make_node("Relu", ["windows"], ["features"]),
+        helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", len(LABELS)])],
+        [numpy_helper.from_array(FILTERS, "filters"), numpy_helper.from_array(HEAD, "head")],
+    )
+    bundle = make_bundle(folder, batch_size=batch_size)
+    export = folder / "onnx-export"
+    export.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    save(model, export / "model.onnx")
+    facts = replace(bundle.evidence.facts, runtime="onnxruntime")
+    changed = replace(
+        bundle,
+        variant=replace(bundle.variant, runtime="onnxruntime"),
+        export=Export(folder=str(export), files=("model.onnx",), entry="model.onnx"),
+        evidence=replace(bundle.evidence, facts=facts),
+    )
+    return write(folder / "onnx", changed)

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vitrail.privacy import quiet_process
+
+quiet_process()  # before any test imports an engine by itself: nothing reports that tests ran
+
 CLASSES = 10
 
 

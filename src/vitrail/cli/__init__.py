@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from vitrail import __version__
 from vitrail.errors import InputError, VitrailError
+from vitrail.privacy import quiet_process
 
 __all__ = ["COMMANDS", "command_parser", "main"]
 
@@ -37,6 +38,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("vitrail.cli.search", "find the images or texts nearest to an image or a text"),
     "doctor": ("vitrail.cli.doctor", "show what this machine has, and what is missing"),
 }
+
+# Commands that never import torch, whose caches therefore need no place.
+WITHOUT_TORCH = ("predict", "verify", "data", "models", "profiles", "doctor")
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -116,6 +120,7 @@ def _run(argv: list[str]) -> int:
             from vitrail.units import nearest
 
             raise InputError(f"Unknown command {name!r}: see `vitrail --help`.{nearest(name, COMMANDS)}")
+        _settle(name)
         try:
             args = command_parser(name).parse_args(_join_negative_values(rest))
         except SystemExit as end:  # --help
@@ -129,6 +134,16 @@ def _run(argv: list[str]) -> int:
         return int(end.code or 0)
     parser.print_help(sys.stderr)
     return 2
+
+
+def _settle(name: str) -> None:
+    """Before any library is imported: nothing reports, nothing is written beside Vitrail's folders."""
+    if name in WITHOUT_TORCH:
+        quiet_process()
+    else:
+        from vitrail.store import cache_dir
+
+        quiet_process(cache_dir())
 
 
 def _top_parser() -> argparse.ArgumentParser:

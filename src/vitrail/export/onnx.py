@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from vitrail.errors import VitrailError
 from vitrail.export import attention
+from vitrail.privacy import import_engine
 
 INPUT, OUTPUT = "images", "scores"
 TRACED_BATCH = 2
@@ -87,12 +88,10 @@ def _frozen_values_are_errors() -> Iterator[None]:
 
 def write_openvino(onnx_path: Path, path: Path) -> None:
     """Convert the ONNX file to OpenVINO's IR with its weights left in fp32."""
-    import openvino as ov
-    from openvino import passes
-
     from vitrail.runtimes.openvino import core
 
-    # Not ov.convert_model: it folds too, but reports usage over the network unless told otherwise.
+    ov, passes = import_engine("openvino"), import_engine("openvino.passes")
+    # Not ov.convert_model: it folds too, but would report if somebody else imported OpenVINO first.
     model = core().read_model(onnx_path)
     manager = passes.Manager()
     manager.register_pass(passes.ConstantFolding())

@@ -16,6 +16,7 @@ import traceback
 from typing import IO, Any
 
 from vitrail.errors import VitrailError
+from vitrail.privacy import quiet_process
 
 PARENT_CHECK_S = 0.5
 
@@ -24,6 +25,7 @@ def main() -> None:
     """Serve the protocol until stdin ends."""
     # Given by the parent: asked for here, it could already be the process that adopted an orphan.
     parent = int(sys.argv[1])
+    quiet_process()
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)

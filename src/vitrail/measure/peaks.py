@@ -14,6 +14,7 @@ import numpy as np
 
 from vitrail import runtimes
 from vitrail.measure import sandbox
+from vitrail.privacy import import_engine
 
 SIZES = (512, 1024)
 """The smaller one needs under 1 ms a call, so that some call finds the machine to itself."""
@@ -56,11 +57,9 @@ def probe(payload: dict[str, Any]) -> float:
 
 
 def _openvino(n: int, precision: str, threads: int) -> float:
-    import openvino as ov
-    from openvino import opset13 as ops
-
     from vitrail.runtimes.openvino import core
 
+    ov, ops = import_engine("openvino"), import_engine("openvino.opset13")
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
     left = ops.parameter([n, n], np.float32)
     weights = ops.constant(_values(n))
@@ -76,9 +75,8 @@ def _openvino(n: int, precision: str, threads: int) -> float:
 
 
 def _onnxruntime(n: int, precision: str, threads: int) -> float:
-    import onnxruntime as ort
-
     assert precision == "fp32", precision
+    ort = import_engine("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(ONNX_MATMUL), options, providers=["CPUExecutionProvider"])

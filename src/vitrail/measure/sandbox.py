@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from vitrail import privacy, store
 from vitrail.errors import VitrailError
 
 __all__ = ["Child", "ChildFailure", "call"]
@@ -59,6 +60,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,
+            env={**os.environ, **privacy.switches(store.cache_dir())},
         )
         self._answers: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()

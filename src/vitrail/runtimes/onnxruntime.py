@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 
 from vitrail.errors import InputError
+from vitrail.privacy import import_engine
 from vitrail.runtimes import EngineMismatch
 from vitrail.vocabulary import RunnerFacts
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_engine("onnxruntime")
 
 PROVIDER = "CPUExecutionProvider"
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino as ov
 
 from vitrail.errors import InputError
+from vitrail.privacy import import_engine
 from vitrail.runtimes import EngineMismatch
 from vitrail.vocabulary import RunnerFacts
+
+if TYPE_CHECKING:
+    import openvino as ov
+else:
+    ov = import_engine("openvino")
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
