@@ -362,7 +362,7 @@ def false_prunes(grid, peaks, one: dict, selection, full) -> list[str]:
     """
     requirements, workload = asked(one)
     pruned = {e.variant.name for e in selection.ledger if e.observation.pruned is not None}
-    feasible = [e for e in full.ledger if e.status in ("selected", "feasible")]
+    feasible = [e for e in full.ledger if e.status in ("selected", "meets")]
     order = [
         each.variant.name
         for each in judge.rank([e.observation for e in feasible], requirements.objective, workload)

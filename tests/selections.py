@@ -256,10 +256,12 @@ def entry(seen: v.Observation, requirements: v.Requirements, status: v.Status | 
         answers = {verdict.answer for verdict in verdicts}
         if seen.variant.reference:
             status, reasons = "reference", ("measured and shown, never shipped",)
-        elif seen.failure or seen.pruned or "fail" in answers:
+        elif seen.failure or "fail" in answers:
             status = "rejected"
+        elif seen.pruned:
+            status = "not measured"
         elif answers == {"pass"}:
-            status = "feasible"
+            status = "meets"
         elif seen.random_weights and "undecided" not in answers:
             status, reasons = "rejected", ("its weights are not at hand: timed with random weights",)
         else:
@@ -275,7 +277,7 @@ def selection(*, max_latency: float | None = 50.0, min_accuracy: float | None = 
         max_latency_ms=max_latency, min_accuracy=min_accuracy, max_memory_mib=1024.0
     )
     ledger = [entry(observation(row), requirements) for row in ROWS]
-    feasible = [e for e in ledger if e.status == "feasible"]
+    feasible = [e for e in ledger if e.status == "meets"]
     best = max(feasible, key=lambda e: e.observation.accuracy.value, default=None)
     missing = [e for e in ledger if e.reasons == ("its weights are not at hand: timed with random weights",)]
     would = max(missing, key=lambda e: e.observation.accuracy.value, default=None)
@@ -286,10 +288,10 @@ def selection(*, max_latency: float | None = 50.0, min_accuracy: float | None = 
             )
         elif e is would:
             ledger[i] = replace(e, would_win=True)
-        elif e.status == "feasible" and best is not None:
+        elif e.status == "meets" and best is not None:
             gap = best.observation.accuracy.value - e.observation.accuracy.value
             ledger[i] = replace(e, reasons=(f"{gap:.2g} points less accurate than the winner",))
-    timed = [e for e in ledger if e.status in ("selected", "feasible")]
+    timed = [e for e in ledger if e.status in ("selected", "meets")]
     at = {e.variant.name: (e.observation.request.judged.value, -e.observation.accuracy.value) for e in timed}
     front = [
         name
@@ -312,6 +314,7 @@ def selection(*, max_latency: float | None = 50.0, min_accuracy: float | None = 
         created="2026-01-15T09:30:00Z",
         notes=("timed on 11 sample photos: weaker evidence than your own (--images DIR)",),
         method=METHOD,
+        settings=v.SearchSettings(models=("swin_*", "convnext_*"), budget_s=300.0, offline=True),
     )
 
 

@@ -154,10 +154,11 @@ verdict = st.builds(
 entries = st.builds(
     v.LedgerEntry,
     observation=observation,
-    status=st.sampled_from(["selected", "feasible", "rejected", "undecided", "reference"]),
+    status=st.sampled_from(["selected", "meets", "undecided", "not measured", "rejected", "reference"]),
     verdicts=st.lists(verdict, max_size=2).map(tuple),
     reasons=st.lists(text, max_size=2).map(tuple),
     would_win=st.booleans(),
+    tie=st.booleans(),
 )
 any_selection = st.builds(
     v.Selection,
@@ -171,6 +172,17 @@ any_selection = st.builds(
     front=st.lists(text, max_size=2).map(tuple),
     seconds=number,
     notes=st.lists(text, max_size=2).map(tuple),
+    provisional=st.none() | text,
+    lacks=st.lists(text, max_size=2).map(tuple),
+    settings=st.none()
+    | st.builds(
+        v.SearchSettings,
+        models=st.lists(text, max_size=2).map(tuple),
+        budget_s=number,
+        max_download_mib=st.none() | number,
+        offline=st.booleans(),
+    ),
+    arguments=st.lists(text, max_size=2).map(tuple),
 )
 
 
@@ -191,7 +203,7 @@ def test_every_kind_of_entry_is_written():
     rows = {row["name"]: row for row in written["variants"]}
     assert len(rows) == len(selections.ROWS)
     assert {row["status"] for row in rows.values()} == {
-        "selected", "feasible", "rejected", "undecided", "reference",
+        "selected", "meets", "undecided", "not measured", "rejected", "reference",
     }  # fmt: skip
     won = rows[written["selected"]]
     assert won["accuracy"] == {
@@ -243,6 +255,7 @@ def test_the_document_has_a_key_for_every_field_of_the_records():
         (v.JudgedLatency, row["latency_ms"]["request"]["judged"]),
         (v.Verdict, row["verdicts"][0]),
         (v.Environment, row["environment"]),
+        (v.SearchSettings, written["settings"]),
         (v.Selection, {**written, "ledger": written["variants"]}),
     ]:
         missing = {field.name for field in fields(kind)} - set(place)
@@ -348,7 +361,7 @@ GOOD = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}
         ([GOOD, GOOD], ["variants 1 and 2", "swin_tiny", "runtime"]),
         ({"variants": [GOOD], "workload": {"batch": 3}}, ["workload", "batch"]),
         ({"variants": [GOOD], "workload": 3}, ["workload", "an object"]),
-        ({"variants": [GOOD], "schema_version": 4}, ["schema_version 4", "update"]),
+        ({"variants": [GOOD], "schema_version": 5}, ["schema_version 5", "update"]),
         ({"variants": [GOOD], "schema_version": "1"}, ["schema_version", "whole number"]),
     ],
 )

@@ -107,9 +107,10 @@ def test_it_stops_where_nothing_left_can_win():
 
 def test_weights_not_at_hand_never_win_but_are_named():
     grid = grid_of()
-    best, _, _ = run(grid, max_latency_ms=30.0)
+    limits = {"objective": "latency", "min_accuracy": 76.0}
+    best, _, _ = run(grid, **limits)
     missing = best.winner.variant.candidate.name
-    found, search, _ = run(grid, max_latency_ms=30.0, missing=[missing])
+    found, search, _ = run(grid, missing=[missing], **limits)
     assert found.winner is not None
     assert found.winner.variant.candidate.name != missing
     wish = [e for e in found.ledger if e.would_win]
@@ -117,6 +118,9 @@ def test_weights_not_at_hand_never_win_but_are_named():
     assert "would win if its weights were at hand" in wish[0].reasons
     assert wish[0].observation.measurement.random_weights
     assert any("not at hand" in note for note in search.notes())
+    # One launch decides no limit, so under one nobody is said to win.
+    limited, _, _ = run(grid, missing=[missing], max_latency_ms=30.0, **limits)
+    assert not any(e.would_win for e in limited.ledger)
 
 
 def test_a_failed_export_is_a_reason_and_not_the_end():
@@ -141,11 +145,12 @@ def test_nothing_fits_gives_the_nearest():
     assert found.nearest
 
 
-def test_a_spent_budget_leaves_the_rest_undecided_and_says_so():
+def test_a_spent_budget_leaves_the_rest_unmeasured_and_says_so():
     found, search, _ = run(grid_of(), budget_s=25.0, max_latency_ms=15.0)
     unmeasured = [e for e in found.ledger if e.observation.measurement is None and not e.observation.pruned]
     assert unmeasured
-    assert all(e.status in ("undecided", "rejected") for e in unmeasured)
+    assert all(e.status in ("not measured", "rejected") for e in unmeasured)
+    assert all(len(e.reasons) == 1 for e in unmeasured)
     assert any("within the budget" in note for note in search.notes())
 
 
@@ -164,7 +169,7 @@ def test_a_contender_that_fails_its_finals_makes_room_for_the_next():
     assert found.winner is not None
     assert "lite0" in found.winner.variant.name
     lost = next(e for e in found.ledger if e.variant.name == name)
-    assert lost.status in ("rejected", "undecided")
+    assert lost.status in ("rejected", "undecided", "not measured")
 
 
 def test_a_second_run_repeats_nothing_that_was_finished():

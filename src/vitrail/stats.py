@@ -418,6 +418,19 @@ def _t_half(values: Floats, alpha: float) -> float:
     return t_quantile(1 - alpha / 2, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
+def proportions_overlap(one: float, images: int, two: float, other_images: int, alpha: float = 0.05) -> bool:
+    """Whether two shares in [0, 1], each of so many independent images, may be equal.
+
+    Agresti and Caffo's interval of a difference (The American Statistician 54, 2000): a success and a failure
+    are added to each side. Shares of the same images are compared as if they were of different ones, which
+    errs towards a tie.
+    """
+    counts = [(share * n + 1, n + 2) for share, n in ((one, images), (two, other_images))]
+    (p, n), (q, m) = ((k / n, n) for k, n in counts)
+    half = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(p * (1 - p) / n + q * (1 - q) / m)
+    return abs(p - q) <= half
+
+
 # --- a mean loss ----------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ Scope = Literal["request", "model"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
 Provenance = Literal["published", "declared", "measured", "estimated"]
 Answer = Literal["pass", "fail", "undecided", "not assessed"]
-Status = Literal["selected", "feasible", "rejected", "undecided", "reference"]
+Status = Literal["selected", "meets", "undecided", "not measured", "rejected", "reference"]
 WeightsSource = Literal["hub", "package", "file"]
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -27,7 +27,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """Limits, each optional, and the objective to optimise among the variants that hold them all."""
+    """Limits, each optional, and the objective to optimise among the variants that meet them all."""
 
     max_latency_ms: float | None = None
     min_accuracy: float | None = None
@@ -404,7 +404,9 @@ class LedgerEntry:
     verdicts: tuple[Verdict, ...]
     reasons: tuple[str, ...]
     would_win: bool = False
-    """Would be selected if its weights were at hand."""
+    """Would be selected if its weights were at hand: every verdict but parity is `pass`."""
+    tie: bool = False
+    """It meets all, and the objective cannot tell it from the winner; the more accurate was taken."""
 
     @property
     def variant(self) -> Variant:
@@ -447,7 +449,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The winner (None: nothing fits), the ledger of all variants considered, and the Pareto front."""
+    """The winner (None: nothing meets all), the ledger of all variants considered, and the Pareto front."""
 
     requirements: Requirements
     workload: Workload
@@ -458,7 +460,12 @@ class Selection:
     front: tuple[str, ...] = ()
     """Names of the variants that no other beats in accuracy, judged latency and memory at once."""
     nearest: tuple[str, ...] = ()
-    """When nothing fits: names of the variants that miss by the least."""
+    """When nothing meets all: names of the variants that miss by the least."""
+    provisional: str | None = None
+    """Without a winner: `Variant.name` of the best by the objective whose weights are at hand and of which no
+    verdict fails and no fact is missing. What it lacks (launches, finals, parity) are its entry's reasons."""
+    lacks: tuple[str, ...] = ()
+    """Evidence that was never taken and could change the winner, one sentence each."""
     seconds: float = 0.0
     created: str = ""
     """UTC time, ISO 8601."""
@@ -470,11 +477,21 @@ class Selection:
     """95 % prediction interval in % for `test.accuracy`, from the winner's validation images alone."""
     trainings: tuple[Training, ...] = ()
     """Of the candidates that were trained here."""
+    settings: SearchSettings | None = None
+    """Where was searched and for how long; None: not known."""
+    arguments: tuple[str, ...] = ()
+    """What the command line needs beside requirements, workload and settings to consider the same candidates,
+    e.g. `("--trained", "run")`."""
 
     @property
     def winner(self) -> LedgerEntry | None:
-        """The selected entry, or None when nothing fits."""
+        """The selected entry, or None when nothing meets all."""
         return next((e for e in self.ledger if e.variant.name == self.selected), None)
+
+    @property
+    def leader(self) -> LedgerEntry | None:
+        """The provisional best's entry; None where there is a winner, or nothing leads."""
+        return next((e for e in self.ledger if e.variant.name == self.provisional), None)
 
     def _repr_html_(self) -> str:
         # A notebook's table. The report stands above the vocabulary, so it is found by name when asked for.

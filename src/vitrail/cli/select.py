@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Select; exit code 0 with a winner, 3 when nothing fits."""
+    """Select; exit code 0 with a winner, 3 when nothing meets all or the answer lacks evidence."""
     from vitrail.runtimes import RUNTIMES
 
     asked = resolve_arguments(args, args.requirements, runtimes=RUNTIMES)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         _show(args, selection)
     else:
         selection = _measure(args, asked)
-    return 0 if selection.winner is not None else NOTHING_FITS
+    return 0 if selection.winner is not None and not selection.lacks else NOTHING_FITS
 
 
 def _check_targets(args: argparse.Namespace) -> None:

@@ -28,7 +28,11 @@ _UNSTATED_DOCUMENT: JsonObject = {
     "seconds": 0.0,
     "hardware": {},
     "method": {},
+    "settings": None,
+    "arguments": [],
     "selected": None,
+    "provisional": None,
+    "lacks": [],
     "front": [],
     "nearest": [],
     "notes": [],
@@ -49,6 +53,7 @@ _UNSTATED_VARIANT: JsonObject = {
     "reference": False,
     "status": "undecided",
     "would_win": False,
+    "tie": False,
     "reasons": [],
     "verdicts": [],
     "random_weights": False,
@@ -193,6 +198,8 @@ def _complete_row(row: Any, place: str, percentile: object, source: str) -> Json
             hint = f'did you mean "{near[0]}"?' if near else "remove it."
             raise InputError(f'{source}: {place} has the unknown key "{key}": {hint}')
     full = {**_UNSTATED_VARIANT, "architecture": str(row["model"]).partition(".")[0], **row}
+    if full["status"] == "feasible":  # the word of versions up to 3
+        full["status"] = "meets"
     weights = row.get("weights", {})
     full["weights"] = {**_UNSTATED_WEIGHTS, **weights} if isinstance(weights, dict) else weights
     full["accuracy"] = _complete_accuracy(row["accuracy"], place, source)

@@ -31,6 +31,7 @@ def selection_of(document: schema.Document) -> v.Selection:
         requirements=_record(v.Requirements, document.requirements),
         workload=_record(v.Workload, document.workload),
         ledger=ledger,
+        settings=_maybe(v.SearchSettings, document.settings),
         test=_classification(document.test),
         trainings=trainings,
     )

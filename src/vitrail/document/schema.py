@@ -10,10 +10,11 @@ from msgspec import Meta
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """2: labelled images (`data`, `min_recall`, `classification`, `test`).
 
-3: `trainings`. Older ones are read as well."""
+3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`; status `meets` for `feasible`, and
+`not measured`. Older ones are read as well."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -49,6 +50,20 @@ class WorkloadDoc(_Doc):
     image_size: Count | None
     images: str | None
     data: Annotated[str | None, Meta(description="the user's labelled images")]
+
+
+class SettingsDoc(_Doc):
+    """Where was searched and for how long; empty lists: no restriction."""
+
+    models: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    precisions: tuple[str, ...]
+    implementations: tuple[str, ...]
+    budget_s: NonNegative
+    max_download_mib: NonNegative | None
+    offline: bool
+    fresh: bool
+    exhaustive: bool
 
 
 class WeightsDoc(_Doc):
@@ -241,6 +256,7 @@ class VariantDoc(_Doc):
     reference: Annotated[bool, Meta(description="measured and shown, never shipped")]
     status: v.Status
     would_win: Annotated[bool, Meta(description="would be selected if its weights were at hand")]
+    tie: Annotated[bool, Meta(description="meets all; the objective cannot tell it from the winner")]
     reasons: tuple[str, ...]
     verdicts: tuple[VerdictDoc, ...]
     accuracy: Annotated[AccuracyDoc | None, Meta(description="of this variant, its precision included")]
@@ -277,9 +293,19 @@ class Document(_Doc):
     workload: WorkloadDoc
     hardware: JsonObject
     method: JsonObject
-    selected: Annotated[str | None, Meta(description="name of the winning variant; null: nothing fits")]
+    settings: SettingsDoc | None
+    arguments: Annotated[
+        tuple[str, ...], Meta(description="what the command line needs beside them to search the same")
+    ]
+    selected: Annotated[str | None, Meta(description="name of the winning variant; null: nothing meets all")]
+    provisional: Annotated[
+        str | None, Meta(description="without a winner: the best of which nothing fails, not yet proven")
+    ]
+    lacks: Annotated[tuple[str, ...], Meta(description="evidence never taken that could change the winner")]
     front: Annotated[tuple[str, ...], Meta(description="names on the Pareto front")]
-    nearest: Annotated[tuple[str, ...], Meta(description="when nothing fits: names that miss by the least")]
+    nearest: Annotated[
+        tuple[str, ...], Meta(description="when nothing meets all: names that miss by the least")
+    ]
     notes: tuple[str, ...]
     test: Annotated[
         ClassificationDoc | None,

@@ -21,6 +21,7 @@ def to_document(selection: v.Selection) -> dict[str, Any]:
         vitrail=__version__,
         requirements=_fields(schema.RequirementsDoc, selection.requirements),
         workload=_fields(schema.WorkloadDoc, selection.workload),
+        settings=_maybe(schema.SettingsDoc, selection.settings),
         test=_classification(selection.test),
         trainings=[_training(training) for training in selection.trainings],
         variants=[_variant(entry) for entry in selection.ledger],

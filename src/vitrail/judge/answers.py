@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from vitrail import stats
 from vitrail.catalog.licenses import admits
@@ -17,6 +18,9 @@ from vitrail.vocabulary import (
     Verdict,
     Workload,
 )
+
+MORE = "raise --budget for more calls"
+"""The advice to whoever gets `undecided`."""
 
 _NOTHING_SEEN = Classification(
     split="",
@@ -68,18 +72,6 @@ def throughput_figure(observation: Observation, workload: Workload) -> float | N
     return throughput(measurement.blocks, workload.latency_scope, workload.batch_size)
 
 
-def likely(observation: Observation, verdict: Verdict, workload: Workload) -> bool:
-    """Whether an undecided limit would probably be passed after more launches, as for contenders."""
-    if verdict.answer != "undecided" or verdict.margin is None or not isinstance(verdict.limit, (int, float)):
-        return False
-    if verdict.requirement != "max_latency" or observation.measurement is None:
-        return verdict.margin >= 0
-    blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
-    test = stats.LimitTest(percentile=workload.percentile, alpha=latency.CONTENDER_ALPHA, launches=1)
-    state = test.evaluate(blocks, verdict.limit)
-    return state is not None and state.answer == "pass"
-
-
 def _other_load(observation: Observation, workload: Workload) -> str | None:
     """Why the measurement was taken under another load than is asked about, or None."""
     assert observation.measurement is not None
@@ -101,7 +93,8 @@ def _license(observation: Observation, requirements: Requirements) -> Verdict:
     if not held and "any" not in requirements.license:
         return _missing("license", asked, "the license is not stated")
     admitted, reason = admits(requirements.license, held)
-    option = None if admitted else f"--license {'any' if held == 'unknown' else held}"
+    laxer = "any" if held == "unknown" else ",".join((*requirements.license, held))
+    option = None if admitted else f"--license {shlex.quote(laxer)}"
     answer: Answer = "pass" if admitted else "fail"
     return Verdict(
         requirement="license",
@@ -122,9 +115,9 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
     if accuracy is None:
         variant = observation.variant
         other_size = variant.image_size != variant.candidate.preprocess.image_size
-        why = (
-            f"no accuracy is known at {variant.image_size} px" if other_size else "no accuracy can be claimed"
-        )
+        why = f"no accuracy is known at {variant.image_size} px" if other_size else "none can be claimed"
+        if not other_size and observation.parity is None and variant.candidate.accuracy is not None:
+            why = f"what {variant.precision or 'its precision'} loses is not known before parity"
         return _missing("min_accuracy", least, _unmeasured(observation) or why)
     margin = accuracy.value - least
     text = f"top-1 {_number(accuracy.value)} % {accuracy.provenance}"
@@ -135,7 +128,7 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
         least,
         margin,
         f"{text}: {_room(margin, '', 'point')}",
-        _option("--min-accuracy", accuracy.value, up=False),
+        _option("--min-accuracy", accuracy.value, least, up=False),
     )
 
 
@@ -151,7 +144,7 @@ def _recalls(observation: Observation, requirements: Requirements) -> list[Verdi
             continue
         margin = recall.value - least
         text = f"recall of {label} {_number(recall.value)} % of {recall.images} images"
-        option = _option("--min-recall", recall.value, up=False)
+        option = _option("--min-recall", recall.value, least, up=False)
         answers.append(
             _numeric(
                 "min_recall",
@@ -160,7 +153,7 @@ def _recalls(observation: Observation, requirements: Requirements) -> list[Verdi
                 least,
                 margin,
                 f"{text}: {_room(margin, '', 'point')}",
-                option and option.replace(" ", f" {label}="),
+                option and option.replace(" ", f" {shlex.quote(label)}="),
             )
         )
     return answers
@@ -181,13 +174,12 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
     reason = f"{name} {_number(value)}{shown} ms: {_room(margin, 'ms')}"
     # A limit below the interval's upper end would not be passed.
     needed = max(value, interval[1]) if interval else value
-    option = _option("--max-latency", needed, up=True, unit="ms")
+    option = _option("--max-latency", needed, limit, up=True, unit="ms")
     if answer == "undecided":
         why = "within its uncertainty of the limit" if interval else f"{figures.calls} calls do not decide"
         if interval and interval[1] <= limit:
-            # No limit would admit it: what is missing are fresh launches.
-            why, option = "too few launches to pass", None
-        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}"
+            why = "too few launches to pass"
+        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}; {MORE}"
     return _numeric("max_latency", answer, value, limit, margin, reason, option)
 
 
@@ -227,7 +219,7 @@ def _memory(observation: Observation, requirements: Requirements) -> Verdict | N
     peak = observation.memory.peak
     reason = f"memory {_number(peak)} MiB: {_room(limit - peak, 'MiB')}"
     answer: Answer = "pass" if peak <= limit else "fail"
-    option = _option("--max-memory", peak, up=True, unit="MiB", digits=0)
+    option = _option("--max-memory", peak, limit, up=True, unit="MiB", digits=0)
     return _numeric("max_memory", answer, peak, limit, limit - peak, reason, option)
 
 
@@ -249,8 +241,8 @@ def _throughput(observation: Observation, requirements: Requirements, workload: 
         supported = 1000 * workload.batch_size / interval[2] if interval else None
     reason = f"{_number(value)} images/s: {_room(value - least, 'images/s')}"
     if answer == "undecided":
-        reason = f"{_number(value)} images/s: within its uncertainty of the required {_number(least)}"
-    option = None if supported is None else _option("--min-throughput", supported, up=False)
+        reason = f"{_number(value)} images/s: within its uncertainty of the required {_number(least)}; {MORE}"
+    option = None if supported is None else _option("--min-throughput", supported, least, up=False)
     return _numeric("min_throughput", answer, value, least, value - least, reason, option)
 
 
@@ -317,7 +309,8 @@ def _numeric(
         limit=limit,
         margin=margin,
         reason=reason,
-        admit=None if answer == "pass" else option,
+        # Evidence is what an undecided verdict lacks; no limit stands for it.
+        admit=option if answer == "fail" else None,
     )
 
 
@@ -342,8 +335,10 @@ def _number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _option(flag: str, value: float, *, up: bool, unit: str = "", digits: int | None = None) -> str | None:
-    """The flag with `value` rounded to the side that admits; None when only a limit of 0 would."""
+def _option(
+    flag: str, value: float, limit: float, *, up: bool, unit: str = "", digits: int | None = None
+) -> str | None:
+    """The flag with `value` rounded to the side that admits; None when no limit laxer than `limit` would."""
     if digits is None:
         digits = 1 if flag == "--min-accuracy" or value < 10 else 0
     scale = 10**digits
@@ -353,4 +348,8 @@ def _option(flag: str, value: float, *, up: bool, unit: str = "", digits: int | 
         rounded += 1 / scale
     elif not up and rounded > value:
         rounded -= 1 / scale
-    return f"{flag} {rounded:.{digits}f}{unit}" if rounded > 0 else None
+    if rounded <= 0 or (rounded <= limit if up else rounded >= limit):
+        return None
+    if flag in ("--min-accuracy", "--min-recall") and rounded <= 1:
+        unit = "%"  # a bare number up to 1 may be a fraction
+    return f"{flag} {rounded:.{digits}f}{unit}"

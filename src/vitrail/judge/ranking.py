@@ -60,32 +60,96 @@ def _best(group: list[Observation], criterion: str, workload: Workload) -> list[
     return [
         each
         for value, each in known
-        if value == best_value or not told_apart(best, each, value, best_value, workload)
+        if value == best_value or not told_apart(best, each, value, best_value, workload, criterion)
     ]
 
 
+def ties(ranked: Sequence[Observation], objective: Objective, workload: Workload) -> frozenset[str]:
+    """Names, other than the winner's, that the objective cannot tell from the best of `ranked`.
+
+    By accuracy, figures measured on images may be within each other's uncertainty; equal figures tie where
+    latency, which decides between them, cannot tell them apart either.
+    """
+    if not ranked:
+        return frozenset()
+    winner = ranked[0]
+    group = list(ranked)
+    if objective != "accuracy":
+        group = _best(group, CRITERIA[objective][0], workload)
+        if objective == "memory":
+            group = _best(group, "accuracy", workload)
+    else:
+        equal = [each for each in group if figure(each, "accuracy", workload) == _value(winner)]
+        group = [each for each in group if _within_uncertainty(winner, each)]
+        group += [each for each in _best(equal, "latency", workload) if each not in group]
+    return frozenset(each.variant.name for each in group) - {winner.variant.name}
+
+
+def _value(observation: Observation) -> float | None:
+    return observation.accuracy.value if observation.accuracy else None
+
+
+def _within_uncertainty(best: Observation, other: Observation) -> bool:
+    """Whether two unequal accuracies, both measured on images, may be equal (two proportions, 95 %)."""
+    one, two = best.accuracy, other.accuracy
+    if one is None or two is None or one.value == two.value:
+        return False
+    if not (one.images and two.images and one.provenance == two.provenance == "measured"):
+        return False
+    return stats.proportions_overlap(one.value / 100, one.images, two.value / 100, two.images)
+
+
 def told_apart(
-    best: Observation, other: Observation, value: float, best_value: float, workload: Workload
+    best: Observation,
+    other: Observation,
+    value: float,
+    best_value: float,
+    workload: Workload,
+    criterion: str = "latency",
 ) -> bool:
-    """Whether evidence says that two latencies (or throughputs) differ; bare numbers differ if unequal."""
+    """Whether evidence says that two latencies (or throughputs) differ; bare numbers differ if unequal.
+
+    The paired medians alone are not enough: the figure that is ranked by must differ too, so neither of the
+    two may lie in the other's interval.
+    """
+    intervals = [_interval(each, workload, criterion) for each in (best, other)]
+    known = [each for each in intervals if each is not None]
+    if len(known) == 2:
+        (low, high), (other_low, other_high) = known
+        if high < other_low or other_high < low:
+            return True
     if best.measurement is not None and other.measurement is not None:
         blocks = [
             [b for b in each.measurement.blocks if b.scope == workload.latency_scope]
             for each in (best, other)
             if each.measurement is not None
         ]
+        inside = [
+            edges[0] <= figure <= edges[1]
+            for edges, figure in zip(intervals, (value, best_value), strict=True)
+            if edges is not None
+        ]
+        if any(inside):
+            return False
         ratio = stats.ratio_interval(blocks[0], blocks[1])
-        if (ratio is not None and ratio.differs) or stats.apart(blocks[0], blocks[1]):
-            return True
-    intervals = [
-        figures.judged.interval
-        for each in (best, other)
-        if (figures := latency_figures(each, workload)) is not None and figures.judged.interval is not None
-    ]
-    if len(intervals) == 2:
-        (low, high), (other_low, other_high) = intervals
-        return high < other_low or other_high < low
-    return best.measurement is None and other.measurement is None and value != best_value
+        return bool((ratio is not None and ratio.differs) or stats.apart(blocks[0], blocks[1]))
+    return len(known) < 2 and best.measurement is None and other.measurement is None and value != best_value
+
+
+def _interval(observation: Observation, workload: Workload, criterion: str) -> tuple[float, float] | None:
+    """The interval of the figure that is ranked by: the judged percentile's, or that of images/s."""
+    if criterion == "throughput":
+        if observation.measurement is None:
+            return None
+        blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
+        mean = stats.mean_latency_interval(blocks)
+        return (
+            None
+            if mean is None
+            else (1e3 * workload.batch_size / mean[2], 1e3 * workload.batch_size / mean[1])
+        )
+    figures = latency_figures(observation, workload)
+    return figures.judged.interval if figures else None
 
 
 def distance(observation: Observation, top: Observation, objective: Objective) -> float | None:

@@ -99,7 +99,7 @@ def scatter(selection: Selection) -> Markup:
         for entry, f, top1 in figures
     ]
     # what matters most is drawn last, on top
-    points.sort(key=lambda p: (p.entry.status == "selected", p.entry.would_win, p.entry.status == "feasible"))
+    points.sort(key=lambda p: (p.entry.status == "selected", p.entry.would_win, p.entry.status == "meets"))
     boxes: list[Box] = []
     parts = [
         *_grid(selection, x_axis, y_axis),

@@ -263,7 +263,7 @@ def _with_source(figure: Accuracy) -> str:
 def _legend(selection: Selection) -> list[tuple[str, str, Markup]]:
     """(class of the mark, words, its SVG element in a 16 × 16 box) for what the figure shows."""
     entries = phrases.measured(selection)
-    words = {"selected": "selected", "feasible": "fits", "undecided": "undecided", "rejected": "rejected",
+    words = {"selected": "selected", "meets": "meets all", "undecided": "undecided", "rejected": "rejected",
              "reference": "reference"}  # fmt: skip
     found = []
     for status, text in words.items():

@@ -16,7 +16,7 @@ from vitrail.vocabulary import (
     Workload,
 )
 
-STATUSES = ("selected", "feasible", "undecided", "rejected", "reference")
+STATUSES = ("selected", "meets", "undecided", "not measured", "rejected", "reference")
 LABELS = {
     "max_latency": "latency",
     "min_accuracy": "accuracy",
@@ -191,7 +191,7 @@ def shortfall(entry: LedgerEntry) -> float:
 
 def rivals(selection: Selection, count: int = 5) -> list[LedgerEntry]:
     """The closest losers, one variant a candidate: what fits first, then what misses by the least."""
-    rank = {"feasible": 0, "undecided": 1, "rejected": 2}
+    rank = {"meets": 0, "undecided": 1, "rejected": 2}
     lost = [
         entry
         for entry in measured(selection)
@@ -203,7 +203,7 @@ def rivals(selection: Selection, count: int = 5) -> list[LedgerEntry]:
         latency = judged_figures(entry, selection.workload)
         return (
             rank[entry.status],
-            0.0 if entry.status == "feasible" else shortfall(entry),
+            0.0 if entry.status == "meets" else shortfall(entry),
             -(top1.value if top1 else 0.0),
             latency.judged.value if latency else math.inf,
         )

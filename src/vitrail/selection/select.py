@@ -166,7 +166,7 @@ def select(
         ),
         method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
     )
-    selection = replace(selection, trainings=runs.trainings)
+    selection = replace(selection, trainings=runs.trainings, settings=settings)
     if dataset is not None:
         selection = tested(selection, search, requirements)
     watcher.judged(selection)

@@ -1,0 +1,144 @@
+"""What a variant's verdicts make of it: its status, whether it could ship, would win, or leads for now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from vitrail.judge.answers import verdicts
+from vitrail.judge.evidence import accuracy_before_measuring
+from vitrail.judge.ranking import figure, miss, rank
+from vitrail.vocabulary import LedgerEntry, Observation, Requirements, Status, Verdict, Workload
+
+NEAREST = 3
+
+
+def blocking(observation: Observation, own: Sequence[Verdict], *, shipping: bool) -> list[Verdict]:
+    """The verdicts that keep the variant from winning, fails first."""
+    unstated = () if shipping else ("parity", "license")
+    blocks = [
+        verdict
+        for verdict in own
+        if verdict.answer != "pass"
+        and not (verdict.answer == "not assessed" and verdict.requirement in unstated)
+    ]
+    if not observation.confirmed and observation.weights_at_hand and timed(observation):
+        reason = "screened in one launch, no finals: raise --budget"
+        blocks.append(_open("finals", "undecided", reason))
+    order = ("fail", "undecided", "not assessed")
+    return sorted(blocks, key=lambda verdict: order.index(verdict.answer))
+
+
+def demand_the_objective(
+    observations: Sequence[Observation],
+    blocked: Mapping[str, list[Verdict]],
+    requirements: Requirements,
+    workload: Workload,
+) -> None:
+    """Block who has no figure for the objective, if somebody who could win has one; else the next criterion
+    ranks. Who could not win anyway has no say: leaving it out must not change the winner."""
+    objective = requirements.objective
+    figures = {each.variant.name: figure(each, objective, workload) for each in observations}
+    able = [e for e in observations if status_of(e, blocked[e.variant.name]) == "meets"]
+    if all(figures[each.variant.name] is None for each in able):
+        return
+    reason = f"{objective} not assessed: no figure to rank by"
+    for name, found in figures.items():
+        if found is None and not any(objective in verdict.requirement for verdict in blocked[name]):
+            blocked[name].append(_open(objective, "not assessed", reason))
+
+
+def status_of(observation: Observation, blocked: Sequence[Verdict]) -> Status:
+    """The variant's status, the winner not yet told from the others that meet all."""
+    if observation.variant.reference:
+        return "reference"
+    if observation.failure is not None or any(verdict.answer == "fail" for verdict in blocked):
+        return "rejected"
+    if never_measured(observation) and (blocked or observation.pruned is not None):
+        return "not measured"
+    return "undecided" if blocked or not observation.weights_at_hand else "meets"
+
+
+def timed(observation: Observation) -> bool:
+    """Whether there is a latency in either scope."""
+    return observation.request is not None or observation.model is not None
+
+
+def never_measured(observation: Observation) -> bool:
+    """Whether nothing at all was observed of the variant; published facts are no observation."""
+    seen = (observation.memory, observation.throughput, observation.parity, observation.classification)
+    return not timed(observation) and all(each is None for each in seen) and observation.failure is None
+
+
+def only_lacks_weights(observation: Observation, blocked: Sequence[Verdict]) -> bool:
+    """Whether weights at hand, and then parity, are all that is missing: every other verdict is a pass."""
+    if observation.weights_at_hand or observation.variant.reference or observation.failure is not None:
+        return False
+    return timed(observation) and all(
+        verdict.requirement == "parity" and verdict.answer == "not assessed" for verdict in blocked
+    )
+
+
+def provisional(
+    observations: Iterable[Observation], requirements: Requirements, workload: Workload
+) -> Observation | None:
+    """The best by the objective that may still turn out to meet all; None: nothing leads.
+
+    Its weights are at hand, it was measured, no verdict fails, and none lacks a fact. What more launches
+    decide may be undecided while the figure itself meets the limit. Parity may be open where no photo was
+    compared yet; then a lower precision stands with the accuracy that it may keep at most.
+    """
+    leading = []
+    for each in observations:
+        if each.variant.reference or each.failure or not each.weights_at_hand or not timed(each):
+            continue
+        compared = each.parity is not None
+        if each.accuracy is None and not compared:
+            each = replace(each, accuracy=accuracy_before_measuring(each.variant))
+        if figure(each, requirements.objective, workload) is None and requirements.objective != "accuracy":
+            continue
+        if all(_still_open(v, compared) for v in verdicts(each, requirements, workload)):
+            leading.append(each)
+    known = [each for each in leading if figure(each, requirements.objective, workload) is not None]
+    ranked = rank(known or leading, requirements.objective, workload)
+    return ranked[0] if ranked else None
+
+
+def _still_open(verdict: Verdict, compared: bool) -> bool:
+    if verdict.answer == "pass":
+        return True
+    if verdict.requirement == "parity":
+        return verdict.answer == "not assessed" and not compared
+    return verdict.answer == "undecided" and verdict.margin is not None and verdict.margin >= 0
+
+
+def could_ship(entry: LedgerEntry) -> bool:
+    """Whether nothing but limits keeps the variant from shipping."""
+    seen = entry.observation
+    refuted = any(v.requirement == "parity" and v.answer == "fail" for v in entry.verdicts)
+    return entry.status != "reference" and seen.failure is None and seen.weights_at_hand and not refuted
+
+
+def miss_key(entry: LedgerEntry) -> tuple[float, float]:
+    """Sort key: what misses least first, what cannot be said last."""
+    return miss(entry.verdicts) or (float("inf"), float("inf"))
+
+
+def nearest(entries: Sequence[LedgerEntry]) -> tuple[str, ...]:
+    """Names of the variants with the smallest total relative miss, best first."""
+    misses = [
+        (total, e.variant.name) for e in entries if could_ship(e) and (total := miss(e.verdicts)) is not None
+    ]
+    return tuple(name for _, name in sorted(misses)[:NEAREST])
+
+
+def _open(requirement: str, answer: str, reason: str) -> Verdict:
+    assert answer in ("undecided", "not assessed")
+    return Verdict(
+        requirement=requirement,
+        answer="undecided" if answer == "undecided" else "not assessed",
+        observed=None,
+        limit=None,
+        margin=None,
+        reason=reason,
+    )
