@@ -13,7 +13,9 @@ import selections
 from vitrail import vocabulary as v
 from vitrail.document import from_document
 from vitrail.report import figure, phrases
-from vitrail.report.html import decision, render, requirements_toml
+from vitrail.report.html import render
+from vitrail.report.decision import decision
+from vitrail.report.again import requirements_toml
 from vitrail.report.notebook import selection_table_html
 from vitrail.report.terminal import progress_line, show, summary
 from vitrail.requirements import resolve

@@ -201,7 +201,9 @@ def _show(args: argparse.Namespace, selection: Selection) -> None:
         report = _report_path(args.out)
         with writing(report):
             report.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(report, render(selection).encode("utf-8"))
+        # The artifact is written next, under a name that the page, which lies beside it, can use.
+        folder = None if selection.winner is None else Path(args.out).name
+        atomic_write(report, render(selection, artifact=folder).encode("utf-8"))
 
 
 def _report_path(out: str) -> Path:

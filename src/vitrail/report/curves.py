@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from vitrail.report.figure import Axis, marker
+from vitrail.report.axes import Axis
+from vitrail.report.figure import marker
 from vitrail.vocabulary import Selection, Training, TrainingEpoch
 
 __all__ = ["Curve", "Shown", "shown"]

@@ -9,16 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitrail.report import chosen, curves, figure, phrases
-from vitrail.vocabulary import (
-    Accuracy,
-    LatencyFigures,
-    LedgerEntry,
-    Requirements,
-    Selection,
-    Verdict,
-    Workload,
-)
+from vitrail.report import again, chosen, curves, figure, phrases
+from vitrail.report.decision import decision, notes, spelled
+from vitrail.report.scene import look, off_the_axes
+from vitrail.report.setting import setting
+from vitrail.vocabulary import Accuracy, LatencyFigures, LedgerEntry, Selection, Verdict
 
 _HERE = Path(__file__).parent
 _SIGNS = {"pass": "✓", "fail": "✕", "undecided": "?", "not assessed": "–"}
@@ -42,8 +37,12 @@ class Row:
     evidence: tuple[tuple[str, str], ...]
 
 
-def render(selection: Selection) -> str:
-    """The report as HTML text (UTF-8)."""
+def render(selection: Selection, *, artifact: str | None = None) -> str:
+    """The report as HTML text (UTF-8).
+
+    Args:
+        artifact: name of the winner's folder beside the report, if one is written.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -53,7 +52,7 @@ def render(selection: Selection) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=phrases.number, toml=requirements_toml, wbr=Markup("_<wbr>"))
+    environment.globals.update(number=phrases.number, look=look, spelled=spelled)
     template = environment.get_template("page.html.j2")
     order = {status: i for i, status in enumerate(phrases.STATUSES)}
     rows = sorted((_row(entry, selection) for entry in selection.ledger), key=lambda row: _order(row, order))
@@ -62,90 +61,20 @@ def render(selection: Selection) -> str:
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         decision=decision(selection),
+        notes=notes(selection),
         tiles=chosen.tiles(selection),
-        figure=figure.scatter(selection),
-        legend=_legend(selection),
+        use=again.use(artifact) if artifact and selection.winner else None,
+        figure=figure.both(selection),
+        legend=figure.legend(selection),
+        outside=off_the_axes(selection),
         rows=rows,
         task=chosen.task(selection),
         trainings=curves.shown(selection),
         statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.STATUSES],
-        hardware=_facts(selection.hardware),
-        method=_facts(selection.method),
+        setting=setting(selection),
+        toml=again.requirements_toml(selection.requirements, selection.workload, selection.settings),
+        command=again.command(selection.arguments),
     )
-
-
-# --- the decision -------------------------------------------------------------------------------
-
-
-def decision(selection: Selection) -> Markup:
-    """One paragraph in plain language: what was asked, what won on which evidence, and the doubts."""
-    asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
-    models = phrases.counted(len({e.variant.candidate.name for e in selection.ledger}), "model")
-    variants = phrases.counted(len(selection.ledger), "variant")
-    live = phrases.measured(selection)
-    recorded = any(entry.observation.measurement is None for entry in live)
-    were = "have recorded figures" if recorded else "were measured"
-    if len(live) == 1:
-        were = "has recorded figures" if recorded else "was measured"
-    sentences = [
-        Markup("You asked for {}{}.").format(
-            phrases.OBJECTIVES[selection.requirements.objective],
-            f" among variants with {asked}" if asked else "",
-        ),
-        Markup("Of {} in {}, {} {}.").format(models, variants, len(live), were),
-        *(_won(selection) if selection.winner else _nothing(selection)),
-    ]
-    for entry in selection.ledger:
-        if entry.would_win:
-            text = "<strong>{}</strong> would win if its weights were at hand: {}."
-            sentences.append(
-                Markup(text).format(entry.variant.name, _evidence_in_short(entry, selection.workload))
-            )
-    sentences += [Markup("Note: {}.").format(note.rstrip(".")) for note in selection.notes]
-    return Markup(" ").join(sentences)
-
-
-def _won(selection: Selection) -> list[Markup]:
-    winner = selection.winner
-    assert winner is not None
-    won = Markup("<strong>{}</strong> wins: it holds every limit, with {}.")
-    said = [won.format(winner.variant.name, _evidence_in_short(winner, selection.workload))]
-    parity = winner.observation.parity
-    if parity is None:
-        said.append(Markup("Whether its outputs equal the fp32 reference is not known here."))
-    else:
-        text = "Its outputs keep the fp32 reference’s answer on {} of {} decided photos."
-        said.append(Markup(text).format(parity.agreeing, parity.decided))
-    return said
-
-
-def _nothing(selection: Selection) -> list[Markup]:
-    said = [Markup("<strong>Nothing fits:</strong> no variant was shown to hold every limit.")]
-    by_name = {entry.variant.name: entry for entry in selection.ledger}
-    nearest = [by_name[name] for name in selection.nearest if name in by_name]
-    if nearest:
-        text = "The nearest is <strong>{}</strong>: {}."
-        said.append(Markup(text).format(nearest[0].variant.name, "; ".join(nearest[0].reasons)))
-    for i, entry in enumerate(nearest[:3]):
-        if needs := phrases.admission(entry):
-            what = "it" if i == 0 else Markup("<strong>{}</strong>").format(entry.variant.name)
-            weights = ", with its weights at hand," if phrases.is_random(entry) else ""
-            said.append(Markup("<code>{}</code>{} would admit {}.").format(needs, weights, what))
-    return said
-
-
-def _evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
-    figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
-    parts = []
-    if top1 := phrases.accuracy(entry):
-        parts.append(f"top-1 {top1}")
-    if figures is not None:
-        calls = f"from {figures.calls} calls" if figures.calls else "as declared"
-        random = ", with random weights" if phrases.is_random(entry) else ""
-        parts.append(f"{phrases.milliseconds(figures)} {calls}{random}")
-    if memory is not None:
-        parts.append(f"{phrases.number(memory.peak)} MiB peak memory")
-    return phrases.listed(parts) or "no figures"
 
 
 # --- the ledger ---------------------------------------------------------------------------------
@@ -258,88 +187,3 @@ def _percentiles(figures: LatencyFigures) -> str:
 
 def _with_source(figure: Accuracy) -> str:
     return phrases.one_accuracy(figure) + (f"; {figure.source}" if figure.source else "")
-
-
-def _legend(selection: Selection) -> list[tuple[str, str, Markup]]:
-    """(class of the mark, words, its SVG element in a 16 × 16 box) for what the figure shows."""
-    entries = phrases.measured(selection)
-    words = {"selected": "selected", "meets": "meets all", "undecided": "undecided", "rejected": "rejected",
-             "reference": "reference"}  # fmt: skip
-    found = []
-    for status, text in words.items():
-        if any(e.status == status and not phrases.is_random(e) for e in entries):
-            found.append((status, text, figure.marker("circle", 8, 8, 5)))
-    if any(phrases.is_random(e) for e in entries):
-        found.append(("rejected random", "random weights", figure.marker("circle", 8, 8, 5)))
-    if any(e.would_win for e in entries):
-        found.append(("would random", "would win with its weights", figure.marker("circle", 8, 8, 5)))
-    for runtime, shape in figure.shapes(selection).items():
-        found.append(("shape", runtime or "runtime not stated", figure.marker(shape, 8, 8, 5)))
-    return found
-
-
-# --- facts and the requirement set --------------------------------------------------------------
-
-
-def _facts(facts: dict[str, object]) -> list[tuple[str, str]]:
-    """A nested object as (name, text) pairs, two levels deep, without what is not known."""
-    found = []
-    for key, value in facts.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        for name, item in inner:
-            if (text := _plain(item)) != "":
-                found.append((f"{key} {name}".replace("_", " ").strip(), text))
-    return found
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict):
-        pairs = ((str(key).replace("_", " "), _plain(item)) for key, item in value.items())
-        return ", ".join(f"{key} {text}" for key, text in pairs if text)
-    if isinstance(value, (list, tuple)):
-        joint = "; " if any(isinstance(item, dict) for item in value) else ", "
-        return joint.join(_plain(item) for item in value) or "none"
-    return str(value)
-
-
-def requirements_toml(requirements: Requirements, workload: Workload) -> str:
-    """The question as a file for `vitrail select FILE`; a limit or option that was not given is left out."""
-    lines: list[tuple[str, str | int | None]] = [
-        ("max-latency", _unit(requirements.max_latency_ms, "ms")),
-        ("min-accuracy", _unit(requirements.min_accuracy, "%")),
-        ("data", workload.data),
-        ("max-memory", _unit(requirements.max_memory_mib, "MiB")),
-        ("min-throughput", _unit(requirements.min_throughput, "/s")),
-        ("objective", requirements.objective),
-        ("percentile", _unit(workload.percentile, "")),
-        ("latency-scope", workload.latency_scope),
-        ("batch-size", workload.batch_size),
-        ("threads", workload.threads),
-        ("image-size", workload.image_size),
-        ("device", workload.device),
-        ("images", workload.images),
-    ]
-    text = [f"{key} = {_toml(value)}" for key, value in lines if value is not None]
-    if requirements.min_recall:
-        recalls = (_toml(f"{label}={least:g}") for label, least in requirements.min_recall)
-        text.append(f"min-recall = [{', '.join(recalls)}]")
-    text.append(f"license = [{', '.join(_toml(name) for name in requirements.license)}]")
-    return "\n".join(text) + "\n"
-
-
-def _unit(value: float | None, unit: str) -> str | None:
-    return None if value is None else f"{int(value) if value == int(value) else value!r}{unit}"
-
-
-def _toml(value: str | int) -> str:
-    if isinstance(value, int):
-        return str(value)
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    plain = "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
-    return f'"{plain}"'

@@ -17,7 +17,7 @@
       body.style.display = visible ? "" : "none";
       count += visible;
     }
-    shown.textContent = count === bodies.length ? `${count} variants` : `${count} of ${bodies.length} variants`;
+    shown.textContent = count === bodies.length ? `${count} variant${count === 1 ? "" : "s"}` : `${count} of ${bodies.length} variants`;
   }
 
   // "" is "no figure": last, whichever way the column is sorted

@@ -1,0 +1,92 @@
+"""What a reader does next, as text to copy: use the winner, or ask the same question again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from vitrail.vocabulary import Requirements, SearchSettings, Workload
+
+__all__ = ["Use", "command", "requirements_toml", "use"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """How the artifact in `folder` is used, from the folder that holds the report."""
+
+    folder: str
+    shell: str
+    python: str
+
+
+def use(folder: str) -> Use:
+    """Commands and code for an artifact's folder."""
+    quoted = shlex.quote(folder if not folder.startswith("-") else f"./{folder}")
+    shell = f"vitrail predict {quoted} photo.jpg\nvitrail verify {quoted} --measure"
+    python = (
+        "import vitrail\n\n"
+        f"model = vitrail.load({json.dumps(folder, ensure_ascii=False)})\n"
+        'for answer in model.predict(["photo.jpg"]):\n'
+        "    print(answer.label, answer.probability)"
+    )
+    return Use(folder=folder, shell=shell, python=python)
+
+
+def requirements_toml(
+    requirements: Requirements, workload: Workload, settings: SearchSettings | None = None
+) -> str:
+    """The question as a file for `vitrail select FILE`; a limit or option that was not given is left out."""
+    recalls = [f"{label}={least!r}" for label, least in requirements.min_recall]
+    lines: list[tuple[str, object]] = [
+        ("max-latency", _unit(requirements.max_latency_ms, "ms")),
+        ("min-accuracy", _unit(requirements.min_accuracy, "%")),
+        ("max-memory", _unit(requirements.max_memory_mib, "MiB")),
+        ("min-throughput", _unit(requirements.min_throughput, "/s")),
+        ("min-recall", recalls or None),
+        ("license", list(requirements.license)),
+        ("objective", requirements.objective),
+        ("data", workload.data),
+        ("images", workload.images),
+        ("percentile", _unit(workload.percentile, "")),
+        ("latency-scope", workload.latency_scope),
+        ("batch-size", workload.batch_size),
+        ("threads", workload.threads),
+        ("image-size", workload.image_size),
+        ("device", workload.device),
+        *(_settings(settings) if settings is not None else ()),
+    ]
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in lines if value is not None)
+
+
+def command(arguments: tuple[str, ...]) -> str:
+    """The command that asks again; `arguments` are what no requirements file can say."""
+    return shlex.join(["vitrail", "select", "requirements.toml", *arguments])
+
+
+def _settings(settings: SearchSettings) -> list[tuple[str, object]]:
+    return [
+        ("models", list(settings.models) or None),
+        ("runtimes", list(settings.runtimes) or None),
+        ("precisions", list(settings.precisions) or None),
+        ("implementations", list(settings.implementations) or None),
+        ("budget", _unit(settings.budget_s, "s")),
+        ("max-download", _unit(settings.max_download_mib, "MiB")),
+        *((name, True) for name in ("offline", "fresh", "exhaustive") if getattr(settings, name)),
+    ]
+
+
+def _unit(value: float | None, unit: str) -> str | None:
+    return None if value is None else f"{int(value) if value == int(value) else value!r}{unit}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    plain = "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
+    return f'"{plain}"'

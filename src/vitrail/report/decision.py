@@ -1,0 +1,138 @@
+"""The decision in two sentences, and what else is to be known as a list of notes."""
+
+from __future__ import annotations
+
+import re
+
+from markupsafe import Markup, escape
+
+from vitrail.report import phrases
+from vitrail.vocabulary import LedgerEntry, Selection, Workload
+
+__all__ = ["decision", "notes", "spelled"]
+
+_BEFORE_UNIT = re.compile(r"(\d(?= (?:ms|%|MiB|images/s)\b)|\d(?= %)|[≤≥]) ")
+
+
+def decision(selection: Selection) -> Markup:
+    """Two sentences in plain language: what won against which limits, and on which evidence."""
+    said = _won(selection) if selection.winner else _nothing(selection)
+    return _unbroken(Markup(" ").join(said))
+
+
+def notes(selection: Selection) -> list[Markup]:
+    """What qualifies the decision, one item each."""
+    found = []
+    for entry in selection.ledger:
+        if entry.would_win:
+            text = "<strong>{}</strong> would win if its weights were at hand: {}."
+            said = evidence_in_short(entry, selection.workload)
+            found.append(_unbroken(Markup(text).format(spelled(entry.variant.name), said)))
+    found += [_sentence(lack) for lack in selection.lacks]
+    near = _nearest(selection)
+    for entry in near if selection.leader is not None else near[1:]:
+        if entry is selection.leader:
+            continue
+        text = "<strong>{}</strong> is near: {}."
+        found.append(Markup(text).format(spelled(entry.variant.name), phrases.reasons(entry).rstrip(".")))
+    return [*found, *(_sentence(note) for note in selection.notes)]
+
+
+def _sentence(text: str) -> Markup:
+    return Markup("{}.").format(text[:1].upper() + text[1:].rstrip("."))
+
+
+def spelled(name: str) -> Markup:
+    """A name that may break after its underscores and before its size."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>").replace("@", "<wbr>@"))
+
+
+def _unbroken(text: Markup) -> Markup:
+    """No line ends between a number and its unit, nor after a sign of comparison."""
+    return Markup(_BEFORE_UNIT.sub("\\1\u00a0", str(text)))
+
+
+def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
+    """`top-1 77.5 published, p95 12.3 ms [11.9, 12.7] from 360 calls and 259 MiB peak memory`."""
+    figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
+    parts = []
+    if top1 := phrases.accuracy(entry):
+        parts.append(f"top-1 {top1}")
+    if figures is not None:
+        calls = f"from {figures.calls} calls" if figures.calls else "as declared"
+        random = ", with random weights" if phrases.is_random(entry) else ""
+        parts.append(f"{phrases.milliseconds(figures)} {calls}{random}")
+    if memory is not None:
+        parts.append(f"{phrases.number(memory.peak)} MiB peak memory")
+    return phrases.listed(parts) or "no figures"
+
+
+def limits(selection: Selection) -> list[str]:
+    """What was asked, in short: `p95 ≤ 50 ms`, `top-1 ≥ 75 %`; the page says elsewhere what is meant."""
+    asked, said = selection.requirements, []
+    if asked.max_latency_ms is not None:
+        said.append(f"p{selection.workload.percentile:g} ≤ {phrases.number(asked.max_latency_ms)} ms")
+    if asked.min_accuracy is not None:
+        said.append(f"top-1 ≥ {asked.min_accuracy:g} %")
+    said += [f"recall of {label} ≥ {least:g} %" for label, least in asked.min_recall]
+    if asked.max_memory_mib is not None:
+        said.append(f"peak memory ≤ {phrases.number(asked.max_memory_mib)} MiB")
+    if asked.min_throughput is not None:
+        said.append(f"throughput ≥ {phrases.number(asked.min_throughput)} images/s")
+    if asked.license != ("any",):
+        names = " or ".join(asked.license)
+        said.append(f"{'an' if names[:1] in 'aeiou' else 'a'} {names} license")
+    return said
+
+
+def _counts(selection: Selection) -> str:
+    models = len({entry.variant.candidate.name for entry in selection.ledger})
+    return f"{phrases.counted(len(selection.ledger), 'variant')} of {phrases.counted(models, 'model')}"
+
+
+def _won(selection: Selection) -> list[Markup]:
+    winner = selection.winner
+    assert winner is not None
+    asked = phrases.listed(limits(selection))
+    name, goal = spelled(winner.variant.name), phrases.OBJECTIVES[selection.requirements.objective]
+    if tied := sum(entry.tie for entry in selection.ledger):
+        goal += f" (in a tie with {phrases.counted(tied, 'other')})"
+    among = f"among those that meet {asked}" if asked else "of all that have the evidence"
+    first = Markup("Of {}, <strong>{}</strong> has {} {}.").format(_counts(selection), name, goal, among)
+    if len(selection.ledger) == 1:
+        held = f"meets {asked}" if asked else "has the evidence that a winner needs"
+        first = Markup("<strong>{}</strong>, the only variant considered, {}.").format(name, held)
+    parity = winner.observation.parity
+    kept = "whether its outputs equal the fp32 reference’s is not known here"
+    if parity is not None:
+        share = f"{parity.agreeing} of {parity.decided} decided photos"
+        kept = f"its outputs keep the fp32 reference’s answer on {share}"
+    figures = evidence_in_short(winner, selection.workload)
+    return [first, Markup("Its evidence: {}; {}.").format(figures, kept)]
+
+
+def _nothing(selection: Selection) -> list[Markup]:
+    asked = phrases.listed(limits(selection))
+    first = Markup("None of {} was shown to meet {}.").format(_counts(selection), asked or "what was asked")
+    if selection.leader is not None:
+        leader = selection.leader
+        text = Markup("The best so far, not proven, is <strong>{}</strong>: {}; {}.")
+        figures, lacks = evidence_in_short(leader, selection.workload), phrases.reasons(leader)
+        return [first, text.format(spelled(leader.variant.name), figures, lacks.rstrip("."))]
+    nearest = _nearest(selection)[:1]
+    if not nearest:
+        return [first, Markup("None has all the evidence that a winner needs.")]
+    entry = nearest[0]
+    text = Markup("The nearest is <strong>{}</strong>: {}").format(
+        spelled(entry.variant.name), "; ".join(entry.reasons).rstrip(".")
+    )
+    needs = phrases.admission(entry)
+    if needs and "→ needs" not in text:
+        weights = ", with its weights at hand," if phrases.is_random(entry) else ""
+        text += Markup("; <code>{}</code>{} would admit it").format(needs, weights)
+    return [first, text + Markup(".")]
+
+
+def _nearest(selection: Selection) -> list[LedgerEntry]:
+    by_name = {entry.variant.name: entry for entry in selection.ledger}
+    return [by_name[name] for name in selection.nearest if name in by_name]
