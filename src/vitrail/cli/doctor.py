@@ -23,6 +23,7 @@ EXTRAS = {
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet manifests and data sets that Hugging Face `datasets` saved",
     "siglip": "the vocabulary of SigLIP's text towers",
+    "heif": "HEIC photos, as phones take them",
 }
 
 

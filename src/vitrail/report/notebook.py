@@ -13,7 +13,9 @@ from vitrail.vocabulary import LedgerEntry, Selection
 _COLUMNS = ("", "variant", "top-1 %", "latency", "MiB", "why")
 # Notebooks bring their own light or dark page and their own table styles, and some drop <style>: every rule
 # stands on the element that it is for, and nothing sets a colour.
-_CELL = "padding:.2em .8em .2em 0;text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
+_CELL = (
+    "padding:.2em .8em .2em 0;text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
+)
 _FIXED = "padding:.2em .8em .2em 0;text-align:left;vertical-align:top;white-space:nowrap"
 _BOX = "overflow-x:auto;max-width:100%"
 
