@@ -263,7 +263,7 @@ def entry(seen: v.Observation, requirements: v.Requirements, status: v.Status | 
         elif answers == {"pass"}:
             status = "meets"
         elif seen.random_weights and "undecided" not in answers:
-            status, reasons = "rejected", ("its weights are not at hand: timed with random weights",)
+            status, reasons = "undecided", ("its weights are not at hand: timed with random weights",)
         else:
             status = "undecided"
     return v.LedgerEntry(observation=seen, status=status, verdicts=tuple(verdicts), reasons=reasons)

@@ -310,3 +310,27 @@ def test_the_docs_name_every_option_and_exit_code():
         assert f"`{name}`" in text or f"`--{name}`" in text or f"`vitrail {name}`" in text, name
     for code in ("0", "1", "2", "3", "130", "141"):
         assert f"| {code} |" in text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--weights", "my net.pth", "--arch", "resnet50", "--labels", "l.txt", "--accuracy", "81.25"],
+        ["--trained", "runs/a", "--trained", "runs/b b"],
+        ["--classes", "cat,dog", "--prompts", "simple", "--keep-text-tower", "--tag", "openai"],
+        [],
+    ],
+)
+def test_what_no_requirements_file_can_hold_is_recorded_as_options(asked):
+    """The report's command must ask for the same candidates again."""
+    import argparse
+
+    from vitrail.cli import select
+
+    parser = argparse.ArgumentParser()
+    select.add_arguments(parser)
+    args = parser.parse_args([*asked, "--out", "winner", "--max-latency", "50ms"])
+    again = select.beside_requirements(args)
+    bare = parser.parse_args([*again, "--out", "winner", "--max-latency", "50ms"])
+    assert vars(bare) == vars(args)
+    assert select.beside_requirements(parser.parse_args([])) == ()

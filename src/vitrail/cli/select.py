@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,7 +166,7 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
     stream = sys.stderr if args.json == STDOUT else sys.stdout
 
     def judged(selection: Selection) -> None:
-        _show(args, selection)
+        _show(args, dataclasses.replace(selection, arguments=beside_requirements(args)))
 
     if not stream.isatty():
         return Watcher(judged=judged)
@@ -176,6 +177,17 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
         print(line, file=stream, flush=True)
 
     return Watcher(progress=progress, note=lambda line: print(line, file=stream, flush=True), judged=judged)
+
+
+def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:
+    """The options that say which candidates are meant and that no requirements file can hold."""
+    said: list[str] = []
+    for name in ("weights", "arch", "labels", "accuracy", "tag", "classes", "prompts"):
+        value = getattr(args, name)
+        said += [] if value is None else [f"--{name}", str(value)]
+    for run_folder in args.trained or ():
+        said += ["--trained", run_folder]
+    return (*said, *(["--keep-text-tower"] if args.keep_text_tower else []))
 
 
 def _show(args: argparse.Namespace, selection: Selection) -> None:

@@ -10,6 +10,9 @@ from vitrail.vocabulary import Observation, Requirements, Selection
 MOST_CONFUSED = 20
 """Up to so many classes the confusion matrix is drawn."""
 
+UPRIGHT_FROM = 60
+"""From so many letters in a row on, the names above the matrix stand upright."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -94,6 +97,8 @@ class Task:
     classes: tuple[TaskRow, ...]
     confusion: bool
     """Whether there are few enough classes for the matrix."""
+    upright: bool
+    """Whether the names above its columns stand upright, because they are long or many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,4 +133,11 @@ def task(selection: Selection) -> Task | None:
         f"{seen.accuracy:.1f} % of {phrases.counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
     )
     few = len(labels) <= MOST_CONFUSED and len(labels) == len(seen.confusion)
-    return Task(headline=headline, detail=phrases.task(seen), split=seen.split, classes=rows, confusion=few)
+    return Task(
+        headline=headline,
+        detail=phrases.task(seen),
+        split=seen.split,
+        classes=rows,
+        confusion=few,
+        upright=sum(len(label) + 4 for label in labels) > UPRIGHT_FROM,
+    )

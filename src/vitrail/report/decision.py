@@ -11,7 +11,7 @@ from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
 __all__ = ["decision", "notes", "spelled"]
 
-_BEFORE_UNIT = re.compile(r"(\d(?= (?:ms|%|MiB|images/s)\b)|\d(?= %)|[≤≥]) ")
+_TIGHT = re.compile(r"(?<=\d) (?=(?:ms|MiB|images/s)\b|%)| (?=[≤≥])|(?<=[≤≥]) ")
 
 
 def decision(selection: Selection) -> Markup:
@@ -48,8 +48,8 @@ def spelled(name: str) -> Markup:
 
 
 def _unbroken(text: Markup) -> Markup:
-    """No line ends between a number and its unit, nor after a sign of comparison."""
-    return Markup(_BEFORE_UNIT.sub("\\1\u00a0", str(text)))
+    """No line ends between a number and its unit, nor beside a sign of comparison."""
+    return Markup(_TIGHT.sub("\u00a0", str(text)))
 
 
 def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
