@@ -345,8 +345,8 @@ def test_predicted_and_measured_agree(tmp_path, capsys):
         (["resnet18", "--attention", "flash"], "timm's code has no attention kernel 'flash'"),
         (["resnet18", "--attention", "naive"], "has no attention: leave --attention out"),
         (["vit_base_patch16_224", "--image-size", "100"], "patches of 16"),
-        (["vit_base_patch16_224", "--image-size", "-5"], "-5 is no image size"),
-        (["vit_base_patch16_224", "--batch-size", "0"], "0 is no batch size"),
+        (["vit_base_patch16_224", "--image-size", "-5"], "'-5' is not a whole number from 1 to 8192"),
+        (["vit_base_patch16_224", "--batch-size", "0"], "'0' is not a whole number from 1 to 65536"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):

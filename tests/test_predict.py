@@ -132,7 +132,7 @@ def test_large_scores_do_not_overflow_and_bad_ones_are_refused():
     assert predictor.rank(np.array([[3e38, -3e38, 0]], np.float32))[0].probability == 1.0
     with pytest.raises(ClaimError, match="not finite"):
         predictor.rank(np.array([[np.nan, 0, 0]], np.float32))
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="top is 0: give 1 to"):
         predictor.rank(np.zeros((1, 3), np.float32), top=0)
 
 
@@ -201,7 +201,7 @@ def test_predict_raises_for_the_bad_image(artifact, predictor, bad):
 
 def test_threads_and_batch_are_checked_and_used(artifact):
     for option in ("threads", "batch_size"):
-        with pytest.raises(InputError, match="is 0: give at least 1"):
+        with pytest.raises(InputError, match="is 0: give 1 to"):
             predict.load(artifact.path, **{option: 0})
     with predict.load(artifact.path, threads=2, batch_size=3) as other:
         assert other.runner.facts.threads == 2

@@ -19,6 +19,7 @@ from vitrail.artifact import Artifact, Probability, open_artifact
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare_batch, resized_short_side
+from vitrail.limits import whole
 from vitrail.vocabulary import Preprocess
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Predictor:
         """Classify images of any number; one image alone may come without a list.
 
         Raises:
-            InputError: an image cannot be used (the first such), or `top` is below 1.
+            InputError: an image cannot be used (the first such), or `top` is out of range.
         """
         predictions = []
         for outcome in self.predict_each(sources, top):
@@ -107,7 +108,7 @@ class Predictor:
         """One production request, all of it: decode, preprocess, run, top-k.
 
         Raises:
-            InputError: an image cannot be used, or `top` is below 1.
+            InputError: an image cannot be used, or `top` is out of range.
         """
         return self.rank(self.run(self.prepare(sources)), top)
 
@@ -132,11 +133,10 @@ class Predictor:
         """Probabilities and the `top` best of each row of scores (n, K); equal scores keep the labels' order.
 
         Raises:
-            InputError: `top` is below 1.
+            InputError: `top` is out of range.
             ClaimError: the engine gave scores that are not finite.
         """
-        if top < 1:
-            raise InputError(f"top is {top}: ask for at least 1 label.")
+        whole("top", top)
         if not np.isfinite(scores).all():
             raise ClaimError("The model gave scores that are not finite: run vitrail verify on the artifact.")
         found = probabilities(scores, self.probability)
@@ -202,7 +202,7 @@ def load(path: Path | str, *, threads: int | None = None, batch_size: int | None
         batch_size: B the engine is compiled for; None: as the artifact's workload says.
 
     Raises:
-        InputError: the artifact is damaged, or the arguments are below 1.
+        InputError: the artifact is damaged, or the arguments are out of range (limits.py).
         MissingExtraError: its engine is not installed.
         EngineMismatch: the engine cannot do here what the artifact says, e.g. bf16 on a CPU without it.
     """
@@ -215,25 +215,19 @@ def from_artifact(
     """Load an opened artifact; arguments and errors as `load`."""
     manifest = artifact.manifest
     workload = manifest.evidence.workload
-    threads = _at_least_one("threads", threads if threads is not None else workload.threads)
-    batch_size = _at_least_one("batch size", batch_size if batch_size is not None else workload.batch_size)
+    threads = threads if threads is not None else workload.threads
+    batch_size = batch_size if batch_size is not None else workload.batch_size
     runner = runtimes.load(
         artifact.model_folder,
         manifest.entry,
         runtime=manifest.variant.runtime,
         precision=manifest.variant.precision,
-        batch_size=batch_size or 1,
+        batch_size=batch_size,
         image_size=manifest.preprocess.image_size,
-        threads=threads or _usable_cores(),
+        threads=threads if threads is not None else _usable_cores(),
         settings=dict(manifest.variant.settings),
     )
     return Predictor(runner, manifest.preprocess, artifact.labels(), manifest.probability)
-
-
-def _at_least_one(name: str, value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise InputError(f"{name} is {value}: give at least 1.")
-    return value
 
 
 def _usable_cores() -> int:

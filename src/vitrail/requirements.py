@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitrail.errors import InputError
+from vitrail.limits import RANGES
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
 from vitrail.vocabulary import (
     Implementation,
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 DEVICES = ("cpu",)
+DAY_MS = 86_400_000.0
+PIB_MIB = float(1 << 30)
 
 # --- other values -------------------------------------------------------------------------------
 
@@ -135,7 +138,7 @@ class Option:
 
 OPTIONS: dict[str, Option] = {
     "max-latency": Option(
-        record=Requirements, field="max_latency_ms", parse=duration_ms, metavar="TIME", above=0,
+        record=Requirements, field="max_latency_ms", parse=duration_ms, metavar="TIME", above=0, most=DAY_MS,
         help="limit of the whole batch's latency at --percentile, e.g. 50ms",
     ),
     "min-accuracy": Option(
@@ -143,11 +146,11 @@ OPTIONS: dict[str, Option] = {
         help="least top-1 accuracy, e.g. 80",
     ),
     "max-memory": Option(
-        record=Requirements, field="max_memory_mib", parse=size_mib, metavar="SIZE", above=0,
+        record=Requirements, field="max_memory_mib", parse=size_mib, metavar="SIZE", above=0, most=PIB_MIB,
         help="limit of the peak memory of the process that runs the model, e.g. 1GiB",
     ),
     "min-throughput": Option(
-        record=Requirements, field="min_throughput", parse=throughput, metavar="RATE", above=0,
+        record=Requirements, field="min_throughput", parse=throughput, metavar="RATE", above=0, most=1e9,
         help="least images per second, e.g. 20",
     ),
     "min-recall": Option(
@@ -165,14 +168,17 @@ OPTIONS: dict[str, Option] = {
     ),
     "batch-size": Option(
         record=Workload, field="batch_size", parse=count, metavar="B", least=1,
+        most=RANGES["batch_size"][1],
         help="images per call (default 1)",
     ),
     "image-size": Option(
         record=Workload, field="image_size", parse=count, metavar="PIXELS", least=32,
+        most=RANGES["image_size"][1],
         help="side of the model's input; without it, the size the published accuracy belongs to",
     ),
     "threads": Option(
         record=Workload, field="threads", parse=count, metavar="N", least=1,
+        most=RANGES["threads"][1],
         help="inference threads; without it, all usable cores",
     ),
     "device": Option(
@@ -215,10 +221,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "budget": Option(
         record=SearchSettings, field="budget_s", parse=_seconds, metavar="TIME", above=0,
+        most=30 * DAY_MS / 1000,
         help="wall time of the search, exports included, downloads not (default 5m)",
     ),
     "max-download": Option(
         record=SearchSettings, field="max_download_mib", parse=size_mib, metavar="SIZE", least=0,
+        most=PIB_MIB,
         help="limit of all downloads together, e.g. 2GB",
     ),
     "offline": Option(
@@ -396,11 +404,16 @@ def _check_value(value: object, option: Option) -> None:
         if option.parse(value, name) != value:
             raise InputError(f"{name}: {value!r} is not of the right kind: give a tuple of names.")
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name}: {value!r} is not a finite number: give one, or leave it out.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
+        raise InputError(f"{name}: {str(value)[:40]!r} is not a finite number: give one, or leave it out.")
     if option.parse is count and not isinstance(value, int):
         raise InputError(f"{name}: {value!r} is not a whole number: give an int.")
     _check_range(value, option, name, f"{value:g}")
+
+
+def _finite(value: float) -> bool:
+    # Whole numbers have no bound in Python, and beyond a float's they cannot be compared with one or printed.
+    return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
 def _check_range(value: float, option: Option, name: str, shown: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "bf16", "fp16")
-MOST_TOKENS = 10_000_000
 
 COLUMNS = ("tokens", "kernel", "ms", "from", "to", "naive_x", "fused_x", "peak_MiB", "error")
 GRADIENT = "gradient_error"
@@ -28,17 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         nargs="+",
-        type=_at_most(MOST_TOKENS),
+        type=whole_number("tokens"),
         default=(1024, 4096, 8192),
         metavar="N",
         help="lengths to measure (1024 4096 8192)",
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(fp32)")
-    parser.add_argument("--heads", type=_at_most(1024), default=12, metavar="H", help="(12)")
-    parser.add_argument("--width", type=_at_most(4096), default=64, metavar="D", help="of a head (64)")
-    parser.add_argument("--batch-size", type=_at_most(65536), default=1, metavar="B", help="(1)")
+    parser.add_argument("--heads", type=whole_number("heads"), default=12, metavar="H", help="(12)")
+    parser.add_argument(
+        "--width", type=whole_number("head_width"), default=64, metavar="D", help="of a head (64)"
+    )
+    parser.add_argument("--batch-size", type=whole_number("batch_size"), default=1, metavar="B", help="(1)")
     parser.add_argument("--backward", action="store_true", help="forward and backward pass together")
-    parser.add_argument("--threads", type=_at_most(1024), metavar="T", help="(all usable cores)")
+    parser.add_argument("--threads", type=whole_number("threads"), metavar="T", help="(all usable cores)")
     parser.add_argument("--device", default="cpu", metavar="DEV", help="cpu, cuda or cuda:N (cpu)")
     add_json_argument(parser)
 
@@ -255,16 +257,3 @@ def _times(value: float | None) -> str:
 
 
 # --- arguments ----------------------------------------------------------------------------------
-
-
-def _at_most(limit: int) -> Any:
-    def count(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = 0
-        if not 1 <= value <= limit:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}")
-        return value
-
-    return count

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="open_clip's tag of a CLIP's weights; decides the preprocess too")
     parser.add_argument("--text", action="store_true", help="SOURCE holds one text a line (CLIP models only)")
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, for texts of a SigLIP")
-    parser.add_argument("--threads", type=int, metavar="N", help="(all usable cores)")
+    parser.add_argument("--threads", type=whole_number("threads"), metavar="N", help="(all usable cores)")
     parser.add_argument("--offline", action="store_true", help="use weights that are on this machine only")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_json_argument(parser)
@@ -51,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.embeddings.sources import image_paths, text_lines
     from vitrail.embeddings.table import check_installed
 
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads is {args.threads}: give at least 1.")
     check_installed()
     _check_out(args.out, overwrite=args.overwrite)
     names = text_lines(args.source) if args.text else image_paths(args.source)

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vitrail import hardware
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError, VitrailError
 
@@ -39,8 +40,13 @@ MEANING = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="timm's name without a tag; CLIP by open_clip's")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="height and width (the model's own)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help="(1)")
+    parser.add_argument(
+        "--image-size",
+        type=whole_number("image_size"),
+        metavar="PX",
+        help="height and width (the model's own)",
+    )
+    parser.add_argument("--batch-size", type=whole_number("batch_size"), default=1, metavar="B", help="(1)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(fp32)")
     parser.add_argument("--training", action="store_true", help="a step of AdamW instead of inference")
     parser.add_argument(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import APART, STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
@@ -22,17 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("artifact", metavar="DIR", help="folder that vitrail select wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="labels per image (default 5)")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="inference threads (default: the artifact's)"
+        "--top", type=whole_number("top"), default=5, metavar="K", help="labels per image (default 5)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number("threads"),
+        metavar="N",
+        help="inference threads (default: the artifact's)",
     )
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Classify all images; exit code 0, 1 if some could not be used, 2 if none could."""
-    if args.top < 1:
-        raise InputError(f"--top is {args.top}: ask for at least 1 label.")
     from vitrail.predict import load
 
     with load(args.artifact, threads=args.threads) as predictor:

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
@@ -19,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("index", metavar="INDEX", help="Parquet file that vitrail embed wrote")
     parser.add_argument("query", metavar="QUERY", help="an image file, or a text (CLIP models only)")
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many to show (10)")
+    parser.add_argument(
+        "--top", type=whole_number("top"), default=10, metavar="K", help="how many to show (10)"
+    )
     parser.add_argument("--text", action="store_true", help="QUERY is a text, even if a file is named so")
     parser.add_argument("--weights", metavar="FILE", help="the index's weights, if they were moved")
     parser.add_argument("--tokenizer", metavar="FILE", help="the index's tokenizer.json, if it was moved")
@@ -39,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.models.weights import WeightsFinder
     from vitrail.zeroshot.hub import Finder
 
-    if args.top < 1:
-        raise InputError(f"--top is {args.top}: ask for at least 1.")
     index = Index.read(args.index)
     origin = index.table.origin
     is_image = not args.text and os.path.isfile(args.query)  # Path would fail on a long text

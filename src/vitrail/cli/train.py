@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.cli.train_options import (
     add_train_arguments,
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", required=True, help="a candidate, architecture or own model"
     )
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the model's own")
+    parser.add_argument(
+        "--image-size", type=whole_number("image_size"), metavar="PIXELS", help="instead of the model's own"
+    )
     parser.add_argument("--weights", metavar="FILE", help="begin with these instead of the published ones")
     parser.add_argument("--from-scratch", action="store_true", help="begin with random weights")
     parser.add_argument("--offline", action="store_true", help="never ask a model hub")

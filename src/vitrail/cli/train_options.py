@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, check_json_target
 from vitrail.errors import InputError, MissingExtraError
 
@@ -39,8 +40,13 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
     what.add_argument(
         "--recipe", metavar="NAME|FILE", default=recipe, help=f"a recipe or TOML file ({recipe})"
     )
-    what.add_argument("--epochs", type=int, metavar="N")
-    what.add_argument("--batch-size", type=int, metavar="N", help="images per step, over all processes")
+    what.add_argument("--epochs", type=whole_number("epochs"), metavar="N")
+    what.add_argument(
+        "--batch-size",
+        type=whole_number("batch_size"),
+        metavar="N",
+        help="images per step, over all processes",
+    )
     what.add_argument(
         "--learning-rate",
         type=float,
@@ -48,7 +54,12 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
         help="the highest, after the warm-up; scaled by the batch where the recipe has learning_rate_batch",
     )
     what.add_argument("--seed", type=int, metavar="N")
-    what.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better figure")
+    what.add_argument(
+        "--patience",
+        type=whole_number("patience"),
+        metavar="N",
+        help="stop after N epochs without a better figure",
+    )
     what.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
     what.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile the model"
@@ -58,13 +69,28 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
     )
     where = parser.add_argument_group("machine")
     where.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
-    where.add_argument("--processes", type=int, metavar="N", default=1, help="on each node (1)")
-    where.add_argument("--nodes", type=int, metavar="N", default=1, help="started with torchrun on each (1)")
+    where.add_argument(
+        "--processes", type=whole_number("processes"), metavar="N", default=1, help="on each node (1)"
+    )
+    where.add_argument(
+        "--nodes",
+        type=whole_number("nodes"),
+        metavar="N",
+        default=1,
+        help="started with torchrun on each (1)",
+    )
     where.add_argument("--strategy", choices=("auto", "ddp", "fsdp"), default="auto")
-    where.add_argument("--threads", type=int, metavar="N", help="of each process on a CPU")
-    where.add_argument("--workers", type=int, metavar="N", help="processes that prepare images, each")
+    where.add_argument(
+        "--threads", type=whole_number("threads"), metavar="N", help="of each process on a CPU"
+    )
+    where.add_argument(
+        "--workers", type=whole_number("workers"), metavar="N", help="processes that prepare images, each"
+    )
     parser.add_argument(
-        "--checkpoint-every", type=int, metavar="STEPS", help="besides the checkpoint of each epoch"
+        "--checkpoint-every",
+        type=whole_number("checkpoint_every"),
+        metavar="STEPS",
+        help="besides the checkpoint of each epoch",
     )
 
 
@@ -83,19 +109,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
-    """Where the run takes place.
-
-    Raises:
-        InputError: a number below 1.
-    """
+    """Where the run takes place."""
     from vitrail.learn.finetune import Machine
 
-    for name in ("processes", "nodes", "threads", "checkpoint_every"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more.")
-    if args.workers is not None and args.workers < 0:
-        raise InputError(f"--workers {args.workers}: give 0 or more.")
     return Machine(
         accelerator=args.accelerator,
         processes=args.processes,

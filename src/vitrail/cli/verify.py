@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 from vitrail.vocabulary import Requirements, Workload
@@ -31,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requirements to hold instead of those it was selected under; measures",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="inference threads (default: the artifact's)"
+        "--threads",
+        type=whole_number("threads"),
+        metavar="N",
+        help="inference threads (default: the artifact's)",
     )
     add_json_argument(parser)
 

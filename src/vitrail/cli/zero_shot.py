@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import APART, STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET|FILE",
         help="imagenet (80 sentences), simple (7), or a file with one a line and {} for the name (imagenet)",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (5)")
+    parser.add_argument(
+        "--top", type=whole_number("top"), default=5, metavar="K", help="classes per image (5)"
+    )
     add_json_argument(parser)
 
 
@@ -63,8 +66,6 @@ def load_model(args: argparse.Namespace) -> Loaded:
 
 def run(args: argparse.Namespace) -> int:
     """Classify all images; exit code 0, 1 if some could not be used, 2 if none could."""
-    if args.top < 1:
-        raise InputError(f"--top is {args.top}: ask for at least 1 class.")
     from vitrail.zeroshot import prompts
 
     # Wrong names are told before gigabytes are read.

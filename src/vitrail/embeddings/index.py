@@ -22,6 +22,7 @@ from vitrail.embeddings.embedder import Embedder, Origin
 from vitrail.embeddings.table import INSTALL, Content, Table, read_table
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.hardware import usable_cores
+from vitrail.limits import whole
 
 __all__ = ["EXACT_UP_TO", "Hit", "Index"]
 
@@ -97,14 +98,13 @@ class Index:
 
         Args:
             queries_QD: float32 (Q, D) or one query (D,), of length 1.
-            top: at least 1.
+            top: from 1 to a million.
 
         Raises:
-            InputError: `top` below 1, or queries of another dimension or not of length 1.
+            InputError: `top` out of range, or queries of another dimension or not of length 1.
             MissingExtraError: usearch is not installed.
         """
-        if top < 1:
-            raise InputError(f"top is {top}: ask for at least 1.")
+        whole("top", top)
         queries_QD = np.atleast_2d(np.ascontiguousarray(queries_QD, np.float32))
         width = self.table.origin.dimension
         if queries_QD.ndim != 2 or queries_QD.shape[1] != width:

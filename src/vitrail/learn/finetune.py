@@ -33,6 +33,7 @@ from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Asked, CheckpointFile, Kept, Run, Watcher, said_once
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
+from vitrail.limits import whole
 from vitrail.models.weights import WeightsFinder
 
 __all__ = ["Machine", "Setup", "finetune", "images_of", "launched", "on_threads"]
@@ -46,7 +47,11 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "SLURM_JOB_ID")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a run takes place."""
+    """Where a run takes place.
+
+    Raises:
+        InputError: a number out of its range.
+    """
 
     accelerator: str = "auto"
     """cpu, cuda or auto."""
@@ -60,6 +65,12 @@ class Machine:
     workers: int | None = None
     """Processes that prepare images, for each training process; None: on a CPU none, because the step itself
     uses every core; on GPUs the cores, shared among the processes."""
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "nodes", "threads", "workers"):
+            value = getattr(self, name)
+            if value is not None:
+                whole(name, value)
 
     def threads_each(self) -> int:
         """Threads of each process on a CPU."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from vitrail.errors import InputError
+from vitrail.limits import RANGES
 from vitrail.store import canonical_json
 from vitrail.units import nearest
 
@@ -235,12 +236,13 @@ def _keys() -> list[str]:
 def _check(recipe: Recipe, place: str) -> None:
     o, r, a, e = recipe.optimizer, recipe.regularization, recipe.augmentation, recipe.engine
     sound = {
-        "epochs is 1 or more": recipe.epochs >= 1,
-        "batch_size is 1 or more": recipe.batch_size >= 1,
+        _range("epochs"): _within("epochs", recipe.epochs),
+        _range("batch_size"): _within("batch_size", recipe.batch_size),
         "seed is from 0 to below 2**63": 0 <= recipe.seed < 2**63,
-        "patience is 1 or more": recipe.patience is None or recipe.patience >= 1,
+        _range("patience"): recipe.patience is None or _within("patience", recipe.patience),
         "optimizer.learning_rate is above 0": 0 < o.learning_rate < math.inf,
-        "optimizer.learning_rate_batch is 1 or more": (o.learning_rate_batch or 1) >= 1,
+        _range("batch_size", "optimizer.learning_rate_batch"): o.learning_rate_batch is None
+        or _within("batch_size", o.learning_rate_batch),
         "optimizer.betas are from 0 to below 1": all(0 <= beta < 1 for beta in o.betas),
         "optimizer.betas begin above 0 for sgd, which takes the first as its momentum": o.name != "sgd"
         or o.betas[0] > 0,
@@ -248,27 +250,40 @@ def _check(recipe: Recipe, place: str) -> None:
         "optimizer.layer_decay is above 0 and at most 1": 0 < o.layer_decay <= 1,
         "optimizer.warmup_epochs is from 0 to epochs": 0 <= o.warmup_epochs <= recipe.epochs,
         "optimizer.final_share is from 0 to 1": 0 <= o.final_share <= 1,
-        "optimizer.clip_norm is above 0": o.clip_norm is None or o.clip_norm > 0,
+        "optimizer.clip_norm is above 0": o.clip_norm is None or 0 < o.clip_norm < math.inf,
         "regularization.label_smoothing is from 0 to below 1": 0 <= r.label_smoothing < 1,
         "regularization.drop_path is from 0 to below 1": 0 <= r.drop_path < 1,
-        "regularization.mixup and cutmix are 0 or more": r.mixup >= 0 and r.cutmix >= 0,
+        "regularization.mixup and cutmix are from 0 to 100": 0 <= r.mixup <= 100 and 0 <= r.cutmix <= 100,
         "regularization.average_decay is from 0 to below 1": r.average_decay is None
         or 0 <= r.average_decay < 1,
         "augmentation.crop_area is two rising shares from above 0 to 1": a.crop_area is None
         or 0 < a.crop_area[0] <= a.crop_area[1] <= 1,
-        "augmentation.crop_ratio is two rising ratios above 0": 0 < a.crop_ratio[0] <= a.crop_ratio[1],
-        "augmentation.pad is 0 or more, and 0 beside crop_area": a.pad == 0
-        or (a.pad > 0 and a.crop_area is None),
+        "augmentation.crop_ratio is two rising ratios from 0.01 to 100": 0.01
+        <= a.crop_ratio[0]
+        <= a.crop_ratio[1]
+        <= 100,
+        f"{_range('pad', 'augmentation.pad')}, and 0 beside crop_area": a.pad == 0
+        or (_within("pad", a.pad) and a.crop_area is None),
         "augmentation.flip, flip_vertical and erase are from 0 to 1": all(
             0 <= share <= 1 for share in (a.flip, a.flip_vertical, a.erase)
         ),
-        "augmentation.randaugment is a number of operations and a strength from 0 to 10": a.randaugment
-        is None
-        or (a.randaugment[0] >= 1 and 0 <= a.randaugment[1] <= 10),
+        "augmentation.randaugment is a number of operations, up to 100, and a strength from 0 to 10": (
+            a.randaugment is None or (_within("operations", a.randaugment[0]) and 0 <= a.randaugment[1] <= 10)
+        ),
         "augmentation.color is from 0 to 1": 0 <= a.color <= 1,
-        "engine.accumulate is 1 or more, and divides batch_size": e.accumulate >= 1
+        "engine.accumulate is 1 or more, and divides batch_size": _within("accumulate", e.accumulate)
         and recipe.batch_size % e.accumulate == 0,
     }
     for rule, holds in sound.items():
         if not holds:
             raise InputError(f"{place}: {rule}: change it.")
+
+
+def _within(name: str, value: int) -> bool:
+    least, most = RANGES[name]
+    return least <= value <= most
+
+
+def _range(name: str, key: str = "") -> str:
+    least, most = RANGES[name]
+    return f"{key or name} is from {least} to {most}"

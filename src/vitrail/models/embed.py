@@ -21,6 +21,7 @@ from vitrail import catalog, store
 from vitrail.embeddings import Embedder, Origin
 from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
+from vitrail.limits import whole
 from vitrail.measure.sandbox import Child
 from vitrail.models.weights import WeightsFinder, check_file
 from vitrail.vocabulary import Candidate, Preprocess, Weights
@@ -68,7 +69,7 @@ class ModelEmbedder(Embedder):
             "preprocess": msgspec.to_builtins(preprocess),
             "changes": dict(changes or {}),
             "tokenizer": tokenizer,
-            "threads": threads or usable_cores(),
+            "threads": usable_cores() if threads is None else whole("threads", threads),
         }
         self._folder = tempfile.TemporaryDirectory(prefix="vitrail-embed-")
         limit = psutil.virtual_memory().total / MIB * MEMORY_SHARE

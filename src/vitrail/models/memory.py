@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from vitrail.errors import InputError
+from vitrail.limits import whole
 from vitrail.measure import sandbox
 
 __all__ = ["ROLES", "Setup", "measure", "predict"]
@@ -40,8 +41,8 @@ class Setup:
     """What is run.
 
     Raises:
-        InputError: an unknown implementation or precision, a size or batch below 1, or an attention kernel
-            that timm's code has not.
+        InputError: an unknown implementation or precision, a size or batch out of range, or an attention
+            kernel that timm's code has not.
     """
 
     model: str
@@ -57,9 +58,9 @@ class Setup:
     """vitrail or timm; None: ours where it exists."""
 
     def __post_init__(self) -> None:
-        for what, value in (("image size", self.image_size), ("batch size", self.batch_size)):
-            if value is not None and value < 1:
-                raise InputError(f"{value} is no {what}: give 1 or more.")
+        whole("batch_size", self.batch_size)
+        if self.image_size is not None:
+            whole("image_size", self.image_size)
         if self.precision not in PRECISIONS:
             raise InputError(f"{self.precision!r} is no precision here: choose {' or '.join(PRECISIONS)}.")
         if self.implementation not in (None, *IMPLEMENTATIONS):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vitrail.errors import InputError, MissingExtraError, VitrailError
+from vitrail.limits import input_bytes, whole
 from vitrail.vocabulary import Precision, RunnerFacts
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def load(
         settings: engine options beyond these, as the variant names them.
 
     Raises:
-        InputError: unknown runtime, or a precision the runtime does not have.
+        InputError: unknown runtime, a precision the runtime does not have, or numbers out of range.
         MissingExtraError: the engine is not installed.
         EngineMismatch: precision, threads or shapes read back differ from what was asked.
     """
@@ -145,6 +146,8 @@ def load(
         raise InputError(f"{engine.label} has no {precision} here: choose {' or '.join(engine.precisions)}.")
     if version(runtime) is None:
         raise MissingExtraError(engine.label, engine.install)
+    whole("threads", threads)
+    input_bytes(batch_size, image_size)
     module, function = engine.loader.split(":")
     runner: Runner = getattr(importlib.import_module(module), function)(
         folder / entry,

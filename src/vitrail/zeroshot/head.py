@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
+from vitrail.limits import whole
 from vitrail.models.clip import CLIP, ZeroShotClassifier
 from vitrail.models.tokenizer import Tokenizer
 from vitrail.zeroshot.prompts import class_names, filled
@@ -64,8 +65,7 @@ def text_head(
     names = class_names(classes)
     if not templates:
         raise InputError("There is no template to put the class names into: give at least one.")
-    if batch < 1:
-        raise InputError(f"batch is {batch}: give at least 1 prompt at once.")
+    whole("batch_size", batch, "batch")
     check_names(tokenizer, names)
     prompts = [filled(template, name) for name in names for template in templates]
     with torch.inference_mode():

@@ -1,0 +1,70 @@
+"""The whole numbers that a person, a program or a file may ask for: from where to where, in one place.
+
+Engines take any number at its word: 100,000 threads are 16 GiB of stacks, and a batch of a billion images is
+an allocation that ends the process. The bounds lie above what the largest machines do, so that they
+stop mistakes and nothing else.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+from vitrail.errors import InputError
+
+__all__ = ["LARGEST_INPUT_BYTES", "RANGES", "input_bytes", "whole"]
+
+RANGES: dict[str, tuple[int, int]] = {
+    "threads": (1, 1024),
+    "batch_size": (1, 65_536),
+    "image_size": (1, 8192),
+    "top": (1, 1_000_000),
+    "processes": (1, 1024),
+    "nodes": (1, 65_536),
+    "workers": (0, 1024),
+    "epochs": (1, 1_000_000),
+    "patience": (1, 1_000_000),
+    "checkpoint_every": (1, 1_000_000_000),
+    "accumulate": (1, 65_536),
+    "pad": (0, 8192),
+    "operations": (1, 100),
+    "tokens": (1, 10_000_000),
+    "heads": (1, 1024),
+    "head_width": (1, 4096),
+    "classes": (1, 1_000_000),
+}
+"""name: (least, most)."""
+
+LARGEST_INPUT_BYTES = 8 << 30
+"""Of one batch as the engine takes it. A batch of 4,096 at 384 px is 7 GB."""
+
+
+def whole(name: str, value: object, said: str | None = None) -> int:
+    """`value`, if it is a whole number in the range of `name`; `said` names it in the error.
+
+    Raises:
+        InputError: it is not.
+    """
+    least, most = RANGES[name]
+    said = said or name.replace("_", " ")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{said} is {value!r}: give a whole number from {least} to {most}.")
+    number = int(value)
+    if not least <= number <= most:
+        shown = number if abs(number) < 10**30 else "a number of more than 30 digits"
+        raise InputError(f"{said} is {shown}: give {least} to {most}.")
+    return number
+
+
+def input_bytes(batch_size: int, image_size: int) -> int:
+    """Bytes of a float32 input (B, 3, S, S), both numbers checked alone and together.
+
+    Raises:
+        InputError: a number out of its range, or an input beyond `LARGEST_INPUT_BYTES`.
+    """
+    size = 12 * whole("batch_size", batch_size) * whole("image_size", image_size) ** 2
+    if size > LARGEST_INPUT_BYTES:
+        raise InputError(
+            f"A batch of {batch_size} images of {image_size} px takes {size / 2**30:.0f} GiB as input alone, "
+            f"and {LARGEST_INPUT_BYTES >> 30} GiB are the most: give a smaller batch."
+        )
+    return size
