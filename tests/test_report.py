@@ -11,10 +11,11 @@ from importlib import resources
 
 import pytest
 import selections
+from markupsafe import Markup
 
 from vitrail import vocabulary as v
 from vitrail.document import from_document
-from vitrail.report import again, phrases
+from vitrail.report import again, phrases, typeset
 from vitrail.report.again import requirements_toml
 from vitrail.report.decision import decision, notes
 from vitrail.report.html import render
@@ -160,7 +161,7 @@ def test_hostile_names_stay_text():
 
 def words(text) -> str:
     """What a reader sees: no tags, and spaces that may not break are spaces."""
-    return text.striptags().replace("\u00a0", " ")
+    return text.striptags().replace("\u00a0", " ").replace("\u2011", "-")
 
 
 def sentences(text: str) -> int:
@@ -220,6 +221,23 @@ def test_a_provisional_best_and_a_tie_are_named_as_such():
     assert "The best so far, not proven, is efficientnet_lite2.pkg_in1k@260 openvino fp32: top-1 77.5" in said
     assert said.endswith("53 calls do not decide.")
     assert sentences(said) == 2
+
+
+def test_options_are_code_and_what_belongs_together_stays_on_one_line():
+    said = str(
+        typeset.options_as_code("p95 1 < 2 → needs --max-latency 59.5ms; raise --budget if so (--images DIR)")
+    )
+    assert said == (
+        "p95 1 &lt; 2 → needs <code>--max-latency 59.5ms</code>; raise <code>--budget</code> if so "
+        "(<code>--images DIR</code>)"
+    )
+    assert typeset.options_as_code("--min-accuracy 74.98%.") == "<code>--min-accuracy 74.98%</code>."
+    assert typeset.tight(Markup("p95 ≤ 50 ms, top-1 ≥ 75 %, 259 MiB")) == (
+        "p95\u00a0≤\u00a050\u00a0ms, top\u20111\u00a0≥\u00a075\u00a0%, 259\u00a0MiB"
+    )
+    assert typeset.sentence("timed on 11 photos") == "Timed on 11 photos."
+    assert typeset.sentence("vit_tiny: its weights") == "vit_tiny: its weights."
+    assert typeset.spelled("vit_tiny.a@224 <x>") == "vit_<wbr>tiny.a<wbr>@224 &lt;x&gt;"
 
 
 def test_one_variant_alone_is_no_contest():

@@ -5,6 +5,7 @@ About two minutes: one export, one selection. Everything here runs as a user wou
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import os
@@ -124,6 +125,23 @@ def test_the_document_and_the_report(road):
     page = road["out"].with_name("winner.report.html").read_text()
     assert LITE0 in page
     assert "https://" not in page.replace("https://creativecommons", "")
+
+
+def test_what_the_report_says_to_ask_again_asks_the_same_and_selects_the_same(road, tmp_path):
+    page = html.unescape(road["out"].with_name("winner.report.html").read_text())
+    command = re.search(r"this asks the same: <code>(.*?)</code>", page)[1]
+    (tmp_path / "requirements.toml").write_text(re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.S)[-1])
+    program, *arguments = shlex.split(command)
+    assert program == "vitrail"
+    done = vitrail(*arguments, "--json", "again.json", cache=road["cache"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        json.loads(file.read_text()) for file in (road["folder"] / "selection.json", tmp_path / "again.json")
+    )
+    for key in ("requirements", "workload", "settings", "arguments"):
+        assert first[key] == second[key]
+    assert {v["name"] for v in first["variants"]} == {v["name"] for v in second["variants"]}
+    assert first["selected"] == second["selected"]
 
 
 def test_predict_calls_the_palace_a_palace_and_the_daisy_a_daisy_without_torch(road):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from vitrail.report import phrases
+from vitrail.report.typeset import options_as_code, sentence, spelled, tight
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
-__all__ = ["decision", "notes", "spelled"]
-
-_TIGHT = re.compile(r"(?<=\d) (?=(?:ms|MiB|images/s)\b|%)| (?=[≤≥])|(?<=[≤≥]) ")
+__all__ = ["decision", "evidence_in_short", "limits", "notes"]
 
 
 def decision(selection: Selection) -> Markup:
     """Two sentences in plain language: what won against which limits, and on which evidence."""
     said = _won(selection) if selection.winner else _nothing(selection)
-    return _unbroken(Markup(" ").join(said))
+    return tight(Markup(" ").join(said))
 
 
 def notes(selection: Selection) -> list[Markup]:
@@ -27,29 +24,16 @@ def notes(selection: Selection) -> list[Markup]:
         if entry.would_win:
             text = "<strong>{}</strong> would win if its weights were at hand: {}."
             said = evidence_in_short(entry, selection.workload)
-            found.append(_unbroken(Markup(text).format(spelled(entry.variant.name), said)))
-    found += [_sentence(lack) for lack in selection.lacks]
+            found.append(tight(Markup(text).format(spelled(entry.variant.name), said)))
+    found += [sentence(lack) for lack in selection.lacks]
     near = _nearest(selection)
     for entry in near if selection.leader is not None else near[1:]:
         if entry is selection.leader:
             continue
-        text = "<strong>{}</strong> is near: {}."
-        found.append(Markup(text).format(spelled(entry.variant.name), phrases.reasons(entry).rstrip(".")))
-    return [*found, *(_sentence(note) for note in selection.notes)]
-
-
-def _sentence(text: str) -> Markup:
-    return Markup("{}.").format(text[:1].upper() + text[1:].rstrip("."))
-
-
-def spelled(name: str) -> Markup:
-    """A name that may break after its underscores and before its size."""
-    return Markup(str(escape(name)).replace("_", "_<wbr>").replace("@", "<wbr>@"))
-
-
-def _unbroken(text: Markup) -> Markup:
-    """No line ends between a number and its unit, nor beside a sign of comparison."""
-    return Markup(_TIGHT.sub("\u00a0", str(text)))
+        text = Markup("<strong>{}</strong> is near: {}.")
+        reasons = options_as_code(phrases.reasons(entry).rstrip("."))
+        found.append(tight(text.format(spelled(entry.variant.name), reasons)))
+    return [*found, *(sentence(note) for note in selection.notes)]
 
 
 def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
@@ -118,18 +102,18 @@ def _nothing(selection: Selection) -> list[Markup]:
         leader = selection.leader
         text = Markup("The best so far, not proven, is <strong>{}</strong>: {}; {}.")
         figures, lacks = evidence_in_short(leader, selection.workload), phrases.reasons(leader)
-        return [first, text.format(spelled(leader.variant.name), figures, lacks.rstrip("."))]
+        return [first, text.format(spelled(leader.variant.name), figures, options_as_code(lacks.rstrip(".")))]
     nearest = _nearest(selection)[:1]
     if not nearest:
         return [first, Markup("None has all the evidence that a winner needs.")]
     entry = nearest[0]
     text = Markup("The nearest is <strong>{}</strong>: {}").format(
-        spelled(entry.variant.name), "; ".join(entry.reasons).rstrip(".")
+        spelled(entry.variant.name), options_as_code("; ".join(entry.reasons).rstrip("."))
     )
     needs = phrases.admission(entry)
     if needs and "→ needs" not in text:
         weights = ", with its weights at hand," if phrases.is_random(entry) else ""
-        text += Markup("; <code>{}</code>{} would admit it").format(needs, weights)
+        text += Markup("; {}{} would admit it").format(options_as_code(needs), weights)
     return [first, text + Markup(".")]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from markupsafe import Markup
 
 from vitrail.report import again, chosen, curves, figure, phrases
-from vitrail.report.decision import decision, notes, spelled
+from vitrail.report.decision import decision, notes
 from vitrail.report.scene import look, off_the_axes
 from vitrail.report.setting import setting
+from vitrail.report.typeset import options_as_code, spelled
 from vitrail.vocabulary import Accuracy, LatencyFigures, LedgerEntry, Selection, Verdict
 
 _HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=phrases.number, look=look, spelled=spelled)
+    environment.globals.update(number=phrases.number, look=look, spelled=spelled, coded=options_as_code)
     template = environment.get_template("page.html.j2")
     order = {status: i for i, status in enumerate(phrases.STATUSES)}
     rows = sorted((_row(entry, selection) for entry in selection.ledger), key=lambda row: _order(row, order))

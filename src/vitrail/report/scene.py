@@ -189,7 +189,9 @@ def _texts(point: Point, wanted: list[Point]) -> tuple[str, ...]:
 
 
 def _cut(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Shortened in its middle: what tells models of a family apart stands at the end of a name."""
+    tail = most // 2
+    return name if len(name) <= most else f"{name[: most - 1 - tail]}…{name[-tail:]}"
 
 
 def _lines(selection: Selection, shown: Scene) -> list[Box]:
