@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from dataclasses import replace
@@ -125,6 +126,29 @@ def test_a_bar_that_goes_on_past_the_axis_ends_in_an_arrow_and_not_in_a_cap(inte
     ]
     assert len(tips) == arrows
     assert tips == [x for x, past in ((50.0, interval[0] < 5), (450.0, interval[1] > 100)) if past]
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize("accuracies", [(76.7, 77.7), (0.3, 0.9), (99.2, 99.9), (4.0, 98.0)])
+def test_the_numbers_at_the_axes_have_room(frame, accuracies):
+    """Beside the plot, and from one another, measured with a font that is at hand."""
+    font = ImageFont.load_default(12)
+    selection = selections.selection(max_latency=None, min_accuracy=None)
+    entries = [
+        with_latency(replace(entry, status="meets"), ms)
+        for entry, ms in zip(phrases.measured(selection), (8.13, 2345.0), strict=False)
+    ]
+    entries = [
+        replace(e, observation=replace(e.observation, accuracy=v.Accuracy(value=a, provenance="published")))
+        for e, a in zip(entries, accuracies, strict=True)
+    ]
+    shown = scene(replace(selection, ledger=tuple(entries), selected=None, front=()), frame)
+    assert all(font.getlength(f"{tick:g}") + 8 <= frame.left for tick in shown.y.ticks())
+    svg = str(figure.scatter(replace(selection, ledger=tuple(entries)), frame))
+    along = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">([^<]+)<', svg)
+    ends = [(float(x) - font.getlength(t) / 2, float(x) + font.getlength(t) / 2) for x, t in along]
+    assert len(ends) >= 3
+    assert all(right + 4 <= left for (_, right), (left, _) in itertools.pairwise(ends))
 
 
 # --- marks --------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Frame:
 
 
 WIDE = Frame(760, 450)
-NARROW = Frame(340, 400, left=38, right=12)
+NARROW = Frame(340, 400, left=46, right=12)
 """About as wide as a telephone, so that text keeps its size there."""
 
 
