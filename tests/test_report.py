@@ -221,6 +221,13 @@ def test_a_provisional_best_and_a_tie_are_named_as_such():
     assert "The best so far, not proven, is efficientnet_lite2.pkg_in1k@260 openvino fp32: top-1 77.5" in said
     assert said.endswith("53 calls do not decide.")
     assert sentences(said) == 2
+    page = Page(render(provisional, artifact="winner")).text
+    assert "Nothing meets all" in page
+    assert (
+        "The best so far, efficientnet_lite2.pkg_in1k@260 openvino fp32, which is not proven: top-1" in page
+    )
+    assert "It holds the best so far, which is not proven to meet all." in page
+    assert "not proven to meet all" not in Page(render(selection, artifact="winner")).text
 
 
 def test_options_are_code_and_what_belongs_together_stays_on_one_line():
@@ -332,7 +339,7 @@ def test_the_report_says_how_to_use_the_artifact_and_its_python_does(tmp_path, m
 
 def test_without_an_artifact_there_is_nothing_to_use():
     assert "Use it" not in Page(render(selections.selection())).text
-    assert "Use it" not in Page(render(SELECTIONS["nothing fits"](), artifact="winner")).text
+    assert "Use it" not in Page(render(SELECTIONS["nothing fits"]())).text
 
 
 # --- hardware and method ------------------------------------------------------------------------

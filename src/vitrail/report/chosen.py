@@ -1,4 +1,7 @@
-"""The winner's figures beside what was asked of them, and how it does on the user's labelled images."""
+"""The winner's figures beside what was asked of them, and how it does on the user's labelled images.
+
+Without a winner, the provisional best's.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Tile:
 
 def tiles(selection: Selection) -> list[Tile]:
     """A card for each figure of the winner that can be limited, and for each recall that was asked about."""
-    winner, asked = selection.winner, selection.requirements
+    winner, asked = selection.winner or selection.leader, selection.requirements
     if winner is None:
         return []
     seen, shown = winner.observation, []
@@ -113,7 +116,7 @@ class TaskRow:
 
 def task(selection: Selection) -> Task | None:
     """None where there are no labelled images."""
-    winner = selection.winner
+    winner = selection.winner or selection.leader
     seen = selection.test or (winner.observation.classification if winner else None)
     if seen is None:
         return None

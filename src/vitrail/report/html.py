@@ -42,7 +42,8 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
     """The report as HTML text (UTF-8).
 
     Args:
-        artifact: name of the winner's folder beside the report, if one is written.
+        artifact: name of the folder beside the report to which the winner (or, where that was asked for, the
+            provisional best) is written; None: nothing is.
     """
     import jinja2
 
@@ -64,7 +65,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         decision=decision(selection),
         notes=notes(selection),
         tiles=chosen.tiles(selection),
-        use=again.use(artifact) if artifact and selection.winner else None,
+        use=again.use(artifact) if artifact else None,
         figure=figure.both(selection),
         legend=figure.legend(selection),
         outside=off_the_axes(selection),

@@ -146,8 +146,8 @@ def _steps(selection: Selection, points: list[Point]) -> tuple[Point, ...]:
 
 
 def _names(selection: Selection, shown: Scene) -> list[labels.Label]:
-    """Names of the winner, of what would win, of the front, and of what is nearest when nothing won."""
-    named = {*selection.front, *selection.nearest}
+    """Names of the winner, of what would win, of the front, and of what leads or is nearest without one."""
+    named = {*selection.front, *selection.nearest, selection.provisional}
     wanted = [
         point
         for point in reversed(shown.points)
