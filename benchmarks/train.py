@@ -51,11 +51,12 @@ def ours(mode: str, batch: int, steps: int, folder: Path) -> list[float]:
     import torch
 
     from vitrail import models
+    from vitrail.learn.asked import Asked
     from vitrail.learn.classify import Classification
     from vitrail.learn.finetune import Machine, launched
     from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
     from vitrail.learn.recipe import load_recipe
-    from vitrail.learn.run import Asked, Run
+    from vitrail.learn.run import Run
     from vitrail.learn.train import train
     from vitrail.vocabulary import Preprocess
 

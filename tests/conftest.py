@@ -57,3 +57,20 @@ def tiny_export(tiny_weights, tiny_labels, tmp_path_factory) -> Path:
         }
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory) -> Path:
+    """A folder with three classes of 28 px images that colour tells apart, 15 each."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("coloured")
+    for label in range(3):
+        (root / f"class {label}").mkdir()
+        for i in range(15):
+            pixels = rng.integers(0, 120, (28, 28, 3))
+            pixels[..., label] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"class {label}" / f"{i}.png")
+    return root

@@ -93,6 +93,10 @@ def test_too_few_decided_photos_are_not_assessed():
     parity = compare(flat, flat, "fp32")
     assert parity.answer == "not assessed"
     assert parity.decided == 0
+    assert "train it longer" in parity.reason, "more photos of the kind would not help"
+    few = compare(scores(4), scores(4), "fp32")
+    assert few.answer == "not assessed"
+    assert few.reason == "only 4 of 4 photos are decided, 8 needed: add photos"
 
 
 def test_the_loss_bound_needs_six_hundred_photos():

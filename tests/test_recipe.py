@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from vitrail.errors import InputError
 from vitrail.images import decode, preprocess
 from vitrail.learn import images
 from vitrail.learn.order import Steps, chance, seed_of
-from vitrail.learn.recipe import RECIPES, Augmentation, load_recipe
+from vitrail.learn.recipe import RECIPES, Augmentation, Leg, load_recipe
 from vitrail.vocabulary import Preprocess
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -126,6 +127,51 @@ def test_the_rate_rises_once_and_falls_to_its_final_share(warmup, epochs, per_ep
         half = top * (0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)
         if per_epoch * epochs % 2 == 0:
             assert rates[per_epoch * epochs // 2] == pytest.approx(half)
+
+
+@given(
+    warmup=st.floats(0, 1),
+    legs=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=2, max_size=4),
+    per_epoch=st.integers(2, 20),
+)
+def test_an_extension_rises_from_where_the_rate_was_and_falls_once_more(warmup, legs, per_epoch):
+    ends, done = [], 0
+    for epochs, unused in legs:  # patience may have ended a leg before its schedule
+        ends.append(Leg(done + epochs + unused, done + epochs))
+        done += epochs
+    recipe = load_recipe("light", [f"epochs={ends[-1].planned}", f"optimizer.warmup_epochs={warmup}"])
+    rates = [recipe.learning_rate_at(i, per_epoch, ends[:-1]) for i in range(ends[-1].planned * per_epoch)]
+    before = load_recipe("light", [f"epochs={ends[0].planned}", f"optimizer.warmup_epochs={warmup}"])
+    first = ends[0].ended * per_epoch
+    assert rates[:first] == [before.learning_rate_at(i, per_epoch) for i in range(first)]
+    top = recipe.learning_rate()
+    for n, ((_, begin), (planned, _)) in enumerate(itertools.pairwise(ends), 1):
+        whole = load_recipe("light", [f"epochs={planned}", f"optimizer.warmup_epochs={warmup}"])
+        steps = range(begin * per_epoch, planned * per_epoch)
+        leg = [whole.learning_rate_at(step, per_epoch, ends[:n]) for step in steps]
+        assert all(0 < rate <= top * (1 + 1e-12) for rate in leg)
+        rise = min(warmup * per_epoch, len(leg) / 2)
+        if rise:
+            step = (top - rates[begin * per_epoch - 1]) / (rise + 1)
+            assert leg[0] == pytest.approx(rates[begin * per_epoch - 1] + step)
+        fall = leg[math.ceil(rise) :]
+        assert fall == sorted(fall, reverse=True)
+        assert recipe.learning_rate_at(planned * per_epoch, per_epoch, ends[:-1]) > 0
+
+
+def test_an_extension_by_hand():
+    """Two epochs of four steps and two more; half an epoch to warm up, and to a tenth of the rate."""
+    changes = ("optimizer.learning_rate=1", "optimizer.warmup_epochs=0.5", "optimizer.final_share=0.1")
+    recipe = load_recipe("light", ["epochs=4", *changes])
+    rates = [recipe.learning_rate_at(step, 4, [Leg(2, 2)]) for step in range(16)]
+
+    def cosine(share):
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2
+
+    last = cosine(5 / 6)
+    fall = [cosine(i / 6) for i in range(6)]
+    again = [last + (1 - last) / 3, last + 2 * (1 - last) / 3]
+    assert rates == pytest.approx([1 / 3, 2 / 3, *fall, *again, *fall])
 
 
 # --- order ----------------------------------------------------------------------------------------

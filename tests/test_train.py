@@ -13,98 +13,28 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
+from training import CLASSES, MODEL, QUICK, recipe, run_in, same, small, task_of, trained_weights
 
 from vitrail import models, store
 from vitrail.errors import InputError
 from vitrail.learn import finetune as finetuning
 from vitrail.learn import room, trained
-from vitrail.learn.classify import Classification
+from vitrail.learn.asked import Asked
 from vitrail.learn.finetune import Machine, Setup, finetune, launched
-from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
 from vitrail.learn.metrics import Metrics
 from vitrail.learn.order import Steps
 from vitrail.learn.recipe import load_recipe
-from vitrail.learn.run import Asked, Run, Watcher
+from vitrail.learn.run import Run, Watcher
 from vitrail.learn.train import parameter_groups, train
 from vitrail.models.weights import WeightsFinder
-from vitrail.vocabulary import Preprocess
-
-CLASSES = 3
-MODEL = "vit_nano_patch4_28"
-QUICK = (
-    "epochs=2",
-    "batch_size=6",
-    "optimizer.warmup_epochs=0.5",
-    "engine.precision=fp32",
-    "regularization.average_decay=none",
-    "augmentation.crop_area=none",
-)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Three classes of 28 px images that colour tells apart, 15 each."""
-    rng = np.random.default_rng(0)
-    root = tmp_path_factory.mktemp("data")
-    for label in range(CLASSES):
-        (root / f"class {label}").mkdir()
-        for i in range(15):
-            pixels = rng.integers(0, 120, (28, 28, 3))
-            pixels[..., label] += 120
-            Image.fromarray(pixels.astype(np.uint8)).save(root / f"class {label}" / f"{i}.png")
-    return root
-
-
-def recipe(*changes):
-    return load_recipe("light", [*QUICK, *changes])
-
-
-def small(depth=2, **changes):
-    torch.manual_seed(0)
-    return models.build(MODEL, num_classes=CLASSES, width=32, depth=depth, heads=2, **changes).train()
-
-
-def task_of(plan, model=None):
-    """A `Classification` of 24 training and 12 validation images, all in memory."""
-    rng = np.random.default_rng(1)
-    labels = [i % CLASSES for i in range(36)]
-    pixels = [rng.integers(0, 120, (28, 28, 3)).astype(np.uint8) for _ in labels]
-    for image, label in zip(pixels, labels, strict=True):
-        image[..., label] += 120
-    preprocess = Preprocess(image_size=28, crop=1.0)
-    return Classification(
-        model=model or small(),
-        images=TrainingImages(
-            Pixels(pixels[:24]), labels[:24], augmentation(plan.augmentation, preprocess), seed=plan.seed
-        ),
-        validation=EvaluationImages(Pixels(pixels[24:]), labels[24:], preprocess),
-        regularization=plan.regularization,
-        classes=CLASSES,
-        channels_last=plan.engine.channels_last,
-    )
-
-
-def run_in(place, plan, **options):
-    asked = Asked(model="small", image_size=28, start="random", data="toy", recipe=plan.values())
-    options.setdefault("record", lambda kept: None)
-    fabric = options.pop("fabric", None) or launched(Machine(), plan)
-    return Run(folder=Path(place), asked=asked, fabric=fabric, **options)
-
-
-def trained_weights(place, plan, task=None, **options):
-    task = task or task_of(plan)
-    run = run_in(place, plan, **options)
-    train(task, plan, run, run.fabric)
-    return {name: value.clone() for name, value in task.model.state_dict().items()}
-
-
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+@pytest.fixture
+def folder(coloured) -> Path:
+    return coloured
 
 
 # --- the arithmetic -------------------------------------------------------------------------------

@@ -160,6 +160,19 @@ def test_memory_is_counted_per_pair_and_a_batch_that_does_not_fit_is_refused(pai
         pairs_room.checked(model, tokens, recipe, processes=1)
 
 
+def test_a_finished_run_is_extended_and_ends_as_a_longer_one_where_the_rate_does_not_fall(pairs, tmp_path):
+    level = ("optimizer.final_share=1",)
+    whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *level, epochs=3), Watcher())
+    clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=1), Watcher())
+    with pytest.raises(clip_run.InputError, match="add --extend to go on to 3"):
+        clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=3), Watcher())
+    asked = setup_of(pairs, tmp_path / "run", *level, epochs=3, extend=True)
+    extended = clip_run.train_clip(asked, Watcher())
+    assert extended.sha256 == whole.sha256
+    assert [leg.ended for leg in extended.extended] == [1]
+    assert clip_run.train_clip(asked, Watcher()) == extended, "the same again does nothing more"
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

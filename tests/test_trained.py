@@ -103,6 +103,21 @@ def run(tmp_path, dataset, model, labelled):
     return record(tmp_path / "run", dataset, model, labelled)
 
 
+LEVEL = [
+    trained.Epoch(
+        epoch=n,
+        step=n,
+        seconds=n,
+        learning_rate=1e-3,
+        train_loss=0.2,
+        validation_loss=0.2,
+        accuracy=95.0,
+    )
+    for n in (1, 2)
+]
+"""Of a run that needs nothing more."""
+
+
 def changed(folder, **changes):
     trained.write(folder, msgspec.structs.replace(trained.read(folder), **changes))
     return folder
@@ -170,6 +185,7 @@ def test_without_data_the_runs_own_is_used_while_it_is_the_same(run, labelled, d
     assert workload.data == str(labelled)
     assert own == dataset
     assert str(labelled) in notes[0]
+    found = dataclasses.replace(found, records=(trained.read(changed(run, history=LEVEL)),))
     assert not runs.notes_of(found, own)
     copy = tmp_path / "copy"
     shutil.copytree(labelled, copy)
@@ -212,6 +228,14 @@ def test_doubts_are_noted(run, labelled, dataset):
     unfinished, other = runs.notes_of(found, same)
     assert "not finished (2 epochs done)" in unfinished
     assert "another split" in other
+
+
+def test_an_undertrained_run_is_noted_with_what_helps(run, labelled):
+    found, _, same, _ = judged_by(run, workload=v.Workload(data=str(labelled)))
+    assert runs.notes_of(found, same) == (
+        f"{TIMM}.toy-run still improved when it ended (loss 0.50 on training and 0.55 on validation images): "
+        "train it on (vitrail train … --epochs 4 --extend)",
+    )
 
 
 def test_only_the_code_that_was_trained_is_a_variant(run):

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import FSDPStrategy
-from test_train import recipe, run_in, task_of
 from torch.distributed.fsdp import FullyShardedDataParallel
+from training import recipe, run_in, task_of
 
 from vitrail.errors import InputError
 from vitrail.learn.finetune import Machine, launched

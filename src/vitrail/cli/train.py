@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         weights=existing(args.weights),
         from_scratch=args.from_scratch,
         checkpoint_every=args.checkpoint_every,
+        extend=args.extend,
         machine=machine,
     )
     finder = WeightsFinder(offline=args.offline)
@@ -110,10 +111,24 @@ def _document(trained: Trained) -> dict[str, object]:
 
 def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> str:
     best = max(trained.history, key=lambda epoch: epoch.accuracy or 0.0)
-    line = (
+    lines = [
         f"{args.out} · best validation accuracy {best.accuracy:.2f} % in epoch {best.epoch} of "
-        f"{trained.epochs} · {trained.history[-1].seconds:.0f} s"
-    )
-    return (
-        line if goes_on else f"{line}\nnext: vitrail select --trained {args.out} --data {args.data} --out DIR"
-    )
+        f"{trained.epochs} · {trained.history[-1].seconds:.0f} s",
+        *_advice(trained),
+    ]
+    if not goes_on:
+        lines.append(f"next: vitrail select --trained {args.out} --data {args.data} --out DIR")
+    return "\n".join(lines)
+
+
+def _advice(trained: Trained) -> list[str]:
+    """What would help, where the curves say it."""
+    from vitrail.learn.outlook import outlook
+
+    found = outlook(trained)
+    if found is None:
+        return []
+    if found.helps == "more epochs":
+        more = f"the same command with --epochs {2 * trained.epochs} --extend trains it on"
+        return [f"{found.why}: {more}"]
+    return [f"{found.why}: more labelled images would help, more epochs would not"]

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         weights=existing(args.weights),
         tokenizer=existing(args.tokenizer),
         checkpoint_every=args.checkpoint_every,
+        extend=args.extend,
         machine=machine,
     )
     trained = trained_by(args, lambda watcher: train_clip(setup, watcher))

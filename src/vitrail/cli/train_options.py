@@ -36,6 +36,9 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
     parser.add_argument(
         "--out", metavar="RUN", required=True, help="the run's folder; one that is there goes on"
     )
+    parser.add_argument(
+        "--extend", action="store_true", help="train the finished run in RUN on, to --epochs in all"
+    )
     what = parser.add_argument_group("recipe")
     what.add_argument(
         "--recipe", metavar="NAME|FILE", default=recipe, help=f"a recipe or TOML file ({recipe})"

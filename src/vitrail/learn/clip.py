@@ -15,6 +15,7 @@ from vitrail.data import pairs as manifests
 from vitrail.data.pairs import Pair, Pairs
 from vitrail.errors import InputError
 from vitrail.learn import pairs_room
+from vitrail.learn.asked import Asked, is_done
 from vitrail.learn.finetune import Machine, images_of, launched, on_threads
 from vitrail.learn.images import (
     EvaluationImages,
@@ -25,9 +26,10 @@ from vitrail.learn.images import (
     stored,
 )
 from vitrail.learn.pairs import Contrastive, Loss, TrainingPairs, read_texts
-from vitrail.learn.recipe import Recipe
-from vitrail.learn.run import Asked, Kept, Run, Watcher, said_once
+from vitrail.learn.recipe import Leg, Recipe
+from vitrail.learn.run import Kept, Run, Watcher, said_once
 from vitrail.learn.train import train
+from vitrail.learn.trained import DamagedRecord
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP
 from vitrail.models.tokenizer import Tokenizer, load_tokenizer
@@ -62,8 +64,11 @@ class ClipRun(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     """Epochs done."""
     finished: bool
+    """Whether it came to its end, or to the end of the leg before its extension."""
     history: list[dict[str, float]]
     """The figures of each epoch; recall and accuracy in %, on the validation pairs."""
+    extended: list[Leg] = []
+    """What was done before each extension."""
 
 
 @dataclass(kw_only=True)
@@ -80,6 +85,7 @@ class Setup:
         weights: a file to begin with; None: random weights.
         tokenizer: tokenizer.json of a SigLIP.
         checkpoint_every: steps, besides the end of each epoch.
+        extend: the finished run that is there goes on to the recipe's epochs.
     """
 
     pairs: Path
@@ -91,6 +97,7 @@ class Setup:
     weights: Path | None = None
     tokenizer: Path | None = None
     checkpoint_every: int | None = None
+    extend: bool = False
     machine: Machine = field(default_factory=Machine)
 
 
@@ -113,6 +120,7 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
             model = _built(setup)
             for line in _introduced(pairs, setup, model, loss):
                 note(line)
+            before = _record(setup.out)
             run = Run(
                 folder=setup.out,
                 asked=Asked(
@@ -126,11 +134,12 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
                 fabric=fabric,
                 every=setup.checkpoint_every,
                 watcher=watcher,
+                before=before,
+                extend=setup.extend,
             )
-            done = read(setup.out) if (setup.out / RECORD).is_file() else None
-            if done is not None and done.finished:
+            if before is not None and is_done(before, run.asked):
                 note("this run is finished, nothing is left to do")
-                return done
+                return before
             task = _task(model, loss, pairs, setup, tokenizer, note)
             if fabric.device.type == "cpu":
                 here = {"processes": setup.machine.processes, "world": fabric.world_size}
@@ -154,7 +163,15 @@ def read(folder: str | Path) -> ClipRun:
             f"{folder} holds no CLIP ({RECORD} is missing): name the folder that `vitrail train-clip` wrote."
         ) from None
     except msgspec.DecodeError as error:
-        raise InputError(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+        raise DamagedRecord(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+
+
+def _record(folder: Path) -> ClipRun | None:
+    """The record of the run that is there; None: there is none, or it will be written anew."""
+    try:
+        return read(folder) if (folder / RECORD).is_file() else None
+    except DamagedRecord:
+        return None
 
 
 # --- what was asked -------------------------------------------------------------------------------
@@ -309,6 +326,7 @@ class _Recorder:
             epochs=len(kept.progress.history),
             finished=kept.finished,
             history=kept.progress.history,
+            extended=list(kept.extended),
         )
         content = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
         store.atomic_write(self.setup.out / RECORD, content)

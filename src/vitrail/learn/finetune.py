@@ -17,6 +17,7 @@ from lightning_fabric.strategies import FSDPStrategy
 from vitrail import data, hardware
 from vitrail.errors import InputError
 from vitrail.learn import room, trained
+from vitrail.learn.asked import Asked, is_done
 from vitrail.learn.classify import Classification
 from vitrail.learn.images import (
     EvaluationImages,
@@ -30,7 +31,7 @@ from vitrail.learn.images import (
     stored,
 )
 from vitrail.learn.recipe import Recipe
-from vitrail.learn.run import Asked, CheckpointFile, Kept, Run, Watcher, said_once
+from vitrail.learn.run import CheckpointFile, Kept, Run, Watcher, said_once
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.limits import whole
@@ -164,6 +165,7 @@ class Setup:
         out: the run's folder; a run that is there already goes on.
         image_size, weights, from_scratch: as in `start.starting`.
         checkpoint_every: steps, besides the end of each epoch.
+        extend: the finished run that is there goes on to the recipe's epochs.
     """
 
     data: str
@@ -174,6 +176,7 @@ class Setup:
     weights: Path | None = None
     from_scratch: bool = False
     checkpoint_every: int | None = None
+    extend: bool = False
     machine: Machine = field(default_factory=Machine)
 
 
@@ -201,6 +204,7 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
                 seed=recipe.seed,
             )
             note(_introduced(dataset, start, recipe))
+            before = _record(setup.out)
             run = Run(
                 folder=setup.out,
                 asked=_asked(setup, start, dataset),
@@ -208,11 +212,12 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
                 fabric=fabric,
                 every=setup.checkpoint_every,
                 watcher=watcher,
+                before=before,
+                extend=setup.extend,
             )
-            done = _done(setup.out)
-            if done is not None:
+            if before is not None and is_done(before, run.asked):
                 note("this run is finished, nothing is left to do")
-                return done
+                return before
             task = _task(start, dataset, setup, note)
             if fabric.device.type == "cpu":
                 note(room.checked(start, recipe, processes=machine.processes, world=fabric.world_size))
@@ -221,12 +226,14 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
         return trained.read(setup.out)
 
 
-def _done(folder: Path) -> trained.Trained | None:
-    """The record of a run that came to its end."""
+def _record(folder: Path) -> trained.Trained | None:
+    """The record of the run that is there; None: there is none, or it will be written anew."""
     if not (folder / trained.TRAINED).is_file():
         return None
-    found = trained.read(folder)
-    return found if found.finished else None
+    try:
+        return trained.read(folder)
+    except trained.DamagedRecord:
+        return None
 
 
 def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
@@ -310,6 +317,7 @@ class _Recorder:
                 seen=[example.digest for example in self.dataset.of("train")],
                 epochs=len(kept.progress.history),
                 finished=kept.finished,
+                extended=list(kept.extended),
                 history=[_epoch(figures, averaged) for figures in kept.progress.history],
             ),
         )

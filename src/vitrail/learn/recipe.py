@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -26,12 +26,30 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["RECIPES", "Augmentation", "Engine", "Optimizer", "Recipe", "Regularization", "load_recipe"]
+__all__ = [
+    "RECIPES",
+    "Augmentation",
+    "Engine",
+    "Leg",
+    "Optimizer",
+    "Recipe",
+    "Regularization",
+    "load_recipe",
+]
 
 RECIPES = ("light", "full", "swin-paper", "deit-paper", "clip")
 """Names of the files in `recipes/`."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Leg(NamedTuple):
+    """Epochs of a run before it was extended, both counted from its very beginning."""
+
+    planned: int
+    """The last epoch of the schedule."""
+    ended: int
+    """The last epoch that was done: earlier where patience ended it."""
 
 
 class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -134,15 +152,24 @@ class Recipe(_Section, frozen=True, kw_only=True):
         o = self.optimizer
         return o.learning_rate * (self.batch_size / o.learning_rate_batch if o.learning_rate_batch else 1.0)
 
-    def learning_rate_at(self, step: int, per_epoch: int) -> float:
+    def learning_rate_at(self, step: int, per_epoch: int, extended: Sequence[Leg] = ()) -> float:
         """The rate of one step, counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter
-        2017, equation 5, without restarts)."""
-        total, warmup = self.epochs * per_epoch, self.optimizer.warmup_epochs * per_epoch
+        2017, equation 5). Each extension begins both anew, from the rate at which the leg before it ended
+        (warmed up and decayed again: Ibrahim et al. 2024, arXiv:2403.08763), with at most half of its epochs
+        for the warm-up. A rate that does not fall (`final_share` 1) is that of one longer run."""
+        peak, final = self.learning_rate(), self.optimizer.final_share
+        leg = sum(step >= before.ended * per_epoch for before in extended)
+        first = extended[leg - 1].ended if leg else 0
+        last = extended[leg].planned if leg < len(extended) else self.epochs
+        step, total = step - first * per_epoch, (last - first) * per_epoch
+        warmup, start = self.optimizer.warmup_epochs * per_epoch, 0.0
+        if leg:
+            warmup = min(warmup, total / 2)
+            start = self.learning_rate_at(first * per_epoch - 1, per_epoch, extended)
         if step < warmup:
-            return self.learning_rate() * (step + 1) / (warmup + 1)
+            return start + (peak - start) * (step + 1) / (warmup + 1)
         done = min(1.0, (step - warmup) / max(1.0, total - warmup))
-        final = self.optimizer.final_share
-        return self.learning_rate() * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
+        return peak * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
 
     def digest(self) -> str:
         """Changes with any value but the name and the source."""

@@ -1,6 +1,6 @@
 """A training run's folder: what was asked, checkpoints, metrics, the best weights.
 
-    run.json                      what was asked; a run goes on only if it is asked the same again
+    run.json                      what was asked (asked.py)
     checkpoints/step-N-DIGEST     all that going on needs; the newest two
     metrics.csv, tensorboard/     a row every few steps and one every epoch
     best-DIGEST.safetensors       weights of the best epoch, with a record of them beside
@@ -29,7 +29,9 @@ from torch import Tensor
 
 from vitrail import store
 from vitrail.errors import InputError
+from vitrail.learn.asked import ASKED, Asked, Record, continued
 from vitrail.learn.metrics import Metrics
+from vitrail.learn.recipe import Leg
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from vitrail.learn.order import Steps
     from vitrail.learn.train import Progress
 
-__all__ = ["Asked", "CheckpointFile", "Kept", "Run", "SaidElsewhere", "Watcher", "said_once"]
+__all__ = ["CheckpointFile", "Kept", "Run", "SaidElsewhere", "Watcher", "said_once"]
 
 CHECKPOINTS_KEPT = 2
 LOG_EVERY = 10
@@ -68,30 +70,6 @@ class CheckpointFile(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a run was asked to do; going on needs the same."""
-
-    model: str
-    image_size: int
-    start: str
-    """`random`, or the digest of the weights it begins with."""
-    data: str
-    """Digest of the images, labels and splits."""
-    recipe: Mapping[str, Any]
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What is not as it was in `other`, each as `key: now, was`."""
-        return _differences(self.plain(), other)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        values = {**vars(self), "recipe": {**self.recipe}}
-        values["recipe"].pop("source", None)
-        plain: dict[str, Any] = json.loads(json.dumps(values))
-        return plain
-
-
 @dataclass(frozen=True)
 class Kept:
     """The best weights so far."""
@@ -100,6 +78,7 @@ class Kept:
     sha256: str
     progress: Progress
     finished: bool
+    extended: tuple[Leg, ...] = ()
 
 
 @dataclass
@@ -119,13 +98,15 @@ class Run:
 
     Args:
         folder: made when training begins, if it is not there.
-        asked: compared with what the folder's run was asked.
+        asked: compared with what the folder's run was asked; then with its extensions.
         record: writes down what the best weights are; called whenever they or the run's state change.
         fabric: of the run; its process 0 writes.
         every: steps between checkpoints, besides the one at the end of each epoch.
+        before: what `record` wrote last, if the folder has it.
+        extend: the finished run that is there goes on to more epochs.
 
     Raises:
-        InputError: the folder's run was asked something else, or the folder is no run's.
+        InputError: the folder's run was asked something else, or the folder is no run's (`asked.continued`).
     """
 
     folder: Path
@@ -134,6 +115,8 @@ class Run:
     fabric: Fabric
     every: int | None = None
     watcher: Watcher = field(default_factory=Watcher)
+    before: Record | None = None
+    extend: bool = False
 
     def __post_init__(self) -> None:
         self._checkpoints = self.folder / "checkpoints"
@@ -141,11 +124,9 @@ class Run:
         self._board: SummaryWriter | None = None
         self._last_log = (0, time.perf_counter())
         self._batch = int(self.asked.recipe["batch_size"])
-        place = self.folder / "run.json"
-        if place.is_file():
-            self._compare(place)
-        elif self.folder.exists() and not self._is_new():
+        if self.folder.exists() and not (self.folder / ASKED).is_file() and not self._is_new():
             raise InputError(f"{self.folder} is no training run: give --out a new folder.")
+        self.asked = continued(self.asked, self.folder, self.before, extend=self.extend)
         # Which best weights a checkpoint speaks of; of one that was there before, any that are there.
         there = {file.name for file in self._best_files()}
         self._best_of = {file.name: set(there) for file in self._newest_first()}
@@ -155,18 +136,6 @@ class Run:
         return self.folder.is_dir() and all(
             file.name.startswith(store.TEMPORARY) for file in self.folder.iterdir()
         )
-
-    def _compare(self, place: Path) -> None:
-        try:
-            before = json.loads(place.read_text("utf-8"))
-        except (OSError, ValueError):
-            raise InputError(f"{place} is damaged: give --out a new folder.") from None
-        changed = self.asked.differences(before)
-        if changed:
-            raise InputError(
-                f"The run in {self.folder} was asked something else: {'; '.join(changed)}. Ask the "
-                "same again to go on with it, or give --out a new folder."
-            )
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -178,6 +147,11 @@ class Run:
         """
         found = self._newest_first()
         if not found:
+            if self.asked.extended:
+                raise InputError(
+                    f"{self._checkpoints} has no checkpoint, so the run cannot be extended: --weights begins "
+                    "a new one with its best weights."
+                )
             return False
         newest, *older = found
         damaged = store.sha256_file(newest)[:DIGEST_LENGTH] != newest.stem.split("-")[2]
@@ -188,9 +162,19 @@ class Run:
                 damaged = True
                 self.watcher.note(f"{newest.name}: {error}")
         if damaged:
-            then = f"it goes on from step {_step(older[0])}" if older else "it begins anew"
-            raise InputError(f"The checkpoint {newest} is damaged: delete it, and {then}.")
+            raise InputError(f"The checkpoint {newest} is damaged: {self._without_it(older)}.")
         return True
+
+    def has(self, file: str) -> bool:
+        """Whether these best weights are there: a finished run keeps only those of its last checkpoint."""
+        return bool(file) and (self.folder / file).is_file()
+
+    def _without_it(self, older: list[Path]) -> str:
+        if older:
+            return f"delete it, and it goes on from step {_step(older[0])}"
+        if self.asked.extended:
+            return "the run cannot be extended, but --weights begins a new one with its best weights"
+        return "delete it, and it begins anew"
 
     def checkpoint_is_due(self, progress: Progress, steps: Steps) -> bool:
         """At the end of each epoch, and every so many steps if that was asked."""
@@ -262,9 +246,9 @@ class Run:
 
             with store.writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                asked = self.folder / "run.json"
-                if not asked.is_file():
-                    store.atomic_write(asked, json.dumps(self.asked.plain(), indent=2).encode() + b"\n")
+                store.atomic_write(
+                    self.folder / ASKED, json.dumps(self.asked.plain(), indent=2).encode() + b"\n"
+                )
                 self._checkpoints.mkdir(exist_ok=True)
                 for place in (self.folder, self._checkpoints):  # of writes that were killed
                     for file in place.glob(f"{store.TEMPORARY}*"):
@@ -331,7 +315,7 @@ class Run:
             if not writes:
                 return
             self._record(progress, finished=True)
-            self._keep_best({progress.best_file})  # nobody goes back any more
+            self._keep_best({progress.best_file})
             if self._board is not None:
                 self._board.close()
 
@@ -352,7 +336,7 @@ class Run:
             raise failed
 
     def _record(self, progress: Progress, *, finished: bool) -> None:
-        self.record(Kept(progress.best_file, progress.best_sha256, progress, finished))
+        self.record(Kept(progress.best_file, progress.best_sha256, progress, finished, self.asked.extended))
 
     def _log(self, step: int, figures: Mapping[str, float]) -> None:
         assert self._metrics is not None
@@ -361,20 +345,6 @@ class Run:
             self._metrics.append(step, figures)
             for name, value in figures.items():
                 self._board.add_scalar(name, value, step)
-
-
-def _differences(now: Any, before: Any, key: str = "") -> list[str]:
-    if isinstance(now, dict) and isinstance(before, dict):
-        found = []
-        for name in dict.fromkeys((*now, *before)):
-            found += _differences(now.get(name), before.get(name), f"{key}.{name}".strip("."))
-        return found
-    return [] if now == before else [f"{key} is {_short(now)} and was {_short(before)}"]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= DIGEST_LENGTH * 2 else text[:DIGEST_LENGTH] + "…"
 
 
 def _step(checkpoint: Path) -> int:

@@ -102,7 +102,8 @@ class Progress:
 def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int = 0) -> Progress:
     """Train until the recipe's last epoch, or until the validation figure has not improved for long enough.
 
-    Goes on from the run's last checkpoint if there is one. Every process of the run calls it.
+    Goes on from the run's last checkpoint if there is one. An extension starts from the end of the run with
+    all of its state, and with a schedule of its own (`Recipe.learning_rate_at`). Every process calls it.
 
     Args:
         task: holds the model, in fp32 with its starting weights.
@@ -137,6 +138,8 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
     if run.restore(state):
         progress = Progress(**state["progress"])
         scaler.load_state_dict(state["scaler"])
+        if not run.has(progress.best_file):
+            progress.best = -math.inf
 
     loader = DataLoader(
         task.images, batch_sampler=steps.starting(progress.step), num_workers=workers, pin_memory=False
@@ -144,10 +147,10 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
     parts = iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
     run.begin(progress, steps)
     model.train()
-    skipped = 0
-    while progress.step < steps.total and not _patience_is_over(progress, recipe, steps):
+    skipped, begun = 0, run.asked.extended[-1].ended if run.asked.extended else 0
+    while progress.step < steps.total and not _patience_is_over(progress, recipe, steps, begun):
         begin = time.perf_counter()
-        rate = recipe.learning_rate_at(progress.step, steps.per_epoch)
+        rate = recipe.learning_rate_at(progress.step, steps.per_epoch, run.asked.extended)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         batch = [next(parts) for _ in range(steps.parts)]
@@ -260,9 +263,10 @@ def _whole_weights(model: Any) -> dict[str, Tensor]:
     return dict(found)
 
 
-def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps) -> bool:
+def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps, begun: int) -> bool:
+    """`begun`: epochs before the last extension, which waits as long as a run that begins."""
     epochs = progress.step / steps.per_epoch
-    return recipe.patience is not None and epochs - progress.best_epoch >= recipe.patience
+    return recipe.patience is not None and epochs - max(begun, progress.best_epoch) >= recipe.patience
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

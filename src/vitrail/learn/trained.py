@@ -13,14 +13,29 @@ import msgspec
 
 from vitrail import store
 from vitrail.errors import InputError
+from vitrail.learn.recipe import Leg
 from vitrail.vocabulary import Candidate, Implementation, Preprocess, Training, TrainingEpoch, Weights
 
-__all__ = ["TRAINED", "WEIGHTS", "Epoch", "Trained", "candidate_of", "read", "training_of", "write"]
+__all__ = [
+    "TRAINED",
+    "WEIGHTS",
+    "DamagedRecord",
+    "Epoch",
+    "Trained",
+    "candidate_of",
+    "read",
+    "training_of",
+    "write",
+]
 
 TRAINED = "trained.json"
 WEIGHTS = "best.safetensors"
 LABELS = "labels.txt"
 SCHEMA_VERSION = 1
+
+
+class DamagedRecord(InputError):
+    """It cannot be read; the run itself may be whole, and writes it anew as it goes on."""
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +93,10 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     """Epochs done."""
     finished: bool
+    """Whether it came to its end, or to the end of the leg before its extension."""
     history: list[Epoch]
+    extended: list[Leg] = []
+    """What was done before each extension."""
 
 
 def read(folder: str | Path) -> Trained:
@@ -124,7 +142,7 @@ def _decoded(data: bytes, file: Path) -> Trained:
             )
         trained = msgspec.convert(document, Trained)
     except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise InputError(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+        raise DamagedRecord(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
     if len(trained.classes) < 2 or len(set(trained.classes)) < len(trained.classes):
         raise InputError(f"{file} is damaged (its classes are not two or more different names): train again.")
     return trained
@@ -202,5 +220,7 @@ def _write_labels(file: Path, classes: list[str]) -> None:
 def _note(trained: Trained) -> str:
     begun = "from random values" if trained.start == "random" else f"from {trained.start}"
     done = f"{trained.epochs} epoch{'' if trained.epochs == 1 else 's'}"
+    ends = [str(ended) for _, ended in trained.extended]
+    extended = f" (extended after {' and '.join(ends)})" if ends else ""
     open_end = "" if trained.finished else ", not finished"
-    return f"trained on {trained.data}, {begun}, recipe {trained.recipe}, {done}{open_end}"
+    return f"trained on {trained.data}, {begun}, recipe {trained.recipe}, {done}{extended}{open_end}"

@@ -50,7 +50,7 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
     decided, agreeing = decided_photos(reference, scores)
     losses = loss_per_photo(reference, scores)
     bound = stats.mean_upper_bound(losses)
-    answer, reason = _answer(bounds, cosine, error, decided, agreeing)
+    answer, reason = _answer(bounds, cosine, error, decided, agreeing, photos)
     return Parity(
         answer=answer,
         cosine=cosine,
@@ -112,7 +112,9 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-def _answer(bounds: Bounds, cosine: float, error: float, decided: int, agreeing: int) -> tuple[Answer, str]:
+def _answer(
+    bounds: Bounds, cosine: float, error: float, decided: int, agreeing: int, photos: int
+) -> tuple[Answer, str]:
     if cosine < bounds.cosine:
         return "fail", f"cosine {cosine:.5f} is below {bounds.cosine}"
     if error > bounds.relative_error:
@@ -120,8 +122,16 @@ def _answer(bounds: Bounds, cosine: float, error: float, decided: int, agreeing:
     if decided and agreeing / decided < bounds.agreement:
         return "fail", f"top-1 agrees on {agreeing} of {decided} decided photos"
     if decided < MIN_DECIDED_PHOTOS:
-        return "not assessed", f"only {decided} decided photos, {MIN_DECIDED_PHOTOS} needed: add photos"
+        return "not assessed", _too_few(decided, photos)
     return "pass", ""
+
+
+def _too_few(decided: int, photos: int) -> str:
+    """More photos help a model that is sure of what it sees; an unsure one needs others, or more training."""
+    said = f"only {decided} of {photos} photos are decided, {MIN_DECIDED_PHOTOS} needed"
+    if 2 * decided >= photos:
+        return f"{said}: add photos"
+    return f"{said}: the model is unsure of the others, so give photos of what it knows, or train it longer"
 
 
 def _refused(photos: int, reason: str) -> Parity:

@@ -9,6 +9,7 @@ from pathlib import Path
 from vitrail import data
 from vitrail.data import Dataset
 from vitrail.errors import InputError
+from vitrail.learn.outlook import outlook
 from vitrail.learn.trained import Trained, candidate_of, read, training_of
 from vitrail.selection.bench import Bench
 from vitrail.selection.named import asked_candidates, measured_first
@@ -180,6 +181,12 @@ def notes_of(runs: Runs, dataset: Dataset | None) -> tuple[str, ...]:
         if not record.finished:
             done = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
             notes.append(f"the training of {candidate.name} is not finished ({done} done)")
+        elif (found := outlook(record)) is not None:
+            fix = {
+                "more epochs": f"train it on (vitrail train … --epochs {2 * record.epochs} --extend)",
+                "more images": "label more images",
+            }[found.helps]
+            notes.append(f"{candidate.name} {found.why}: {fix}")
         if dataset is not None and record.data_digest != dataset.digest:
             notes.append(
                 f"{candidate.name} was trained on other images or another split than this data has; none "

@@ -1,0 +1,136 @@
+"""What a run was asked to do, kept in its run.json; whether it goes on, is extended, or is another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from vitrail.errors import InputError
+from vitrail.learn.recipe import Leg
+
+__all__ = ["ASKED", "Asked", "Record", "continued", "is_done"]
+
+ASKED = "run.json"
+LENGTH = 32
+"""Longest value in a message; a digest is cut off."""
+
+
+class Record(Protocol):
+    """Of what a run leaves for others, the part that says how far it came."""
+
+    @property
+    def epochs(self) -> int:
+        """Done."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end, or to the end of the leg before its extension."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a run was asked to do; going on needs the same."""
+
+    model: str
+    image_size: int
+    start: str
+    """`random`, or the digest of the weights it begins with."""
+    data: str
+    """Digest of the images, labels and splits."""
+    recipe: Mapping[str, Any]
+    extended: tuple[Leg, ...] = ()
+    """What was done before each extension; `recipe` has the last epoch of all."""
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What is not as it was in `other`, each as `key is … and was …`."""
+        return [said for _, said in _differences(self.plain(), other)]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        values = {**vars(self), "recipe": {**self.recipe}}
+        values["recipe"].pop("source", None)
+        if not self.extended:  # as runs have it that know of no extensions
+            del values["extended"]
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
+
+
+def continued(asked: Asked, folder: Path, record: Record | None, *, extend: bool = False) -> Asked:
+    """What the run in `folder` is asked, with its extensions; `asked` itself where there is no run yet.
+
+    Args:
+        asked: by the command, which knows of no extensions.
+        record: of the run that is there, if it left one.
+        extend: a finished run may be asked for more epochs, and only for those.
+
+    Raises:
+        InputError: the run was asked something else, or cannot be extended; its file is damaged.
+    """
+    place = folder / ASKED
+    if not place.is_file():
+        if extend:
+            raise InputError(f"There is no run in {folder} to extend: leave --extend out, or check --out.")
+        return asked
+    before, extended = _read(place)
+    asked = replace(asked, extended=extended)
+    changed = _differences(asked.plain(), before)
+    ended = record.epochs if record is not None and is_done(record, asked) else None
+    if changed and {key for key, _ in changed} != {"recipe.epochs"}:
+        raise InputError(
+            f"The run in {folder} was asked something else: {'; '.join(said for _, said in changed)}. Ask "
+            "the same again to go on with it, or give --out a new folder."
+        )
+    planned, epochs = int(before["recipe"]["epochs"]), int(asked.recipe["epochs"])
+    if not changed and (not extend or extended or ended is None):
+        return asked
+    if ended is None:
+        raise InputError(
+            f"The run in {folder} has not come to its end: go on with it with --epochs {planned}, and extend "
+            "it then."
+        )
+    if epochs <= ended:
+        more = f"--epochs {ended + max(1, planned // 2)} --extend" if extend else f"--epochs {planned}"
+        raise InputError(f"The run in {folder} has had {_epochs(ended)}: give {more}, for instance.")
+    if not extend:
+        raise InputError(
+            f"The run in {folder} ended after {_epochs(ended)}: add --extend to go on to {epochs}, with a "
+            "learning rate that rises and falls once more, or give --out a new folder."
+        )
+    return replace(asked, extended=(*extended, Leg(planned, ended)))
+
+
+def is_done(record: Record, asked: Asked) -> bool:
+    """Whether a run's record is of its end, and not of the end of the leg before its extension."""
+    return record.finished and (not asked.extended or record.epochs > asked.extended[-1].ended)
+
+
+def _read(place: Path) -> tuple[dict[str, Any], tuple[Leg, ...]]:
+    try:
+        before = json.loads(place.read_text("utf-8"))
+        int(before["recipe"]["epochs"])
+        return before, tuple(Leg(int(planned), int(ended)) for planned, ended in before.get("extended", ()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InputError(f"{place} is damaged: give --out a new folder.") from None
+
+
+def _differences(now: Any, before: Any, key: str = "") -> list[tuple[str, str]]:
+    if isinstance(now, dict) and isinstance(before, dict):
+        found = []
+        for name in dict.fromkeys((*now, *before)):
+            found += _differences(now.get(name), before.get(name), f"{key}.{name}".strip("."))
+        return found
+    return [] if now == before else [(key, f"{key} is {_short(now)} and was {_short(before)}")]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LENGTH else text[: LENGTH // 2] + "…"
