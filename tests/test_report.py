@@ -433,7 +433,7 @@ def test_on_paper_nothing_is_cut_off_and_controls_are_gone():
     printed = "".join(part[: part.index("\n}")] for part in style.split("@media print {")[1:])
     for rule in (".controls", ".scroll, .matrix { overflow: visible; }", "white-space: pre-wrap"):
         assert rule in printed
-    narrow = [line for line in style.splitlines() if line.startswith("@media") and "max-width: 8" in line]
+    narrow = [line for line in style.splitlines() if line.startswith("@media") and "max-width" in line]
     assert narrow
     assert all("screen" in line for line in narrow), "a sheet of paper is narrow too, and holds the table"
 

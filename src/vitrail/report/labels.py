@@ -1,13 +1,11 @@
 """Where names stand in a figure: beside their mark, covering neither marks, lines nor one another.
 
-Each name takes the nearest free place around its mark; a place further away has a leader. A name that finds
-none at its full length is tried in shorter forms, and in the end left out: the mark's title and the table
-say it too.
+Each name takes the best free place around its mark: near, off the lines, at its full length. A place further
+away has a leader. A name that finds no place in any form is left out: the mark's title and the table say it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ __all__ = ["LINE", "Box", "Label", "Wanted", "place", "width_of"]
 LINE = 15.0
 """Height of a line of text."""
 _CHAR, _BOLD = 7.4, 8.3  # of a letter at 12.5 px, on the generous side: fonts differ
+_COVERS, _ACROSS, _SHORT = 40.0, 60.0, 70.0  # pixels of way that a fault of a place is worth
 _FURTHER = (0.0, 7.0, 15.0, 25.0, 37.0, 51.0, 67.0, 85.0, 105.0, 129.0)  # than a name without a leader
 
 
@@ -36,6 +35,10 @@ class Box:
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
+
+    def holds(self, one: Wanted) -> bool:
+        """Whether the mark of `one` is in it."""
+        return self.left <= one.x <= self.right and self.top <= one.y <= self.bottom
 
     def within(self, other: Box) -> bool:
         """Wholly inside `other`."""
@@ -86,30 +89,39 @@ def place(wanted: Sequence[Wanted], marks: Sequence[Box], lines: Sequence[Box], 
 
     Args:
         marks: what no name may cover.
-        lines: what a name covers only where there is no other place for it.
+        lines: what a name covers only where every other place is far.
         frame: names stay inside its plot.
     """
     inside = Box(frame.left + 2, frame.top, frame.width - 4, frame.floor - 2)
     found: list[Label] = []
     for one in wanted:
-        for text, taken in itertools.product(one.texts, ([*marks, *lines], [*marks])):
-            label = _placed(one, text, taken, found, inside)
-            if label is not None:
-                found.append(label)
-                break
+        label = _cheapest(one, marks, lines, found, inside)
+        if label is not None:
+            found.append(label)
     return found
 
 
-def _placed(one: Wanted, text: str, taken: list[Box], found: Sequence[Label], inside: Box) -> Label | None:
-    width = width_of(text, bold=one.bold)
-    for further in _FURTHER:
-        for box in _around(one, width, one.reach + further):
-            if not box.within(inside) or any(box.overlap(other) for other in taken):
-                continue
-            leader = (one.x, one.y, *_end(one, box)) if further else None
-            if _free(box, leader, found):
-                return Label(one, text, box, leader)
-    return None
+def _cheapest(
+    one: Wanted, marks: Sequence[Box], lines: Sequence[Box], found: Sequence[Label], inside: Box
+) -> Label | None:
+    """The place nearest its mark; covering a line, leading across a mark and a short form cost as much as
+    some way further does."""
+    best, least = None, math.inf
+    for form, text in enumerate(one.texts):
+        width = width_of(text, bold=one.bold)
+        for further in _FURTHER:
+            for box in _around(one, width, one.reach + further):
+                cost = further + _SHORT * form
+                if cost >= least or not box.within(inside) or any(box.overlap(mark) for mark in marks):
+                    continue
+                leader = (one.x, one.y, *_end(one, box)) if further else None
+                if not _free(box, leader, found):
+                    continue
+                cost += _COVERS * any(box.overlap(line) for line in lines)
+                cost += _ACROSS * bool(leader and any(_crosses(leader, m) for m in marks if not m.holds(one)))
+                if cost < least:
+                    best, least = Label(one, text, box, leader), cost
+    return best
 
 
 def _around(one: Wanted, width: float, distance: float) -> list[Box]:

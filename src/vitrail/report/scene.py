@@ -146,8 +146,8 @@ def _steps(selection: Selection, points: list[Point]) -> tuple[Point, ...]:
 
 
 def _names(selection: Selection, shown: Scene) -> list[labels.Label]:
-    """Names of the winner, of what would win, of the front, and of what leads or is nearest without one."""
-    named = {*selection.front, *selection.nearest, selection.provisional}
+    """Names of the winner, of what would win, leads or is nearest, and of the front as drawn."""
+    named = {*(p.entry.variant.name for p in shown.front), *selection.nearest, selection.provisional}
     wanted = [
         point
         for point in reversed(shown.points)

@@ -107,7 +107,7 @@ def _method(selection: Selection) -> list[str]:
     )
     threads = "all usable cores" if workload.threads is None else phrases.counted(workload.threads, "thread")
     said = [
-        f"Judged was the p{workload.percentile:g} latency of {scope}, at batch {workload.batch_size} "
+        f"The p{workload.percentile:g} latency of {scope} was judged, at batch {workload.batch_size} "
         f"with {threads} on the {workload.device.upper()}."
     ]
     if photos := _photos(selection):
