@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vitrail import judge
 from vitrail.catalog import check_requirement
-from vitrail.document import from_document
+from vitrail.document import Recorded, from_document
 from vitrail.errors import InputError
-from vitrail.vocabulary import Observation, Requirements, SearchSettings, Selection, Workload
+from vitrail.vocabulary import (
+    LatencyFigures,
+    Observation,
+    Requirements,
+    SearchSettings,
+    Selection,
+    Workload,
+)
 
 __all__ = ["judge_recorded"]
 
@@ -33,7 +40,8 @@ def judge_recorded(
     Args:
         path: the document.
         requirements: what to hold now.
-        workload: its fields named in `said` count; scope and percentile may differ from the recorded ones.
+        workload: its fields named in `said` count, and those that the document does not state; scope and
+            percentile may differ from the recorded ones.
         settings: models, runtimes and precisions choose among the recorded variants.
         said: fields of the workload that were asked for; the others are as recorded.
 
@@ -46,26 +54,84 @@ def judge_recorded(
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the path.") from None
     recorded = from_document(data, str(path))
-    asked = dataclasses.replace(recorded.workload, **{name: getattr(workload, name) for name in said})
-    for name in said:
-        was = getattr(recorded.workload, name)
-        if name not in ANEW and not _same(name, getattr(asked, name), was):
-            raise InputError(f"{path} was recorded with {name} {was}: another one has to be measured.")
+    asked, assumed = _workload(recorded, workload, said)
     _check_classes(recorded.observations, requirements, path)
-    chosen = [_reopened(each) for each in recorded.observations if _is_asked(each, settings)]
+    chosen = [_declared_at(each, asked) for each in recorded.observations if _is_asked(each, settings)]
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")
-    judged = judge.judge(
-        chosen,
-        requirements,
-        asked,
-        hardware=recorded.hardware,
-        shipping=False,
-        created=recorded.created,
-        notes=(*recorded.notes, f"judged again from {path}: nothing was measured, nothing ships"),
-        method=recorded.method,
+    judged = _judge(chosen, recorded, requirements, asked)
+    notes = (*recorded.notes, *assumed, f"judged again from {path}: nothing was measured, nothing ships")
+    return dataclasses.replace(
+        judged,
+        notes=notes,
+        trainings=recorded.selection.trainings if recorded.selection else (),
+        settings=settings,
+        arguments=("--from", str(path)),
     )
-    return dataclasses.replace(judged, trainings=recorded.selection.trainings if recorded.selection else ())
+
+
+def _judge(
+    chosen: Sequence[Observation], recorded: Recorded, requirements: Requirements, asked: Workload
+) -> Selection:
+    """The verdicts, and what the answer lacks where a search had left variants out under another question."""
+
+    def judged(observations: Sequence[Observation]) -> Selection:
+        return judge.judge(
+            observations,
+            requirements,
+            asked,
+            hardware=recorded.hardware,
+            shipping=False,
+            created=recorded.created,
+            method=recorded.method,
+        )
+
+    if recorded.selection is None or recorded.requirements is None:
+        return judged(chosen)
+    before = judge.Question(requirements=recorded.requirements, workload=recorded.workload)
+    now = judge.Question(requirements=requirements, workload=asked)
+    # A first look, in which nothing is open again: does the recorded winner still stand?
+    first = judged(judge.reopen(chosen, before, before, won_before=True))
+    won = recorded.selection.selected
+    stands = any(e.variant.name == won and e.status in ("selected", "meets") for e in first.ledger)
+    selection = judged(judge.reopen(chosen, before, now, won_before=stands))
+    return dataclasses.replace(selection, lacks=judge.lacking(selection))
+
+
+def _workload(
+    recorded: Recorded, workload: Workload, said: Collection[str]
+) -> tuple[Workload, tuple[str, ...]]:
+    """The load that is judged under, and a note of what the record does not say: there the asked is taken.
+
+    Raises:
+        InputError: another load is asked for than the record states.
+    """
+    for name in said:
+        was = getattr(recorded.workload, name)
+        if name in recorded.stated and name not in ANEW and not _same(name, getattr(workload, name), was):
+            raise InputError(
+                f"{recorded.source} was recorded with {name} {was}: another one has to be measured."
+            )
+    unstated = [f.name for f in dataclasses.fields(Workload) if f.name not in recorded.stated]
+    taken = {name: getattr(workload, name) for name in {*said, *unstated}}
+    asked = dataclasses.replace(recorded.workload, **taken)
+    shown = [f"{name} {value}" for name in unstated if (value := getattr(asked, name)) is not None]
+    if not shown:
+        return asked, ()
+    return asked, (f"{recorded.source} does not say its load: judged as if {', '.join(shown)}",)
+
+
+def _declared_at(observation: Observation, asked: Workload) -> Observation:
+    """A number declared without calls stands for whichever percentile is asked, for it does not say."""
+
+    def at(figures: LatencyFigures | None) -> LatencyFigures | None:
+        if figures is None or figures.calls or len({figures.p50, figures.p95, figures.p99}) > 1:
+            return figures
+        return dataclasses.replace(
+            figures, judged=dataclasses.replace(figures.judged, percentile=asked.percentile)
+        )
+
+    return dataclasses.replace(observation, request=at(observation.request), model=at(observation.model))
 
 
 def _same(field: str, asked: object, recorded: object) -> bool:
@@ -73,13 +139,6 @@ def _same(field: str, asked: object, recorded: object) -> bool:
     if field in PATHS and isinstance(asked, str) and isinstance(recorded, str):
         return os.path.realpath(asked) == os.path.realpath(recorded)
     return asked == recorded
-
-
-def _reopened(observation: Observation) -> Observation:
-    """A variant left out under the recorded requirements may fit these: it is not known, not rejected."""
-    if observation.pruned is None or observation.request or observation.model:
-        return observation
-    return dataclasses.replace(observation, pruned=None, flags=(*observation.flags, observation.pruned))
 
 
 def _is_asked(observation: Observation, settings: SearchSettings) -> bool:

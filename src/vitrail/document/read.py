@@ -20,6 +20,8 @@ DECLARED_LATENCY = "declared latency: one number without calls, taken as the jud
 _EXAMPLE = '{"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}'
 _NEEDED = {"model": '"swin_tiny"', "accuracy": "81.4", "latency_ms": "28.0"}
 
+_SCREENED = "screened in one launch"
+
 # What a key stands for that a hand-written file leaves out.
 _UNSTATED_DOCUMENT: JsonObject = {
     "schema_version": schema.SCHEMA_VERSION,
@@ -54,6 +56,7 @@ _UNSTATED_VARIANT: JsonObject = {
     "status": "undecided",
     "would_win": False,
     "tie": False,
+    "confirmed": True,
     "reasons": [],
     "verdicts": [],
     "random_weights": False,
@@ -87,6 +90,8 @@ class Recorded:
     created: str = ""
     selection: v.Selection | None = None
     """The recorded selection itself, as far as a document holds it; None: a hand-written file."""
+    stated: frozenset[str] = frozenset()
+    """Fields of `workload` that the file states; what a hand-written one leaves out is unknown."""
 
 
 def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Recorded:
@@ -126,6 +131,7 @@ def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Re
         notes=selection.notes,
         created=selection.created,
         selection=selection if written_by_vitrail else None,
+        stated=frozenset(data.get("workload", ())),
     )
 
 
@@ -200,6 +206,8 @@ def _complete_row(row: Any, place: str, percentile: object, source: str) -> Json
     full = {**_UNSTATED_VARIANT, "architecture": str(row["model"]).partition(".")[0], **row}
     if full["status"] == "feasible":  # the word of versions up to 3
         full["status"] = "meets"
+    if "confirmed" not in row and isinstance(full["reasons"], list):  # older versions said it in words only
+        full["confirmed"] = not any(str(reason).startswith(_SCREENED) for reason in full["reasons"])
     weights = row.get("weights", {})
     full["weights"] = {**_UNSTATED_WEIGHTS, **weights} if isinstance(weights, dict) else weights
     full["accuracy"] = _complete_accuracy(row["accuracy"], place, source)

@@ -92,7 +92,6 @@ def _observation(row: schema.VariantDoc, trained_with: str | None) -> v.Observat
         environment=_maybe(v.Environment, row.environment),
         measurement=None,
         throughput_answer=None,
-        confirmed=True,
         weights_at_hand=row.weights.at_hand,
     )
 

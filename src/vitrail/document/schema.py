@@ -13,8 +13,8 @@ from vitrail import vocabulary as v
 SCHEMA_VERSION = 4
 """2: labelled images (`data`, `min_recall`, `classification`, `test`).
 
-3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`; status `meets` for `feasible`, and
-`not measured`. Older ones are read as well."""
+3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`, `confirmed`; status `meets` for
+`feasible`, and `not measured`. Older ones are read as well."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -262,6 +262,7 @@ class VariantDoc(_Doc):
     accuracy: Annotated[AccuracyDoc | None, Meta(description="of this variant, its precision included")]
     weights_accuracy: Annotated[AccuracyDoc | None, Meta(description="the figure that came with the weights")]
     latency_ms: ScopesDoc | None
+    confirmed: Annotated[bool, Meta(description="false: screened in one launch; finals were not spent on it")]
     latency_answer: Annotated[
         v.Answer | None, Meta(description="of the sequential test at the recorded limit")
     ]

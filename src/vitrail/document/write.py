@@ -80,6 +80,7 @@ def _evidence(observation: v.Observation) -> dict[str, Any]:
         "accuracy": _maybe(schema.AccuracyDoc, observation.accuracy),
         "latency_ms": _latency(observation),
         "latency_answer": observation.latency_answer,
+        "confirmed": observation.confirmed,
         "throughput": observation.throughput,
         "memory_mib": memory.peak if memory else None,
         "memory_steady_mib": memory.steady if memory else None,

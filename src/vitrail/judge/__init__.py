@@ -18,6 +18,7 @@ from vitrail.judge.evidence import (
 )
 from vitrail.judge.ranking import distance, front, rank, ties, told_apart
 from vitrail.judge.reasons import reasons_of
+from vitrail.judge.reopening import Question, lacking, reopen
 from vitrail.judge.standing import (
     blocking,
     could_ship,
@@ -40,14 +41,17 @@ from vitrail.vocabulary import (
 
 __all__ = [
     "ALLOWANCE_POINTS",
+    "Question",
     "accuracy",
     "accuracy_before_measuring",
     "as_if_at_hand",
     "distance",
     "judge",
+    "lacking",
     "latency_figures",
     "observe",
     "rank",
+    "reopen",
     "throughput",
     "told_apart",
     "verdicts",
