@@ -199,7 +199,7 @@ def _latency_verdict(seen: v.Observation, limit: float) -> v.Verdict:
         limit=limit,
         margin=margin,
         reason=words[answer],
-        admit=None if answer == "pass" else f"--max-latency {int(high) + 1}ms",
+        admit=None if answer != "fail" else f"--max-latency {int(high) + 1}ms",
     )
 
 

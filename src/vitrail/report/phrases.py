@@ -41,6 +41,14 @@ _FAILED = {
     "license": "license not accepted",
     "parity": "outputs differ from the reference",
 }
+_RULED_OUT = {
+    "latency": "hardly fast enough",
+    "throughput": "hardly enough images/s",
+    "memory": "its weights alone need more memory",
+    "accuracy": "not accurate enough",
+    "license": "license not accepted",
+}
+"""What facts said of a variant that was not measured, by the first word of the reason."""
 _SCOPES = {"request": "a whole request (decode, preprocess, run, top-k)", "model": "the model alone"}
 
 
@@ -156,8 +164,9 @@ def failing(entry: LedgerEntry) -> list[Verdict]:
 
 
 def admission(entry: LedgerEntry) -> str | None:
-    """The options that together would admit the variant; None: no option alone can, or none is needed."""
-    options = [verdict.admit for verdict in failing(entry) if verdict.answer in ("fail", "undecided")]
+    """The options that the variant needs at least, each laxer than what was asked; None: no verdict fails,
+    or no option helps. What is undecided or was never taken needs evidence, which no option stands for."""
+    options = [verdict.admit for verdict in entry.verdicts if verdict.answer == "fail"]
     if not options or any(option is None for option in options):
         return None
     return " ".join(dict.fromkeys(option for option in options if option is not None))
@@ -166,10 +175,16 @@ def admission(entry: LedgerEntry) -> str | None:
 def reasons(entry: LedgerEntry) -> str:
     """Why the variant has its place, and what would admit it (a judge's reasons say so themselves)."""
     said = "; ".join(entry.reasons)
-    needs = admission(entry) if entry.status in ("rejected", "undecided") else None
+    needs = admission(entry) if entry.status == "rejected" else None
     if needs is None or "→ needs" in said:
         return said
     return f"{said} → needs {needs}{' and its weights' if is_random(entry) else ''}"
+
+
+def doubts(entry: LedgerEntry) -> tuple[str, ...]:
+    """What casts doubt on the variant's figures: noise while it was timed, drift, a number without calls."""
+    seen = entry.observation
+    return seen.flags or (seen.measurement.flags if seen.measurement else ())
 
 
 def measured(selection: Selection) -> list[LedgerEntry]:
@@ -190,7 +205,10 @@ def shortfall(entry: LedgerEntry) -> float:
 
 
 def rivals(selection: Selection, count: int = 5) -> list[LedgerEntry]:
-    """The closest losers, one variant a candidate: what fits first, then what misses by the least."""
+    """The closest losers, one variant a candidate: what meets all first, then what misses by the least.
+
+    Ties are all there: they are no losers, whichever candidate they are of.
+    """
     rank = {"meets": 0, "undecided": 1, "rejected": 2}
     lost = [
         entry
@@ -211,9 +229,29 @@ def rivals(selection: Selection, count: int = 5) -> list[LedgerEntry]:
     winner = selection.winner
     shown: dict[str, LedgerEntry] = {}
     for entry in sorted(lost, key=closeness):
-        if winner is None or entry.variant.candidate.name != winner.variant.candidate.name:
-            shown.setdefault(entry.variant.candidate.name, entry)
-    return list(shown.values())[:count]
+        if entry.tie or winner is None or entry.variant.candidate.name != winner.variant.candidate.name:
+            shown.setdefault(entry.variant.name if entry.tie else entry.variant.candidate.name, entry)
+    return sorted(shown.values(), key=lambda entry: not entry.tie)[:count]
+
+
+def few(selection: Selection, count: int = 6) -> list[LedgerEntry]:
+    """The few variants that matter: the winner or what leads, what would win, ties, the closest losers."""
+    first = [each for each in (selection.winner, selection.leader) if each is not None]
+    first += [entry for entry in selection.ledger if entry.would_win]
+    if selection.winner is not None:
+        rest = rivals(selection, count)
+    else:
+        by_name = {entry.variant.name: entry for entry in selection.ledger}
+        rest = [by_name[name] for name in selection.nearest if name in by_name]
+        # Without limits nothing is near: what is missing is evidence, so that is what is said.
+        rest = rest or [entry for entry in selection.ledger if entry.status == "undecided"]
+    named = {entry.variant.name for entry in first}
+    return [*first, *(entry for entry in rest if entry.variant.name not in named)][:count]
+
+
+def word(entry: LedgerEntry) -> str:
+    """One word for the variant's place: its status, unless it ties or would win."""
+    return "tie" if entry.tie else "would win" if entry.would_win else entry.status
 
 
 def _fails(entry: LedgerEntry) -> bool:
@@ -230,14 +268,22 @@ def others(selection: Selection, shown: list[LedgerEntry]) -> list[tuple[str, in
 def _group(entry: LedgerEntry) -> str:
     seen = entry.observation
     if entry.status == "reference":
-        return "references, never shipped"
-    if seen.pruned is not None:
-        return "not measured: " + seen.pruned.partition(":")[0]
+        return "timed as a reference only"
     if seen.failure is not None:
         return "could not be exported or run"
+    if entry.status == "not measured":
+        return _why_not_measured(seen.pruned)
     for verdict in entry.verdicts:
         if verdict.answer == "fail":
             return _FAILED.get(verdict.requirement, f"{verdict.requirement} not met")
     if not seen.weights_at_hand or is_random(entry):
         return "weights not at hand"
-    return "undecided" if entry.status == "undecided" else "fit, but are not better"
+    return {"meets": "meeting all, but not the best"}.get(entry.status, entry.status)
+
+
+def _why_not_measured(pruned: str | None) -> str:
+    if pruned is None:
+        return "not measured"
+    again = pruned.removeprefix("never measured: ")
+    kind = again.partition(" (" if again != pruned else ":")[0]
+    return f"{'never' if again != pruned else 'not'} measured: {_RULED_OUT.get(kind, kind)}"

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import TextIO
 
 from vitrail.report import phrases
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
-_STYLES = {"SELECTED": "bold green", "NOTHING": "bold red", "NEAREST": "yellow", "WOULD WIN": "cyan",
-           "TEST": "bold",           "LOST": "dim", "NOTE": "dim"}  # fmt: skip
+_STYLES = {
+    "SELECTED": "bold green",
+    "NOTHING": "bold red",
+    "PROVISIONAL": "bold yellow",
+    "LACKS": "bold yellow",
+    "DOUBT": "yellow",
+    "TEST": "bold",
+    "tie": "cyan",
+    "would win": "cyan",
+    "undecided": "yellow",
+    "unmeasured": "dim",
+    "rejected": "dim",
+    "rest": "dim",
+    "NOTE": "dim",
+}
 _INDENT = 11
+_WORDS = {"selected": "winner", "not measured": "unmeasured"}
+"""What stands before a row of the table, where the status itself is not the word."""
 
 
 def summary(
@@ -19,16 +33,20 @@ def summary(
     *,
     artifact: str | None = None,
     report: str | None = None,
-    rivals: int = 5,
+    few: int = 6,
 ) -> str:
-    """The result as plain text, one fact a line; `artifact` and `report` are the paths written, if any."""
-    lines = _won(selection) if selection.winner else _nothing_fits(selection)
-    lines += _would_win(selection)
-    shown = phrases.rivals(selection, rivals) if selection.winner else _nearest(selection)
-    if selection.winner:
-        lines += _table("LOST", [_lost_row(entry) for entry in shown])
+    """The result as plain text, one fact a line; `artifact` and `report` are the paths written, if any.
+
+    First what was selected (or leads, or that nothing does), then a table of the `few` that matter, then one
+    line that counts the rest, then what is to be known beside it.
+    """
+    shown = phrases.few(selection, few)
+    lines = _won(selection) if selection.winner else _nothing_meets_all(selection)
+    lines += [_line("LACKS", lack) for lack in selection.lacks]
+    if len(shown) > 1 or not (selection.winner or selection.leader):
+        lines += _table(selection, shown)
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
-    lines += _wrapped("LOST", "also: " + " · ".join(groups)) if groups else []
+    lines += [_line("rest", " · ".join(groups))] if groups else []
     lines += [_line("NOTE", note) for note in selection.notes]
     if last := written(artifact, report):
         lines.append(last)
@@ -77,7 +95,7 @@ def progress_line(
     room = 36 if width >= 100 else 22
     head = f"[{done:>{len(str(total))}}/{total}] {name:<{room}.{room}}  {_range(entry, workload):<17} "
     head += f"{_answer(entry):<13}"
-    leader = f"best {best.variant.candidate.architecture}" if best else "nothing fits yet"
+    leader = f"best {best.variant.candidate.architecture}" if best else "nothing meets all yet"
     seconds = max(0, math.ceil(left_s))
     clock = f"{seconds // 60}:{seconds % 60:02} left"
     room = width - len(head) - len(clock) - 3
@@ -111,21 +129,41 @@ def _line(word: str, text: str) -> str:
     return f"{word:<{_INDENT - 1}} {text}"
 
 
-def _wrapped(word: str, text: str) -> list[str]:
-    # figures and names stay on one line for whoever searches the text; only counts are wrapped
-    first, *rest = textwrap.wrap(text, 96, break_on_hyphens=False)
-    return [_line(word, first), *(" " * _INDENT + line for line in rest)]
+def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
+    """A row for each entry: its place, name, figures, and why it has that place."""
+    load = selection.workload
+    head = ["variant", f"p{load.percentile:g} ms {load.latency_scope}", "top-1 %", "MiB", ""]
+    rows = [[entry.variant.name, *_cells(entry, load), phrases.reasons(entry)] for entry in shown]
+    used = [any(row[i] for row in rows) for i in range(len(head))]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def laid_out(cells: list[str]) -> str:
+        kept = [cell.ljust(width) for cell, width, use in zip(cells, widths, used, strict=True) if use]
+        return "  ".join(kept).rstrip()
+
+    words = [phrases.word(entry) for entry in shown]
+    if selection.winner is None and selection.leader is not None:
+        words[0] = "leads"
+    gutters = [_WORDS.get(word, word) for word in words]
+    return [_line("", laid_out(head)), *map(_line, gutters, map(laid_out, rows))]
 
 
-def _table(word: str, rows: list[tuple[str, str]]) -> list[str]:
-    width = max((len(name) for name, _ in rows), default=0)
-    return [_line(word, f"{name:<{width}}  {text}".rstrip()) for name, text in rows]
+def _cells(entry: LedgerEntry, workload: Workload) -> list[str]:
+    """Latency with its interval, accuracy with its provenance, memory; empty where not known."""
+    figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
+    top1 = entry.observation.accuracy
+    latency = phrases.milliseconds(figures).partition(" ")[2].replace(" ms", "") if figures else ""
+    if latency and phrases.is_random(entry):
+        latency += " random weights"
+    accuracy = f"{top1.value:.4g} {top1.provenance}" if top1 else ""
+    return [latency, accuracy, phrases.number(memory.peak) if memory else ""]
 
 
 def _won(selection: Selection) -> list[str]:
     winner = selection.winner
     assert winner is not None
     lines = [_line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
+    lines += [_line("DOUBT", doubt) for doubt in phrases.doubts(winner)]
     if selection.test is not None:
         lines += [_line("TEST", str(phrases.tested(selection))), _line("", phrases.task(selection.test))]
     return lines
@@ -144,38 +182,17 @@ def _facts(entry: LedgerEntry, workload: Workload) -> str:
     return "   ".join(said)
 
 
-def _lost_row(entry: LedgerEntry) -> tuple[str, str]:
-    return entry.variant.name, phrases.reasons(entry)
-
-
-def _nearest(selection: Selection) -> list[LedgerEntry]:
-    by_name = {entry.variant.name: entry for entry in selection.ledger}
-    return [by_name[name] for name in selection.nearest if name in by_name]
-
-
-def _nothing_fits(selection: Selection) -> list[str]:
+def _nothing_meets_all(selection: Selection) -> list[str]:
     asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
-    rows = [_lost_row(entry) for entry in _nearest(selection)]
-    why = f"no variant was shown to hold {asked or 'what was asked'}"
-    if not rows:  # nothing came near a limit or failed one: what is missing is evidence
+    why = f"no variant was shown to meet {asked or 'what was asked'}"
+    if not selection.nearest:  # nothing came near a limit or failed one: what is missing is evidence
         why = "no variant has all the evidence that a winner needs"
-    lines = [_line("NOTHING", f"fits: {why}"), *_table("NEAREST", rows)]
-    if not rows:
-        # Without limits nothing is near: what is missing is evidence, so that is what is said.
-        open_ones = [entry for entry in selection.ledger if entry.status == "undecided"]
-        lines += _table("UNDECIDED", [_lost_row(entry) for entry in open_ones[:3]])
+    lines = [_line("NOTHING", f"is selected: {why}")]
+    if leader := selection.leader:
+        lines.append(_line("PROVISIONAL", f"{leader.variant.name}   {_facts(leader, selection.workload)}"))
+        lines.append(_line("", f"not proven: {'; '.join(leader.reasons)}"))
+        lines += [_line("DOUBT", doubt) for doubt in phrases.doubts(leader)]
     return lines
-
-
-def _would_win(selection: Selection) -> list[str]:
-    return [
-        _line(
-            "WOULD WIN",
-            f"{entry.variant.name} if its weights were at hand   {_facts(entry, selection.workload)}",
-        )
-        for entry in selection.ledger
-        if entry.would_win
-    ]
 
 
 def written(artifact: str | None, report: str | None) -> str:

@@ -1,0 +1,75 @@
+"""The words of the terminal: what is proven, what leads, what ties, what was taken in noise (below 1 s)."""
+
+from dataclasses import replace
+
+from test_judge import measured as timed
+from test_judge import raced, recorded, screened, variant
+
+from vitrail import vocabulary as v
+from vitrail.judge import judge, observe
+from vitrail.report import phrases
+from vitrail.report.terminal import summary
+
+
+def decide(seen, **requirements):
+    asked = v.Requirements(license=("any",), **requirements)
+    return judge(seen, asked, v.Workload(), hardware={})
+
+
+def starts(text):
+    """The first word of each line, of two where they are one label."""
+    return [line[:11].strip() for line in text.splitlines()]
+
+
+def test_the_provisional_best_is_never_called_selected():
+    seen = [screened("best", 85.0, 20.0), screened("slow", 90.0, 80.0)]
+    text = summary(decide(seen, max_latency_ms=50.0))
+    assert "SELECTED" not in text
+    assert starts(text)[:3] == ["NOTHING", "PROVISIONAL"[:11], ""]
+    lines = text.splitlines()
+    assert lines[1].startswith("PROVISIONAL best@224 openvino fp32   p95 ")
+    assert "not proven: " in lines[2]
+    assert "raise --budget" in lines[2]
+    assert "needs --max-latency" not in lines[2]
+    assert "leads" in starts(text)
+    assert any(line.startswith("rejected") and "slow" in line for line in lines)
+
+
+def test_a_tie_is_called_one():
+    text = summary(
+        decide(raced({"quick": (74.0, 19.8), "sure": (76.0, 20.2)}, sigma=0.08), objective="latency")
+    )
+    first, _, winner, tie, *_ = text.splitlines()
+    assert first.startswith("SELECTED   sure")
+    assert "in a tie with 1 other: the more accurate was taken" in winner
+    assert tie.startswith("tie        quick")
+
+
+def test_a_winner_that_was_timed_in_noise_is_marked():
+    one = variant("net")
+    taken = timed(one, 20.0)
+    noise = "noise: other processes interrupted 30 of 40 blocks (14603 switches)"
+    text = summary(decide([observe(one, replace(taken, flags=(noise,)))]))
+    assert f"DOUBT      {noise}" in text.splitlines()
+    assert "DOUBT" not in summary(decide([observe(one, taken)]))
+
+
+def test_what_lacks_and_what_was_never_measured():
+    unseen = replace(recorded("large", 90.0, None, parity=None), pruned="latency: hardly below 90 ms")
+    other = replace(recorded("late", 90.0, None, parity=None), pruned=None)
+    selection = decide([recorded("net", 80.0, 20.0), unseen, other], max_latency_ms=50.0)
+    text = summary(replace(selection, lacks=("large was never measured",)))
+    lines = text.splitlines()
+    assert lines[1] == "LACKS      large was never measured"
+    assert lines[-1] == "rest       1 not measured: hardly fast enough · 1 not measured"
+    assert "undecided" not in text
+
+
+def test_no_verdict_that_is_open_is_worded_as_a_limit_to_loosen():
+    """`admission` names limits only for what fails, whatever else is open."""
+    seen = screened("net", 80.0, 20.0)
+    (found,) = decide([seen], max_latency_ms=50.0, max_memory_mib=10.0).ledger
+    assert {x.answer for x in found.verdicts if x.requirement == "max_latency"} == {"undecided"}
+    assert phrases.admission(found) == "--max-memory 300MiB"
+    (found,) = decide([seen], max_latency_ms=50.0).ledger
+    assert phrases.admission(found) is None
