@@ -26,6 +26,9 @@ def notes(selection: Selection) -> list[Markup]:
             said = evidence_in_short(entry, selection.workload)
             found.append(tight(Markup(text).format(spelled(entry.variant.name), said)))
     found += [sentence(lack) for lack in selection.lacks]
+    for entry in (selection.winner, selection.leader):
+        if entry is not None:
+            found += [sentence(f"doubt about its figures: {doubt}") for doubt in phrases.doubts(entry)]
     near = _nearest(selection)
     for entry in near if selection.leader is not None else near[1:]:
         if entry is selection.leader:
@@ -112,8 +115,8 @@ def _nothing(selection: Selection) -> list[Markup]:
     )
     needs = phrases.admission(entry)
     if needs and "→ needs" not in text:
-        weights = ", with its weights at hand," if phrases.is_random(entry) else ""
-        text += Markup("; {}{} would admit it").format(options_as_code(needs), weights)
+        weights = " and its weights" if phrases.is_random(entry) else ""
+        text += Markup("; it needs {}{}").format(options_as_code(needs), weights)
     return [first, text + Markup(".")]
 
 
