@@ -26,9 +26,8 @@ def notes(selection: Selection) -> list[Markup]:
             said = evidence_in_short(entry, selection.workload)
             found.append(tight(Markup(text).format(spelled(entry.variant.name), said)))
     found += [sentence(lack) for lack in selection.lacks]
-    for entry in (selection.winner, selection.leader):
-        if entry is not None:
-            found += [sentence(f"doubt about its figures: {doubt}") for doubt in phrases.doubts(entry)]
+    if (best := selection.winner or selection.leader) is not None:
+        found += [sentence(f"doubt about its figures: {doubt}") for doubt in phrases.doubts(best)]
     near = _nearest(selection)
     for entry in near if selection.leader is not None else near[1:]:
         if entry is selection.leader:
