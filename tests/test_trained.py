@@ -381,7 +381,7 @@ def test_the_document_keeps_the_training_also_when_it_is_judged_again(with_train
 def test_the_report_draws_a_point_for_each_epoch(with_training):
     page = html.render(with_training)
     section = page.partition('id="h-training"')[2].partition("</section>")[0]
-    figures = re.findall(r"<svg viewBox=\"0 0 380 .*?</svg>", section, re.DOTALL)
+    figures = re.findall(r"<svg viewBox=\"0 0 340 .*?</svg>", section, re.DOTALL)
     assert [figure.count('class="point"') for figure in figures] == [40 + 39, 39]
     assert all("<title>" in figure and "<desc>" in figure for figure in figures)
     assert "lowest 0.055 after epoch 40" in figures[0]
@@ -399,7 +399,7 @@ def test_runs_of_no_epoch_and_of_one_are_drawn_too(with_training):
         short = dataclasses.replace(training, history=training.history[:count], epochs=count, finished=False)
         page = html.render(dataclasses.replace(with_training, trainings=(short,)))
         section = page.partition('id="h-training"')[2].partition("</section>")[0]
-        drawn = "".join(re.findall(r"<svg viewBox=\"0 0 380 .*?</svg>", section, re.DOTALL))
+        drawn = "".join(re.findall(r"<svg viewBox=\"0 0 340 .*?</svg>", section, re.DOTALL))
         assert drawn.count('class="point"') == points
         assert "not finished" in section
 

@@ -18,7 +18,7 @@ from vitrail.vocabulary import Selection, Training, TrainingEpoch
 
 __all__ = ["Curve", "Shown", "shown"]
 
-WIDTH, HEIGHT = 380, 250
+WIDTH, HEIGHT = 340, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 40
 FEW = 30
 """Up to so many epochs a marker has its full size; beyond, markers would hide the line."""
