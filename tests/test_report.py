@@ -214,6 +214,11 @@ def test_a_provisional_best_and_a_tie_are_named_as_such():
     count = sum(entry.tie for entry in tied)
     said = words(decision(replace(selection, ledger=tuple(tied))))
     assert f"has the highest top-1 accuracy (in a tie with {count} others) among" in said
+    faster = replace(selection.requirements, objective="latency")
+    said = words(decision(replace(selection, ledger=tuple(tied), requirements=faster)))
+    assert (
+        f"is the most accurate of {count + 1} that tie for the lowest latency among those that meet" in said
+    )
     open_one = replace(selection.winner, status="undecided", reasons=("53 calls do not decide",))
     ledger = tuple(open_one if e is selection.winner else e for e in selection.ledger)
     provisional = replace(selection, ledger=ledger, selected=None, provisional=open_one.variant.name)

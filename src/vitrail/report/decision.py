@@ -81,10 +81,13 @@ def _won(selection: Selection) -> list[Markup]:
     assert winner is not None
     asked = phrases.listed(limits(selection))
     name, goal = spelled(winner.variant.name), phrases.OBJECTIVES[selection.requirements.objective]
-    if tied := sum(entry.tie for entry in selection.ledger):
-        goal += f" (in a tie with {phrases.counted(tied, 'other')})"
+    has, tied = f"has {goal}", sum(entry.tie for entry in selection.ledger)
+    if tied and selection.requirements.objective == "accuracy":
+        has += f" (in a tie with {phrases.counted(tied, 'other')})"
+    elif tied:  # its figure need not be the best of them
+        has = f"is the most accurate of {tied + 1} that tie for {goal}"
     among = f"among those that meet {asked}" if asked else "of all that have the evidence"
-    first = Markup("Of {}, <strong>{}</strong> has {} {}.").format(_counts(selection), name, goal, among)
+    first = Markup("Of {}, <strong>{}</strong> {} {}.").format(_counts(selection), name, has, among)
     if len(selection.ledger) == 1:
         held = f"meets {asked}" if asked else "has the evidence that a winner needs"
         first = Markup("<strong>{}</strong>, the only variant considered, {}.").format(name, held)
