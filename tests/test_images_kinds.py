@@ -201,7 +201,7 @@ def test_bitmaps_are_black_where_they_are_1(plain):
 def test_damaged_netpbm_is_one_sentence(data):
     with pytest.raises(InputError) as error:
         decode(data)
-    assert "truncated, damaged or an unusual netpbm image" in str(error.value)
+    assert "truncated, damaged or an unusual PPM" in str(error.value)
 
 
 def test_large_netpbm_is_refused_by_its_header():

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
-from PIL import AvifImagePlugin, BmpImagePlugin, ExifTags, Image, ImageFile
+from PIL import AvifImagePlugin, ExifTags, Image, ImageFile
 from PIL import GifImagePlugin as Gif
 from PIL import JpegImagePlugin as Jpeg
 from PIL import PngImagePlugin as Png
@@ -21,14 +22,9 @@ from PIL import TiffImagePlugin as Tiff
 from PIL import WebPImagePlugin as WebP
 
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.images import netpbm
-from vitrail.images.headers import HEAD_BYTES, declared_size, png_is_whole, recognise
-
-MAX_PIXELS = 256 * 2**20 // 3
-"""Largest width x height that is decoded unless asked otherwise: 256 MiB as 8-bit RGB."""
-
-MAX_FILE_BYTES = 2**30
-"""No larger file is read; a photo within the pixel cap stays far below it."""
+from vitrail.images import bmp, containers, netpbm, tiff
+from vitrail.images.headers import HEAD_BYTES, recognise
+from vitrail.images.limits import LIMITS, SHARE, Limits
 
 SCALED_MARGIN = 2
 """A scaled JPEG keeps its short side at least this many times the asked one (docs/images.md)."""
@@ -39,11 +35,19 @@ READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": Jpeg.JpegImageFile,
     "PNG": Png.PngImageFile,
     "WebP": WebP.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": Gif.GifImageFile,
-    "TIFF": Tiff.TiffImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
+
+CUT: dict[str, Callable[[bytes, Limits], tuple[bytes, tuple[int, int]]]] = {
+    "PNG": containers.png,
+    "GIF": containers.gif,
+    "WebP": containers.webp,
+}
+OWN: dict[str, Any] = {"BMP": bmp, "PPM": netpbm}
+
+BYTES_A_PIXEL = {"WebP": 20, "AVIF": 16, "HEIF": 16}
+"""What decoding takes at its peak, where that is more than the 4 of a picture."""
 
 HEIF_INSTALL = 'pip install "vitrail[heif]"'
 ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC or PPM"
@@ -78,7 +82,7 @@ class Frame(NamedTuple):
     box: Box
 
 
-def decode(source: Any, *, short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(source: Any, *, short_side: int | None = None, limits: Limits = LIMITS) -> Image.Image:
     """Return `source` as an upright RGB image.
 
     `source`: a path (`str`, `Path`), the bytes of a file, a PIL image, or a uint8 array of shape
@@ -89,23 +93,35 @@ def decode(source: Any, *, short_side: int | None = None, max_pixels: int = MAX_
     `short_side`: pixels of the short side that the caller will resize to. A JPEG is then decoded at
     1/2, 1/4 or 1/8 of its size where that leaves at least `SCALED_MARGIN` times as many.
 
-    `max_pixels`: largest width x height, compared with the file's header before any pixel is decoded.
+    `limits`: how much the image may ask for, compared with what its file declares before any pixel is
+    decoded.
 
     Raises `InputError`, naming the source and the fix, for whatever is not such an image.
     """
     if short_side is not None and short_side < 1:
         raise InputError(f"short_side is {short_side}: give a number of pixels from 1.")
+    try:
+        return _decode(source, short_side, limits)
+    except MemoryError:
+        name = source if isinstance(source, (str, Path)) else "The given image"
+        raise InputError(
+            f"{name} needs more memory than there is: make it smaller or leave it out."
+        ) from None
+
+
+def _decode(source: Any, short_side: int | None, limits: Limits) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _from_image(source, max_pixels)
+        return _from_image(source, limits)
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _from_array(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
             raise InputError("The given bytes are empty: pass the whole content of an image file.")
-        return _from_file(io.BytesIO(source), "The given data", short_side, max_pixels)
+        _check_bytes("The given data", len(source), limits)
+        return _from_file(io.BytesIO(source), "The given data", short_side, limits)
     if isinstance(source, (str, Path)):
-        with _open(source) as file:
-            return _from_file(file, str(source), short_side, max_pixels)
+        with _open(source, limits) as file:
+            return _from_file(file, str(source), short_side, limits)
     raise InputError(
         f"An image of type {type(source).__name__} is not supported: "
         "pass a path, bytes, a PIL image or a uint8 NumPy array."
@@ -124,7 +140,7 @@ def frame_of(image: Image.Image) -> Frame:
 # --- sources ------------------------------------------------------------------------------------
 
 
-def _open(path: str | Path) -> BinaryIO:
+def _open(path: str | Path, limits: Limits) -> BinaryIO:
     """Open a regular, non-empty file; anything else is an `InputError`."""
     try:
         facts = os.stat(path)
@@ -134,8 +150,7 @@ def _open(path: str | Path) -> BinaryIO:
             raise InputError(f"{path} is not a regular file: give an image file.")
         if facts.st_size == 0:
             raise InputError(f"{path} is empty: replace it or leave it out.")
-        if facts.st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: make it smaller.")
+        _check_bytes(str(path), facts.st_size, limits)
         return open(path, "rb")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path.") from None
@@ -147,7 +162,7 @@ def _open(path: str | Path) -> BinaryIO:
         raise InputError(f"{path!s} cannot be opened ({_reason(error)}): check the path.") from None
 
 
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _from_array(array: np.ndarray, limits: Limits) -> Image.Image:
     """uint8 (H, W), (H, W, 3) or (H, W, 4) -> RGB image that shares no memory with the array."""
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not shaped or 0 in array.shape:
@@ -155,18 +170,18 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
             f"An array of shape {array.shape} and type {array.dtype} is not an image: "
             "pass uint8 of shape (H, W), (H, W, 3) or (H, W, 4)."
         )
-    _check_pixels("The given array", (array.shape[1], array.shape[0]), max_pixels)
+    _check_pixels("The given array", (array.shape[1], array.shape[0]), limits.pixels)
     if array.ndim == 2:
         return Image.fromarray(array).convert("RGB")
     return Image.fromarray(np.ascontiguousarray(array[..., :3]))
 
 
-def _from_image(image: Image.Image, max_pixels: int) -> Image.Image:
+def _from_image(image: Image.Image, limits: Limits) -> Image.Image:
     """A PIL image -> RGB, upright; the given one is loaded but not changed."""
     name = "The given PIL image"
     if 0 in image.size:
         raise InputError(f"{name} has no pixels: pass one with a width and a height.")
-    _check_pixels(name, image.size, max_pixels)
+    _check_pixels(name, image.size, limits.pixels)
     _refuse_leniency()
     try:
         image.load()
@@ -177,7 +192,7 @@ def _from_image(image: Image.Image, max_pixels: int) -> Image.Image:
     return _upright_rgb(image, name)
 
 
-def _from_file(file: BinaryIO, name: str, short_side: int | None, max_pixels: int) -> Image.Image:
+def _from_file(file: BinaryIO, name: str, short_side: int | None, limits: Limits) -> Image.Image:
     """The decoding road of untrusted bytes: kind, size from the header, pixels, upright RGB."""
     _refuse_leniency()
     known = recognise(file.read(HEAD_BYTES))
@@ -187,22 +202,14 @@ def _from_file(file: BinaryIO, name: str, short_side: int | None, max_pixels: in
         raise InputError(
             f"{name} is {known.name}, which is not read: convert it to JPEG or PNG, or leave it out."
         )
-    kind = known.name
-    if kind == "PPM":
-        return _from_netpbm(file, name, max_pixels)
-    reader = _reader(kind, name)
+    file.seek(0)
     try:
-        # Some of Pillow's readers allocate the canvas when they open: look at the header first.
-        size = declared_size(kind, file)
-        if size is not None:
-            _check_pixels(name, size, max_pixels)
-        file.seek(0)
-        image = reader(file)
-        _check_pixels(name, image.size, max_pixels)
-        if isinstance(image, Png.PngImageFile) and not png_is_whole(file):
-            raise OSError("the end is missing")
-        frame = _scale(image, short_side) if isinstance(image, Jpeg.JpegImageFile) and short_side else None
-        image.load()
+        if known.name == "TIFF":
+            return _from_tiff(file, name, limits)
+        if known.name in OWN:
+            return _own(known.name, file.read(), name, limits)
+        image, frame = _opened(known.name, file, name, short_side, limits)
+        return _upright_rgb(image, name, frame, ours=True)
     except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -212,24 +219,67 @@ def _from_file(file: BinaryIO, name: str, short_side: int | None, max_pixels: in
         ) from None
     except Exception as error:
         # Readers answer damaged bytes with almost any exception, not only OSError.
-        raise _damaged(name, kind, error) from None
-    return _upright_rgb(image, name, frame)
+        raise _damaged(name, known.name, error) from None
 
 
-def _from_netpbm(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    """The same road for PBM, PGM and PPM, which Vitrail reads itself."""
-    file.seek(0)
-    data = file.read()
-    try:
-        head = netpbm.header(data)
-        _check_pixels(name, (head.width, head.height), max_pixels)
-        if head.form < 4 and len(data) > netpbm.MAX_PLAIN_BYTES:
-            raise ValueError(f"plain text of more than {netpbm.MAX_PLAIN_BYTES >> 20} MiB is not read")
-        return netpbm.read(data, head).convert("RGB")
-    except InputError:
-        raise
-    except ValueError as error:
-        raise _damaged(name, "netpbm image", error) from None
+def _opened(
+    kind: str, file: BinaryIO, name: str, short_side: int | None, limits: Limits
+) -> tuple[Image.Image, Frame | None]:
+    """Cut the file to what makes its first picture, then let Pillow's reader of the kind load that."""
+    reader = _reader(kind, name)
+    data, size, coefficients = _cut(kind, file, limits)
+    if size is not None:
+        _check_pixels(name, size, int(limits.pixels * SHARE.get(kind, 1)))
+        _check_memory(name, kind, size, len(data), coefficients, limits)
+    stream = io.BytesIO(data)
+    del data
+    image = reader(stream)
+    _check_pixels(name, image.size, int(limits.pixels * SHARE.get(kind, 1)))
+    if size is not None and image.size != size:
+        raise ValueError("its headers contradict each other")
+    frame = _scale(image, short_side) if isinstance(image, Jpeg.JpegImageFile) and short_side else None
+    image.load()
+    if image.mode == "P" and kind == "PNG" and image.palette is not None:
+        _, largest = cast(tuple[int, int], image.getextrema())
+        if largest >= len(image.palette.palette) // 3:
+            raise ValueError("a pixel has a number that the palette does not")
+    # Turning and converting need the room.
+    image.fp = None
+    stream.close()
+    return image, frame
+
+
+def _cut(kind: str, file: BinaryIO, limits: Limits) -> tuple[bytes, tuple[int, int] | None, int]:
+    """The bytes of the first picture, its (width, height), and what a JPEG's coefficients take in bytes."""
+    if kind == "JPEG":
+        return containers.jpeg(file.read(), limits)
+    if kind in CUT:
+        return (*CUT[kind](file.read(), limits), 0)
+    return file.read(), None, 0
+
+
+def _own(kind: str, data: bytes, name: str, limits: Limits) -> Image.Image:
+    """Bitmaps and netpbm, which Vitrail reads itself."""
+    module = OWN[kind]
+    head = module.header(data)
+    size = (head.width, head.height)
+    _check_pixels(name, size, limits.pixels)
+    _check_memory(name, kind, size, len(data), 0, limits)
+    return module.read(data, head).convert("RGB")
+
+
+def _from_tiff(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
+    order, tags = tiff.read_tags(file, limits)
+    size = tiff.size(tags)
+    _check_pixels(name, size, limits.pixels)
+    page = tiff.page(order, tags)
+    _check_memory(name, "TIFF", size, 0, page.work_bytes, limits)
+    image = tiff.read(file, page)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    method = TRANSPOSE.get(page.orientation)
+    image = image if method is None else image.transpose(method)
+    image.info = {}
+    return image
 
 
 def _reader(kind: str, name: str) -> type[ImageFile.ImageFile]:
@@ -256,15 +306,18 @@ def _scale(image: Jpeg.JpegImageFile, short_side: int) -> Frame | None:
 # --- pixels -------------------------------------------------------------------------------------
 
 
-def _upright_rgb(image: Image.Image, name: str, frame: Frame | None = None) -> Image.Image:
-    """Apply the EXIF orientation, then convert to RGB; `image` is loaded and left as it is."""
-    upright = image
-    method = TRANSPOSE.get(_orientation(image))
-    if method is not None:
-        upright = image.transpose(method)
-        frame = _turn(frame, method, image.size) if frame else None
+def _upright_rgb(
+    image: Image.Image, name: str, frame: Frame | None = None, *, ours: bool = False
+) -> Image.Image:
+    """Convert to RGB and apply the EXIF orientation; `image` is loaded, and left as it is unless `ours`."""
+    method, stored = TRANSPOSE.get(_orientation(image)), image.size
     try:
-        rgb = _rgb(upright, name, _grey_bits(image))
+        rgb = _rgb(image, name, _grey_bits(image))
+        if ours and rgb is not image:
+            image.close()
+        if method is not None:
+            rgb = rgb.transpose(method)
+            frame = _turn(frame, method, stored) if frame else None
     except (InputError, MemoryError):
         raise
     except Exception as error:
@@ -346,6 +399,24 @@ def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise InputError(
             f"{name} has {size[0]} x {size[1]} pixels, above the limit of {max_pixels:,}: make it smaller."
+        )
+
+
+def _check_bytes(name: str, count: int, limits: Limits) -> None:
+    if count > limits.file_bytes:
+        raise InputError(f"{name} is larger than {limits.file_bytes >> 20} MiB: make it smaller.")
+
+
+def _check_memory(
+    name: str, kind: str, size: tuple[int, int], file_bytes: int, work_bytes: int, limits: Limits
+) -> None:
+    """Compare with the limit what decoding takes (file, picture, work) or turning does (two pictures)."""
+    pixels = size[0] * size[1]
+    needed = max(file_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + work_bytes, 8 * pixels)
+    if needed > limits.memory_bytes:
+        raise InputError(
+            f"{name} would take {needed >> 20} MiB to decode, above the limit of "
+            f"{limits.memory_bytes >> 20} MiB: make it smaller."
         )
 
 

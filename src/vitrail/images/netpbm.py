@@ -14,6 +14,7 @@ from PIL import Image
 MAX_PLAIN_BYTES = 32 * 2**20
 """No larger text of numbers is read: parsing one takes about half a second."""
 
+_WHITE = b" \t\r\n\v\f"
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _SPACE = re.compile(rb"(?:\s|#[^\r\n]*(?:[\r\n]|\Z))+")
 _NUMBER = re.compile(rb"\d{1,10}")
@@ -53,6 +54,8 @@ def read(data: bytes, head: Header) -> Image.Image:
     Samples up to 255 are scaled by the file's maximum and rounded; deeper ones keep their high byte, as in
     a PNG or TIFF. What follows the first image is ignored. Raises ValueError for missing or wrong samples.
     """
+    if head.form < 4 and len(data) > MAX_PLAIN_BYTES:
+        raise ValueError(f"plain text of more than {MAX_PLAIN_BYTES >> 20} MiB is not read")
     channels = 3 if head.form in (3, 6) else 1
     shape = (head.height, head.width, channels)
     if head.form == 4:
@@ -60,7 +63,7 @@ def read(data: bytes, head: Header) -> Image.Image:
         packed = _samples(data, head, np.dtype("u1"), head.height * row).reshape(head.height, row)
         levels = (1 - np.unpackbits(packed, axis=1, count=head.width)) * np.uint8(255)
     elif head.form == 1:
-        digits = b"".join(_COMMENT.sub(b" ", data[head.start :]).split())[: head.width * head.height]
+        digits = _COMMENT.sub(b"", data[head.start :]).translate(None, _WHITE)[: head.width * head.height]
         if len(digits) < head.width * head.height or digits.strip(b"01"):
             raise ValueError("samples are missing or not 0 or 1")
         levels = (np.frombuffer(digits, "u1") == ord("0")) * np.uint8(255)
@@ -81,7 +84,7 @@ def _samples(data: bytes, head: Header, kind: np.dtype, count: int) -> np.ndarra
 def _plain(data: bytes, head: Header, count: int) -> np.ndarray:
     """Numbers written as text -> (count,)."""
     text = _COMMENT.sub(b" ", data[head.start :])
-    if text.translate(None, b"0123456789 \t\r\n\v\f"):
+    if text.translate(None, b"0123456789" + _WHITE):
         raise ValueError("a sample is not a number")
     if text[-1:].isdigit():
         raise ValueError("no line end follows the last sample, which may be cut")
