@@ -23,6 +23,7 @@ from vitrail import catalog
 from vitrail.catalog import candidates, find
 from vitrail.catalog.licenses import CLASSES, LICENSES, admits, check_requirement, license_class
 from vitrail.catalog.table import COLUMNS, read_table
+from vitrail.cli import main
 from vitrail.cli import models as command
 from vitrail.errors import InputError
 from vitrail.models.cost import count
@@ -396,13 +397,16 @@ def test_models_wrong_words_are_one_sentence(argv):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "argv", [["--min-accuracy", "-1"], ["--min-accuracy", "nan"], ["--max-params", "0"], ["--sort", "x"]]
-)
-def test_models_wrong_numbers_end_with_2(argv, capsys):
+@pytest.mark.parametrize("argv", [["--max-params", "0"], ["--sort", "x"]])
+def test_models_wrong_numbers_end_with_2(argv):
     with pytest.raises(SystemExit) as error:
-        listing(*argv)
+        main(["models", *argv])
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "101", "0.8"])
+def test_models_wrong_percentages_end_with_2(value):
+    assert main(["models", "--min-accuracy", value]) == 2
 
 
 def test_models_imports_no_engine():

@@ -349,6 +349,7 @@ GOOD = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}
         ([{**GOOD, "latency_ms": {"request": {"p50": 1}}}], ["latency_ms.request", "p95"]),
         ([{**GOOD, "latency_ms": True}], ["latency_ms", "true or false"]),
         ([{**GOOD, "accuracy": 0.814}], ["fraction", "%"]),
+        ([{**GOOD, "accuracy": {"value": 0.814}}], ["fraction", "%"]),
         ([{**GOOD, "accuracy": 814}], ["accuracy", "100"]),
         ([{**GOOD, "accuracy": {"value": "high"}}], ["accuracy.value", "a number", "text"]),
         ([{**GOOD, "accuracy": {"value": 80, "provenance": "guessed"}}], ["accuracy.provenance", "declared"]),

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from vitrail import units
 from vitrail.catalog import candidates
+from vitrail.cli import main
 from vitrail.errors import InputError
 from vitrail.requirements import OPTIONS, PROFILES, check, from_toml, resolve
+from vitrail.selection.prune import variants
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
 # --- units --------------------------------------------------------------------------------------
@@ -118,8 +120,8 @@ def test_any_value_is_parsed_to_a_finite_number_or_refused_in_one_line(value):
         ("max-memory", "512M", "use B, kB"),
         ("max-memory", "0", "not above 0"),
         ("min-accuracy", "101", "is above 100"),
-        ("min-accuracy", "0.8", "write 80 or 0.8%"),
-        ("min-accuracy", "0", "not above 0"),
+        ("min-accuracy", "0.8", "write 80 for 80 %"),
+        ("min-accuracy", "0", "not above 1"),
         ("min-accuracy", float("nan"), "write for example 80"),
         ("percentile", "49", "is below 50"),
         ("percentile", "100", "is above 99.9"),
@@ -133,7 +135,7 @@ def test_any_value_is_parsed_to_a_finite_number_or_refused_in_one_line(value):
         ("device", "gpu0", "use cpu"),
         ("objective", "latencyy", "Did you mean latency?"),
         ("latency-scope", "requests", "Did you mean request?"),
-        ("budget", "5", "write 5m"),
+        ("budget", "5", "write 5m or 5s"),
         ("budget", "0s", "not above 0"),
         ("max-download", "-1GB", "is below 0"),
         ("models", [], "at least one"),
@@ -416,3 +418,39 @@ def test_what_is_no_path_says_what_the_option_takes(tmp_path, key, takes, value)
         resolve(toml=tmp_path / "r.toml")
     assert str(error.value).startswith(f"{key} in {tmp_path / 'r.toml'}: ")
     assert f"is not a path: give {takes}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Requirements(min_accuracy=0.74),
+        Requirements(min_accuracy=1.0),
+        Requirements(min_recall=(("cat", 0.9),)),
+        Workload(percentile=0.95),
+    ],
+    ids=str,
+)
+def test_a_fraction_is_refused_in_python_as_it_is_where_it_is_typed(record):
+    with pytest.raises(InputError, match=r"may be a fraction: write (74|100|90|95)"):
+        check(record)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["models", "--min-accuracy", "0.8"],
+        ["select", "--min-accuracy", "0.8"],
+        ["select", "--weights", "w.safetensors", "--arch", "a", "--labels", "l", "--accuracy", "0.8"],
+        ["select", "--min-recall", "cat=0.8"],
+    ],
+    ids=" ".join,
+)
+def test_every_percentage_of_the_command_line_refuses_a_fraction(arguments, capsys):
+    assert main(arguments) == 2
+    assert "0.8 may be a fraction: write 80 for 80 %" in capsys.readouterr().err
+
+
+def test_a_precision_that_nobody_offers_is_answered_with_those_there_are():
+    pytest.importorskip("openvino")
+    with pytest.raises(InputError, match=r"offers int8: .*openvino has fp32, bf16"):
+        variants((), Workload(), SearchSettings(precisions=("int8",)))

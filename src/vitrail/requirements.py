@@ -49,7 +49,7 @@ def _percentile(value: object, name: str) -> float:
 
 
 def _seconds(value: object, name: str) -> float:
-    return duration_ms(value, name) / 1000
+    return duration_ms(value, name, "5m or 30s") / 1000
 
 
 def _one_of(*choices: str) -> Callable[[object, str], str]:
@@ -87,8 +87,8 @@ def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
         if label in found:
             raise InputError(f"{name}: {label} is given twice: keep one.")
         found[label] = percent(least, name)
-        if not 0 < found[label] <= 100:
-            raise InputError(f"{name}: {label}={found[label]:g} is no percentage: give one in (0, 100].")
+        if not 1 < found[label] <= 100:
+            raise InputError(f"{name}: {label}={found[label]:g} is no percentage: give one in (1, 100].")
     return tuple(found.items())
 
 
@@ -142,7 +142,7 @@ OPTIONS: dict[str, Option] = {
         help="limit of the whole batch's latency at --percentile, e.g. 50ms",
     ),
     "min-accuracy": Option(
-        record=Requirements, field="min_accuracy", parse=percent, metavar="PERCENT", above=0, most=100,
+        record=Requirements, field="min_accuracy", parse=percent, metavar="PERCENT", above=1, most=100,
         help="least top-1 accuracy, e.g. 80",
     ),
     "max-memory": Option(
@@ -406,6 +406,8 @@ def _check_value(value: object, option: Option) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise InputError(f"{name}: {str(value)[:40]!r} is not a finite number: give one, or leave it out.")
+    if option.parse in (percent, _percentile):
+        option.parse(value, name)  # a fraction means nothing else here than where it is typed
     if option.parse is count and not isinstance(value, int):
         raise InputError(f"{name}: {value!r} is not a whole number: give an int.")
     _check_range(value, option, name, f"{value:g}")

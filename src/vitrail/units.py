@@ -14,7 +14,7 @@ from decimal import Decimal, DecimalException
 
 from vitrail.errors import InputError
 
-__all__ = ["count", "duration_ms", "nearest", "percent", "size_mib", "throughput"]
+__all__ = ["count", "counted", "duration_ms", "nearest", "percent", "size_mib", "throughput"]
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.ASCII | re.DOTALL)
 
@@ -44,9 +44,12 @@ _BYTES = {
 _RATE = {"": Decimal(1), "/s": Decimal(1), "images/s": Decimal(1), "/min": 1 / Decimal(60)}
 
 
-def duration_ms(value: object, name: str = "duration") -> float:
-    """`50ms`, `0.05s`, `5m`, `250us` -> ms. Raises InputError for a bare number: 50 of what?"""
-    return _quantity(value, name, _TIME, "50ms")
+def duration_ms(value: object, name: str = "duration", example: str = "50ms") -> float:
+    """`50ms`, `0.05s`, `5m`, `250us` -> ms. Raises InputError for a bare number: 50 of what?
+
+    `example` has the unit that is likely meant; two with ` or ` between where two are likely.
+    """
+    return _quantity(value, name, _TIME, example)
 
 
 def size_mib(value: object, name: str = "size") -> float:
@@ -60,10 +63,13 @@ def size_mib(value: object, name: str = "size") -> float:
 
 
 def percent(value: object, name: str = "percentage") -> float:
-    """`80`, `80%`, `99.9` -> %. A bare number up to 1 is refused: 0.8 means 80 % to some, 0.8 % to others."""
+    """`80`, `80%`, `99.9` -> %. A bare number up to 1 is refused: 0.8 means 80 % to some, 0.8 % to others.
+
+    A number of Python is bare too.
+    """
     number = _quantity(value, name, {"": Decimal(1), "%": Decimal(1)}, "80")
     if 0 < number <= 1 and not str(value).strip().endswith("%"):
-        raise InputError(f"{name}: {value} may be a fraction: write {number * 100:g} or {number:g}%.")
+        raise InputError(f"{name}: {value} may be a fraction: write {number * 100:g} for {number * 100:g} %.")
     return number
 
 
@@ -106,7 +112,12 @@ def _quantity(
 
 
 def _with_unit(digits: str, example: str) -> str:
-    return digits.lstrip("+-") + example.lstrip("0123456789.")
+    return " or ".join(digits.lstrip("+-") + one.lstrip("0123456789.") for one in example.split(" or "))
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 variant`, `2 variants`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

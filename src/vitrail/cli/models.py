@@ -13,6 +13,7 @@ from typing import Literal
 from vitrail.catalog import admits, check_requirement, families, find, license_class
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
+from vitrail.units import counted, percent
 from vitrail.vocabulary import Candidate
 
 SCHEMA_VERSION = 1
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="L",
         help="any, permissive or another class, or a license's name; repeat or separate by commas (any)",
     )
-    parser.add_argument("--min-accuracy", type=_percent, metavar="X", help="published top-1 of at least X %%")
+    parser.add_argument("--min-accuracy", metavar="PERCENT", help="published top-1 of at least X %%")
     parser.add_argument("--max-params", type=_millions, metavar="M", help="at most M million parameters")
     parser.add_argument("--sort", choices=sorted(SORT_KEYS), default="accuracy", help="(accuracy)")
     add_json_argument(parser)
@@ -87,12 +88,13 @@ def _filter(args: argparse.Namespace) -> list[Candidate]:
     licenses = tuple(token.strip() for text in given for token in text.split(",") if token.strip())
     found = find(args.globs)
     check_requirement(licenses, also=(candidate.weights.license for candidate in found))
+    least = None if args.min_accuracy is None else _percent(args.min_accuracy)
     return [
         candidate
         for candidate in found
         if args.family in (None, candidate.family)
         and admits(licenses, candidate.weights.license)[0]
-        and _accurate_enough(candidate, args.min_accuracy)
+        and _accurate_enough(candidate, least)
         and (args.max_params is None or candidate.parameters <= args.max_params * 1e6)
     ]
 
@@ -143,7 +145,9 @@ def _print_rich(chosen: Sequence[Candidate]) -> None:
         table.add_row(*(cell for cell, column in zip(row, COLUMNS, strict=True) if column in shown))
     console.print(table, highlight=False)
     console.print(
-        f"{len(chosen)} models · top-1 as published, at the size shown", style="dim", highlight=False
+        f"{counted(len(chosen), 'model')} · top-1 as published, at the size shown",
+        style="dim",
+        highlight=False,
     )
 
 
@@ -162,9 +166,9 @@ def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
 
 
 def _percent(text: str) -> float:
-    value = _number(text)
+    value = percent(text, "--min-accuracy")
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100")
+        raise InputError(f"--min-accuracy: {text} is no percentage: give one from 0 to 100.")
     return value
 
 

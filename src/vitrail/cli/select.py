@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--weights", metavar="FILE", help="safetensors, or a torch file of tensors only")
     own.add_argument("--arch", metavar="NAME", help="timm's name of their architecture")
     own.add_argument("--labels", metavar="FILE", help="one label a line, in the order of the outputs")
-    own.add_argument("--accuracy", type=float, metavar="PERCENT", help="their top-1, as you declare it")
+    own.add_argument("--accuracy", metavar="PERCENT", help="their top-1, as you declare it")
     own.add_argument(
         "--trained", metavar="RUN", action="append", help="a training run's folder; may be given again"
     )
@@ -144,8 +144,10 @@ def _own(args: argparse.Namespace) -> OwnWeights | OwnCLIP | None:
     if args.arch is None or args.labels is None:
         raise InputError("--weights needs --arch NAME and --labels FILE: without them nothing can be built.")
     from vitrail.selection.own import OwnWeights
+    from vitrail.units import percent
 
-    return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=args.accuracy)
+    accuracy = None if args.accuracy is None else percent(args.accuracy, "--accuracy")
+    return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=accuracy)
 
 
 def _own_clip(args: argparse.Namespace) -> OwnCLIP:

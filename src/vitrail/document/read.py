@@ -219,12 +219,15 @@ def _complete_row(row: Any, place: str, percentile: object, source: str) -> Json
 
 def _complete_accuracy(value: Any, place: str, source: str) -> Any:
     if _is_number(value):
-        if 0 < value <= 1:
-            raise InputError(
-                f"{source}: {place}: accuracy {value:g} looks like a fraction: give it in %, e.g. 81.4."
-            )
         value = {"value": value}
-    return {**_UNSTATED_ACCURACY, **value} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    given: Any = value.get("value")
+    if "provenance" not in value and _is_number(given) and 0 < given <= 1:
+        raise InputError(
+            f"{source}: {place}: accuracy {given:g} looks like a fraction: give it in %, e.g. 81.4."
+        )
+    return {**_UNSTATED_ACCURACY, **value}
 
 
 def _complete_latency(value: Any, percentile: object, place: str, source: str) -> Any:

@@ -9,6 +9,7 @@ from vitrail import stats
 from vitrail.catalog.licenses import admits
 from vitrail.judge.evidence import decided_photos_agree, throughput
 from vitrail.measure import latency
+from vitrail.units import counted
 from vitrail.vocabulary import (
     Answer,
     Classification,
@@ -143,7 +144,7 @@ def _recalls(observation: Observation, requirements: Requirements) -> list[Verdi
             answers.append(_missing("min_recall", f"{label}={least:g}", why))
             continue
         margin = recall.value - least
-        text = f"recall of {label} {_number(recall.value)} % of {recall.images} images"
+        text = f"recall of {label} {_number(recall.value)} % of {counted(recall.images, 'image')}"
         option = _option("--min-recall", recall.value, least, up=False)
         answers.append(
             _numeric(
@@ -348,8 +349,7 @@ def _option(
         rounded += 1 / scale
     elif not up and rounded > value:
         rounded -= 1 / scale
-    if rounded <= 0 or (rounded <= limit if up else rounded >= limit):
+    least = 1 if flag in ("--min-accuracy", "--min-recall") else 0  # up to 1 may be a fraction
+    if rounded <= least or (rounded <= limit if up else rounded >= limit):
         return None
-    if flag in ("--min-accuracy", "--min-recall") and rounded <= 1:
-        unit = "%"  # a bare number up to 1 may be a fraction
     return f"{flag} {rounded:.{digits}f}{unit}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from vitrail.units import counted
 from vitrail.vocabulary import (
     Accuracy,
     Classification,
@@ -93,7 +94,7 @@ def one_accuracy(figure: Accuracy) -> str:
     """`84.2 measured on 500 images [82.9, 85.4]`."""
     text = f"{figure.value:.4g} {figure.provenance}"
     if figure.images is not None:
-        text += f" on {figure.images} images"
+        text += f" on {counted(figure.images, 'image')}"
     if figure.interval is not None:
         text += f" [{figure.interval[0]:.4g}, {figure.interval[1]:.4g}]"
     return text
@@ -151,11 +152,6 @@ def task(seen: Classification) -> str:
 def listed(parts: list[str]) -> str:
     """`a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 variant`, `2 variants`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def failing(entry: LedgerEntry) -> list[Verdict]:

@@ -14,6 +14,7 @@ from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
 from vitrail.measure import sandbox
 from vitrail.models.weights import check_file
+from vitrail.units import percent
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
 
 DESCRIBE_TIMEOUT_S = 120.0
@@ -46,6 +47,8 @@ def own_candidate(own: OwnWeights) -> Candidate:
     check_file(own.file)
     if own.accuracy is not None and not 0 < own.accuracy <= 100:
         raise InputError(f"--accuracy {own.accuracy:g} is no percentage: give a value in (0, 100].")
+    if own.accuracy is not None:
+        percent(own.accuracy, "--accuracy")  # refuses a fraction
     classes = len(read_labels(own.labels))
     known = _known(own.arch)
     facts = _described(own, classes, known)

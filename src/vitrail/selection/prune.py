@@ -53,9 +53,14 @@ def variants(
         )
     if not pairs:
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
-        raise InputError(
-            f"No installed runtime offers {asked}: `vitrail doctor` lists runtimes and precisions."
+        there = runtimes.installed()
+        offers = "; ".join(
+            f"{name} has {', '.join(runtime.precisions)}"
+            for name, runtime in RUNTIMES.items()
+            if name in there and not runtime.reference
         )
+        install = "`vitrail doctor` says what to install"
+        raise InputError(f"No installed runtime offers {asked}: {offers or install}.")
     found = tuple(
         Variant(
             candidate=candidate,
