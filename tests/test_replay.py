@@ -1,6 +1,7 @@
 """`select --from`: recorded figures under another question, and what a record does not say (about 3 s)."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,11 @@ from test_judge import measured, variant
 
 from vitrail import vocabulary as v
 from vitrail.cli import main
-from vitrail.document import to_json_bytes
+from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
 from vitrail.judge import accuracy_before_measuring, judge, observe
 from vitrail.replay import judge_recorded
+from vitrail.report import again
 
 ARTICLE = [
     {"model": "ViT-Base", "accuracy": 81.8, "latency_ms": 35},
@@ -195,3 +197,19 @@ def test_a_document_of_version_3_tells_what_was_only_screened(searched, tmp_path
     path.write_text(json.dumps(document))
     assert ask(path).winner.variant.candidate.name == "best"
     assert ask(path, max_latency_ms=15.0).winner is None
+
+
+def test_what_the_report_prints_asks_the_same_again(searched, tmp_path, monkeypatch, capsys):
+    """The block on the page, saved and run as it stands: the same answer to the same question."""
+    asked = v.SearchSettings(models=("best*", "small*", "rival*"), runtimes=("openvino",), budget_s=90.0)
+    first = judge_recorded(searched, replace(BEFORE, objective="latency"), v.Workload(), asked)
+    toml = again.requirements_toml(first.requirements, first.workload, first.settings)
+    (tmp_path / "requirements.toml").write_text(toml)
+    monkeypatch.chdir(tmp_path)
+    typed = shlex.split(again.command(first.arguments))
+    assert typed[:3] == ["vitrail", "select", "requirements.toml"]
+    assert main([*typed[1:], "--json", "again.json"]) == 3
+    second = from_document((tmp_path / "again.json").read_bytes(), "again.json").selection
+    assert (second.selected, second.settings, second.lacks) == (first.selected, first.settings, first.lacks)
+    assert [e.variant.name for e in second.ledger] == [e.variant.name for e in first.ledger]
+    assert (second.requirements, second.arguments) == (first.requirements, first.arguments)

@@ -39,7 +39,7 @@ def judge_recorded(
 
     Args:
         path: the document.
-        requirements: what to hold now.
+        requirements: what to meet now.
         workload: its fields named in `said` count, and those that the document does not state; scope and
             percentile may differ from the recorded ones.
         settings: models, runtimes and precisions choose among the recorded variants.

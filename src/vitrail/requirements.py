@@ -164,7 +164,7 @@ OPTIONS: dict[str, Option] = {
     "objective": Option(
         record=Requirements, field="objective", parse=_one_of(*get_args(Objective)),
         metavar="|".join(get_args(Objective)),
-        help="what to optimise among those that hold all limits (default accuracy)",
+        help="what to optimise among those that meet all limits (default accuracy)",
     ),
     "batch-size": Option(
         record=Workload, field="batch_size", parse=count, metavar="B", least=1,

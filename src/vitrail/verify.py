@@ -85,7 +85,7 @@ def verify(
         threads: inference threads for the reference outputs; None: the artifact's.
         measure: takes fresh figures, judged by `judge`; None: nothing is measured.
         judge: needed with `measure`.
-        requirements: what to hold; None: what the artifact was selected under.
+        requirements: what to meet; None: what the artifact was selected under.
         workload: under what load; None: the artifact's.
 
     Raises:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="TOML",
-        help="requirements to hold instead of those it was selected under; measures",
+        help="requirements to meet instead of those it was selected under; measures",
     )
     parser.add_argument(
         "--threads",
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:
-    """What to hold and under what load: the file's, and the artifact's where the file does not say."""
+    """What to meet and under what load: the file's, and the artifact's where the file does not say."""
     evidence = manifest.evidence
     if path is None:
         return evidence.requirements, evidence.workload

@@ -59,7 +59,7 @@ def select(
     keep_text_tower: bool = False,
     watcher: Watcher | None = None,
 ) -> Selection:
-    """Choose the model, runtime and precision that hold the requirements on this machine.
+    """Choose the model, runtime and precision that meet the requirements on this machine.
 
     Args:
         requirements: limits and objective; None: no limits, best accuracy.
@@ -70,7 +70,7 @@ def select(
             probes, without it they are the only candidates.
         trained: folders of training runs; they are the only candidates unless `settings.models`, `own` or
             `names` bring others. Without `workload.data` the data they were trained on is used.
-        out: folder for the winner's artifact; nothing is written when nothing fits.
+        out: folder for the winner's artifact; nothing is written when nothing meets all.
         overwrite: replace an earlier artifact at `out`.
         keep_text_tower: ship the CLIP of a zero-shot winner too, so that `relabel` can change the classes.
         watcher: told about each variant as it is measured.
