@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
 from test_judge import measured as timed
 from test_judge import raced, recorded, screened, variant
 
 from vitrail import vocabulary as v
+from vitrail.errors import ClaimError
 from vitrail.judge import judge, observe
 from vitrail.report import phrases
 from vitrail.report.terminal import summary
+from vitrail.verify import Check, Verification
 
 
 def decide(seen, **requirements):
@@ -73,3 +76,26 @@ def test_no_verdict_that_is_open_is_worded_as_a_limit_to_loosen():
     assert phrases.admission(found) == "--max-memory 300MiB"
     (found,) = decide([seen], max_latency_ms=50.0).ledger
     assert phrases.admission(found) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (("pass", "pass"), "holds its claims"),
+        (("pass", "undecided"), "was not shown to hold its claims"),
+        (("pass", "not assessed"), "was not shown to hold its claims"),
+        (("undecided", "fail"), "does not hold its claims"),
+    ],
+)
+def test_verifying_calls_nothing_a_failure_that_is_open(answers, said):
+    checks = tuple(Check(name="x", answer=a, observed=None, limit=None, reason="r") for a in answers)
+    facts = v.RunnerFacts(
+        runtime="x", version="1", precision="fp32", threads=2, input_shape=(1,), output_shape=(1,)
+    )
+    outcome = Verification(artifact="winner", name="net", checks=checks, facts=facts, differences=())
+    assert outcome.answer == said
+    if outcome.holds:
+        outcome.require()
+    else:
+        with pytest.raises(ClaimError, match=f"winner is intact but {said}"):
+            outcome.require()

@@ -96,5 +96,5 @@ def _lines(outcome: Verification) -> list[str]:
     lines = [f"{outcome.name}  ({facts.runtime} {facts.version}, {facts.threads} threads)"]
     lines += [f"  {check.name:<{width}}  {MARKS[check.answer]}  {check.reason}" for check in outcome.checks]
     lines += [f"  differs: {difference}" for difference in outcome.differences]
-    lines.append("holds its claims" if outcome.holds else "does not hold its claims")
+    lines.append(outcome.answer)
     return lines
