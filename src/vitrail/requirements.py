@@ -17,6 +17,7 @@ from typing import Any, get_args
 from vitrail.errors import InputError
 from vitrail.limits import RANGES
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
+from vitrail.words import utf8
 from vitrail.vocabulary import (
     Implementation,
     Objective,
@@ -103,6 +104,8 @@ def _path_of(what: str) -> Callable[[object, str], str]:
     def parse(value: object, name: str) -> str:
         if not isinstance(value, str) or not value:
             raise InputError(f"{name}: {value!r} is not a path: give {what}.")
+        if utf8(value) != value:  # it is recorded, in JSON, and must be found again
+            raise InputError(f"{name}: {utf8(value)} is not UTF-8: rename it.")
         return value
 
     return parse

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import NoReturn
 from vitrail import __version__
 from vitrail.errors import InputError, VitrailError
 from vitrail.privacy import quiet_process
+from vitrail.words import shown
 
 __all__ = ["COMMANDS", "command_parser", "main"]
 
@@ -45,6 +47,9 @@ WITHOUT_TORCH = ("predict", "verify", "data", "models", "profiles", "doctor")
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 """What a shell reports for a program that SIGPIPE ended."""
+
+OUTPUTS = ("json", "csv")
+"""Options that name a file for a command's result."""
 
 # What a file system can refuse that no code of ours can prevent, with what the user can do about it.
 FILE_FIXES = {
@@ -82,6 +87,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors meant for the user are one line on stderr."""
+    _never_fail_to_print()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -125,6 +131,7 @@ def _run(argv: list[str]) -> int:
             args = command_parser(name).parse_args(_join_negative_values(rest))
         except SystemExit as end:  # --help
             return int(end.code or 0)
+        _check_targets(args)
         code: int = importlib.import_module(COMMANDS[name][0]).run(args)
         return code
     parser = _top_parser()
@@ -144,6 +151,21 @@ def _settle(name: str) -> None:
         from vitrail.store import cache_dir
 
         quiet_process(cache_dir())
+def _check_targets(args: argparse.Namespace) -> None:
+    """Where results go is checked before hours of work for them."""
+    for name in OUTPUTS:
+        target = getattr(args, name, None)
+        if target is not None:
+            from vitrail.cli.output import check_file_target
+
+            check_file_target(f"--{name}", target)
+
+
+def _never_fail_to_print() -> None:
+    """A letter that the terminal's encoding lacks is escaped: it must not end a command, and its results."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -174,7 +196,7 @@ def _join_negative_values(argv: list[str]) -> list[str]:
 
 
 def _complain(line: str, code: int) -> int:
-    print(f"vitrail: {' '.join(line.splitlines())}", file=sys.stderr)
+    print(f"vitrail: {shown(line)}", file=sys.stderr)
     return code
 
 

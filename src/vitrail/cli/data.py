@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(document, args.json)
     if args.json != STDOUT:
-        print("\n".join(_lines(document)))
+        write_lines(_lines(document))
     return 1 if document["broken"] or document["conflicts"] else 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, complain, write_json, write_lines
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(_document(args.source, args.out, table), args.json)
     if args.json != STDOUT:
-        print("\n".join(_lines(args.source, args.out, table)))
+        write_lines(_lines(args.source, args.out, table))
     for broken in table.broken:
-        print(f"vitrail: error: {broken.reason}", file=sys.stderr)
+        complain(broken.reason)
     return 1 if table.broken else 0
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 from vitrail.catalog import admits, check_requirement, families, find, license_class
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
-from vitrail.units import counted, percent
+from vitrail.units import percent
+from vitrail.words import counted
 from vitrail.vocabulary import Candidate
 
 SCHEMA_VERSION = 1

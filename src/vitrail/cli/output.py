@@ -1,15 +1,17 @@
-"""`--json FILE|-`, the same for every command."""
+"""What all commands share in writing: `--json FILE|-`, lines of text, errors of single inputs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vitrail.errors import InputError
 from vitrail.store import atomic_write, check_target
+from vitrail.words import shown, utf8_all
 
 STDOUT = "-"
 APART = "each probability stands by itself: SigLIP does not choose among the classes"
@@ -23,21 +25,26 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_json_target(target: str | None) -> None:
-    """Find out before the work, not after, that its result could not be written to `--json`.
+def check_file_target(option: str, target: str) -> None:
+    """Find out before the work, not after, that its result could not be written to a file; `-` is stdout.
 
     Raises:
-        InputError: it is a folder, or lies where nothing can be written.
+        InputError: it is a folder, has no name, or lies where nothing can be written.
     """
-    if target is None or target == STDOUT:
-        return
-    if Path(target).is_dir():
-        raise InputError(f"--json {target} is a folder: name a file.")
-    check_target(Path(target).parent / ".vitrail-probe")
+    path = Path(target)
+    if not target:
+        raise InputError(f"{option} has an empty name: name a file, or - for standard output.")
+    if path.is_dir():
+        raise InputError(f"{option} {target} is a folder: name a file.")
+    # A device or a pipe is written to, not replaced.
+    if target != STDOUT and (path.is_file() or not path.exists()):
+        check_target(path.parent / ".vitrail-probe")
 
 
 def write_json(document: Any, target: str | Path) -> None:
-    """Write a record or JSON value as indented JSON: `-` is stdout, anything else a file written atomically.
+    """Write a record or JSON value as indented JSON in UTF-8: `-` is stdout, else a file written atomically.
+
+    Names that are no UTF-8 are written as `words.utf8` does, whatever the encoding of stdout.
 
     Raises:
         InputError: the file cannot be written.
@@ -45,10 +52,28 @@ def write_json(document: Any, target: str | Path) -> None:
     """
     import msgspec
 
-    plain = msgspec.to_builtins(document)
+    plain = utf8_all(msgspec.to_builtins(document))
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if str(target) == STDOUT:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        write_bytes(text.encode("utf-8"))
     else:
         atomic_write(Path(target), text.encode("utf-8"))
+
+
+def write_bytes(data: bytes) -> None:
+    """Bytes to standard output, after what was printed before; data keeps its encoding on every terminal."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def write_lines(lines: Iterable[str], file: TextIO | None = None) -> None:
+    """Print lines; what would break one or steer a terminal came with a name and is escaped (`words.shown`)."""
+    for line in lines:
+        print(shown(line), file=file)
+
+
+def complain(error: object) -> None:
+    """Say on standard error, in one line, what is wrong with one input; the command goes on."""
+    sys.stdout.flush()  # lines stand in the order in which they were written
+    write_lines([f"vitrail: error: {error}"], sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.cli.zero_shot import add_model_arguments, load_model
 from vitrail.errors import InputError
 
@@ -58,5 +58,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(document, args.json)
     if args.json != STDOUT:
-        print(f"CLIPScore {document['clip_score']:.4f}  (cosine {document['cosine']:.4f}, {loaded.name})")
+        figures = f"CLIPScore {document['clip_score']:.4f}  (cosine {document['cosine']:.4f}"
+        write_lines([f"{figures}, {loaded.name})"])
     return 0

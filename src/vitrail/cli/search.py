@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(_document(args, index, hits, is_image=is_image), args.json)
     if args.json != STDOUT:
-        print("\n".join(f"{hit.score:7.4f}  {hit.name}" for hit in hits))
+        write_lines(f"{hit.score:7.4f}  {hit.name}" for hit in hits)
     return 0
 
 

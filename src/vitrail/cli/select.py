@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.cli.output import STDOUT, add_json_argument, check_json_target
+from vitrail.cli.output import STDOUT, add_json_argument, write_bytes, write_lines
 from vitrail.cli.requirement_options import add_requirement_arguments, flags_of, resolve_arguments
 from vitrail.errors import InputError
+from vitrail.words import shown, utf8
 
 if TYPE_CHECKING:
     from vitrail.selection.own import OwnWeights
@@ -76,7 +77,6 @@ def _check_targets(args: argparse.Namespace) -> None:
     """Find out before measuring, not after, that a result could not be written."""
     if args.out is not None and not Path(args.out).name.strip("."):
         raise InputError(f"--out {args.out} is no new folder: give it a name of its own.")
-    check_json_target(args.json)
 
 
 def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
@@ -103,7 +103,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
         from vitrail.report.terminal import written
 
         artifact = args.out if selection.winner is not None else None
-        print(written(artifact, str(_report_path(args.out))))
+        write_lines([written(artifact, str(_report_path(args.out)))])
     return selection
 
 
@@ -176,9 +176,9 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
 
     def progress(step: Progress) -> None:
         line = progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload)
-        print(line, file=stream, flush=True)
+        print(shown(line), file=stream, flush=True)
 
-    return Watcher(progress=progress, note=lambda line: print(line, file=stream, flush=True), judged=judged)
+    return Watcher(progress=progress, note=lambda line: print(shown(line), file=stream, flush=True), judged=judged)
 
 
 def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:
@@ -202,8 +202,7 @@ def _show(args: argparse.Namespace, selection: Selection) -> None:
         from vitrail.document import to_json_bytes
 
         if args.json == STDOUT:
-            sys.stdout.buffer.write(to_json_bytes(selection))
-            sys.stdout.flush()
+            write_bytes(to_json_bytes(selection))
         else:
             from vitrail.store import atomic_write
 
@@ -217,7 +216,7 @@ def _show(args: argparse.Namespace, selection: Selection) -> None:
             report.parent.mkdir(parents=True, exist_ok=True)
         # The artifact is written next, under a name that the page, which lies beside it, can use.
         folder = None if selection.winner is None else Path(args.out).name
-        atomic_write(report, render(selection, artifact=folder).encode("utf-8"))
+        atomic_write(report, utf8(render(selection, artifact=folder)).encode("utf-8"))
 
 
 def _report_path(out: str) -> Path:

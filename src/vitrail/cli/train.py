@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.cli.train_options import (
     add_train_arguments,
     existing,
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json({"schema_version": 1, "run": args.out, **_document(trained)}, args.json)
     if args.json != STDOUT:
-        print(_ended(args, trained, selecting is not None))
+        write_lines(_ended(args, trained, selecting is not None))
     if selecting is None:
         return 0
     from vitrail.cli import command_parser
@@ -109,7 +109,7 @@ def _document(trained: Trained) -> dict[str, object]:
     return found
 
 
-def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> str:
+def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> list[str]:
     best = max(trained.history, key=lambda epoch: epoch.accuracy or 0.0)
     lines = [
         f"{args.out} · best validation accuracy {best.accuracy:.2f} % in epoch {best.epoch} of "
@@ -118,7 +118,7 @@ def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> str:
     ]
     if not goes_on:
         lines.append(f"next: vitrail select --trained {args.out} --data {args.data} --out DIR")
-    return "\n".join(lines)
+    return lines
 
 
 def _advice(trained: Trained) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.cli.train_options import (
     add_train_arguments,
     existing,
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json({"run": args.out, **_plain(trained)}, args.json)
     if args.json != STDOUT:
-        print("\n".join(_ended(args, trained)))
+        write_lines(_ended(args, trained))
     return 0
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import STDOUT, check_json_target
+from vitrail.cli.output import STDOUT
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.words import shown
 
 if TYPE_CHECKING:
     from vitrail.learn.finetune import Machine
@@ -143,7 +145,6 @@ def trained_by(args: argparse.Namespace, train: Callable[[Watcher], Result]) -> 
     """
     from vitrail.learn.run import SaidElsewhere
 
-    check_json_target(args.json)
     watcher = watcher_of(args)
     try:
         result = train(watcher)
@@ -189,13 +190,23 @@ def watcher_of(args: argparse.Namespace) -> Watcher:
     def epoch(figures: dict[str, Any]) -> None:
         console.print(_line(figures))
 
-    return Watcher(begin=begin, step=stepped, epoch=epoch, note=console.print, end=bar.stop)
+    return Watcher(begin=begin, step=stepped, epoch=epoch, note=lambda line: console.print(shown(line)), end=bar.stop)
 
 
 def _line(figures: dict[str, Any]) -> str:
     rest = {k: v for k, v in figures.items() if k not in ("epoch", "step", "seconds", "learning_rate")}
-    said = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in rest.items())
+    said = " · ".join(_figure(name, value) for name, value in rest.items())
     return f"epoch {figures['epoch']:.0f} · {said} · {figures['seconds']:.0f} s"
+
+
+def _figure(name: str, value: float) -> str:
+    """`image_to_text_1` → `image to text recall@1 12.5 %`; a loss has no unit."""
+    if match := re.fullmatch(r"(image_to_text|text_to_image|recall)_(\d+)", name):
+        way, first = match.groups()
+        of = "" if way == "recall" else f"{way.replace('_', ' ')} "
+        return f"{of}recall@{first} {value:.4g} %"
+    unit = " %" if name.endswith("accuracy") else ""
+    return f"{name.replace('_', ' ')} {value:.4g}{unit}"
 
 
 def _given(args: argparse.Namespace, name: str) -> bool:

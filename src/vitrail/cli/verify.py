@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.errors import InputError
 from vitrail.vocabulary import Requirements, Workload
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json({"schema_version": SCHEMA_VERSION, "holds": outcome.holds, **vars(outcome)}, args.json)
     if args.json != STDOUT:
-        print("\n".join(_lines(outcome)))
+        write_lines(_lines(outcome))
         sys.stdout.flush()  # before the error on stderr
     outcome.require()
     return 0

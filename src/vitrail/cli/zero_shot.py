@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import APART, STDOUT, add_json_argument, write_json
+from vitrail.cli.output import APART, STDOUT, add_json_argument, complain, write_json, write_lines
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(document, args.json)
     if args.json != STDOUT:
-        print("\n".join(_lines(document)))
+        write_lines(_lines(document))
     bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
     for error in bad:
-        print(f"vitrail: error: {error}", file=sys.stderr)
+        complain(error)
     if not bad:
         return 0
     return InputError.exit_code if len(bad) == len(outcomes) else 1

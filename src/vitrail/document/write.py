@@ -10,6 +10,7 @@ import msgspec
 from vitrail import __version__
 from vitrail import vocabulary as v
 from vitrail.document import schema
+from vitrail.words import utf8
 
 
 def to_document(selection: v.Selection) -> dict[str, Any]:
@@ -131,9 +132,14 @@ def _measured(measurement: v.Measurement) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN or infinity: such a figure becomes null, and a missing figure is a failure."""
+    """JSON has no NaN or infinity: such a figure becomes null, and a missing figure is a failure.
+
+    Nor has it text that is no UTF-8, which a path may be: such bytes are escaped.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return utf8(value)
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

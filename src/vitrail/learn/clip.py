@@ -34,6 +34,7 @@ from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP
 from vitrail.models.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess
+from vitrail.words import utf8_all
 
 __all__ = ["RECORD", "ClipRun", "Setup", "read", "train_clip"]
 
@@ -328,5 +329,5 @@ class _Recorder:
             history=kept.progress.history,
             extended=list(kept.extended),
         )
-        content = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+        content = msgspec.json.format(msgspec.json.encode(utf8_all(msgspec.to_builtins(record))), indent=1) + b"\n"
         store.atomic_write(self.setup.out / RECORD, content)

@@ -15,6 +15,7 @@ from vitrail import store
 from vitrail.errors import InputError
 from vitrail.learn.recipe import Leg
 from vitrail.vocabulary import Candidate, Implementation, Preprocess, Training, TrainingEpoch, Weights
+from vitrail.words import utf8_all
 
 __all__ = [
     "TRAINED",
@@ -157,7 +158,7 @@ def write(folder: str | Path, trained: Trained) -> None:
     file = Path(folder) / TRAINED
     with store.writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    store.atomic_write(file, msgspec.json.format(msgspec.json.encode(trained), indent=1) + b"\n")
+    store.atomic_write(file, msgspec.json.format(msgspec.json.encode(utf8_all(msgspec.to_builtins(trained))), indent=1) + b"\n")
 
 
 def candidate_of(folder: str | Path, trained: Trained | None = None) -> Candidate:

@@ -6,6 +6,7 @@ import math
 from typing import TextIO
 
 from vitrail.report import phrases
+from vitrail.words import shown
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
 _STYLES = {
@@ -50,7 +51,7 @@ def summary(
     lines += [_line("NOTE", note) for note in selection.notes]
     if last := written(artifact, report):
         lines.append(last)
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(shown, lines)) + "\n"
 
 
 def show(

@@ -1,0 +1,137 @@
+"""Which files of a folder are images: one rule for all commands.
+
+An image is what begins like one, whatever it is called; and what is called like one, so that a damaged file, or
+one of a kind that cannot be read, is named by the decoder's error and not passed over. Hidden files and folders
+and `__MACOSX` are what file managers and archives leave, and are passed over. Linked folders are entered once.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vitrail.errors import InputError
+from vitrail.images.headers import HEAD_BYTES, recognise
+
+__all__ = ["called_image", "expand", "images_below", "images_in", "is_hidden", "looks_like_image", "subfolders"]
+
+SUFFIXES = frozenset(
+    # read by images/decode.py
+    ".jpg .jpeg .jpe .jfif .jfi .png .apng .webp .bmp .dib .gif .tif .tiff .avif .avifs .heic .heif .heics "
+    ".hif .ppm .pgm .pbm .pnm .pam "
+    # images that it does not read, which are named for that
+    ".jp2 .j2k .jpf .jpx .jxl .jxr .svg .svgz .psd .psb .ico .icns .cur .tga .exr .dds .pcx .qoi .xcf "
+    ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .dcm".split()
+)
+"""Endings of names that only images have."""
+
+
+def images_below(folder: str | Path) -> list[str]:
+    """The files below a folder that are images or are called so; each path begins with `folder` as given.
+
+    Sorted by their path below the folder.
+
+    Raises:
+        InputError: a folder in it cannot be listed.
+    """
+    return [os.path.join(folder, name) for name in sorted(_below(str(folder)))]
+
+
+def images_in(folder: str | Path) -> list[str]:
+    """The same of the files directly in a folder."""
+    return sorted(e.path for e in _scan(folder) if not e.is_dir() and looks_like_image(e.path))
+
+
+def subfolders(folder: str | Path) -> list[str]:
+    """Names of the folders directly in a folder, sorted; hidden ones are left out."""
+    return sorted(entry.name for entry in _scan(folder) if entry.is_dir() and not is_hidden(entry.name))
+
+
+def is_hidden(name: str) -> bool:
+    """What file managers and archives leave beside the data (.DS_Store, ._photo.jpg, __MACOSX)."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def called_image(path: str) -> bool:
+    """Whether a name ends as only names of images do."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
+def looks_like_image(path: str) -> bool:
+    """Whether a file begins like an image, or is called like one."""
+    name = os.path.basename(path)
+    if is_hidden(name):
+        return False
+    if called_image(name):
+        return True
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return recognise(file.read(HEAD_BYTES)) is not None
+    except OSError:
+        # A file without an ending that may not be read may be an image: the decoder will say what it is.
+        return not os.path.splitext(name)[1]
+
+
+def expand(sources: Sequence[str]) -> Iterator[str | InputError]:
+    """The images that files, folders and patterns (`*`, `?`, `[...]`, `**` for any depth) name, in their order.
+
+    A file is taken as it is, a folder gives what `images_below` does, and so do the folders that a pattern
+    matches; of the files that it matches, those that look like images. In place of a source that gives
+    nothing stands why.
+    """
+    for source in sources:
+        try:
+            found: Sequence[str | InputError] = _expanded(source)
+        except InputError as error:
+            found = [error]
+        yield from found
+
+
+def _expanded(source: str) -> Sequence[str | InputError]:
+    if os.path.isdir(source):
+        found = images_below(source)
+        return found or [InputError(f"{source} holds no images: give a folder with images in it.")]
+    if os.path.lexists(source) or not glob.has_magic(source):
+        return [source]  # one that is not there is the decoder's error
+    found = []
+    for match in sorted(glob.glob(source, recursive=True)):
+        if not os.path.isdir(match):
+            found += [match] if looks_like_image(match) else []
+        elif "**" not in source:  # its files match themselves
+            found += images_below(match)
+    return found or [InputError(f"No image matches {source}: check the pattern.")]
+
+
+def _below(root: str) -> Iterator[str]:
+    entered = set()
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=_unlistable):
+        real = os.path.realpath(folder)
+        # The order decides which of two links to one folder is entered.
+        inner[:] = [] if real in entered else sorted(name for name in inner if not is_hidden(name))
+        if real in entered:
+            continue
+        entered.add(real)
+        for name in files:
+            path = os.path.join(folder, name)
+            if looks_like_image(path):
+                yield os.path.relpath(path, root)
+
+
+def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(str(folder)) as entries:
+            return list(entries)
+    except OSError as error:
+        _unlistable(error)
+        return []
+
+
+def _unlistable(error: OSError) -> None:
+    """os.walk passes over what it may not list, and images would be missing without a word."""
+    raise InputError(
+        f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it out."
+    )

@@ -1,0 +1,66 @@
+"""How counts and names are written, on a screen and in a document.
+
+A name that Vitrail did not choose (of a file, a class, a model) may hold anything: line breaks, escape sequences
+that a terminal obeys, bytes that are no UTF-8. What is printed or kept of it is written with the escapes of
+Python's literals, which a shell reads as `$'...'`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+__all__ = ["counted", "shown", "utf8", "utf8_all"]
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_LONE = re.compile("[\ud800-\udfff]")
+# What is printed at one place must not turn around what stands beside it (Unicode's TR 36, 3.6).
+_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 image`, `2 images`; `many` is the plural where that is not `one` with an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def shown(text: str) -> str:
+    """The text as one line that a terminal prints and does not obey: what it cannot show is escaped.
+
+    Line breaks become `\\n`, other control characters `\\x1b`, bytes that are no UTF-8 `\\xff`; signs that turn
+    the direction of writing `\\u202e`. All else, backslashes too, stays.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(sign) if _is_unprintable(sign) else sign for sign in text)
+
+
+def utf8(text: str) -> str:
+    """The text with its bytes that are no UTF-8 (Linux allows them in file names) written as `\\xff`.
+
+    Python holds such a byte as a lone surrogate (PEP 383), which neither JSON nor Parquet may contain.
+    """
+    return _LONE.sub(lambda found: _escape(found[0]), text)
+
+
+def utf8_all(value: Any) -> Any:
+    """`utf8` of every text in a value of dicts, lists and tuples, keys too."""
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, dict):
+        return {utf8_all(key): utf8_all(item) for key, item in value.items()}
+    return [utf8_all(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_unprintable(sign: str) -> bool:
+    return unicodedata.category(sign) in _UNPRINTABLE or _TURNING.match(sign) is not None
+
+
+def _escape(sign: str) -> str:
+    code = ord(sign)
+    if sign in _SHORT:
+        return _SHORT[sign]
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, as os.fsdecode holds it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
