@@ -119,7 +119,7 @@ def raising(error):
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (InputError("Wrong\nthing."), 2, "error: Wrong thing."),
+        (InputError("Wrong\nthing."), 2, "error: Wrong\\nthing."),
         (ClaimError("It is slower."), 3, "error: It is slower."),
         (KeyboardInterrupt(), 130, "interrupted."),
         (

@@ -270,7 +270,9 @@ def test_a_copy_across_given_splits_stays_where_it_judges(tmp_path):
 
 def test_classes_may_be_called_like_splits(tmp_path):
     assert load(folder(tmp_path / "a", train=3, car=3)).classes == ("car", "train")
-    assert load(folder(tmp_path / "b", train=3, test=3)).classes == ("test", "train")
+    both = folder(tmp_path / "b", train=3, test=3)
+    assert "--layout class" in refusal(both)
+    assert load(both, layout="class").classes == ("test", "train")
 
 
 def test_a_folder_beside_the_splits_is_an_unknown_split(tmp_path):
@@ -363,7 +365,7 @@ def test_without_pyarrow_the_install_line_is_named(tmp_path, monkeypatch):
         ("path,label\ncat/0.png,cat\ncat/1.png,\n", "line 3 has no label"),
         ("path,label\ncat/0.png,cat\ncat/1.png\n", "line 3 has no label"),
         ("path,label\n ,cat\n", "line 2 has no path"),
-        ("path,label,split\ncat/0.png,cat,dev\n", "line 2 has the unknown split 'dev'"),
+        ("path,label,split\ncat/0.png,cat,extra\n", "line 2 has the unknown split 'extra'"),
         ("path,label,split\ncat/0.png,cat,train\ncat/1.png,cat, \n", "line 3 has no split, and either every"),
         ("path,label,split\ncat/0.png,cat\n", "line 2 has no split, and either every row has one or none"),
         ('path,label\n"cat/0.png,cat\n', "is not CSV"),
@@ -481,7 +483,7 @@ for position in range(0, len(whole), 3):
     for value in (0x00, 0x7F, 0xFF):
         file.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
         try:
-            sources.find(place)
+            sources.find_source(place)
         except InputError:
             refused += 1
 print("refused", refused)
@@ -510,7 +512,7 @@ def test_sources_that_hold_nothing(tmp_path):
     assert "does not exist" in refusal(tmp_path / ("long" * 1000))
     assert "holds no images" in refusal(tmp_path)
     image(tmp_path / "a.png", 1)
-    assert "1 images without a class" in refusal(tmp_path)
+    assert "1 image without a class" in refusal(tmp_path)
     assert "not a manifest that ends in .csv" in refusal(tmp_path / "a.png")
     (tmp_path / "labels.csv").touch()
     assert f"give {tmp_path / 'labels.csv'} itself" in refusal(tmp_path)
@@ -540,6 +542,22 @@ def test_a_class_whose_images_are_all_broken_or_contradicted(tmp_path):
     assert "None of the 6 images" in refusal(tmp_path)
 
 
+def test_a_class_that_equals_another_says_so(tmp_path):
+    """The same images in two classes are in none: that is why there are too few."""
+    folder(tmp_path, cat=3, dog=5)
+    shutil.copytree(tmp_path / "cat", tmp_path / "kitten")
+    said = refusal(tmp_path)
+    assert "The class 'cat' has no usable distinct images" in said
+    assert "It has 3 files equal to a file of another class" in said
+    assert f"the first: {tmp_path / 'cat' / '0.png'} is {tmp_path / 'kitten' / '0.png'} of 'kitten'" in said
+    image(tmp_path / "cat" / "new.png", 99)
+    (tmp_path / "cat" / "cut.png").write_bytes(b"no image")
+    said = refusal(tmp_path)
+    assert "1 usable distinct image:" in said
+    assert "1 file that cannot be read" in said
+    assert "3 files equal to a file of another class" in said
+
+
 def test_a_given_split_that_lacks_a_class(tmp_path):
     folder(tmp_path / "train", cat=5, dog=5)
     image(tmp_path / "test" / "cat" / "x.png", 77)
@@ -558,7 +576,17 @@ def test_two_classes_with_the_same_name(tmp_path, names):
 def test_a_name_that_is_no_text(tmp_path):
     folder(tmp_path, cat=3, dog=3)
     os.rename(tmp_path / "cat", os.fsencode(tmp_path) + b"/k\xe4tzchen")
-    assert "k\\udce4tzchen" in refusal(tmp_path)
+    assert "The class k\\xe4tzchen" in refusal(tmp_path)
+
+
+def test_a_file_whose_name_is_no_text_is_left_out_and_named(tmp_path):
+    folder(tmp_path, cat=4, dog=3)
+    os.rename(tmp_path / "cat" / "3.png", os.fsencode(tmp_path) + b"/cat/\xff.png")
+    dataset = load(tmp_path)
+    (broken,) = dataset.broken
+    assert os.fsencode(broken.path).endswith(b"/\xff.png")
+    assert "cat/\\xff.png is not UTF-8" in broken.reason
+    assert len(dataset.examples) == 6
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):

@@ -56,7 +56,9 @@ def test_a_clean_data_set(tmp_path, capsys):
     assert cli.main(["data", str(root)]) == 0
     text = capsys.readouterr().out
     assert "pets · 15 distinct images · 2 classes · splits by content" in text
-    assert [line.split() for line in text.splitlines()[3:6]] == [
+    assert text.splitlines()[1] == "layout       class"
+    assert document["layout"] == "class"
+    assert [line.split() for line in text.splitlines()[4:7]] == [
         ["cat", "3", "1", "1", "5"], ["dog", "6", "2", "2", "10"], ["total", "9", "3", "3", "15"],
     ]  # fmt: skip
     assert text.count(" none") == 3

@@ -17,9 +17,9 @@ from typing import Any, get_args
 from vitrail.errors import InputError
 from vitrail.limits import RANGES
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
-from vitrail.words import utf8
 from vitrail.vocabulary import (
     Implementation,
+    Layout,
     Objective,
     Precision,
     Requirements,
@@ -27,6 +27,7 @@ from vitrail.vocabulary import (
     SearchSettings,
     Workload,
 )
+from vitrail.words import is_utf8, utf8
 
 __all__ = [
     "OPTIONS",
@@ -104,7 +105,7 @@ def _path_of(what: str) -> Callable[[object, str], str]:
     def parse(value: object, name: str) -> str:
         if not isinstance(value, str) or not value:
             raise InputError(f"{name}: {value!r} is not a path: give {what}.")
-        if utf8(value) != value:  # it is recorded, in JSON, and must be found again
+        if not is_utf8(value):  # it is recorded, in JSON, and must be found again
             raise InputError(f"{name}: {utf8(value)} is not UTF-8: rename it.")
         return value
 
@@ -205,6 +206,11 @@ OPTIONS: dict[str, Option] = {
         record=Workload, field="data", metavar="DIR",
         parse=_path_of("your labelled images, a folder per class or a manifest (CSV or Parquet)"),
         help="your labelled images: a folder per class, or a manifest; candidates are probed on them",
+    ),
+    "layout": Option(
+        record=SearchSettings, field="layout", parse=_one_of(*get_args(Layout)),
+        metavar="|".join(get_args(Layout)),
+        help="what the folders of --data are, where that could be taken for two things",
     ),
     "models": Option(
         record=SearchSettings, field="models", parse=_names, metavar="GLOB", many=True,

@@ -14,6 +14,7 @@ from typing import Literal
 Implementation = Literal["vitrail", "timm"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
+Layout = Literal["class", "split/class", "class/split"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
 Provenance = Literal["published", "declared", "measured", "estimated"]
 Answer = Literal["pass", "fail", "undecided", "not assessed"]
@@ -75,6 +76,8 @@ class SearchSettings:
     offline: bool = False
     fresh: bool = False
     """Ignore recorded measurements and measure all again."""
+    layout: Layout | None = None
+    """What the folders of `Workload.data` are; None: what they are recognised as."""
     exhaustive: bool = False
     """Measure whatever facts do not rule out, also what can no longer win."""
 

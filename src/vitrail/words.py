@@ -1,17 +1,18 @@
 """How counts and names are written, on a screen and in a document.
 
-A name that Vitrail did not choose (of a file, a class, a model) may hold anything: line breaks, escape sequences
-that a terminal obeys, bytes that are no UTF-8. What is printed or kept of it is written with the escapes of
-Python's literals, which a shell reads as `$'...'`.
+A name that Vitrail did not choose (of a file, a class, a model) may hold anything: line breaks, escape
+sequences that a terminal obeys, bytes that are no UTF-8. What is printed or kept of it is written with the
+escapes of Python's literals, which a shell reads as `$'...'`.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
-__all__ = ["counted", "shown", "utf8", "utf8_all"]
+__all__ = ["counted", "is_utf8", "shown", "utf8", "utf8_all"]
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LONE = re.compile("[\ud800-\udfff]")
@@ -28,8 +29,8 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def shown(text: str) -> str:
     """The text as one line that a terminal prints and does not obey: what it cannot show is escaped.
 
-    Line breaks become `\\n`, other control characters `\\x1b`, bytes that are no UTF-8 `\\xff`; signs that turn
-    the direction of writing `\\u202e`. All else, backslashes too, stays.
+    Line breaks become `\\n`, other control characters `\\x1b`, bytes that are no UTF-8 `\\xff`; signs that
+    turn the direction of writing `\\u202e`. All else, backslashes too, stays.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -42,6 +43,11 @@ def utf8(text: str) -> str:
     Python holds such a byte as a lone surrogate (PEP 383), which neither JSON nor Parquet may contain.
     """
     return _LONE.sub(lambda found: _escape(found[0]), text)
+
+
+def is_utf8(name: str | Path) -> bool:
+    """Whether a name can be kept in a record and found again."""
+    return _LONE.search(str(name)) is None
 
 
 def utf8_all(value: Any) -> Any:

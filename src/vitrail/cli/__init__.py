@@ -151,6 +151,8 @@ def _settle(name: str) -> None:
         from vitrail.store import cache_dir
 
         quiet_process(cache_dir())
+
+
 def _check_targets(args: argparse.Namespace) -> None:
     """Where results go is checked before hours of work for them."""
     for name in OUTPUTS:

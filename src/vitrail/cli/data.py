@@ -10,7 +10,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
+from vitrail.data.records import LAYOUTS
 from vitrail.errors import InputError
+from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.data.near import Pair
@@ -26,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "data", metavar="DIR", help="a folder per class, a manifest (CSV, Parquet), or a saved data set"
+    )
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="what the folders are, if that is not recognised (docs/data.md)"
     )
     parser.add_argument("--sheet", metavar="FILE", help="write a contact sheet, .jpg or .png")
     parser.add_argument(
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--per-class is {args.per_class}: ask for 1 to {sheet.MAX_PER_CLASS} images.")
     if args.sheet is not None:
         sheet.check_sheet(args.sheet)
-    reading = read.read(args.data)
+    reading = read.read(args.data, layout=args.layout)
     document = data_document(reading)
     if args.sheet is not None:
         drawn = sheet.write_sheet(reading.dataset, args.sheet, per_class=args.per_class)
@@ -71,6 +76,7 @@ def data_document(reading: Reading) -> dict[str, Any]:
         "files": len(dataset.examples) + dataset.duplicates + unusable,
         "images": len(dataset.examples),
         "classes": dataset.counts(),
+        "layout": dataset.found,
         "given_splits": dataset.given,
         "width": _spread(look.size[0] for look in looks.values()),
         "height": _spread(look.size[1] for look in looks.values()),
@@ -114,8 +120,9 @@ def _lines(document: dict[str, Any]) -> list[str]:
     how = f"{', '.join(given)} as given" if given else "by content"
     kinds = ", ".join(f"{count} {kind}" for kind, count in document["formats"].items())
     lines = [
-        f"{document['name']} · {_count(document['images'], 'distinct image')} · "
-        f"{_count(len(classes), 'class', 'classes')} · splits {how} · {document['digest'][:12]}",
+        f"{document['name']} · {counted(document['images'], 'distinct image')} · "
+        f"{counted(len(classes), 'class', 'classes')} · splits {how} · {document['digest'][:12]}",
+        *([f"layout       {document['layout']}"] if document["layout"] else []),
         "",
         *_table(classes),
         "",
@@ -159,7 +166,7 @@ def _broken(document: dict[str, Any]) -> list[str]:
         return ["broken       none"]
     # Most reasons name their file.
     reasons = [b["reason"] if b["path"] in b["reason"] else f"{b['path']}: {b['reason']}" for b in broken]
-    return [f"broken       {_count(len(broken), 'file')}, in no split", *_some(reasons)]
+    return [f"broken       {counted(len(broken), 'file')}, in no split", *_some(reasons)]
 
 
 def _duplicates(document: dict[str, Any]) -> list[str]:
@@ -168,11 +175,11 @@ def _duplicates(document: dict[str, Any]) -> list[str]:
     if copies:
         across = sum(copy["straddles"] for copy in copies)
         leak = f"; {across} across the given splits, kept where it judges" if across else ""
-        lines = [f"duplicates   {_count(len(copies), 'exact copy', 'exact copies')}, counted once{leak}"]
+        lines = [f"duplicates   {counted(len(copies), 'exact copy', 'exact copies')}, counted once{leak}"]
         lines += _some([f"{copy['path']} = {copy['original']}" for copy in copies])
     if conflicts:
         files = sum(len(conflict["paths"]) for conflict in conflicts)
-        many = _count(len(conflicts), "image")
+        many = counted(len(conflicts), "image")
         fix = "in no split: remove the wrong ones"
         lines.append(f"conflicts    {many} under more than one label ({files} files), {fix}")
         for conflict in conflicts[:SHOWN]:
@@ -186,16 +193,16 @@ def _duplicates(document: dict[str, Any]) -> list[str]:
 def _near(near: dict[str, Any]) -> list[str]:
     if not near["pairs"]:
         return [f"near copies  none (no thumbnails correlate by {near['correlation']} or more)"]
-    pairs, across = _count(near["pairs"], "pair"), _count(near["straddling"], "pair")
+    pairs, across = counted(near["pairs"], "pair"), counted(near["straddling"], "pair")
     how = f"thumbnails correlate by {near['correlation']} or more"
     lines = [f"near copies  {pairs} among {near['images']} images ({how})"]
     if near["straddling"]:
-        held_out = _count(near["held_out"], "image")
+        held_out = counted(near["held_out"], "image")
         lines.append(
             f"  {across} across splits, with {held_out} of validation or test: accuracy may look too good"
         )
     if near["mislabelled"]:
-        lines.append(f"  {_count(near['mislabelled'], 'pair')} with two labels: look for a wrong one")
+        lines.append(f"  {counted(near['mislabelled'], 'pair')} with two labels: look for a wrong one")
     named = [
         f"{pair['correlation']:.3f}  {' ~ '.join(pair['paths'])} ({' ~ '.join(pair['splits'])})"
         for pair in near["closest"]
@@ -207,7 +214,3 @@ def _some(items: Sequence[str], total: int | None = None) -> list[str]:
     """The first few, indented, and how many more there are."""
     more = (len(items) if total is None else total) - min(len(items), SHOWN)
     return [*(f"  {item}" for item in items[:SHOWN]), *([f"  and {more} more"] if more else [])]
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

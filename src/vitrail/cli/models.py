@@ -16,6 +16,7 @@ from vitrail.errors import InputError
 from vitrail.units import percent
 from vitrail.words import counted
 from vitrail.vocabulary import Candidate
+from vitrail.words import counted
 
 SCHEMA_VERSION = 1
 

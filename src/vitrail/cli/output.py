@@ -68,7 +68,7 @@ def write_bytes(data: bytes) -> None:
 
 
 def write_lines(lines: Iterable[str], file: TextIO | None = None) -> None:
-    """Print lines; what would break one or steer a terminal came with a name and is escaped (`words.shown`)."""
+    """Print lines; what would break one, or steer a terminal, came with a name and is escaped."""
     for line in lines:
         print(shown(line), file=file)
 

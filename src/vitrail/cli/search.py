@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     be used, and a text where the model reads none.
     """
     from vitrail.embeddings import Index
-    from vitrail.images.photos import SUFFIXES
+    from vitrail.images.find import called_image
     from vitrail.models.embed import reopen
     from vitrail.models.weights import WeightsFinder
     from vitrail.zeroshot.hub import Finder
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     index = Index.read(args.index)
     origin = index.table.origin
     is_image = not args.text and os.path.isfile(args.query)  # Path would fail on a long text
-    if not is_image and not args.text and args.query.lower().endswith(SUFFIXES):
+    if not is_image and not args.text and called_image(args.query):
         raise InputError(f"There is no image at {args.query}: check it, or search for that text with --text.")
     if not is_image and not origin.reads_text:
         raise InputError(

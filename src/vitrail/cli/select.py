@@ -178,7 +178,9 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
         line = progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload)
         print(shown(line), file=stream, flush=True)
 
-    return Watcher(progress=progress, note=lambda line: print(shown(line), file=stream, flush=True), judged=judged)
+    return Watcher(
+        progress=progress, note=lambda line: print(shown(line), file=stream, flush=True), judged=judged
+    )
 
 
 def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:

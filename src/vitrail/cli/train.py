@@ -17,6 +17,7 @@ from vitrail.cli.train_options import (
     recipe_of,
     trained_by,
 )
+from vitrail.data.records import LAYOUTS
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "--data", metavar="DIR|MANIFEST", required=True, help="labelled images, as for select"
+    )
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="what the folders of --data are, if that is not recognised"
     )
     parser.add_argument(
         "--model", metavar="NAME", required=True, help="a candidate, architecture or own model"
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     setup = Setup(
         data=args.data,
+        layout=args.layout,
         model=args.model,
         recipe=recipe,
         out=Path(args.out),
@@ -98,7 +103,8 @@ def _selection_arguments(args: argparse.Namespace) -> list[str] | None:
     if os.path.lexists(out):
         raise InputError(f"{out} already exists: give another place for the artifact with --artifact DIR.")
     arguments = [args.then_select, "--trained", args.out, "--data", args.data, "--out", out]
-    return [*arguments, *(["--offline"] if args.offline else [])]
+    layout = [] if args.layout is None else ["--layout", args.layout]
+    return [*arguments, *layout, *(["--offline"] if args.offline else [])]
 
 
 def _document(trained: Trained) -> dict[str, object]:

@@ -190,7 +190,9 @@ def watcher_of(args: argparse.Namespace) -> Watcher:
     def epoch(figures: dict[str, Any]) -> None:
         console.print(_line(figures))
 
-    return Watcher(begin=begin, step=stepped, epoch=epoch, note=lambda line: console.print(shown(line)), end=bar.stop)
+    return Watcher(
+        begin=begin, step=stepped, epoch=epoch, note=lambda line: console.print(shown(line)), end=bar.stop
+    )
 
 
 def _line(figures: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitrail.errors import InputError
 from vitrail.store import sha256_file
+from vitrail.words import is_utf8, utf8
 
 THUMBNAIL = 16
 """Pixels of a thumbnail's side."""
@@ -40,6 +41,8 @@ def _look(path: str) -> Look | str:
     from vitrail.images.decode import decode, frame_of
     from vitrail.images.headers import HEAD_BYTES, image_kind
 
+    if not is_utf8(path):
+        return f"{utf8(path)} is not UTF-8, and a record of it could hold nothing else: rename it."
     try:
         # Scaled decoding reads all of the file but makes few pixels. It refuses pipes and devices, which
         # the digest would wait for, so it comes first.

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from vitrail.data import manifest
 from vitrail.data.examine import Look, examine
-from vitrail.data.read import PRECEDENCE, broken_of, check_names, class_name, class_names
+from vitrail.data.read import PRECEDENCE, broken_of, class_name, class_names
 from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Row, Split
 from vitrail.data.sources import MANIFESTS
 from vitrail.data.splits import assign
 from vitrail.errors import InputError
 from vitrail.store import canonical_json
+from vitrail.words import counted
 
 __all__ = ["Pair", "Pairs", "load"]
 
@@ -86,7 +87,6 @@ def load(path: str | Path) -> Pairs:
     """
     root = Path(path)
     lines = list(_lines(root))
-    check_names(lines)
     labelled = [line for line in lines if line.label]
     categories = class_names(labelled)
     seen = examine(line.path for line in lines)
@@ -148,7 +148,7 @@ def _splits(groups: Mapping[str, Sequence[_Line]], path: Path) -> dict[str, Spli
     counts = {split: sum(found == split for found in splits.values()) for split in SPLITS}
     if not counts["train"] or not counts["validation"]:
         lacking = "train" if not counts["train"] else "validation"
-        images = f"{len(groups)} usable distinct image{'' if len(groups) == 1 else 's'}"
+        images = counted(len(groups), "usable distinct image")
         raise InputError(
             f"{path} has {images} and none of them is left for {lacking}: add some, or give rows that split."
         )

@@ -11,26 +11,30 @@ from pathlib import Path
 
 from vitrail.data import sources
 from vitrail.data.examine import Look, examine
-from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Row, Split
+from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Layout, Row, Split
 from vitrail.data.splits import FRACTIONS, LEAST, assign, check_fractions
 from vitrail.errors import InputError
 from vitrail.store import canonical_json
+from vitrail.words import counted, is_utf8, utf8
 
 # Of copies that a source spread over splits, the one kept: what judges must not be learned from.
 PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
 
 
-def load(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Dataset:
+def load(
+    path: str | Path, *, fractions: Sequence[float] = FRACTIONS, layout: Layout | None = None
+) -> Dataset:
     """Read the labelled images of a folder or manifest, decode each once, and split them by content.
 
     `fractions`: the shares of train, validation and test, for the splits that the source does not give; those
-    are cut from train. docs/data.md describes the sources.
+    are cut from train. `layout`: what the folders are, `class`, `split/class` or `class/split`; None: what
+    they are recognised as. docs/data.md describes the sources.
 
     Raises InputError for a source that cannot be used: nothing readable, one class only, two classes with
     the same name, a class without at least one image in each split; MissingExtraError without pyarrow where
     the source needs it.
     """
-    return read(path, fractions=fractions).dataset
+    return read(path, fractions=fractions, layout=layout).dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,12 @@ class Reading:
     looks: Mapping[str, Look]
 
 
-def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading:
+def read(
+    path: str | Path, *, fractions: Sequence[float] = FRACTIONS, layout: Layout | None = None
+) -> Reading:
     """As `load`, and keep what was seen of the files; raises the same."""
     shares = check_fractions(fractions)
-    source = sources.find(path)
-    check_names(source.rows)
+    source = sources.find_source(path, layout)
     classes = _classes(source.rows)
     seen = examine(row.path for row in source.rows)
     looks = {p: look for p, look in seen.items() if isinstance(look, Look)}
@@ -58,7 +63,7 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
     try:
         splits = _splits(groups, given, shares, classes)
     except _TooFew as error:
-        raise _with_broken(error, source.rows, broken) from None
+        raise _with_reasons(error, source.rows, broken, conflicts) from None
     examples, copies = _examples(groups, splits, {name: label for label, name in enumerate(classes)})
     dataset = Dataset(
         name=source.name,
@@ -69,6 +74,7 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
         conflicts=conflicts,
         given=given,
         digest=_digest(examples, classes),
+        found=source.found,
     )
     return Reading(dataset=dataset, looks=looks)
 
@@ -79,15 +85,6 @@ def read(path: str | Path, *, fractions: Sequence[float] = FRACTIONS) -> Reading
 def class_name(label: str) -> str:
     """A label as it is shown and compared: composed Unicode (NFC), no blanks around it."""
     return unicodedata.normalize("NFC", label).strip()
-
-
-def check_names(rows: Iterable[Row]) -> None:
-    """File systems hold names that are no text; such a name can neither be shown nor recorded."""
-    for row in rows:
-        try:
-            (row.path + row.label).encode("utf-8")
-        except UnicodeEncodeError:
-            raise InputError(f"The name {row.path!a} is not UTF-8: rename it.") from None
 
 
 def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -102,6 +99,9 @@ def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
     """The names of the rows' labels, sorted; InputError for two that differ in case or blanks alone."""
     spellings: dict[str, Row] = {}
     for row in rows:
+        if not is_utf8(row.label):
+            where = utf8(row.place or row.path)
+            raise InputError(f"The class {utf8(row.label)} ({where}) is not UTF-8: rename it.")
         if not class_name(row.label):
             raise InputError(f"{row.place or row.path} has a class without a name: name it.")
         same = unicodedata.normalize("NFC", class_name(row.label).casefold())
@@ -180,23 +180,36 @@ class _TooFew(InputError):
 
 def _too_few(name: str, split: Split, count: int, given: bool) -> _TooFew:
     if not given:
-        images = f"{count or 'no'} usable distinct image{'' if count == 1 else 's'}"
+        images = counted(count, "usable distinct image") if count else "no usable distinct images"
         fix = f"give it at least {LEAST}, one each for train, validation and test"
         return _TooFew(name, images, fix)
     problem = f"no usable image of its own for {split}"
     return _TooFew(name, problem, "add some, or leave the split to Vitrail")
 
 
-def _with_broken(error: _TooFew, rows: Iterable[Row], broken: Mapping[str, Broken]) -> InputError:
-    """The same with the class's unreadable files, which are often why it has too few."""
+def _with_reasons(
+    error: _TooFew, rows: Iterable[Row], broken: Mapping[str, Broken], conflicts: Iterable[Conflict]
+) -> InputError:
+    """The same with the class's files that cannot be used, which are often why it has too few."""
+    reasons = []
     own = dict.fromkeys(r.path for r in rows if class_name(r.label) == error.name and r.path in broken)
-    if not own:
+    if own:
+        first = broken[next(iter(own))].reason.rstrip(".")
+        reasons.append(f"{counted(len(own), 'file')} that cannot be read, the first: {first}")
+    shared = [conflict for conflict in conflicts if error.name in conflict.labels]
+    if shared:
+        files = sum(label == error.name for conflict in shared for label in conflict.labels)
+        pairs = list(zip(shared[0].paths, shared[0].labels, strict=True))
+        mine = next(path for path, label in pairs if label == error.name)
+        other = next((path, label) for path, label in pairs if label != error.name)
+        reasons.append(
+            f"{counted(files, 'file')} equal to a file of another class, so nobody can tell which is right, "
+            f"the first: {mine} is {other[0]} of {other[1]!r}; remove the wrong ones"
+        )
+    if not reasons:
         return error
-    first = broken[next(iter(own))].reason.rstrip(".")
-    files = "1 file" if len(own) == 1 else f"{len(own)} files"
     return InputError(
-        f"The class {error.name!r} has {error.problem}: {error.fix}. "
-        f"It has {files} that cannot be read, the first: {first}."
+        f"The class {error.name!r} has {error.problem}: {error.fix}. It has {', and '.join(reasons)}."
     )
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from vitrail.vocabulary import Layout
+from vitrail.words import counted
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+"""What the folders of DIR are, from the outermost one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +37,15 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """All that a source lists: its rows, and files in it that cannot be rows (images without a class)."""
+    """All that a source lists: its rows, and files in it that cannot be rows (images without a class).
+
+    `found` says in words how the source is laid out.
+    """
 
     name: str
     rows: tuple[Row, ...]
     unplaced: tuple[Broken, ...] = ()
+    found: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +89,8 @@ class Dataset:
 
     `classes`: K names in the order of the labels. `examples`: each distinct image once, sorted by path.
     `given`: the splits that the source named itself; the others were cut by content hash. `digest`: sha256
-    over the sorted (digest, label name, split), whatever the files' names and copies.
+    over the sorted (digest, label name, split), whatever the files' names and copies. `found`: in words,
+    how the source is laid out, for whoever wants to see that it was understood.
     """
 
     name: str
@@ -91,6 +101,7 @@ class Dataset:
     conflicts: tuple[Conflict, ...]
     given: tuple[Split, ...]
     digest: str
+    found: str = ""
 
     @property
     def duplicates(self) -> int:
@@ -100,6 +111,22 @@ class Dataset:
     def of(self, split: Split) -> tuple[Example, ...]:
         """The examples of one split, sorted by path."""
         return tuple(example for example in self.examples if example.split == split)
+
+    def doubts(self) -> tuple[str, ...]:
+        """What is wrong with the files, counted: those that are not used, and those that count once."""
+        first = self.broken[0].path if self.broken else ""
+        found = (
+            (len(self.broken), "image is not used", "images are not used", f", the first: {first}"),
+            (len(self.copies), "file is a copy and counts once", "files are copies and count once", ""),
+            (
+                len(self.conflicts),
+                "image is there under different labels and is left out",
+                "images are there under different labels and are left out",
+                "",
+            ),
+        )
+        said = [counted(count, one, many) + more for count, one, many, more in found if count]
+        return tuple(f"{text} (`vitrail data` lists them)" for text in said)
 
     def counts(self) -> dict[str, dict[Split, int]]:
         """Examples per class name and split; every class and split is there."""

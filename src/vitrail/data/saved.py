@@ -21,7 +21,17 @@ from vitrail.data.sources import split_name
 from vitrail.errors import InputError
 from vitrail.store import cache_dir, sha256_file, writing
 
-SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tiff"}
+SUFFIX = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WebP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "TIFF": ".tiff",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+    "PPM": ".ppm",
+}
 SAVE_AGAIN = "save it again with `save_to_disk`"
 
 

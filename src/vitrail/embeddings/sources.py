@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitrail.errors import InputError
-from vitrail.images.photos import SUFFIXES, _images_below
+from vitrail.images.find import images_below
 
 __all__ = ["image_paths", "text_lines"]
 
 
 def image_paths(source: str) -> list[str]:
-    """The image itself, or all images below the folder, sorted; each path begins with `source` as given.
+    """The image itself, or all images below the folder (images/find.py says what one is), sorted.
+
+    Each path begins with `source` as given.
 
     Raises:
         InputError: it does not exist, or it is a folder without images.
@@ -21,10 +23,10 @@ def image_paths(source: str) -> list[str]:
         return [source]
     if not root.is_dir():
         raise InputError(f"{source} does not exist: give a folder of images, an image, or texts with --text.")
-    found = sorted(_images_below(root))
+    found = images_below(root)
     if not found:
-        raise InputError(f"{source} holds no images: put files in it that end in {', '.join(SUFFIXES)}.")
-    return [(root / name).as_posix() for name in found]
+        raise InputError(f"{source} holds no images: put image files in it.")
+    return found
 
 
 def text_lines(source: str) -> list[str]:

@@ -22,6 +22,7 @@ import numpy as np
 from vitrail import __version__, store
 from vitrail.embeddings.embedder import Embedder, Origin
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.words import is_utf8, utf8, utf8_all
 
 __all__ = ["Broken", "Table", "check_installed", "embed", "read_table", "write_table"]
 
@@ -109,10 +110,10 @@ def embed(
     while chunk := list(islice(waiting, CHUNK)):
         for name, outcome in zip(chunk, each(chunk), strict=True):
             if isinstance(outcome, InputError):
-                broken.append(Broken(name=_utf8(name), reason=_utf8(str(outcome))))
-            elif _utf8(name) != name:
-                reason = f"{_utf8(name)} is no UTF-8, and Parquet holds nothing else: rename it."
-                broken.append(Broken(name=_utf8(name), reason=reason))
+                broken.append(Broken(name=utf8(name), reason=utf8(str(outcome))))
+            elif not is_utf8(name):
+                reason = f"{utf8(name)} is no UTF-8, and Parquet holds nothing else: rename it."
+                broken.append(Broken(name=utf8(name), reason=reason))
             else:
                 kept.append(name)
                 rows.append(outcome)
@@ -145,7 +146,7 @@ def write_table(table: Table, path: str | Path) -> None:
         "content": table.content,
         "normalised": True,
         "digest": table.digest,
-        "origin": msgspec.to_builtins(table.origin),
+        "origin": utf8_all(msgspec.to_builtins(table.origin)),
         "broken": msgspec.to_builtins(table.broken),
     }
     facts["checksum"] = _checksum(facts)
@@ -237,11 +238,6 @@ def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
             f"which reads {SCHEMA_VERSION}: make it again with `vitrail embed`."
         )
     return facts
-
-
-def _utf8(text: str) -> str:
-    """The text with what is no UTF-8 (Linux allows it in file names) written as `\\udcff`."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _checksum(facts: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Which files of a folder are images: one rule for all commands.
 
-An image is what begins like one, whatever it is called; and what is called like one, so that a damaged file, or
-one of a kind that cannot be read, is named by the decoder's error and not passed over. Hidden files and folders
-and `__MACOSX` are what file managers and archives leave, and are passed over. Linked folders are entered once.
+An image is what begins like one, whatever it is called; and what is called like one, so that a damaged file,
+or one of a kind that cannot be read, is named by the decoder's error and not passed over. Hidden files and
+folders and `__MACOSX` are what file managers and archives leave, and are passed over. Linked folders are
+entered once.
 """
 
 from __future__ import annotations
@@ -15,16 +16,26 @@ from pathlib import Path
 from vitrail.errors import InputError
 from vitrail.images.headers import HEAD_BYTES, recognise
 
-__all__ = ["called_image", "expand", "images_below", "images_in", "is_hidden", "looks_like_image", "subfolders"]
+__all__ = [
+    "called_image",
+    "expand",
+    "holds_images",
+    "images_below",
+    "images_in",
+    "is_hidden",
+    "looks_like_image",
+    "subfolders",
+]
 
-SUFFIXES = frozenset(
+SUFFIXES = frozenset((
     # read by images/decode.py
-    ".jpg .jpeg .jpe .jfif .jfi .png .apng .webp .bmp .dib .gif .tif .tiff .avif .avifs .heic .heif .heics "
-    ".hif .ppm .pgm .pbm .pnm .pam "
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".avif", ".avifs", ".heic", ".heif", ".heics", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
     # images that it does not read, which are named for that
-    ".jp2 .j2k .jpf .jpx .jxl .jxr .svg .svgz .psd .psb .ico .icns .cur .tga .exr .dds .pcx .qoi .xcf "
-    ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .dcm".split()
-)
+    ".pam", ".jp2", ".j2k", ".jpf", ".jpx", ".jxl", ".jxr", ".svg", ".svgz", ".psd", ".psb", ".ico", ".icns",
+    ".tga", ".exr", ".dds", ".pcx", ".qoi", ".xcf", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
+    ".raf", ".pef", ".srw", ".dcm",
+))  # fmt: skip
 """Endings of names that only images have."""
 
 
@@ -37,6 +48,11 @@ def images_below(folder: str | Path) -> list[str]:
         InputError: a folder in it cannot be listed.
     """
     return [os.path.join(folder, name) for name in sorted(_below(str(folder)))]
+
+
+def holds_images(folder: str | Path) -> bool:
+    """Whether `images_below` would find any."""
+    return next(_below(str(folder)), None) is not None
 
 
 def images_in(folder: str | Path) -> list[str]:
@@ -77,7 +93,7 @@ def looks_like_image(path: str) -> bool:
 
 
 def expand(sources: Sequence[str]) -> Iterator[str | InputError]:
-    """The images that files, folders and patterns (`*`, `?`, `[...]`, `**` for any depth) name, in their order.
+    """The images that files, folders and patterns (`*`, `?`, `[...]`, `**` for any depth) name, in order.
 
     A file is taken as it is, a folder gives what `images_below` does, and so do the folders that a pattern
     matches; of the files that it matches, those that look like images. In place of a source that gives

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.images.find import images_below
+from vitrail.words import counted, is_utf8, shown
 
 MAX_PHOTOS = 800
 """Largest number of a folder's photos that is used, more are thinned evenly: enough for a bound of the
 accuracy that a lower precision loses, which takes 600 (docs/measurement.md)."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMED_UNREADABLE = 10
 """So many unreadable photos are named in the evidence; the rest are counted."""
 
@@ -151,20 +152,22 @@ def sample_photos() -> PhotoSet:
 def photo_folder(path: str | Path) -> PhotoSet:
     """Return the photos below a folder, sorted by path, at most `MAX_PHOTOS` of them evenly spaced.
 
-    Every photo used has been decoded once; those that cannot be are left out and named in `evidence`.
-    Raises `InputError` if the folder has no photos or none that can be decoded.
+    What a photo is, `images/find.py` decides. Every photo used has been decoded once; those that cannot be
+    are left out and named in `evidence`, and so are those whose name is no UTF-8, which no record could hold.
+    Raises `InputError` if the folder has no photos or none that can be used.
     """
     root = Path(path)
     if not root.exists():
         raise InputError(f"{path} does not exist: give a folder of photos.")
     if not root.is_dir():
         raise InputError(f"{path} is not a folder: give a folder of photos.")
-    everything = sorted(_images_below(root))
+    everything = [os.path.relpath(photo, root) for photo in images_below(root)]
     if not everything:
-        raise InputError(f"{path} holds no photos: put files in it that end in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path} holds no photos: put image files in it.")
     chosen = evenly_spaced(everything, MAX_PHOTOS)
     reasons = _unreadable(root / name for name in chosen)
     bad = {name: reason for name, reason in zip(chosen, reasons, strict=True) if reason}
+    bad |= {name: f"{root / name} is not UTF-8: rename it." for name in chosen if not is_utf8(root / name)}
     if len(bad) == len(chosen):
         first = next(iter(bad.values()))
         raise InputError(f"None of the photos in {path} can be read ({_names(bad)}); the first: {first}")
@@ -185,32 +188,16 @@ def evenly_spaced(items: list[str], limit: int) -> list[str]:
 
 
 def _evidence(path: str, good: int, chosen: int, total: int, bad: dict[str, str]) -> str:
-    text = f"{good} photo{'s' if good != 1 else ''} in {path}"
+    text = f"{counted(good, 'photo')} in {path}"
     if chosen < total:
         text += f", from {chosen} of {total} evenly spaced"
     return f"{text}; {len(bad)} unreadable left out: {_names(bad)}" if bad else text
 
 
 def _names(bad: Iterable[str]) -> str:
-    names = list(bad)
+    names = list(map(shown, bad))
     more = f" and {len(names) - NAMED_UNREADABLE} more" if len(names) > NAMED_UNREADABLE else ""
     return ", ".join(names[:NAMED_UNREADABLE]) + more
-
-
-def _images_below(root: Path) -> Iterator[str]:
-    """Paths relative to `root`, with forward slashes; linked folders are entered once."""
-    entered = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            subfolders.clear()
-            continue
-        entered.add(real)
-        # The order decides which of two links to one folder is entered.
-        subfolders.sort()
-        for file in files:
-            if file.lower().endswith(SUFFIXES):
-                yield (Path(folder) / file).relative_to(root).as_posix()
 
 
 def _unreadable(paths: Iterable[Path]) -> list[str]:

@@ -329,5 +329,6 @@ class _Recorder:
             history=kept.progress.history,
             extended=list(kept.extended),
         )
-        content = msgspec.json.format(msgspec.json.encode(utf8_all(msgspec.to_builtins(record))), indent=1) + b"\n"
+        plain = utf8_all(msgspec.to_builtins(record))
+        content = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
         store.atomic_write(self.setup.out / RECORD, content)

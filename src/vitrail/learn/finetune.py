@@ -36,6 +36,8 @@ from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.limits import whole
 from vitrail.models.weights import WeightsFinder
+from vitrail.vocabulary import Layout
+from vitrail.words import counted
 
 __all__ = ["Machine", "Setup", "finetune", "images_of", "launched", "on_threads"]
 
@@ -163,6 +165,7 @@ class Setup:
         model: name of a candidate, an architecture, or a model of ours.
         recipe: from `load_recipe`.
         out: the run's folder; a run that is there already goes on.
+        layout: what the folders of `data` are; None: what they are recognised as.
         image_size, weights, from_scratch: as in `start.starting`.
         checkpoint_every: steps, besides the end of each epoch.
         extend: the finished run that is there goes on to the recipe's epochs.
@@ -172,6 +175,7 @@ class Setup:
     model: str
     recipe: Recipe
     out: Path
+    layout: Layout | None = None
     image_size: int | None = None
     weights: Path | None = None
     from_scratch: bool = False
@@ -192,7 +196,7 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
     note = watcher.note if fabric.is_global_zero else lambda _: None
     with on_threads(machine.threads_each()):
         with said_once(fabric):
-            dataset = data.load(setup.data)
+            dataset = data.load(setup.data, layout=setup.layout)
             start = starting(
                 setup.model,
                 classes=len(dataset.classes),
@@ -204,6 +208,8 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
                 seed=recipe.seed,
             )
             note(_introduced(dataset, start, recipe))
+            for doubt in dataset.doubts():
+                note(doubt)
             before = _record(setup.out)
             run = Run(
                 folder=setup.out,
@@ -238,9 +244,11 @@ def _record(folder: Path) -> trained.Trained | None:
 
 def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
     counts = ", ".join(f"{len(dataset.of(split))} {split}" for split in data.SPLITS)
+    classes = counted(len(dataset.classes), "class", "classes")
+    found = f" · folders are {dataset.found}" if dataset.found else ""
     size = start.preprocess.image_size
     return (
-        f"{dataset.name}: {len(dataset.classes)} classes, {counts} · {start.architecture} at {size} px, "
+        f"{dataset.name}: {classes}, {counts}{found} · {start.architecture} at {size} px, "
         f"{start.cost.parameters / 1e6:.1f} M parameters, from {start.said} · recipe {recipe.name}"
     )
 

@@ -158,7 +158,8 @@ def write(folder: str | Path, trained: Trained) -> None:
     file = Path(folder) / TRAINED
     with store.writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    store.atomic_write(file, msgspec.json.format(msgspec.json.encode(utf8_all(msgspec.to_builtins(trained))), indent=1) + b"\n")
+    plain = utf8_all(msgspec.to_builtins(trained))
+    store.atomic_write(file, msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n")
 
 
 def candidate_of(folder: str | Path, trained: Trained | None = None) -> Candidate:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TextIO
 
+from vitrail import words
 from vitrail.report import phrases
-from vitrail.words import shown
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 
 _STYLES = {
@@ -51,7 +51,7 @@ def summary(
     lines += [_line("NOTE", note) for note in selection.notes]
     if last := written(artifact, report):
         lines.append(last)
-    return "\n".join(map(shown, lines)) + "\n"
+    return "\n".join(map(words.shown, lines)) + "\n"
 
 
 def show(

@@ -10,6 +10,7 @@ from vitrail.images.photos import MAX_PHOTOS, PhotoSet, digest_of, evenly_spaced
 from vitrail.measure import accuracy
 from vitrail.selection.search import Search
 from vitrail.vocabulary import Requirements, Selection, Workload
+from vitrail.words import counted
 
 __all__ = ["check_classes", "described", "doubts", "photos_of", "tested"]
 
@@ -62,24 +63,14 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
 
 def described(dataset: data.Dataset) -> str:
     """One line on the labelled images."""
-    counts = {split: len(dataset.of(split)) for split in data.SPLITS}
-    said = ", ".join(f"{count} {split}" for split, count in counts.items())
-    return f"{dataset.name}: {len(dataset.classes)} classes, {said}"
+    counts = ", ".join(f"{len(dataset.of(split))} {split}" for split in data.SPLITS)
+    found = f" · folders are {dataset.found}" if dataset.found else ""
+    return f"{dataset.name}: {counted(len(dataset.classes), 'class', 'classes')}, {counts}{found}"
 
 
 def doubts(dataset: data.Dataset | None) -> tuple[str, ...]:
     """What is wrong with the labelled images, counted."""
-    if dataset is None:
-        return ()
-    found = (
-        (
-            len(dataset.broken),
-            f"images cannot be read, the first: {dataset.broken[0].path}" if dataset.broken else "",
-        ),
-        (dataset.duplicates, "files are copies of other images and count once"),
-        (len(dataset.conflicts), "images are there under different labels and are left out"),
-    )
-    return tuple(f"{count} {text} (`vitrail data` lists them)" for count, text in found if count)
+    return () if dataset is None else dataset.doubts()
 
 
 def check_classes(requirements: Requirements, dataset: data.Dataset | None) -> None:

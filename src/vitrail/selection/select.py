@@ -93,7 +93,7 @@ def select(
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES)
     workload = _resolved(workload or Workload(), machine)
-    workload, dataset, run_notes = data_of(runs, workload)
+    workload, dataset, run_notes = data_of(runs, workload, settings.layout)
     candidates, rows = beside(runs, own, names, settings, with_data=dataset is not None)
     check_classes(requirements, dataset)
     photos = photos_of(workload, dataset)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitrail import data
-from vitrail.data import Dataset
+from vitrail.data import Dataset, Layout
 from vitrail.errors import InputError
 from vitrail.learn.outlook import outlook
 from vitrail.learn.trained import Trained, candidate_of, read, training_of
@@ -68,7 +68,9 @@ def read_runs(folders: Sequence[str | Path], settings: SearchSettings) -> Runs:
     return runs
 
 
-def data_of(runs: Runs, workload: Workload) -> tuple[Workload, Dataset | None, tuple[str, ...]]:
+def data_of(
+    runs: Runs, workload: Workload, layout: Layout | None = None
+) -> tuple[Workload, Dataset | None, tuple[str, ...]]:
     """The labelled images of this selection, with the workload that names them, and a note where none did.
 
     Without `workload.data` the runs' own data set is taken, if it still is what they were trained on.
@@ -78,12 +80,12 @@ def data_of(runs: Runs, workload: Workload) -> tuple[Workload, Dataset | None, t
             or the data set does not go with a run (`check_against`).
     """
     if not runs.records:
-        return workload, None if workload.data is None else data.load(workload.data), ()
+        return workload, None if workload.data is None else data.load(workload.data, layout=layout), ()
     notes: tuple[str, ...] = ()
     if workload.data is not None:
-        dataset = data.load(workload.data)
+        dataset = data.load(workload.data, layout=layout)
     else:
-        place, dataset = _own_data(runs)
+        place, dataset = _own_data(runs, layout)
         workload = replace(workload, data=place)
         notes = (f"no labelled images were named: those that the training used, {place}, are used again",)
     for folder, record in zip(runs.folders, runs.records, strict=True):
@@ -119,7 +121,7 @@ def measured_runs(runs: Runs, bench: Bench, settings: SearchSettings) -> tuple[C
     return tuple(measured_first(c, bench, settings, "its trained weights") for c in runs.candidates)
 
 
-def _own_data(runs: Runs) -> tuple[str, Dataset]:
+def _own_data(runs: Runs, layout: Layout | None) -> tuple[str, Dataset]:
     digests = {record.data_digest for record in runs.records}
     if len(digests) > 1:
         raise InputError(
@@ -132,7 +134,7 @@ def _own_data(runs: Runs) -> tuple[str, Dataset]:
             f"The data of {runs.folders[0]} is no longer at {runs.records[0].data}: say with --data DIR "
             "where the labelled images are."
         )
-    dataset = data.load(place)
+    dataset = data.load(place, layout=layout)
     if dataset.digest not in digests:
         raise InputError(
             f"The labelled images at {place} are not those that {runs.folders[0]} was trained on any more: "
