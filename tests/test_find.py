@@ -15,8 +15,8 @@ from PIL import Image
 from vitrail import cli
 from vitrail.data import load
 from vitrail.embeddings.sources import image_paths
-from vitrail.errors import InputError
-from vitrail.images.find import expand, images_below
+from vitrail.images import find
+from vitrail.images.find import images_below
 from vitrail.images.photos import photo_folder
 
 READ = {"jfif": "JPEG", "jpe": "JPEG", "": "PNG", "jpg": "WEBP", "avif": "AVIF", "ppm": "PPM", "dat": "GIF"}
@@ -53,6 +53,10 @@ def mixed(tmp_path) -> Path:
         (folder / ".hidden").mkdir()
         (folder / ".hidden" / "a.png").write_bytes(picture(99, "PNG"))
     return tmp_path / "mixed"
+
+
+def expand(sources) -> list[str]:
+    return [path if error is None else str(error) for path, error in find.expand(sources)]
 
 
 def names(paths) -> set[str]:
@@ -104,17 +108,17 @@ def test_paths_begin_with_the_folder_as_given_and_are_sorted(mixed, monkeypatch)
 
 def test_sources_are_files_folders_and_patterns(mixed, monkeypatch):
     monkeypatch.chdir(mixed)
-    assert list(expand(["cat/a.jpg", "nowhere.png"])) == ["cat/a.jpg", "nowhere.png"]
-    assert list(expand(["*/a.jpg"])) == ["cat/a.jpg", "dog/a.jpg"]
-    assert list(expand(["[cd]*/b.*"])) == list(
+    assert (expand(["cat/a.jpg", "nowhere.png"])) == ["cat/a.jpg", "nowhere.png"]
+    assert (expand(["*/a.jpg"])) == ["cat/a.jpg", "dog/a.jpg"]
+    assert (expand(["[cd]*/b.*"])) == list(
         expand([f"{d}/b.{e}" for d in ("cat", "dog") for e in sorted(NOT_READ)])
     )
     assert names(expand(["**"])) == names(expand(["*"])) == USED | NAMED
-    assert len(list(expand(["**"]))) == len(list(expand(["*"]))) == 22
+    assert len(expand(["**"])) == len(expand(["*"])) == 22
     shutil.copy("cat/a.jpg", "cat/a[1].jpg")
-    assert list(expand(["cat/a[1].jpg"])) == ["cat/a[1].jpg"]
+    assert (expand(["cat/a[1].jpg"])) == ["cat/a[1].jpg"]
     (mixed / "empty").mkdir()
-    first, second = expand(["empty", "*.none"])
-    assert isinstance(first, InputError)
-    assert "empty holds no images" in str(first)
-    assert "No image matches *.none" in str(second)
+    (first, said), (second, also) = find.expand(["empty", "*.none"])
+    assert (first, second) == ("empty", "*.none")
+    assert "empty is a folder without images" in str(said)
+    assert "No image matches *.none" in str(also)

@@ -247,17 +247,20 @@ def test_one_bad_image_among_many_is_exit_code_1(artifact, bad, capsys):
     rows = json.loads(out)["predictions"]
     assert [bool(row["top"]) for row in rows] == [True, False, True]
     assert "bad.jpg" in rows[1]["error"]
-    assert len(err.splitlines()) == 1
-    assert "bad.jpg" in err
+    assert len(err.splitlines()) == 2
+    assert "bad.jpg" in err.splitlines()[0]
+    assert err.splitlines()[1] == "vitrail: 1 of 3 images could not be used."
 
 
 def test_only_bad_images_is_exit_code_2(artifact, bad, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
     assert main(["predict", str(artifact.path), str(bad)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    assert main(["predict", str(artifact.path), str(bad), str(tmp_path), str(tmp_path / "none.png")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert main(["predict", str(artifact.path), str(bad), str(empty), str(tmp_path / "none.png")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,56 @@
-"""`vitrail predict DIR IMAGE...`: classify images with an artifact, without torch."""
+"""`vitrail predict ARTIFACT SOURCE...`: classify images with an artifact, without torch."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import APART, STDOUT, add_json_argument, write_json
+from vitrail.cli.output import (
+    APART,
+    STDOUT,
+    add_json_argument,
+    complain,
+    write_bytes,
+    write_json,
+    write_lines,
+)
 from vitrail.errors import InputError
+from vitrail.store import atomic_write
+from vitrail.words import counted, shown
 
 if TYPE_CHECKING:
-    from vitrail.artifact import Probability
-    from vitrail.predict import Prediction
+    from vitrail.predict import Prediction, Predictor
 
 SCHEMA_VERSION = 1
 BAR_WIDTH = 20
+STDIN = "-"
+
+Item = tuple[str, "bytes | InputError | None"]
+"""An image's name, with its bytes where it is no file, or why there is none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("artifact", metavar="DIR", help="folder that vitrail select wrote")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="folder that vitrail select wrote")
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="*",
+        help="image files, folders, patterns such as 'photos/**/*.jpg', or - for one image on standard input",
+    )
+    parser.add_argument(
+        "--files-from",
+        metavar="FILE|-",
+        help="read more SOURCEs from FILE, one a line or with NUL between, or from standard input with -",
+    )
     parser.add_argument(
         "--top", type=whole_number("top"), default=5, metavar="K", help="labels per image (default 5)"
     )
@@ -32,59 +60,205 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="inference threads (default: the artifact's)",
     )
+    parser.add_argument(
+        "--csv", metavar="FILE|-", help="write a row for each image as CSV to FILE, or alone to stdout with -"
+    )
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Classify all images; exit code 0, 1 if some could not be used, 2 if none could."""
+    """Classify all images; exit code 0, 1 if some could not be used, 2 if none could.
+
+    What was computed before an error or Ctrl-C is written.
+    """
+    items = _items(args)
     from vitrail.predict import load
 
     with load(args.artifact, threads=args.threads) as predictor:
-        outcomes = list(predictor.predict_each(args.images, top=args.top))
-        kind = predictor.probability
-    bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
-    if args.json:
-        write_json(_document(args.artifact, args.images, outcomes, kind), args.json)
-    if args.json != STDOUT:
-        for line in _lines(args.images, outcomes):
-            print(line)
-        if kind == "sigmoid" and len(bad) < len(outcomes):
-            print(APART)
-    for error in bad:
-        print(f"vitrail: error: {error}", file=sys.stderr)
-    if not bad:
+        output = _Output(args, predictor, len(items))
+        try:
+            with _progress(args, len(items)) as step:
+                for name, outcome in _outcomes(predictor, items, args.top):
+                    output.add(name, outcome)
+                    step()
+        finally:
+            output.end()
+    if not output.failed:
         return 0
-    return InputError.exit_code if len(bad) == len(outcomes) else 1
+    return InputError.exit_code if output.failed == len(items) else 1
 
 
-def _document(
-    artifact: str, images: Sequence[str], outcomes: Sequence[Prediction | InputError], kind: Probability
-) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    for image, outcome in zip(images, outcomes, strict=True):
-        if isinstance(outcome, InputError):
-            rows.append({"image": image, "error": str(outcome), "top": []})
-        else:
-            rows.append({"image": image, "error": None, "top": outcome.top})
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "artifact": artifact,
-        "probability": kind,
-        "predictions": rows,
-    }
+# --- what to classify ---------------------------------------------------------------------------
 
 
-def _lines(images: Sequence[str], outcomes: Sequence[Prediction | InputError]) -> list[str]:
-    done = [(i, o) for i, o in zip(images, outcomes, strict=True) if not isinstance(o, InputError)]
-    width = max((len(r.label) for _, outcome in done for r in outcome.top), default=0)
+def _items(args: argparse.Namespace) -> list[Item]:
+    """All images that the arguments name, in their order; only paths are held, and what stdin gave.
+
+    Raises InputError if nothing is named, or standard input or output is wanted twice.
+    """
+    if args.csv == STDOUT and args.json == STDOUT:
+        raise InputError("--csv - and --json - would both write to the standard output: give one a file.")
+    if [*args.sources, args.files_from].count(STDIN) > 1:
+        raise InputError("Standard input is one image, or with --files-from a list: name it once.")
+    if not args.sources and args.files_from is None:
+        raise InputError("There is nothing to classify: name image files, folders or patterns.")
+    from vitrail.images.find import expand
+
+    items: list[Item] = []
+    for source in args.sources:
+        items += [(STDIN, _stdin())] if source == STDIN else expand([source])
+    if args.files_from is not None:
+        items += expand(_listed(args.files_from))
+    return items
+
+
+def _stdin() -> bytes:
+    """One image from standard input."""
+    from vitrail.images.decode import MAX_FILE_BYTES
+
+    if sys.stdin.isatty():
+        raise InputError("Standard input is a terminal: pipe an image into it.")
+    data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(
+            f"Standard input holds more than {MAX_FILE_BYTES >> 20} MiB: make the image smaller."
+        )
+    return data
+
+
+def _listed(source: str) -> list[str]:
+    """Sources of a list: one a line, or with NUL between (`find -print0`); as `os.fsdecode` reads names.
+
+    Raises InputError if it cannot be read or names nothing.
+    """
+    import os
+
+    where = "Standard input" if source == STDIN else source
+    try:
+        data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read ({error.strerror}): give a list of images.") from None
+    apart = b"\0" if b"\0" in data else b"\n"
+    names = [os.fsdecode(name.removesuffix(b"\r")) for name in data.split(apart) if name.strip()]
+    if not names:
+        raise InputError(f"{where} names no image: write one path a line.")
+    return names
+
+
+# --- classifying --------------------------------------------------------------------------------
+
+
+def _outcomes(
+    predictor: Predictor, items: Sequence[Item], top: int
+) -> Iterator[tuple[str, Prediction | InputError]]:
+    """Each name with its prediction or error, in order; a batch of images is held at a time."""
+    waiting = iter(items)
+    while chunk := list(islice(waiting, predictor.batch_size)):
+        good = [name if data is None else data for name, data in chunk if not isinstance(data, InputError)]
+        outcomes = iter(predictor.predict_each(good, top))
+        for name, data in chunk:
+            yield name, data if isinstance(data, InputError) else next(outcomes)
+
+
+@contextmanager
+def _progress(args: argparse.Namespace, total: int) -> Iterator[Callable[[], object]]:
+    """A bar on standard error, only where that is a terminal; lines that are printed move above it."""
+    mixed = STDOUT in (args.csv, args.json) and sys.stdout.isatty()
+    if total < 2 or mixed or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty(), redirect_stderr=True
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+# --- showing ------------------------------------------------------------------------------------
+
+
+class _Output:
+    """Text, CSV and JSON: lines and rows as they come, documents and files at the end."""
+
+    def __init__(self, args: argparse.Namespace, predictor: Predictor, total: int) -> None:
+        self._args, self._total = args, total
+        self._kind = predictor.probability
+        self._top = min(args.top, len(predictor.labels))
+        self._rows: list[dict[str, Any]] = []
+        self._table = io.StringIO()
+        self._csv = csv.writer(self._table, lineterminator="\n")
+        self.done = self.failed = 0
+        if args.csv is not None:
+            ranks = range(1, self._top + 1)
+            named = [column for k in ranks for column in (f"label_{k}", f"probability_{k}")]
+            self._write_row(["image", "error", *named])
+
+    def add(self, name: str, outcome: Prediction | InputError) -> None:
+        """Take one image's outcome."""
+        error = str(outcome) if isinstance(outcome, InputError) else None
+        top = () if isinstance(outcome, InputError) else outcome.top
+        self.done += 1
+        if error is not None:
+            self.failed += 1
+            complain(error)
+        elif STDOUT not in (self._args.json, self._args.csv):
+            write_lines(_lines(name, outcome))  # type: ignore[arg-type]
+        if self._args.json is not None:
+            self._rows.append({"image": name, "error": error, "top": top})
+        if self._args.csv is not None:
+            cells = [cell for ranked in top for cell in (ranked.label, f"{ranked.probability:.6g}")]
+            cells += [""] * (2 * self._top - len(cells))
+            self._write_row([name, error or "", *cells])
+
+    def end(self) -> None:
+        """Write what is written at the end, also when that is before the last image."""
+        as_text = STDOUT not in (self._args.json, self._args.csv)
+        if as_text and self._kind == "sigmoid" and self.failed < self.done:
+            print(APART)
+        try:
+            if self._args.csv not in (None, STDOUT):
+                atomic_write(self._args.csv, self._table.getvalue().encode("utf-8"))
+        finally:
+            if self._args.json is not None:
+                write_json(self._document(), self._args.json)
+        if self.failed and self._total > 1:
+            images = counted(self._total, "image")
+            print(f"vitrail: {self.failed} of {images} could not be used.", file=sys.stderr)
+
+    def _write_row(self, cells: Sequence[str]) -> None:
+        # A name with a line break would be two lines for most tools, and a terminal obeys others.
+        self._csv.writerow(map(shown, cells))
+        if self._args.csv == STDOUT:
+            write_bytes(self._table.getvalue().encode("utf-8"))
+            self._table.seek(0)
+            self._table.truncate()
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "artifact": self._args.artifact,
+            "probability": self._kind,
+            "images": self._total,
+            "failed": self.failed,
+            "complete": self.done == self._total,
+            "predictions": self._rows,
+        }
+
+
+def _lines(image: str, prediction: Prediction) -> list[str]:
+    labels = [shown(ranked.label) for ranked in prediction.top]
+    width = min(max(map(len, labels), default=0), 40)
     filled, empty = _bar_characters()
-    lines = []
-    for image, outcome in done:
-        lines.append(image)
-        for ranked in outcome.top:
-            length = round(ranked.probability * BAR_WIDTH)
-            bar = filled * length + empty * (BAR_WIDTH - length)
-            lines.append(f"  {ranked.label:<{min(width, 40)}}  {bar}  {ranked.probability:6.1%}")
+    lines = [image]
+    for label, ranked in zip(labels, prediction.top, strict=True):
+        length = round(ranked.probability * BAR_WIDTH)
+        bar = filled * length + empty * (BAR_WIDTH - length)
+        lines.append(f"  {label:<{width}}  {bar}  {ranked.probability:6.1%}")
     return lines
 
 

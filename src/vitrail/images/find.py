@@ -92,25 +92,25 @@ def looks_like_image(path: str) -> bool:
         return not os.path.splitext(name)[1]
 
 
-def expand(sources: Sequence[str]) -> Iterator[str | InputError]:
+def expand(sources: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:
     """The images that files, folders and patterns (`*`, `?`, `[...]`, `**` for any depth) name, in order.
 
     A file is taken as it is, a folder gives what `images_below` does, and so do the folders that a pattern
-    matches; of the files that it matches, those that look like images. In place of a source that gives
-    nothing stands why.
+    matches; of the files that it matches, those that look like images. Beside the name of a source
+    that gives nothing stands why.
     """
     for source in sources:
         try:
-            found: Sequence[str | InputError] = _expanded(source)
+            yield from ((path, None) for path in _expanded(source))
         except InputError as error:
-            found = [error]
-        yield from found
+            yield source, error
 
 
-def _expanded(source: str) -> Sequence[str | InputError]:
+def _expanded(source: str) -> Sequence[str]:
     if os.path.isdir(source):
-        found = images_below(source)
-        return found or [InputError(f"{source} holds no images: give a folder with images in it.")]
+        if found := images_below(source):
+            return found
+        raise InputError(f"{source} is a folder without images: give one with image files in it.")
     if os.path.lexists(source) or not glob.has_magic(source):
         return [source]  # one that is not there is the decoder's error
     found = []
@@ -119,7 +119,9 @@ def _expanded(source: str) -> Sequence[str | InputError]:
             found += [match] if looks_like_image(match) else []
         elif "**" not in source:  # its files match themselves
             found += images_below(match)
-    return found or [InputError(f"No image matches {source}: check the pattern.")]
+    if not found:
+        raise InputError(f"No image matches {source}: check the pattern.")
+    return found
 
 
 def _below(root: str) -> Iterator[str]:
