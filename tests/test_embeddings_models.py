@@ -329,7 +329,7 @@ NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
         (["embed", "images", *CLIP, *SAME, "--threads", "0"], "at least 1"),
         (["embed", "texts.txt", "--text", *NO_VOCABULARY], "--tokenizer"),
         (["embed", "images/00.png", "--text", *CLIP, *SAME], "not UTF-8"),
-        (["embed", "texts.txt", *CLIP, *SAME], "None of the 1 images"),
+        (["embed", "texts.txt", *CLIP, *SAME], "No image could be embedded (1 tried)"),
         (["search", "out.parquet", "images/00.png", *OTHER], "does not hold the weights"),
         (["search", "out.parquet", "images/00.png", "--weights", "gone.pth"], "check --weights"),
         (["search", "out.parquet", "images/gone.png"], "There is no image"),

@@ -154,7 +154,8 @@ def test_csv_has_a_row_for_each_image_and_columns_for_each_rank(artifact, tmp_pa
     assert (rows[1]["label_1"], rows[1]["probability_2"]) == ("", "")
 
 
-def test_what_was_computed_before_an_error_is_written(artifact, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("error", "code"), [(ClaimError("Broken."), 3), (KeyboardInterrupt(), 130)])
+def test_what_was_computed_before_an_error_is_written(artifact, tmp_path, monkeypatch, capsys, error, code):
     """The engine fails in the third batch, as on Ctrl-C: four images are in the files."""
     calls = []
     real = prediction.Predictor.run
@@ -167,15 +168,13 @@ def test_what_was_computed_before_an_error_is_written(artifact, tmp_path, monkey
 
     monkeypatch.setattr(prediction.Predictor, "run", run)
     photos = [str(artifact.photos[0])] * 8
-    for error, code in ((ClaimError("Broken."), 3), (KeyboardInterrupt(), 130)):
-        calls.clear()
-        files = [tmp_path / "out.json", tmp_path / "out.csv"]
-        arguments = ["--json", str(files[0]), "--csv", str(files[1])]
-        assert main(["predict", str(artifact.path), *photos, *arguments]) == code
-        document = json.loads(files[0].read_text())
-        assert (document["images"], document["complete"], len(document["predictions"])) == (8, False, 4)
-        assert len(files[1].read_text().splitlines()) == 1 + 4
-        assert capsys.readouterr().out.count("%") == 12
+    files = [tmp_path / "out.json", tmp_path / "out.csv"]
+    arguments = ["--json", str(files[0]), "--csv", str(files[1])]
+    assert main(["predict", str(artifact.path), *photos, *arguments]) == code
+    document = json.loads(files[0].read_text())
+    assert (document["images"], document["complete"], len(document["predictions"])) == (8, False, 4)
+    assert len(files[1].read_text().splitlines()) == 1 + 4
+    assert capsys.readouterr().out.count("%") == 12
 
 
 def test_images_come_a_batch_at_a_time(artifact, tmp_path, monkeypatch):

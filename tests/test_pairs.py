@@ -153,7 +153,7 @@ def test_parquet_holds_the_same(tmp_path):
         ([("a.png", "one", "Food"), ("b.png", "two", "food")], "path,text,category", "have the same name"),
         ([("a.png", "one")], "path,text", "1 usable distinct image and none of them is left for validation"),
         ([("a.png", "one", "test")], "path,text,split", "left for train"),
-        ([("gone.jpg", "one")], "path,text", "None of the 1 images"),
+        ([("gone.jpg", "one")], "path,text", "can be read (1 tried)"),
     ],
 )
 def test_manifests_that_cannot_be_used(tmp_path, rows, header, said):

@@ -14,7 +14,7 @@ from decimal import Decimal, DecimalException
 
 from vitrail.errors import InputError
 
-__all__ = ["count", "counted", "duration_ms", "nearest", "percent", "size_mib", "throughput"]
+__all__ = ["count", "duration_ms", "nearest", "percent", "size_mib", "throughput"]
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.ASCII | re.DOTALL)
 
@@ -113,11 +113,6 @@ def _quantity(
 
 def _with_unit(digits: str, example: str) -> str:
     return " or ".join(digits.lstrip("+-") + one.lstrip("0123456789.") for one in example.split(" or "))
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 variant`, `2 variants`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

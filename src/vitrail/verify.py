@@ -18,6 +18,7 @@ from vitrail.errors import ClaimError
 from vitrail.measure.parity import cosines, decided_photos, relative_errors
 from vitrail.predict import Predictor, from_artifact
 from vitrail.vocabulary import Answer, Observation, Requirements, RunnerFacts, Verdict, Workload
+from vitrail.words import counted
 
 __all__ = ["CLAIM_TOLERANCE", "OWN_TOLERANCE", "Check", "Judge", "Measure", "Verification", "verify"]
 
@@ -123,7 +124,13 @@ def verify(
 def _files(manifest: Manifest) -> Check:
     # open_artifact raised already if a single one was wrong.
     count = len(manifest.files) + 1
-    return Check(name="files", answer="pass", observed=count, limit=count, reason=f"{count} files as written")
+    return Check(
+        name="files",
+        answer="pass",
+        observed=count,
+        limit=count,
+        reason=f"{counted(count, 'file')} as written",
+    )
 
 
 # --- where it runs --------------------------------------------------------------------------------
@@ -177,7 +184,7 @@ def _against_fp32(reference: np.ndarray, scores: np.ndarray, bounds: ParityBound
             answer="pass" if share is None or share >= bounds.agreement else "fail",
             observed=share,
             limit=bounds.agreement,
-            reason=f"{agreeing} of {decided} decided photos agree ({len(reference)} photos)",
+            reason=f"{agreeing} of {decided} decided photos agree ({counted(len(reference), 'photo')})",
         ),
     ]
 

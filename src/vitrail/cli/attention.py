@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
+from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.models.kernel_session import Case
@@ -151,7 +152,7 @@ def _check_target(target: str | None) -> None:
 def _progress(case: Case, kernels: Sequence[Kernel]) -> None:
     if sys.stderr.isatty():
         names = ", ".join(k.kernel for k in kernels if (k.backward if case.backward else k.forward))
-        print(f"{case.tokens} tokens: {names} …", file=sys.stderr)
+        print(f"{counted(case.tokens, 'token')}: {names} …", file=sys.stderr)
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def _show(document: dict[str, Any]) -> None:
     case = document["case"]
     passes = "forward and backward" if case["backward"] else "forward"
     print(
-        f"\n{passes}, {case['precision']} on {case['device']}, {case['threads']} threads: "
+        f"\n{passes}, {case['precision']} on {case['device']}, {counted(case['threads'], 'thread')}: "
         f"batch {case['batch_size']}, {case['heads']} heads of {case['width']}\n"
     )
     columns = (*COLUMNS, GRADIENT) if case["backward"] else COLUMNS

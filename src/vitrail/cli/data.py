@@ -181,7 +181,7 @@ def _duplicates(document: dict[str, Any]) -> list[str]:
         files = sum(len(conflict["paths"]) for conflict in conflicts)
         many = counted(len(conflicts), "image")
         fix = "in no split: remove the wrong ones"
-        lines.append(f"conflicts    {many} under more than one label ({files} files), {fix}")
+        lines.append(f"conflicts    {many} under more than one label ({counted(files, 'file')}), {fix}")
         for conflict in conflicts[:SHOWN]:
             pairs = zip(conflict["paths"], conflict["labels"], strict=True)
             lines += _some([f"{path} is {label!r}" for path, label in pairs])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, complain, write_json, write_lines
 from vitrail.errors import InputError
+from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.embeddings import Table
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 HUB = "hub:"
+ENDINGS = (".parquet", ".pq")
 MIB = 1024 * 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="folder of images, one image, or with --text a file")
-    parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write, .parquet or .pq")
     parser.add_argument(
         "--model", required=True, metavar="NAME", help="of the catalogue, timm's, or for a CLIP open_clip's"
     )
@@ -119,6 +121,8 @@ def _check_out(out: str, *, overwrite: bool) -> None:
     path = Path(out)
     if path.is_dir():
         raise InputError(f"{out} is a folder: give the name of a file.")
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(f"{out} would hold Parquet: give a name that ends in {' or '.join(ENDINGS)}.")
     if path.is_file() and not overwrite:
         raise InputError(f"{out} already exists: choose another name, or replace it with --overwrite.")
     parent = path.absolute().parent
@@ -151,11 +155,10 @@ def _document(source: str, out: str, table: Table) -> dict[str, Any]:
 
 def _lines(source: str, out: str, table: Table) -> list[str]:
     origin, rows = table.origin, len(table.names)
-    thing = table.content if rows == 1 else f"{table.content}s"
     size = origin.preprocess.image_size
     lines = [
-        f"{rows} {thing} of {source} · {origin.model} ({origin.implementation}) at {size} px · "
-        f"{origin.dimension} numbers each",
+        f"{counted(rows, table.content)} of {source} · {origin.model} ({origin.implementation}) at "
+        f"{size} px · {origin.dimension} numbers each",
         f"{out} written, {Path(out).stat().st_size / MIB:.1f} MiB · next: vitrail search {out} "
         + ("IMAGE or TEXT" if origin.reads_text else "IMAGE"),
     ]

@@ -14,7 +14,6 @@ from vitrail.catalog import admits, check_requirement, families, find, license_c
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 from vitrail.units import percent
-from vitrail.words import counted
 from vitrail.vocabulary import Candidate
 from vitrail.words import counted
 

@@ -11,6 +11,7 @@ from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.errors import InputError
 from vitrail.vocabulary import Requirements, Workload
+from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.artifact import Manifest
@@ -93,7 +94,7 @@ def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload
 def _lines(outcome: Verification) -> list[str]:
     width = max(len(check.name) for check in outcome.checks)
     facts = outcome.facts
-    lines = [f"{outcome.name}  ({facts.runtime} {facts.version}, {facts.threads} threads)"]
+    lines = [f"{outcome.name}  ({facts.runtime} {facts.version}, {counted(facts.threads, 'thread')})"]
     lines += [f"  {check.name:<{width}}  {MARKS[check.answer]}  {check.reason}" for check in outcome.checks]
     lines += [f"  differs: {difference}" for difference in outcome.differences]
     lines.append(outcome.answer)

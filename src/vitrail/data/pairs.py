@@ -94,7 +94,7 @@ def load(path: str | Path) -> Pairs:
     broken = broken_of(lines, seen)
     if not looks:
         first = next(iter(broken.values())).reason
-        raise InputError(f"None of the {len(seen)} images of {path} can be read; the first: {first}")
+        raise InputError(f"No image of {path} can be read ({len(seen)} tried); the first: {first}")
     groups = _groups([line for line in lines if line.path in looks], looks)
     splits = _splits(groups, root)
     pairs = tuple(sorted((_pair(d, g, splits[d]) for d, g in groups.items()), key=lambda pair: pair.path))

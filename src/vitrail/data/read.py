@@ -57,7 +57,7 @@ def read(
     broken = broken_of(source.rows, seen)
     if not looks:
         first = next(iter(broken.values())).reason
-        raise InputError(f"None of the {len(seen)} images of {path} can be read; the first: {first}")
+        raise InputError(f"No image of {path} can be read ({len(seen)} tried); the first: {first}")
     groups, conflicts = _groups([row for row in source.rows if row.path in looks], looks)
     given = tuple(split for split in SPLITS if any(row.split == split for row in source.rows))
     try:

@@ -121,7 +121,7 @@ def embed(
             progress(len(kept) + len(broken))
     if not rows:
         first = f"; the first: {broken[0].reason}" if broken else ": give at least one."
-        raise InputError(f"None of the {len(names)} {content}s could be embedded{first}")
+        raise InputError(f"No {content} could be embedded ({len(names)} tried){first}")
     return Table(
         content=content,
         names=tuple(kept),

@@ -9,7 +9,6 @@ from vitrail import stats
 from vitrail.catalog.licenses import admits
 from vitrail.judge.evidence import decided_photos_agree, throughput
 from vitrail.measure import latency
-from vitrail.units import counted
 from vitrail.vocabulary import (
     Answer,
     Classification,
@@ -19,6 +18,7 @@ from vitrail.vocabulary import (
     Verdict,
     Workload,
 )
+from vitrail.words import counted
 
 MORE = "raise --budget for more calls"
 """The advice to whoever gets `undecided`."""

@@ -19,6 +19,7 @@ from vitrail.vocabulary import (
     Scope,
     Variant,
 )
+from vitrail.words import counted
 
 ALLOWANCE_POINTS = 0.5
 """Assumed loss of a lower precision while too few photos measure it."""
@@ -96,7 +97,7 @@ def accuracy(
     if variant.precision == "fp32":
         return known
     if parity is not None and parity.loss_bound is not None:
-        text = f"the one-sided 95 % bound of the loss on {parity.photos} photos"
+        text = f"the one-sided 95 % bound of the loss on {counted(parity.photos, 'photo')}"
         return _estimated(known, max(parity.loss_bound, 0.0), text)
     if parity is None and not at_hand:
         return _estimated(known, allowance, "assumed allowance; not compared on photos")

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from vitrail.judge.ranking import CRITERIA, UPWARDS, figure
 from vitrail.vocabulary import Objective, Observation, Requirements, Status, Verdict, Workload
+from vitrail.words import counted
 
 REASONS = 3
 UNITS = {"accuracy": "points of accuracy", "latency": "ms", "throughput": "images/s", "memory": "MiB"}
@@ -63,7 +64,7 @@ def _won(ranked: Sequence[Observation], tied: Collection[str], objective: Object
         return "the only one that meets all"
     if not tied:
         return f"{MOST[objective]} of {len(ranked)} that meet all"
-    others = f"{len(tied)} other{'' if len(tied) == 1 else 's'}"
+    others = counted(len(tied), "other")
     return f"{MOST[objective]} of {len(ranked)} that meet all, in a tie with {others}: {_RULE[objective]}"
 
 

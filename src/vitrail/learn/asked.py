@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from vitrail.errors import InputError
 from vitrail.learn.recipe import Leg
+from vitrail.words import counted
 
 __all__ = ["ASKED", "Asked", "Record", "continued", "is_done"]
 
@@ -128,7 +129,7 @@ def _differences(now: Any, before: Any, key: str = "") -> list[tuple[str, str]]:
 
 
 def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
+    return counted(count, "epoch")
 
 
 def _short(value: Any) -> str:

@@ -34,7 +34,7 @@ from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP
 from vitrail.models.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess
-from vitrail.words import utf8_all
+from vitrail.words import counted, utf8_all
 
 __all__ = ["RECORD", "ClipRun", "Setup", "read", "train_clip"]
 
@@ -229,20 +229,22 @@ def _introduced(pairs: Pairs, setup: Setup, model: CLIP, loss: Loss) -> list[str
     begun = "random weights" if setup.weights is None else f"the weights of {setup.weights.name}"
     million = sum(p.numel() for p in model.parameters()) / 1e6
     lines = [
-        f"{pairs.name}: {split} images, {texts} texts · {setup.model}, {million:.1f} M parameters, "
+        f"{pairs.name}: {split}, {counted(texts, 'text')} · {setup.model}, {million:.1f} M parameters, "
         f"from {begun} · {loss} loss · recipe {setup.recipe.name}"
     ]
     if pairs.broken:
-        lines.append(f"{len(pairs.broken)} images cannot be read, the first: {pairs.broken[0].reason}")
+        broken = counted(len(pairs.broken), "image")
+        lines.append(f"{broken} cannot be read, the first: {pairs.broken[0].reason}")
     if pairs.copies:
         straddling = sum(copy.straddles for copy in pairs.copies)
         across = f", {straddling} of them across splits" if straddling else ""
-        lines.append(f"{len(pairs.copies)} files are equal to another one{across}: each counts once")
+        copies = counted(len(pairs.copies), "file is a copy", "files are copies")
+        lines.append(f"{copies} of another one{across}: each image counts once")
     if pairs.conflicts:
         first = pairs.conflicts[0]
         lines.append(
-            f"{len(pairs.conflicts)} images have several categories and count as without one, the first: "
-            f"{first.paths[0]} ({' and '.join(dict.fromkeys(first.labels))})"
+            f"{counted(len(pairs.conflicts), 'image')} of several categories, taken for one of none; the "
+            f"first: {first.paths[0]} ({' and '.join(dict.fromkeys(first.labels))})"
         )
     return lines
 

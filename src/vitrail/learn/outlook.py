@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitrail.learn.trained import Epoch, Trained
+from vitrail.words import counted
 
 __all__ = ["Outlook", "outlook"]
 
@@ -43,7 +44,7 @@ def outlook(trained: Trained) -> Outlook | None:
     guess, (last, train, validation) = math.log(len(trained.classes)), known[-1]
     losses = f"loss {train:.2f} on training and {validation:.2f} on validation images"
     if min(train, validation) >= UNSURE * guess:
-        done = f"{last.epoch} epoch{'' if last.epoch == 1 else 's'}"
+        done = counted(last.epoch, "epoch")
         why = f"still unsure after {done} ({losses}, a guess has {guess:.2f})"
         return Outlook(helps="more epochs", why=why)
     lowest = min(v for _, _, v in known)

@@ -15,7 +15,7 @@ from vitrail import store
 from vitrail.errors import InputError
 from vitrail.learn.recipe import Leg
 from vitrail.vocabulary import Candidate, Implementation, Preprocess, Training, TrainingEpoch, Weights
-from vitrail.words import utf8_all
+from vitrail.words import counted, utf8_all
 
 __all__ = [
     "TRAINED",
@@ -221,7 +221,7 @@ def _write_labels(file: Path, classes: list[str]) -> None:
 
 def _note(trained: Trained) -> str:
     begun = "from random values" if trained.start == "random" else f"from {trained.start}"
-    done = f"{trained.epochs} epoch{'' if trained.epochs == 1 else 's'}"
+    done = counted(trained.epochs, "epoch")
     ends = [str(ended) for _, ended in trained.extended]
     extended = f" (extended after {' and '.join(ends)})" if ends else ""
     open_end = "" if trained.finished else ", not finished"

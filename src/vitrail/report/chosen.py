@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vitrail.report import phrases
 from vitrail.vocabulary import Observation, Requirements, Selection
+from vitrail.words import counted
 
 MOST_CONFUSED = 20
 """Up to so many classes the confusion matrix is drawn."""
@@ -67,7 +68,7 @@ def _recalls(seen: Observation, asked: Requirements) -> list[Tile]:
             name=f"recall of {label}",
             value=f"{found[label].value:.4g}",
             unit="%",
-            detail=f"measured on {phrases.counted(found[label].images, 'image')} of that class",
+            detail=f"measured on {counted(found[label].images, 'image')} of that class",
             limit=f"≥ {least:g} %",
             share=None,
         )
@@ -133,7 +134,7 @@ def task(selection: Selection) -> Task | None:
     )
     low, high = seen.interval
     headline = phrases.tested(selection) or (
-        f"{seen.accuracy:.1f} % of {phrases.counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
+        f"{seen.accuracy:.1f} % of {counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
     )
     few = len(labels) <= MOST_CONFUSED and len(labels) == len(seen.confusion)
     return Task(

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from vitrail.report.axes import Axis
 from vitrail.report.figure import marker
 from vitrail.vocabulary import Selection, Training, TrainingEpoch
+from vitrail.words import counted
 
 __all__ = ["Curve", "Shown", "shown"]
 
@@ -65,7 +66,7 @@ def _said(training: Training) -> str:
     """`recipe light, from tf_efficientnet_lite0.pypi, 12 epochs in 4.1 min, best 94.2 % at epoch 9`."""
     begun = "from random values" if training.start == "random" else f"from {training.start}"
     parts = [f"recipe {training.recipe}", begun]
-    epochs = f"{training.epochs} epoch{'' if training.epochs == 1 else 's'}"
+    epochs = counted(training.epochs, "epoch")
     if training.history:
         epochs += f" in {_duration(training.history[-1].seconds)}"
     parts.append(epochs if training.finished else f"{epochs}, not finished")

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from vitrail.report import phrases
 from vitrail.report.typeset import options_as_code, sentence, spelled, tight
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
+from vitrail.words import counted
 
 __all__ = ["decision", "evidence_in_short", "limits", "notes"]
 
@@ -45,7 +46,7 @@ def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
     if top1 := phrases.accuracy(entry):
         parts.append(f"top-1 {top1}")
     if figures is not None:
-        calls = f"from {figures.calls} calls" if figures.calls else "as declared"
+        calls = f"from {counted(figures.calls, 'call')}" if figures.calls else "as declared"
         random = ", with random weights" if phrases.is_random(entry) else ""
         parts.append(f"{phrases.milliseconds(figures)} {calls}{random}")
     if memory is not None:
@@ -73,7 +74,7 @@ def limits(selection: Selection) -> list[str]:
 
 def _counts(selection: Selection) -> str:
     models = len({entry.variant.candidate.name for entry in selection.ledger})
-    return f"{phrases.counted(len(selection.ledger), 'variant')} of {phrases.counted(models, 'model')}"
+    return f"{counted(len(selection.ledger), 'variant')} of {counted(models, 'model')}"
 
 
 def _won(selection: Selection) -> list[Markup]:
@@ -83,7 +84,7 @@ def _won(selection: Selection) -> list[Markup]:
     name, goal = spelled(winner.variant.name), phrases.OBJECTIVES[selection.requirements.objective]
     has, tied = f"has {goal}", sum(entry.tie for entry in selection.ledger)
     if tied and selection.requirements.objective == "accuracy":
-        has += f" (in a tie with {phrases.counted(tied, 'other')})"
+        has += f" (in a tie with {counted(tied, 'other')})"
     elif tied:  # its figure need not be the best of them
         has = f"is the most accurate of {tied + 1} that tie for {goal}"
     among = f"among those that meet {asked}" if asked else "of all that have the evidence"

@@ -13,6 +13,7 @@ from vitrail.report import labels, phrases
 from vitrail.report.axes import NARROW, WIDE, Axis, Frame
 from vitrail.report.scene import Point, Scene, look, scene
 from vitrail.vocabulary import Selection
+from vitrail.words import counted
 
 __all__ = ["both", "legend", "marker", "scatter", "shapes"]
 
@@ -45,7 +46,7 @@ def scatter(selection: Selection, frame: Frame = WIDE) -> Markup:
         "narrow" if frame is NARROW else "wide",
         frame.width,
         frame.height,
-        f"Latency against top-1 accuracy of {phrases.counted(len(shown.points), 'measured variant')}",
+        f"Latency against top-1 accuracy of {counted(len(shown.points), 'measured variant')}",
         _described(shown),
         Markup("").join(parts),
     )

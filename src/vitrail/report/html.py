@@ -15,6 +15,7 @@ from vitrail.report.scene import look, off_the_axes
 from vitrail.report.setting import setting
 from vitrail.report.typeset import options_as_code, spelled
 from vitrail.vocabulary import Accuracy, LatencyFigures, LedgerEntry, Selection, Verdict
+from vitrail.words import counted
 
 _HERE = Path(__file__).parent
 _SIGNS = {"pass": "✓", "fail": "✕", "undecided": "?", "not assessed": "–"}
@@ -157,7 +158,7 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
     if seen.parity is not None:
         p = seen.parity
         numbers = f"cosine {p.cosine:.6g}, relative error {p.relative_error:.2g}"
-        agree = f"{p.agreeing} of {p.decided} decided photos agree ({p.photos} photos)"
+        agree = f"{p.agreeing} of {p.decided} decided photos agree ({counted(p.photos, 'photo')})"
         loss = "" if p.loss is None else f", loss {p.loss:.2g} points"
         found.append(("parity", f"{p.answer}: {numbers}, {agree}{loss}. {p.reason}"))
     facts = seen.facts or (seen.measurement.facts if seen.measurement else None)
@@ -165,9 +166,7 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
         shape = "×".join(str(side) for side in facts.input_shape)
         details = "".join(f", {name} {value}" for name, value in facts.details)
         head = f"{facts.runtime} {facts.version}, {facts.precision}"
-        found.append(
-            ("engine says", f"{head}, {phrases.counted(facts.threads, 'thread')}, input {shape}{details}")
-        )
+        found.append(("engine says", f"{head}, {counted(facts.threads, 'thread')}, input {shape}{details}"))
     if entry.variant.settings:
         found.append(("settings", ", ".join(f"{name} {value}" for name, value in entry.variant.settings)))
     environment = seen.environment or (seen.measurement.environment if seen.measurement else None)
@@ -183,7 +182,7 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
 
 def _percentiles(figures: LatencyFigures) -> str:
     spread = ", ".join(f"{name} {phrases.number(getattr(figures, name))}" for name in ("p50", "p95", "p99"))
-    calls = f"{figures.calls} calls" if figures.calls else "declared"
+    calls = counted(figures.calls, "call") if figures.calls else "declared"
     return f"{spread} ms; judged {phrases.milliseconds(figures)}; {calls}"
 
 

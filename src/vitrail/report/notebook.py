@@ -9,6 +9,7 @@ from markupsafe import Markup
 from vitrail.report import phrases
 from vitrail.report.decision import decision, notes
 from vitrail.vocabulary import LedgerEntry, Selection
+from vitrail.words import counted
 
 _COLUMNS = ("", "variant", "top-1 %", "latency", "MiB", "why")
 # Notebooks bring their own light or dark page and their own table styles, and some drop <style>: every rule
@@ -35,10 +36,10 @@ def selection_table_html(selection: Selection, rows: int = 12) -> str:
         Markup('<p style="max-width:60em">{}</p>').format(decision(selection)),
         _table(shown, selection) if shown else "",
         Markup('<p style="opacity:.75">also: {}</p>').format(counts) if counts else "",
-        _folded(phrases.counted(len(said), "note"), _list(said)) if said else "",
+        _folded(counted(len(said), "note"), _list(said)) if said else "",
     ]
     if len(selection.ledger) > len(shown):
-        title = f"Ledger: all {phrases.counted(len(selection.ledger), 'variant')}"
+        title = f"Ledger: all {counted(len(selection.ledger), 'variant')}"
         parts.append(_folded(title, _table(selection.ledger, selection)))
     return str(Markup("<div>{}</div>").format(Markup("").join(parts)))
 

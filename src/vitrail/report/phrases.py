@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from vitrail.units import counted
 from vitrail.vocabulary import (
     Accuracy,
     Classification,
@@ -16,6 +15,7 @@ from vitrail.vocabulary import (
     Verdict,
     Workload,
 )
+from vitrail.words import counted
 
 STATUSES = ("selected", "meets", "undecided", "not measured", "rejected", "reference")
 LABELS = {

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail import hardware
 from vitrail.report import phrases
 from vitrail.vocabulary import Selection
+from vitrail.words import counted
 
 __all__ = ["EngineRow", "Setting", "setting"]
 
@@ -105,7 +106,7 @@ def _method(selection: Selection) -> list[str]:
         if workload.latency_scope == "request"
         else "the model alone"
     )
-    threads = "all usable cores" if workload.threads is None else phrases.counted(workload.threads, "thread")
+    threads = "all usable cores" if workload.threads is None else counted(workload.threads, "thread")
     said = [
         f"The p{workload.percentile:g} latency of {scope} was judged, at batch {workload.batch_size} "
         f"with {threads} on the {workload.device.upper()}."
@@ -117,7 +118,7 @@ def _method(selection: Selection) -> list[str]:
     measured, all_of = len(phrases.measured(selection)), len(selection.ledger)
     took = f"; the search took {phrases.number(selection.seconds)} s" if selection.seconds else ""
     had = "has" if measured == 1 else "have"
-    said.append(f"{measured} of {phrases.counted(all_of, 'variant')} {had} a latency{took}.")
+    said.append(f"{measured} of {counted(all_of, 'variant')} {had} a latency{took}.")
     return said
 
 

@@ -33,6 +33,7 @@ from vitrail.vocabulary import (
     Weights,
     Workload,
 )
+from vitrail.words import counted
 
 PROBE_VERSION = 1
 """Part of a probe's key: raise it when the same images would give another head."""
@@ -115,7 +116,7 @@ class _Race:
                 if not self._advance(runner, images):
                     runners.remove(runner)
             self._drop(runners, images)
-            self._note(f"probed on {images} images: {standing(runners)}")
+            self._note(f"probed on {counted(images, 'image')}: {standing(runners)}")
         kept = tuple(self._as_candidate(runner) for runner in runners)
         probed = len(runners) + sum("probe:" in reason for reason in self.excluded.values())
         missing = sum(reason.startswith("its weights") for reason in self.excluded.values())
@@ -296,7 +297,7 @@ class _Race:
             ),
             note=(
                 f"linear probe of {candidate.name} ({candidate.weights.reference}) on "
-                f"{runner.images} images: strength {figures['strength']:g}, "
+                f"{counted(runner.images, 'image')}: strength {figures['strength']:g}, "
                 f"temperature {figures['temperature']:.2f}, cross-validated "
                 f"{figures['cross_validated']:.1f} %, "
                 f"nearest neighbours {figures['nearest_neighbours']:.1f} %"

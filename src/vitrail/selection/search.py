@@ -34,6 +34,7 @@ from vitrail.vocabulary import (
     SearchSettings,
     Variant,
 )
+from vitrail.words import counted
 
 EXPORT_TIMEOUT_S = 180.0
 EXPORT_LEAST_S = 8.0
@@ -160,7 +161,8 @@ class Search:
         lines = []
         unmeasured = sum(trial.open for trial in self.trials.values())
         if unmeasured:
-            lines.append(f"{unmeasured} variants were not measured within the budget: raise --budget")
+            left = counted(unmeasured, "variant was", "variants were")
+            lines.append(f"{left} not measured within the budget: raise --budget")
         candidates = [trial.variant.candidate for trial in self.trials.values() if not trial.at_hand]
         missing = {candidate.name: candidate for candidate in candidates}
         if missing:

@@ -27,6 +27,7 @@ from vitrail.selection.prune import Peaks, missing_runtimes, variants
 from vitrail.selection.search import Progress, Search
 from vitrail.selection.trained import beside, data_of, measured_runs, notes_of, read_runs
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings, Selection, Workload
+from vitrail.words import counted
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
 from vitrail.zeroshot.hub import Finder
 
@@ -268,8 +269,9 @@ def _introduce(
     families = {v.candidate.family for v in left}
     watcher.note(hardware.one_line(machine))
     watcher.note(
-        f"{len(candidates)} models → {len(models)} in {len(families)} families are not ruled out by facts "
-        f"→ {len(left)} variants"
+        f"{counted(len(candidates), 'model')} → {len(models)} "
+        f"in {counted(len(families), 'family', 'families')} are not ruled out by facts "
+        f"→ {counted(len(left), 'variant')}"
     )
 
 

@@ -15,6 +15,7 @@ from vitrail.selection.bench import Bench
 from vitrail.selection.named import asked_candidates, measured_first
 from vitrail.selection.own import OwnWeights
 from vitrail.vocabulary import Candidate, SearchSettings, Training, Workload
+from vitrail.words import counted
 from vitrail.zeroshot.candidates import Names, OwnCLIP, matching
 from vitrail.zeroshot.published import Published
 
@@ -181,7 +182,7 @@ def notes_of(runs: Runs, dataset: Dataset | None) -> tuple[str, ...]:
     notes = []
     for candidate, record in zip(runs.candidates, runs.records, strict=True):
         if not record.finished:
-            done = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
+            done = counted(record.epochs, "epoch")
             notes.append(f"the training of {candidate.name} is not finished ({done} done)")
         elif (found := outlook(record)) is not None:
             fix = {

@@ -16,6 +16,7 @@ from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.models.weights import WeightsUnavailable, check_file
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+from vitrail.words import counted
 from vitrail.zeroshot.fold import FoldRequest
 from vitrail.zeroshot.hub import Finder, bare
 from vitrail.zeroshot.published import PUBLISHED, RESULTS, Published
@@ -154,7 +155,8 @@ def _candidate(
         macs=int(str(facts["macs"])),
         activations=int(str(facts["activations"])),
         labels=str(labels),
-        note=f"{len(names.classes)} class names in {len(names.templates)} sentences each, "
+        note=f"{counted(len(names.classes), 'class name')} in "
+        f"{counted(len(names.templates), 'sentence')} each, "
         f"by the text tower of {weights.reference}",
     )
 
