@@ -362,15 +362,18 @@ class TestOpenAI:
         assert {p.dtype for p in ours.parameters()} == {torch.float32}
 
     def test_refused_without_quick_gelu(self, state):
-        with pytest.raises(InputError, match=r"QuickGELU and this model has gelu.*activation='quick_gelu'"):
-            loaded(clip_config(), state, "OpenAI CLIP")
+        with pytest.raises(InputError, match=r"QuickGELU and this model has GELU.*activation='quick_gelu'"):
+            factory.load_weights(CLIP(clip_config()), state)
 
     @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"])
     def test_the_refusal_names_the_right_variant(self, name):
         with torch.device("meta"):
             model = CLIP(VARIANTS[name].overridden(attention="naive"))
-        with pytest.raises(InputError, match=f"build '{name}-quickgelu'"):
-            model.adapt_weights({"input_resolution": torch.tensor(224)})
+            right = factory.build(f"{name}-quickgelu")
+        state = model.state_dict() | {"input_resolution": torch.tensor(224)}
+        with pytest.raises(InputError, match=f"the weights of {name}-quickgelu: name that model"):
+            factory.load_weights(model, state)
+        factory.load_weights(right, state)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -153,7 +153,7 @@ def test_weights_of_another_model_name_that_model():
 
 
 def test_weights_of_nothing_we_know():
-    with pytest.raises(InputError, match=r"missing .*unexpected .*build the model that the weights"):
+    with pytest.raises(InputError, match=r"missing .*unexpected .*none of Vitrail's own models has these"):
         models.load_weights(small_vit(), {"conv1.weight": torch.zeros(3, 3)})
 
 

@@ -25,6 +25,7 @@ from vitrail.models import load_weights, swin
 from vitrail.models.dialects import detect
 from vitrail.models.swin import VARIANTS, Swin, SwinConfig
 from vitrail.models.table import OWN
+from vitrail.models.windows import relative_index
 from vitrail.runtimes.openvino import core
 
 SMALL = {"width": 16, "depths": (2, 2, 3, 2), "heads": (2, 4, 2, 4), "num_classes": 5, "drop_path": 0.0}
@@ -346,19 +347,17 @@ def test_build_on_meta_then_load():
 # --- dialects ---------------------------------------------------------------------------------------------
 
 
-def microsoft(state: dict[str, torch.Tensor], version: int, depth: int) -> dict[str, torch.Tensor]:
-    """The keys of the original repository's files, as its models' state dicts have them."""
+def microsoft(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The keys of the original repository's files, as its models' state dicts have them: timm computes the
+    same buffers and does not save them."""
+    derived = {k: v for k, v in model.named_buffers() if "relative" in k or k.endswith("attn_mask")}
+    state = model.state_dict() | derived
     named: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         parts = key.split(".")
         if "downsample" in parts:
             parts[1] = str(int(parts[1]) - 1)
         named[".".join(parts).replace("head.fc", "head")] = value
-    named["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
-    for stage in range(depth):
-        named[f"layers.{stage}.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49).long()
-        if version == 2:
-            named[f"layers.{stage}.blocks.0.attn.relative_coords_table"] = torch.zeros(1, 13, 13, 2)
     return named
 
 
@@ -394,7 +393,7 @@ PUBLISHED = {
 @VERSIONS
 def test_microsofts_files(version):
     reference = timms(version, (112, 112))
-    state = microsoft(reference.state_dict(), version, 4)
+    state = microsoft(reference)
     assert set(PUBLISHED[version]) <= state.keys()
     filters = timm_v1 if version == 1 else timm_v2
     reference.load_state_dict(filters.checkpoint_filter_fn(dict(state), reference))
@@ -461,9 +460,7 @@ def test_transformers_files(tmp_path):
 
     state = load_file(tmp_path / "model.safetensors")
     assert "swin.encoder.layers.0.blocks.0.attention.self.query.weight" in state
-    state["swin.encoder.layers.0.blocks.0.attention.self.relative_position_index"] = torch.zeros(
-        16, 16
-    ).long()
+    state["swin.encoder.layers.0.blocks.0.attention.self.relative_position_index"] = relative_index((4, 4))
     model = Swin(
         SwinConfig(image_size=(64, 64), width=16, depths=(2, 2), heads=(2, 4), window=4, num_classes=2)
     ).eval()

@@ -515,10 +515,13 @@ def test_a_table_of_the_models_own_grid_is_kept():
     model = small(image_size=(16, 64))
     other = small(image_size=(16, 64))
     nn.init.zeros_(other.pos_embed)
-    load_weights(other, model.state_dict())
+    load_weights(other, model.state_dict(), image_size=(16, 64))
     assert torch.equal(other.pos_embed, model.pos_embed)
+    oblong = small(image_size=(16, 48))
+    load_weights(small(image_size=(16, 48)), oblong.state_dict())  # 12 patches are no square's
     with pytest.raises(InputError, match="no square grid"):
-        small(image_size=(24, 24)).adapt_weights({"pos_embed": torch.zeros(1, 8, 32)})
+        load_weights(small(image_size=(24, 24)), oblong.state_dict())
+    load_weights(small(image_size=(24, 24)), oblong.state_dict(), image_size=(16, 48))
 
 
 def test_resampling_to_the_same_size_changes_nothing():

@@ -175,7 +175,7 @@ def test_weights_of_another_architecture_are_told_apart(model, weights, photos, 
         said = complaint(capsys, "score", photos[0], "a cat", "--model", asked, "--weights", str(file), *more)
         assert f"{file} does not fit {asked}: missing {missing}" in said
         theirs = "ViT-B-16-SigLIP" if asked == "ViT-B-32" else "ViT-B-32"
-        assert f"they are the weights of {theirs}: build that." in said
+        assert f"they are the weights of {theirs}: name that model" in said
         assert "position table" not in said
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
 from vitrail.models import checkpoints, clip, timm
+from vitrail.models.finite import check_outputs
 from vitrail.models.labels import labels
 from vitrail.models.vit import ViT
 from vitrail.vocabulary import Implementation
@@ -70,21 +71,24 @@ def module(source: Source, image_size: int) -> nn.Module:
 
 
 def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -> None:
-    """Same weights, same numbers: our module against timm's, on one batch of noise.
+    """Finite scores; and same weights, same numbers: our module against timm's, on one batch of noise.
 
-    Not where the image does not divide into windows: there timm lets padding take part in attention and our
-    module does not, so the two differ by design; nor of CLIP, which timm has in halves; nor where the
-    request says not to, because the weights were trained with our code: that is then what they mean.
+    Not the second where the image does not divide into windows: there timm lets padding take part in
+    attention and our module does not, so the two differ by design; nor of CLIP, which timm has in halves; nor
+    where the request says not to, because the weights were trained with our code: that is then what they mean.
 
     Raises:
+        InputError: scores that are not finite.
         ExportMismatch: they differ by more than `tolerance` (relative).
     """
-    own_only = source.architecture in clip.VARIANTS or not getattr(source, "compare", True)
-    if source.implementation == "timm" or own_only or getattr(model, "pads", False):
-        return
     noise = np.random.default_rng(0).standard_normal((1, 3, image_size, image_size), dtype=np.float32)
     with torch.inference_mode():
         ours = model(torch.from_numpy(noise))
+    check_outputs(ours, source.weights or source.architecture, "scores")
+    own_only = source.architecture in clip.VARIANTS or not getattr(source, "compare", True)
+    if source.implementation == "timm" or own_only or getattr(model, "pads", False):
+        return
+    with torch.inference_mode():
         timms = _of_timm(source, image_size)
         if getattr(source, "features", False):
             timms = without_classifier(timms)

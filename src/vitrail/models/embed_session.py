@@ -35,8 +35,6 @@ from vitrail.vocabulary import Implementation, Preprocess
 __all__ = ["Request", "Session", "start"]
 
 BATCH = 16
-HEADS = {"head", "head_dist", "classifier", "fc", "_fc"}
-"""Modules in whose names classifiers lie, in timm and in the dialects that models/checkpoints.py maps."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,14 +221,13 @@ def _ours(architecture: str, image_size: int, weights: str) -> nn.Module:
 
 def _of_timm(architecture: str, image_size: int, weights: str) -> nn.Module:
     """timm's model without its classifier; the file may have one, of any number of classes."""
-    state = checkpoints.read_state_dict(Path(weights))
-    heads = [
-        value for key, value in state.items() if value.ndim in (2, 4) and HEADS & set(key.split(".")[:-1])
-    ]
-    classes = len(heads[-1]) if heads else 0
-    model: Any = timm_models.build(
-        architecture, image_size=image_size, classes=classes, weights=Path(weights)
-    )
+    classes = timm_models.classes_in(architecture, checkpoints.read_state_dict(Path(weights)))
+    try:
+        model: Any = timm_models.build(
+            architecture, image_size=image_size, classes=classes, weights=Path(weights)
+        )
+    except InputError as error:
+        raise InputError(str(error).replace("(--arch)", "(--model)")) from None
     if classes:
         model.reset_classifier(0)
     module: nn.Module = model.eval().requires_grad_(False)

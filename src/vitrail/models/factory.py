@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
-from vitrail.models import checkpoints, dialects
-from vitrail.models.table import MODELS
+from vitrail.models import advice, checkpoints
+from vitrail.models.checkpoints import Unfit
+from vitrail.models.dialects import Unclear
+from vitrail.models.facts import contradiction
+from vitrail.models.finite import check_weights
+from vitrail.models.naming import NotWhole, in_our_names, is_head
+from vitrail.models.stated import beside
+from vitrail.models.variants import looked_up
 
-__all__ = ["build", "load_weights"]
+__all__ = ["Unfit", "build", "fitting", "load_weights"]
 
 
 def build(
@@ -37,7 +42,7 @@ def build(
     Raises:
         InputError: an unknown name or field, or a value that the architecture cannot have.
     """
-    kind, config = _looked_up(name)
+    kind, config = looked_up(name)
     changes = dict(overrides)
     if image_size is not None:
         changes["image_size"] = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -51,35 +56,33 @@ def build(
 
 
 def load_weights(
-    model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, replace_head: bool = False
+    model: nn.Module,
+    weights: str | Path | Mapping[str, Tensor],
+    *,
+    replace_head: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
 ) -> None:
     """Load all of a file's tensors into a model of ours, or none.
 
     The dialect (timm, torchvision, Hugging Face transformers, the original repositories, …) is read off the
-    keys; position and bias tables of another size are resampled to the model's.
+    keys; position and bias tables of another size are resampled to the model's. What the file says of its
+    model in other ways (`facts.py`) must be true of this one.
 
     Args:
         model: from `build`; on the meta device too, it then holds the file's tensors.
         weights: safetensors, or a torch file that holds tensors only; or a state dict.
         replace_head: leave the file's classifier out and keep the model's own.
+        image_size: pixels, a number or (H, W), that a ViT's position table in the file is made for; None: its
+            rows say it, which they do unless they could be of the model's own oblong grid or of a square.
+        window: tokens, a number or (rows, columns), that Swin v1's tables in the file are made for; None: as
+            `image_size`.
 
     Raises:
-        InputError: the file cannot be read, or it does not fit: missing, unexpected and differently shaped
-            tensors in groups, and the model they do fit, where we have it.
+        InputError: the file cannot be read, holds NaN or infinity, or does not fit: missing, unexpected and
+            differently shaped tensors in groups, or a fact, and the model they do fit, where we have it.
     """
-    if isinstance(weights, Mapping):
-        source, state_dict = "The state dict", dict(weights)
-    else:
-        source, state_dict = str(weights), checkpoints.read_state_dict(Path(weights))
-    mapped = _in_our_names(model, state_dict, source)
-    if replace_head:
-        own_head = {key: value for key, value in model.state_dict().items() if _is_head(model, key)}
-        mapped = {key: value for key, value in mapped.items() if not _is_head(model, key)} | own_head
-    problem = checkpoints.mismatch(model, mapped)
-    if problem:
-        raise InputError(
-            f"{source} does not fit {type(model).__name__}: {problem}; {_advice(model, mapped, state_dict)}."
-        )
+    mapped = fitting(model, weights, replace_head=replace_head, image_size=image_size, window=window)
     own = model.state_dict()
     if any(value.is_meta for value in own.values()):
         # Assigned tensors would bring the file's dtype along.
@@ -88,16 +91,75 @@ def load_weights(
         model.load_state_dict(mapped)
 
 
-def _looked_up(name: str) -> tuple[type[nn.Module], Any]:
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"we have {', '.join(list(MODELS)[:3])}, …"
-        if "." in name and name.split(".")[0] in MODELS:
-            hint = f"name it without its tag, {name.split('.')[0]}."
-        raise InputError(f"Vitrail has no model {name!r} of its own: {hint}")
-    module_name, _, class_name = MODELS[name].partition(":")
-    module = importlib.import_module(module_name)
-    return getattr(module, class_name), module.VARIANTS[name]
+def fitting(
+    model: nn.Module,
+    weights: str | Path | Mapping[str, Tensor],
+    *,
+    replace_head: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors that `load_weights` would load, in the model's names and shapes; the model stays as it is.
+
+    Raises:
+        InputError: as `load_weights`; an `Unfit` where the tensors are another model's.
+    """
+    stated = None
+    if isinstance(weights, Mapping):
+        source, given = "The state dict", dict(weights)
+    else:
+        source, given = str(weights), checkpoints.read_state_dict(Path(weights))
+        stated = beside(Path(weights))
+    named = _named(model, given, source)
+    if image_size is None and stated is not None:
+        image_size = stated.image_size
+    mapped = _adapted(model, named, source, image_size=_pair(image_size), window=_pair(window))
+    check_weights(mapped, given, source, _dtype(model))
+    if replace_head:
+        # A damaged head that is left out tells of a damaged file: so after the check.
+        own_head = {key: value for key, value in model.state_dict().items() if is_head(model, key)}
+        mapped = {key: value for key, value in mapped.items() if not is_head(model, key)} | own_head
+    why = checkpoints.mismatch(model, mapped)
+    if why:
+        head = advice.about_head(model, mapped)
+        if head is not None:
+            raise Unfit(source, model, why, head[1], head=head[0])
+        raise Unfit(source, model, why, advice.name_instead(advice.fitting_name(given, stated, model), model))
+    found = contradiction(model, named, stated)
+    if found is not None:
+        instead = advice.fitting_name(given, stated, model)
+        fix = found.fix if instead is None else advice.name_instead(instead, model)
+        raise Unfit(source, model, found.said, fix)
+    return mapped
+
+
+def _named(model: nn.Module, given: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    try:
+        return in_our_names(model, given)
+    except NotWhole as error:
+        raise InputError(f"{source} {error}.") from None
+
+
+def _adapted(
+    model: nn.Module, named: dict[str, Tensor], source: str, **sizes: tuple[int, int] | None
+) -> dict[str, Tensor]:
+    adapt: Any = model.adapt_weights
+    try:
+        adapted: dict[str, Tensor] = adapt(named, **sizes)
+    except Unclear as error:
+        # Of another model: which tensors lack and which are too many says more than its position table.
+        if set(error.state) ^ set(model.state_dict()):
+            return error.state
+        raise InputError(f"{source} does not fit {type(model).__name__}: {error}") from None
+    return adapted
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.float32)
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _check_fields(name: str, config: Any, changes: Mapping[str, Any]) -> None:
@@ -112,53 +174,3 @@ def _check_fields(name: str, config: Any, changes: Mapping[str, Any]) -> None:
     classes = changes.get("num_classes")
     if classes is not None and (not isinstance(classes, int) or classes < 0):
         raise InputError(f"{classes} is no number of classes: give 1 or more, or 0 for features.")
-
-
-def _in_our_names(model: nn.Module, state_dict: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    model_dialects: tuple[dialects.Dialect, ...] = getattr(model, "DIALECTS", ())
-    dialect = dialects.detect(state_dict, model_dialects)
-    try:
-        named = state_dict if dialect is None else dialects.translate(state_dict, dialect)
-    except ValueError as error:
-        assert dialect is not None
-        raise InputError(f"{source} looks like {dialect.name} and is not whole: {error}.") from None
-    adapt: Any = model.adapt_weights
-    adapted: dict[str, Tensor] = adapt(named)
-    return adapted
-
-
-def _is_head(model: nn.Module, key: str) -> bool:
-    prefixes: tuple[str, ...] = getattr(model, "head_prefix", ())
-    return any(key.startswith(prefix) for prefix in prefixes)
-
-
-def _advice(model: nn.Module, mapped: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    own = model.state_dict()
-    wrong = set(own.keys() ^ mapped.keys()) | {
-        k for k in own.keys() & mapped.keys() if own[k].shape != mapped[k].shape
-    }
-    if all(_is_head(model, key) for key in wrong):
-        classes = next((len(v) for k, v in mapped.items() if _is_head(model, k)), None)
-        found = f"num_classes={classes}" if classes else "num_classes=0 (the file has no head)"
-        return f"only the head differs: build the model with {found}, or load with replace_head=True"
-    name = _fitting_name(given)
-    return (
-        f"they are the weights of {name}: build that"
-        if name
-        else ("build the model that the weights were trained with")
-    )
-
-
-def _fitting_name(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The first of our models whose keys and shapes, but for the head's, are the given ones."""
-    for name in MODELS:
-        with torch.device("meta"):
-            model = build(name)
-        try:
-            named = _in_our_names(model, dict(state_dict), "")
-        except (InputError, RuntimeError, KeyError, ValueError):
-            continue
-        own = {k: v.shape for k, v in model.state_dict().items() if not _is_head(model, k)}
-        if own == {k: v.shape for k, v in named.items() if not _is_head(model, k)}:
-            return name
-    return None

@@ -38,8 +38,8 @@ from torch.nn import functional as F
 
 from vitrail.errors import InputError
 from vitrail.models.attention import attend, check_kernel
-from vitrail.models.dialects import Dialect
-from vitrail.models.dialects.swin import DIALECTS
+from vitrail.models.dialects import Dialect, Unclear
+from vitrail.models.dialects.swin import DERIVED, DIALECTS
 from vitrail.models.layers import DropPath, Mlp, check_images, drop_path_rates, inferring
 from vitrail.models.linear import linear
 from vitrail.models.windows import (
@@ -50,6 +50,7 @@ from vitrail.models.windows import (
     image_tables,
     parts,
     window_and_shift,
+    window_of_index,
     within,
 )
 
@@ -464,6 +465,11 @@ class Swin(nn.Module):
         self.head = Head(self.features, num_classes).to(self.norm.weight)
 
     @property
+    def stage_windows(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each stage's window at the config's image size."""
+        return tuple(stage.window for stage in self._all_stages())
+
+    @property
     def pads(self) -> bool:
         """Whether windows are padded at the config's image size: there the peers' results differ."""
         self.prepare(*self.config.image_size)
@@ -490,7 +496,7 @@ class Swin(nn.Module):
             tables = image_tables(
                 (-(-height // config.patch_size), -(-width // config.patch_size)),
                 config.windows,
-                tuple(stage.window for stage in self._all_stages()),
+                self.stage_windows,
                 config.pretrained_window if config.version == 2 else None,
             )
             self._tables[key] = tuple(stage.to(device) for stage in tables)
@@ -606,10 +612,21 @@ class Swin(nn.Module):
         """Patterns of parameters that are no matrices, though they look like some."""
         return {"*relative_position_bias_table", "*cpb_mlp*", "*logit_scale"}
 
-    def adapt_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under our names, fitted to this model: v1's position tables resampled to its windows (taken
-        to be square ones in the file), v2's joint q, k, v bias taken apart."""
-        result = dict(state_dict)
+    def adapt_weights(
+        self,
+        state_dict: Mapping[str, Tensor],
+        *,
+        image_size: tuple[int, int] | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Tensors under our names, fitted to this model: v1's position tables resampled to its windows, v2's
+        joint q, k, v bias taken apart. The file's window is the one given, else the one its
+        `relative_position_index` is of, else a square one, or the model's own where the table is no square's.
+
+        Raises:
+            Unclear: a table that could be of the model's own oblong window as well as of a square one.
+        """
+        result = {name: value for name, value in state_dict.items() if not name.endswith(DERIVED)}
         for name, module in self.named_modules():
             if not isinstance(module, WindowAttention):
                 continue
@@ -619,7 +636,12 @@ class Swin(nn.Module):
             key = f"{name}.relative_position_bias_table"
             table_TH = result.get(key)
             if module.version == 1 and table_TH is not None:
-                result[key] = fit_table(table_TH, module.window)
+                index = state_dict.get(f"{name}.relative_position_index")
+                own = window or (None if index is None or index.is_meta else window_of_index(index))
+                try:
+                    result[key] = fit_table(table_TH, module.window, own)
+                except InputError as error:
+                    raise Unclear(str(error), result) from None
         return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from torch import nn
 
 from vitrail.errors import InputError
-from vitrail.models import checkpoints
+from vitrail.models import advice, checkpoints, factory
+from vitrail.models.names import spellings
+from vitrail.models.stated import beside
+from vitrail.models.table import MODELS
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "classes_in", "describe", "fitted", "is_ours"]
 
 INTERPOLATIONS, CROP_MODES = ("bicubic", "bilinear"), ("center", "squash")
 
@@ -58,8 +62,66 @@ def build(
         except (AssertionError, ValueError, RuntimeError) as error:
             raise InputError(f"{architecture} cannot be built for {image_size} px: {error}.") from None
     if weights is not None:
-        checkpoints.load_into(model, checkpoints.read_state_dict(weights), source=str(weights))
+        found = fitted(model, architecture, weights, image_size=image_size, classes=classes)
+        model.load_state_dict(found, strict=False)
     return model.eval().requires_grad_(False)
+
+
+def fitted(
+    model: nn.Module, architecture: str, weights: Path, *, image_size: int, classes: int
+) -> dict[str, torch.Tensor]:
+    """A file's tensors in the names of timm's model, whose values are not looked at (meta will do).
+
+    Where we have a model of our own of that name, the file is read as `factory.load_weights` reads it: its
+    names are timm's, and so both take the same files, in all dialects. Else through timm's filters.
+
+    Raises:
+        InputError: the file cannot be read, holds NaN or infinity, or does not fit.
+    """
+    if is_ours(architecture):
+        with torch.device("meta"):
+            ours = factory.build(architecture, image_size=image_size, num_classes=classes)
+        try:
+            return factory.fitting(ours, weights)
+        except factory.Unfit as error:
+            fix = error.fix if error.head is None else checkpoints.HEAD_FIXES[error.head]
+            raise InputError(f"{weights} does not fit {architecture}: {error.why}; {fix}.") from None
+    state, stated = checkpoints.read_state_dict(weights), beside(weights)
+    if stated is not None and stated.architecture not in (None, architecture):
+        raise InputError(
+            f"{stated.source} says the weights beside it are of {stated.architecture}, not of "
+            f"{architecture}: name that architecture (--arch)."
+        )
+    try:
+        return checkpoints.fitted(model, state, source=str(weights))
+    except checkpoints.Unfit as error:
+        instead = None if error.head else advice.fitting_name(state, stated, None)
+        if instead is None:
+            raise
+        fix = advice.name_instead(instead, None)
+        raise InputError(f"{weights} does not fit {architecture}: {error.why}; {fix} (--arch).") from None
+
+
+HEADS = ("head", "head.fc", "classifier", "fc", "_fc")
+"""Names of the classifier in timm's models, other libraries' files and the original repositories' ones."""
+
+
+def classes_in(architecture: str, given: Mapping[str, torch.Tensor]) -> int:
+    """K of the classifier in the file of an architecture of timm's; 0: it has none."""
+    config: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
+    named = getattr(config, "classifier", None)
+    own = (named,) if isinstance(named, str) else tuple(named or ())
+    for spelling in spellings(given):
+        found = (spelling.get(f"{head}.weight") for head in (*own, *HEADS))
+        classes = next((len(weight) for weight in found if weight is not None and weight.ndim > 1), 0)
+        if classes:
+            return classes
+    return 0
+
+
+def is_ours(architecture: str) -> bool:
+    """Whether we have a classifier of that name too, with timm's names for its tensors."""
+    return architecture in MODELS and not MODELS[architecture].endswith(":CLIP")
 
 
 def _takes_image_size(architecture: str) -> bool:
@@ -96,7 +158,7 @@ def _describe(name: str, classes: int, image_size: int | None, weights: str) -> 
     size = image_size or preprocess["image_size"]
     with torch.device("meta"):
         model = build(architecture, image_size=size, classes=classes, weights=None)
-    checkpoints.fitted(model, checkpoints.read_state_dict(Path(weights)), source=weights)
+    fitted(model, architecture, Path(weights), image_size=size, classes=classes)
     cost = count(model, size)
     return {
         "preprocess": preprocess,

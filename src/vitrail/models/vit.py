@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from vitrail.errors import InputError
 from vitrail.models.attention import attend, check_kernel
-from vitrail.models.dialects import Dialect
+from vitrail.models.dialects import Dialect, Unclear
 from vitrail.models.dialects.vit import DIALECTS, settle
 from vitrail.models.layers import (
     ACTIVATIONS,
@@ -332,19 +332,32 @@ class ViT(nn.Module):
         """Parameters that are no matrices, though they look like some."""
         return {"pos_embed", "cls_token", "reg_token", "attn_pool.latent"}
 
-    def adapt_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_weights(
+        self,
+        state_dict: dict[str, Tensor],
+        *,
+        image_size: tuple[int, int] | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
         """Translated tensors, reshaped to this model where arithmetic is needed; the dict is not changed.
 
-        Position tables of another image size are resampled to this model's grid. A table of as many rows as
-        the model's is taken to be of the model's own grid, any other one to be of a square grid.
+        Position tables of another grid are resampled to this model's. Rows are a count, no shape: the table
+        is of the grid of `image_size`, where that is given; else of a square one, or of the model's own where
+        the number of rows is no square.
 
         Raises:
-            InputError: a position table that is of no square grid.
+            Unclear: a number of rows that is no grid's, or that could be the model's own oblong grid's as
+                well as a square's.
         """
         c = self.config
-        state = settle(state_dict, registers=c.register_tokens, covers_prefix=c.position_covers_prefix)
+        state = settle(
+            state_dict,
+            registers=c.register_tokens,
+            covers_prefix=c.position_covers_prefix,
+            head_bias=c.head_bias,
+        )
         if "pos_embed" in state:
-            state["pos_embed"] = self._fitted_positions(state["pos_embed"])
+            state["pos_embed"] = self._fitted_positions(state, image_size)
         return state
 
     def _embed(self, images_BCHW: Tensor) -> Tensor:
@@ -387,18 +400,46 @@ class ViT(nn.Module):
             raise InputError(f"There is no block {index}: the model has blocks 0 to {depth - 1}.")
         return index % depth
 
-    def _fitted_positions(self, table_1ND: Tensor) -> Tensor:
-        if table_1ND.shape[1] == self.pos_embed.shape[1]:
+    def _fitted_positions(self, state: dict[str, Tensor], image_size: tuple[int, int] | None) -> Tensor:
+        table_1ND, own = state["pos_embed"], self.config.grid
+        grid = self._grid_of(table_1ND.shape[1], image_size, state)
+        if grid == own:
             return table_1ND
-        rows = table_1ND.shape[1] - self._prefix_rows
-        side = isqrt(max(rows, 0))
-        if side == 0 or side * side != rows:
-            raise InputError(
-                f"The position table has {table_1ND.shape[1]} rows; {self._prefix_rows} belong to the tokens "
-                "before the patches and the rest is no square grid: build the model with the image_size "
-                "that the weights were trained with."
+        return resample_positions(table_1ND, grid, own, prefix=self._prefix_rows)
+
+    def _grid_of(
+        self, rows: int, image_size: tuple[int, int] | None, state: dict[str, Tensor]
+    ) -> tuple[int, int]:
+        """(h, w) that a table of so many rows is of."""
+        patch, (h, w) = self.config.patch_size, self.config.grid
+        count = rows - self._prefix_rows
+        side = isqrt(max(count, 0))
+        square = side > 0 and side * side == count
+        if image_size is not None:
+            given = image_size[0] // patch, image_size[1] // patch
+            if given[0] * given[1] == count:
+                return given
+            raise Unclear(
+                f"The position table has {count} rows of patches and images of {image_size[0]} × "
+                f"{image_size[1]} pixels have {given[0] * given[1]}: give the image_size that the weights "
+                "were trained with.",
+                state,
             )
-        return resample_positions(table_1ND, (side, side), self.config.grid, prefix=self._prefix_rows)
+        if square and count == h * w and h != w:
+            raise Unclear(
+                f"The position table has {count} rows, of this model's {h} × {w} patches or of {side} "
+                f"× {side}: say which by load_weights(…, image_size={side * patch}) or "
+                f"image_size=({h * patch}, {w * patch}), the pixels that the weights were trained with.",
+                state,
+            )
+        if square or count == h * w:
+            return (side, side) if square else (h, w)
+        raise Unclear(
+            f"The position table has {rows} rows; {self._prefix_rows} belong to the tokens before the "
+            "patches and the rest is no square grid: say load_weights(…, image_size=(HEIGHT, WIDTH)), the "
+            "pixels that the weights were trained with.",
+            state,
+        )
 
 
 def resample_positions(

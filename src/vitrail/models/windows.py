@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.errors import InputError
+
 __all__ = [
     "Order",
     "Runs",
@@ -38,6 +40,7 @@ __all__ = [
     "relative_index",
     "resample_offsets",
     "window_and_shift",
+    "window_of_index",
     "within",
 ]
 
@@ -327,15 +330,46 @@ def resample_offsets(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.kron(down, right).astype(np.float32))
 
 
-def fit_table(table_TH: Tensor, window: tuple[int, int]) -> Tensor:
-    """A file's offset table, (T, H), for this window. The file's window is taken to be square, unless the
-    table has the length that ours has and no square has."""
-    wanted = (2 * window[0] - 1) * (2 * window[1] - 1)
-    side = math.isqrt(len(table_TH))
-    if side * side != len(table_TH) or (len(table_TH) == wanted and window[0] == window[1]):
+def window_of_index(index: Tensor) -> tuple[int, int] | None:
+    """(rows, columns) of the window that a file's `relative_position_index`, (M, M) or (M · M), is of; None:
+    of none."""
+    tokens = math.isqrt(index.numel())
+    found = index.reshape(-1)
+    for rows in range(1, tokens + 1):
+        window = (rows, tokens // rows)
+        if tokens % rows == 0 and torch.equal(found.long().cpu(), relative_index(window).reshape(-1)):
+            return window
+    return None
+
+
+def fit_table(table_TH: Tensor, window: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
+    """A file's offset table, (T, H), for this window; `old` is the file's own. Where that is not known it is
+    taken to be square, unless no square window's table has that length.
+
+    Raises:
+        InputError: an `old` of another length, or a length that is both this oblong window's and a square's.
+    """
+    rows = len(table_TH)
+    if old is not None and (2 * old[0] - 1) * (2 * old[1] - 1) != rows:
+        raise InputError(
+            f"A table of {rows} offsets is not of windows of {old[0]} × {old[1]} tokens: give the window "
+            "that the weights were trained with."
+        )
+    if old is None:
+        side = math.isqrt(rows)
+        square = side * side == rows and side % 2 == 1
+        if square and window[0] != window[1] and (2 * window[0] - 1) * (2 * window[1] - 1) == rows:
+            raise InputError(
+                f"A table of {rows} offsets is of this model's windows of {window[0]} × {window[1]} tokens "
+                f"or of {(side + 1) // 2} × {(side + 1) // 2}: say which by load_weights(…, window={window}) "
+                f"or window={(side + 1) // 2}."
+            )
+        if not square:
+            return table_TH
+        old = ((side + 1) // 2,) * 2
+    if old == window:
         return table_TH
-    old = (side + 1) // 2
-    matrix_TT = resample_offsets((old, old), window).to(table_TH.device)
+    matrix_TT = resample_offsets(old, window).to(table_TH.device)
     return (matrix_TT @ table_TH.float()).to(table_TH.dtype)
 
 

@@ -7,7 +7,8 @@ stand
     [0/3]   this tensor is part 0 of 3, concatenated along its first dimension (q, k and v kept apart)
     ^T      transposed (matrices that are stored to be multiplied from the right)
 
-and None drops the tensor: tables that are derived from the configuration are computed here, never loaded.
+and None drops the tensor: what is derived from nothing but sizes, or never used. Derived tables that say what
+the file was made for keep a name of ours: the model looks at them (`facts.py`) and drops them then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Dialect", "detect", "translate"]
+from vitrail.errors import InputError
+
+__all__ = ["Dialect", "Unclear", "detect", "translate"]
+
+
+class Unclear(InputError):
+    """A table whose grid its number of rows does not tell; the message is a sentence without the file."""
+
+    def __init__(self, message: str, state: dict[str, Tensor]) -> None:
+        super().__init__(message)
+        self.state = state
+        """All tensors of the file in the model's names, that table as it came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,9 @@ class Dialect:
     """Foreign key or module path -> ours. Keys without an entry keep their name."""
     prefix: str = ""
     """Stripped from every key that has it before `marks` and `names` are looked up."""
+    apart: tuple[str, ...] = ()
+    """Beginnings of the keys, prefix included, of a part that this architecture has not: CLIP's text tower in
+    a file for its image tower."""
 
 
 def detect(keys: Mapping[str, Tensor], dialects: tuple[Dialect, ...]) -> Dialect | None:
@@ -56,6 +71,8 @@ def translate(state_dict: Mapping[str, Tensor], dialect: Dialect) -> dict[str, T
     parts: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, int] = {}
     for key, tensor in state_dict.items():
+        if dialect.apart and key.startswith(dialect.apart):
+            continue
         name = _renamed(key.removeprefix(dialect.prefix), rules)
         if name is None:
             continue

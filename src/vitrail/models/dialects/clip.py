@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from vitrail.models.dialects import Dialect
 
-__all__ = ["DIALECTS", "OPENAI_FACTS"]
+__all__ = ["DIALECTS", "HUGGING_FACE", "OPENAI_FACTS", "TRUNK", "VISUAL"]
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
-"""Sizes that OpenAI's files carry as tensors. They keep their names: that they are there tells
-`CLIP.adapt_weights` whose weights these are, and so which GELU they were trained with."""
+"""Sizes that OpenAI's files carry as tensors. They keep their names: that they are there tells `facts.py`
+whose weights these are, and so which GELU they were trained with."""
 
 VISUAL = {
     "visual.class_embedding": "image.cls_token",

@@ -1,6 +1,7 @@
 """How others name Swin's weights. Ours are timm's: merging stands at the start of stages 1 to 3.
 
-What all of them store and we compute: `relative_position_index`, `relative_coords_table`, `attn_mask`.
+What all of them store and we compute: `relative_position_index`, `relative_coords_table`, `attn_mask`. The
+first two say which window the file is of and keep a name; a mask says no more than they do.
 torchvision's v2 keeps q, k and v's biases in one tensor whose middle third it never uses: the model's
 `adapt_weights` takes it apart, for a table cannot.
 """
@@ -9,13 +10,12 @@ from __future__ import annotations
 
 from vitrail.models.dialects import Dialect
 
-__all__ = ["DIALECTS"]
+__all__ = ["DERIVED", "DIALECTS"]
 
-_DERIVED: dict[str, str | None] = {
-    "layers.{s}.blocks.{b}.attn.relative_position_index": None,
-    "layers.{s}.blocks.{b}.attn.relative_coords_table": None,
-    "layers.{s}.blocks.{b}.attn_mask": None,
-}
+DERIVED = (".relative_position_index", ".relative_coords_table")
+"""Ends of the names of what is looked at and not loaded."""
+
+_DERIVED: dict[str, str | None] = {"layers.{s}.blocks.{b}.attn_mask": None}
 
 MICROSOFT = Dialect(
     name="Microsoft's Swin",
@@ -42,11 +42,6 @@ TORCHVISION = Dialect(
     names={
         "features.0.0": "patch_embed.proj",
         "features.0.2": "patch_embed.norm",
-        **{
-            f"{theirs}.{part}": None
-            for theirs in _TORCHVISION_STAGES
-            for part in ("attn.relative_position_index", "attn.relative_coords_table")
-        },
         **{
             f"{theirs}.{part}": f"{ours}.{our_part}"
             for theirs, ours in _TORCHVISION_STAGES.items()
@@ -90,7 +85,7 @@ TRANSFORMERS_FILES = Dialect(
     marks=("encoder.layers.0.blocks.0.attention.self.relative_position_bias_table",),
     names={
         **_HF_FRAME,
-        f"{_HF}.attention.self.relative_position_index": None,
+        f"{_HF}.attention.self.relative_position_index": f"{_OURS}.attn.relative_position_index",
         f"{_HF}.attention.self.relative_position_bias_table": f"{_OURS}.attn.relative_position_bias_table",
         f"{_HF}.attention.self.query": f"{_OURS}.attn.qkv[0/3]",
         f"{_HF}.attention.self.key": f"{_OURS}.attn.qkv[1/3]",
@@ -125,8 +120,8 @@ TRANSFORMERS_V2 = Dialect(
     marks=("encoder.layers.0.blocks.0.attention.self.logit_scale",),
     names={
         **_HF_FRAME,
-        f"{_HF}.attention.self.relative_position_index": None,
-        f"{_HF}.attention.self.relative_coords_table": None,
+        f"{_HF}.attention.self.relative_position_index": f"{_OURS}.attn.relative_position_index",
+        f"{_HF}.attention.self.relative_coords_table": f"{_OURS}.attn.relative_coords_table",
         f"{_HF}.attention.self.logit_scale": f"{_OURS}.attn.logit_scale",
         f"{_HF}.attention.self.continuous_position_bias_mlp.0": f"{_OURS}.attn.cpb_mlp.0",
         f"{_HF}.attention.self.continuous_position_bias_mlp.2": f"{_OURS}.attn.cpb_mlp.2",

@@ -1,9 +1,12 @@
 """The names of Vision Transformers in other codebases -> ours, which are timm's.
 
-Two names on the right side are no parameters of ours: what they hold needs arithmetic (`settle`).
+Three names on the right side are no parameters of ours: what they hold needs arithmetic (`settle`).
 
     pos_embed+class   a position table whose first row belongs to the class token and none to registers
     attn_pool.qkv     the query's and the keys' and values' matrices of an attention pooling in one
+    projection        CLIP's projection of images: a head without bias
+
+A whole file of CLIP or SigLIP gives its image tower.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitrail.models.dialects import Dialect
+from vitrail.models.dialects import clip as _clip
 
 __all__ = ["DIALECTS", "settle"]
 
@@ -121,7 +125,63 @@ _META_DINOV2: dict[str, str | None] = {
     "blocks.{b}.mlp.w3": "blocks.{b}.mlp.fc2",
 }
 
+
+def _image_tower(names: dict[str, str] | dict[str, str | None], before: str = "") -> dict[str, str | None]:
+    """CLIP's table -> its image tower's names as a ViT by itself, `before` stripped from the foreign ones."""
+    tower: dict[str, str | None] = {}
+    for foreign, ours in names.items():
+        if ours is not None and ours.startswith("image."):
+            own = ours.removeprefix("image.").replace("head.weight", "projection")
+            tower[foreign.removeprefix(before)] = "projection" if own == "head" else own
+    return tower
+
+
+_TEXT_OF_OPENAI = (
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+    "text.",
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+)
+_TEXT_OF_HUGGING_FACE = ("text_model.", "text_projection", "logit_scale", "logit_bias")
+
+_CLIP_TOWERS = (
+    Dialect(
+        name="open_clip",
+        marks=("visual.class_embedding", "visual.conv1.weight"),
+        names=_image_tower(_clip.VISUAL),
+        apart=_TEXT_OF_OPENAI,
+    ),
+    Dialect(
+        name="open_clip, image tower alone",
+        marks=("class_embedding", "conv1.weight", "ln_pre.weight"),
+        names=_image_tower(_clip.VISUAL, "visual."),
+    ),
+    Dialect(
+        name="open_clip, image tower of timm",
+        marks=("visual.trunk.patch_embed.proj.weight",),
+        names=_image_tower(_clip.TRUNK),
+        apart=_TEXT_OF_OPENAI,
+    ),
+    Dialect(
+        name="Hugging Face transformers, CLIP",
+        prefix="vision_model.",
+        marks=("embeddings.class_embedding", "embeddings.patch_embedding.weight"),
+        names={
+            **_image_tower(_clip.HUGGING_FACE, "vision_model."),
+            "visual_projection.weight": "projection",
+            "embeddings.position_ids": None,
+        },
+        apart=_TEXT_OF_HUGGING_FACE,
+    ),
+)
+
 DIALECTS: tuple[Dialect, ...] = (
+    *_CLIP_TOWERS,
     Dialect(
         name="Hugging Face transformers, DeiT",
         prefix="deit.",
@@ -153,6 +213,7 @@ DIALECTS: tuple[Dialect, ...] = (
         prefix="vision_model.",
         marks=("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "head.probe"),
         names=_SIGLIP,
+        apart=_TEXT_OF_HUGGING_FACE,
     ),
     Dialect(
         name="torchvision",
@@ -173,15 +234,24 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 
 
-def settle(translated: dict[str, Tensor], *, registers: int, covers_prefix: bool) -> dict[str, Tensor]:
+def settle(
+    translated: dict[str, Tensor], *, registers: int, covers_prefix: bool, head_bias: bool
+) -> dict[str, Tensor]:
     """Translated tensors -> tensors of ours alone, position tables as (1, N, D); the dict is not changed.
 
     Without `covers_prefix` the class token's row of a table is added to the token itself, which is the same
     sum; with it registers get rows of zeros.
     """
-    state = dict(translated)
+    state = {name: value for name, value in translated.items() if name not in _clip.OPENAI_FACTS}
     if "pos_embed" in state and state["pos_embed"].ndim == 2:
         state["pos_embed"] = state["pos_embed"][None]
+    if "cls_token" in state and state["cls_token"].ndim == 1:
+        state["cls_token"] = state["cls_token"][None, None]
+    projection_ED = state.pop("projection", None)
+    if projection_ED is not None:
+        state["head.weight"] = projection_ED
+        if head_bias:
+            state["head.bias"] = projection_ED.new_zeros(len(projection_ED))
     for leaf in ("weight", "bias"):
         packed = state.pop(f"attn_pool.qkv.{leaf}", None)
         if packed is not None:

@@ -1,0 +1,144 @@
+"""What to do about weights that do not fit a model of ours; whoever does it must succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import InputError
+from vitrail.models.checkpoints import Head, mismatch
+from vitrail.models.facts import contradiction
+from vitrail.models.naming import NotWhole, in_our_names, is_head
+from vitrail.models.stated import Stated
+from vitrail.models.table import MODELS
+from vitrail.models.variants import looked_up
+
+__all__ = ["about_head", "fitting_name", "name_instead"]
+
+
+def about_head(model: nn.Module, mapped: Mapping[str, Tensor]) -> tuple[Head, str] | None:
+    """In which way nothing but the classifier differs, and what to do; None: something else does.
+
+    Args:
+        model: of ours.
+        mapped: the file's tensors, adapted to it.
+    """
+    own = model.state_dict()
+    wrong = (own.keys() ^ mapped.keys()) | {
+        key for key in own.keys() & mapped.keys() if own[key].shape != mapped[key].shape
+    }
+    if not wrong or not all(is_head(model, key) for key in wrong):
+        return None
+    head = {key: value for key, value in mapped.items() if is_head(model, key)}
+    if not head:
+        return "none", "only the head differs: build the model with num_classes=0 (the file has no head)"
+    weight, width = next(iter(head.values())), _features(model)
+    if weight.ndim == 2 and weight.shape[1] != width:
+        double = " (DINOv2's, of the class token and the mean of the patches)"
+        return "other", (
+            f"only the head differs: the file's reads {weight.shape[1]} features"
+            f"{double if weight.shape[1] == 2 * width else ''} and this model gives {width}, so it cannot be "
+            "kept: load with replace_head=True"
+        )
+    if len(head) == 2 and {key.rpartition(".")[2] for key in head} == {"weight", "bias"}:
+        return "classes", (
+            f"only the head differs: build the model with num_classes={len(weight)}, or load with "
+            "replace_head=True"
+        )
+    return "other", "only the head differs: load with replace_head=True"
+
+
+def name_instead(found: tuple[str, tuple[int, int]] | None, model: nn.Module | None) -> str:
+    """The advice to take another model by its name, with its image size where that differs."""
+    if found is None:
+        return "none of Vitrail's own models has these tensors: name the architecture they were trained with"
+    name, size = found
+    own: Any = getattr(model, "config", None)
+    at = "" if own is None or own.image_size == size else " at its own {} × {} pixels".format(*size)
+    return f"they are the weights of {name}: name that model{at}"
+
+
+def fitting_name(
+    given: Mapping[str, Tensor], stated: Stated | None, asked: nn.Module | None
+) -> tuple[str, tuple[int, int]] | None:
+    """Our model, and its image size, that has all tensors of these shapes but for the head's, and contradicts
+    nothing that the file says. Among several the one most like the asked model in what the file does not say.
+    """
+    best: tuple[tuple[bool, ...], str, tuple[int, int]] | None = None
+    for name, model, named in _plausible(given):
+        if not _fits(model, named, stated):
+            continue
+        rank = _likeness(model, named, asked)
+        if best is None or rank > best[0]:
+            config: Any = model.config
+            best = rank, name, config.image_size
+    return None if best is None else best[1:]
+
+
+def _plausible(given: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
+    """Our models on the meta device whose patches and depth are the file's, and the file in their names."""
+    translated: dict[type[nn.Module], dict[str, Tensor] | None] = {}
+    for name in MODELS:
+        kind, config = looked_up(name)
+        if kind not in translated:
+            with torch.device("meta"):
+                first = kind(config)
+            try:
+                translated[kind] = in_our_names(first, given)
+            except (NotWhole, RuntimeError):
+                translated[kind] = None
+        named = translated[kind]
+        if named is None or not _same_outline(config, named):
+            continue
+        with torch.device("meta"):
+            yield name, kind(config), named
+
+
+def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
+    """Cheap to see before a model is built: the patch projection, and the number of blocks."""
+    image, before = getattr(config, "image", config), "image." if hasattr(config, "image") else ""
+    patches = named.get(f"{before}patch_embed.proj.weight")
+    if patches is None or patches.shape != (image.width, image.channels, *(image.patch_size,) * 2):
+        return False
+    if hasattr(image, "depths"):
+        last = len(image.depths) - 1
+        return f"layers.{last}.blocks.{image.depths[-1] - 1}.norm1.weight" in named
+    return f"{before}blocks.{image.depth - 1}.norm1.weight" in named
+
+
+def _fits(model: nn.Module, named: Mapping[str, Tensor], stated: Stated | None) -> bool:
+    adapt: Any = model.adapt_weights
+    try:
+        adapted: dict[str, Tensor] = adapt(dict(named))
+    except (InputError, RuntimeError, KeyError, ValueError):
+        return False
+    own = {key: value for key, value in model.state_dict().items() if is_head(model, key)}
+    body = {key: value for key, value in adapted.items() if not is_head(model, key)}
+    return mismatch(model, body | own) is None and contradiction(model, named, stated) is None
+
+
+def _likeness(model: nn.Module, named: Mapping[str, Tensor], asked: nn.Module | None) -> tuple[bool, ...]:
+    config: Any = model.config
+    other: Any = getattr(asked, "config", None)
+    own = model.state_dict()
+    as_it_stands = all(value.shape == own[key].shape for key, value in named.items() if key in own)
+    return (
+        type(model) is type(asked),
+        _activation(config) == _activation(other),
+        as_it_stands,
+        config.image_size == getattr(other, "image_size", None),
+    )
+
+
+def _activation(config: Any) -> str | None:
+    found: str | None = getattr(getattr(config, "image", config), "activation", None)
+    return found
+
+
+def _features(model: nn.Module) -> int:
+    config: Any = model.config
+    found: int = config.width << (len(config.depths) - 1) if hasattr(config, "depths") else config.width
+    return found

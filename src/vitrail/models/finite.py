@@ -1,0 +1,71 @@
+"""Weights and outputs that hold NaN or infinity: refused where they are read, by the tensor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import InputError
+
+__all__ = ["check_outputs", "check_weights", "is_finite"]
+
+SHOWN = 3
+
+
+def is_finite(tensor: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether all numbers are finite, also once they are kept as `dtype`; what has no values is."""
+    if tensor.is_meta or tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.element_size() == 1:  # float8 has no arithmetic
+        tensor = tensor.float()
+    # One pass without a tensor of booleans: minimum and maximum are NaN where one number is.
+    low, high = torch.aminmax(tensor.detach())
+    if tensor.dtype is torch.float64:
+        low, high = low.to(dtype), high.to(dtype)
+    return bool(low.isfinite() and high.isfinite())
+
+
+def check_weights(
+    fitted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, dtype: torch.dtype = torch.float32
+) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        fitted: what a model takes of the file, in the model's names; a mask that is left out may be infinite.
+        given: the file's tensors, by whose names the faulty one is called where it is one of them.
+        source: the file, for the sentence.
+        dtype: what the model keeps them in; larger numbers of a float64 file become infinite.
+
+    Raises:
+        InputError: with the names of the tensors.
+    """
+    bad = [name for name, value in fitted.items() if not is_finite(value, dtype)]
+    if not bad:
+        return
+    theirs = [n for n, v in given.items() if not n.endswith("mask") and not is_finite(v, dtype)]
+    raise InputError(
+        f"{source} holds numbers that are not finite (NaN or infinity) in {_some(theirs or bad)}: fetch the "
+        "file again, or give weights of an earlier step of the training."
+    )
+
+
+def check_outputs(outputs: Tensor, source: str, what: str) -> None:
+    """Refuse what finite weights computed, where it is not finite.
+
+    Raises:
+        InputError: `what` (such as "scores") the model of `source` gives is not finite.
+    """
+    if not is_finite(outputs, outputs.dtype):
+        raise InputError(
+            f"The weights of {source} give {what} that are not finite (NaN or infinity), though all of their "
+            "own numbers are: they are damaged or of another architecture; give others."
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more tensors" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
