@@ -96,8 +96,9 @@ def _plain(trained: ClipRun) -> dict[str, object]:
 def _ended(args: argparse.Namespace, trained: ClipRun) -> list[str]:
     best = max(trained.history, key=lambda figures: figures["recall_1"])
     return [
-        f"{args.out} · best recall@1 {best['recall_1']:.2f} % (image to text {best['image_to_text_1']:.2f}, "
-        f"text to image {best['text_to_image_1']:.2f}) in epoch {best['epoch']:.0f} of {trained.epochs} · "
+        f"{args.out} · best recall@1 {best['recall_1']:.2f} % "
+        f"(image to text {best['image_to_text_1']:.2f} %, text to image {best['text_to_image_1']:.2f} %) "
+        f"in epoch {best['epoch']:.0f} of {trained.epochs} · "
         f"{trained.history[-1]['seconds']:.0f} s",
         f"next: vitrail zero-shot IMAGE --classes A,B --model {trained.model} "
         f"--weights {Path(args.out) / trained.weights}",

@@ -92,6 +92,7 @@ def _classified(
 
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import prepare_batch, resized_short_side
+    from vitrail.models.finite import check_outputs
     from vitrail.zeroshot.head import classifier, text_head
 
     model = classifier(loaded.model, *text_head(loaded.model, loaded.tokenizer, classes, templates))
@@ -106,7 +107,9 @@ def _classified(
                 outcomes.append(error)
         if photos:
             with torch.inference_mode():
-                logits = iter(model(torch.from_numpy(prepare_batch(photos, loaded.preprocess))).numpy())
+                logits_BK = model(torch.from_numpy(prepare_batch(photos, loaded.preprocess)))
+            check_outputs(logits_BK, loaded.weights.reference, "scores")
+            logits = iter(logits_BK.numpy())
             outcomes = [next(logits) if outcome is None else outcome for outcome in outcomes]
     return outcomes
 

@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from vitrail.errors import VitrailError
 from vitrail.export import attention
+from vitrail.models.finite import check_outputs
 from vitrail.privacy import import_engine
 
 INPUT, OUTPUT = "images", "scores"
@@ -105,6 +106,7 @@ def check(
     """Run the file at a batch size that was not traced; return its relative difference to the module.
 
     Raises:
+        InputError: the module's own scores are not finite: no fault of the file.
         ExportMismatch: the difference is above `tolerance`, or the batch size was frozen.
     """
     from vitrail import runtimes
@@ -112,7 +114,9 @@ def check(
     shape = (CHECKED_BATCH, 3, image_size, image_size)
     batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(batch)).numpy()
+        scores = model(torch.from_numpy(batch))
+    check_outputs(scores, "this model", "scores")
+    expected = scores.numpy()
     try:
         runner = runtimes.load(
             onnx_path.parent,
@@ -131,8 +135,9 @@ def check(
         ) from error
     if found.shape != expected.shape:
         raise ExportMismatch(f"the ONNX file gives {found.shape} where the module gives {expected.shape}")
-    scale = float(np.linalg.norm(expected)) or 1.0
-    difference = float(np.linalg.norm(found - expected)) / scale
+    wide = expected.astype(np.float64)  # squares of large scores leave the range of float32
+    scale = float(np.linalg.norm(wide)) or 1.0
+    difference = float(np.linalg.norm(found - wide)) / scale
     if not difference <= tolerance:
         raise ExportMismatch(
             f"the ONNX file differs from the module by {difference:.1e} (relative) at batch {CHECKED_BATCH}"

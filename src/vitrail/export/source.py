@@ -74,8 +74,9 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
     """Finite scores; and same weights, same numbers: our module against timm's, on one batch of noise.
 
     Not the second where the image does not divide into windows: there timm lets padding take part in
-    attention and our module does not, so the two differ by design; nor of CLIP, which timm has in halves; nor
-    where the request says not to, because the weights were trained with our code: that is then what they mean.
+    attention and our module does not, so the two differ by design; nor of CLIP, which timm has in halves;
+    nor where the request says not to, because the weights were trained with our code: that is then what they
+    mean.
 
     Raises:
         InputError: scores that are not finite.
@@ -93,7 +94,7 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
         if getattr(source, "features", False):
             timms = without_classifier(timms)
         theirs = timms(torch.from_numpy(noise))
-    difference = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
+    difference = float((ours.double() - theirs).norm() / theirs.double().norm().clamp(min=1e-30))
     if not difference <= tolerance:
         raise ExportMismatch(
             f"our {source.architecture} differs from timm's by {difference:.1e} (relative) with these "

@@ -132,6 +132,7 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
     from vitrail.export import source
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import crops
+    from vitrail.models.finite import check_outputs
 
     request = msgspec.convert(payload, ReferenceRequest)
     torch.set_num_threads(request.threads)
@@ -140,7 +141,9 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         for photo in _until(request.photos, begin + request.seconds, request.minimum):
             batch = crops(decode(photo), request.preprocess, request.crops_per_photo)
-            rows.append(model(torch.from_numpy(batch)).float().numpy())
+            scores = model(torch.from_numpy(batch)).float()
+            check_outputs(scores, request.weights or request.architecture, "scores")
+            rows.append(scores.numpy())
     with open(request.target, "wb") as target:
         np.save(target, np.stack(rows), allow_pickle=False)
     return {"photos": len(rows)}

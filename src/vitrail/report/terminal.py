@@ -48,6 +48,7 @@ def summary(
         lines += _table(selection, shown)
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
     lines += [_line("rest", " · ".join(groups))] if groups else []
+    lines += [_line("FAILED", failure) for failure in _failures(selection, shown)]
     lines += [_line("NOTE", note) for note in selection.notes]
     if last := written(artifact, report):
         lines.append(last)
@@ -194,6 +195,18 @@ def _nothing_meets_all(selection: Selection) -> list[str]:
         lines.append(_line("", f"not proven: {'; '.join(leader.reasons)}"))
         lines += [_line("DOUBT", doubt) for doubt in phrases.doubts(leader)]
     return lines
+
+
+def _failures(selection: Selection, shown: list[LedgerEntry], most: int = 3) -> list[str]:
+    """Why variants beside those shown could not be exported or run: each reason once, with one it stopped."""
+    first: dict[str, str] = {}
+    for entry in selection.ledger:
+        failure = entry.observation.failure
+        if failure is not None and entry not in shown and not phrases.is_random(entry):
+            first.setdefault(" ".join(failure.split()), entry.variant.name)
+    lines = [f"{name}   {reason}" for reason, name in first.items()]
+    more = [f"and for {len(lines) - most} more reasons: --json FILE has them"] if len(lines) > most else []
+    return lines[:most] + more
 
 
 def written(artifact: str | None, report: str | None) -> str:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from vitrail.errors import InputError
 from vitrail.limits import whole
 from vitrail.models.clip import CLIP, ZeroShotClassifier
+from vitrail.models.finite import check_outputs
 from vitrail.models.tokenizer import Tokenizer
 from vitrail.zeroshot.prompts import class_names, filled
 
@@ -60,7 +61,7 @@ def text_head(
 
     Raises:
         InputError: names that are empty, repeat or are nothing to the tokenizer; no template; a prompt that
-            is longer than the model reads.
+            is longer than the model reads; embeddings that are not finite.
     """
     names = class_names(classes)
     if not templates:
@@ -78,6 +79,7 @@ def text_head(
         class_KE = F.normalize(text_NE.unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
         weight_KE = (class_KE * model.scale()).float()
         bias_K = None if model.logit_bias is None else model.logit_bias.float().repeat(len(names))
+    check_outputs(weight_KE, "this model", "text embeddings")
     # Tensors made under inference mode cannot become parameters that are saved or trained; copies can.
     return TextHead(weight_KE.clone(), None if bias_K is None else bias_K.clone())
 

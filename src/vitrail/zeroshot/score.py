@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.models.clip import CLIP
+from vitrail.models.finite import check_outputs
 
 __all__ = ["Score", "clip_score"]
 
@@ -36,10 +37,11 @@ def clip_score(model: CLIP, images_BCHW: Tensor, tokens_BL: Tensor) -> Score:
     "A photo depicts " before each text.
 
     Raises:
-        InputError: as `CLIP.forward`.
+        InputError: as `CLIP.forward`, or embeddings that are not finite.
     """
     assert len(images_BCHW) == len(tokens_BL)
     with torch.inference_mode():
         image_BE, text_BE = model.encode_image(images_BCHW), model.encode_text(tokens_BL)
         cosine_B = (image_BE.float() * text_BE.float()).sum(-1)
+    check_outputs(cosine_B, "this model", "embeddings")
     return Score(WEIGHT * cosine_B.clamp(min=0), cosine_B)
