@@ -14,6 +14,7 @@ _STYLES = {
     "NOTHING": "bold red",
     "PROVISIONAL": "bold yellow",
     "LACKS": "bold yellow",
+    "FAILED": "yellow",
     "DOUBT": "yellow",
     "TEST": "bold",
     "tie": "cyan",
@@ -197,16 +198,14 @@ def _nothing_meets_all(selection: Selection) -> list[str]:
     return lines
 
 
-def _failures(selection: Selection, shown: list[LedgerEntry], most: int = 3) -> list[str]:
+def _failures(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     """Why variants beside those shown could not be exported or run: each reason once, with one it stopped."""
     first: dict[str, str] = {}
     for entry in selection.ledger:
         failure = entry.observation.failure
         if failure is not None and entry not in shown and not phrases.is_random(entry):
             first.setdefault(" ".join(failure.split()), entry.variant.name)
-    lines = [f"{name}   {reason}" for reason, name in first.items()]
-    more = [f"and for {len(lines) - most} more reasons: --json FILE has them"] if len(lines) > most else []
-    return lines[:most] + more
+    return [f"{name}   {reason}" for reason, name in first.items()]
 
 
 def written(artifact: str | None, report: str | None) -> str:
