@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vitrail
 from vitrail import units
 from vitrail.catalog import candidates
 from vitrail.cli import main
 from vitrail.errors import InputError
+from vitrail.replay import judge_recorded
 from vitrail.requirements import OPTIONS, PROFILES, check, from_toml, resolve
 from vitrail.selection.prune import variants
+from vitrail.verify import verify
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
 # --- units --------------------------------------------------------------------------------------
@@ -433,6 +436,17 @@ def test_what_is_no_path_says_what_the_option_takes(tmp_path, key, takes, value)
 def test_a_fraction_is_refused_in_python_as_it_is_where_it_is_typed(record):
     with pytest.raises(InputError, match=r"may be a fraction: write (74|100|90|95)"):
         check(record)
+
+
+def test_a_fraction_is_refused_wherever_requirements_are_given_in_python(tmp_path):
+    asked = Requirements(min_accuracy=0.74)
+    for use in (
+        lambda: judge_recorded(tmp_path / "x.json", asked, Workload(), SearchSettings()),
+        lambda: verify(tmp_path / "x", requirements=asked),
+        lambda: vitrail.select(asked),
+    ):
+        with pytest.raises(InputError, match=r"min_accuracy: 0.74 may be a fraction: write 74 for 74 %"):
+            use()
 
 
 @pytest.mark.parametrize(

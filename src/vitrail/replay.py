@@ -11,6 +11,7 @@ from vitrail import judge
 from vitrail.catalog import check_requirement
 from vitrail.document import Recorded, from_document
 from vitrail.errors import InputError
+from vitrail.requirements import check
 from vitrail.vocabulary import (
     LatencyFigures,
     Observation,
@@ -46,8 +47,10 @@ def judge_recorded(
         said: fields of the workload that were asked for; the others are as recorded.
 
     Raises:
-        InputError: unreadable file, wrong document, no recorded variant is asked for, or another load is.
+        InputError: a bad requirement, an unreadable file, wrong document, no recorded variant is asked for, or
+            another load is.
     """
+    check(requirements, workload, settings)
     check_requirement(requirements.license)
     try:
         data = Path(path).read_bytes()

@@ -17,6 +17,7 @@ from vitrail.artifact import Artifact, Evidence, Manifest, ParityBounds, open_ar
 from vitrail.errors import ClaimError
 from vitrail.measure.parity import cosines, decided_photos, relative_errors
 from vitrail.predict import Predictor, from_artifact
+from vitrail.requirements import check
 from vitrail.vocabulary import Answer, Observation, Requirements, RunnerFacts, Verdict, Workload
 from vitrail.words import counted
 
@@ -99,9 +100,10 @@ def verify(
         workload: under what load; None: the artifact's.
 
     Raises:
-        InputError: the artifact is damaged (each way in `open_artifact`).
+        InputError: a bad requirement; the artifact is damaged (each way in `open_artifact`).
         MissingExtraError, EngineMismatch: it cannot run here as it says.
     """
+    check(*(record for record in (requirements, workload) if record is not None))
     artifact = open_artifact(path)
     manifest = artifact.manifest
     checks = [_files(manifest)]
