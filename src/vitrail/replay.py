@@ -47,7 +47,7 @@ def judge_recorded(
         said: fields of the workload that were asked for; the others are as recorded.
 
     Raises:
-        InputError: a bad requirement, an unreadable file, wrong document, no recorded variant is asked for, or
+        InputError: a bad requirement, unreadable file, wrong document, no recorded variant is asked for, or
             another load is.
     """
     check(requirements, workload, settings)
