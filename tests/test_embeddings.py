@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vitrail.embeddings import Embedder, Index, Origin, Table, embed, read_table, write_table
 from vitrail.embeddings.sources import image_paths, text_lines
-from vitrail.errors import InputError
+from vitrail.errors import ClaimError, InputError
 from vitrail.vocabulary import Preprocess, Weights
 
 
@@ -314,6 +314,26 @@ def test_a_name_that_is_no_utf8_is_broken_not_a_crash(tmp_path):
     (broken,) = read_table(tmp_path / "t.parquet").broken
     assert broken.name == "b\\xff"
     assert "rename" in broken.reason
+
+
+def test_vectors_that_were_made_before_the_model_ended_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr("vitrail.embeddings.table.CHUNK", 2)
+
+    class Ending(Letters):
+        def texts_each(self, texts):
+            return super().images_each(texts)
+
+        def images_each(self, paths):
+            if "d" in paths:
+                raise ClaimError("it outgrew the memory")
+            return super().images_each(paths)
+
+    table = embed(Ending(), ["a", "b", "c", "d", "e"], "image")
+    assert table.names == ("a", "b")
+    assert [item.name for item in table.broken] == ["c", "d", "e"]
+    assert "not embedded, because the model ended: it outgrew the memory" in table.broken[0].reason
+    with pytest.raises(ClaimError):
+        embed(Ending(), ["d", "a"], "image")
 
 
 def test_an_index_of_another_model_is_refused():

@@ -13,6 +13,7 @@ from test_weights import FIRST, closed_port, hub, point_at  # noqa: F401 - hub i
 from test_zeroshot import randomised, small
 
 from vitrail import cli
+from vitrail.errors import InputError
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
 from vitrail.models import clip
@@ -105,6 +106,27 @@ def test_zero_shot_as_text_names_what_it_could_not_read(weights, photos, tmp_pat
     assert lines[1].split()[-1].endswith("%")
     assert str(broken) in err
     assert str(broken) in complaint(capsys, "zero-shot", str(broken), *argv)
+
+
+def test_zero_shot_takes_folders_and_writes_what_it_had_before_an_error(
+    weights, photos, tmp_path, capsys, monkeypatch
+):
+    options = ["--classes", CLASSES, "--prompts", "simple", "--model", "ViT-B-32", "--weights", str(weights)]
+    found = document(capsys, "zero-shot", str(tmp_path), *options)
+    assert [row["image"] for row in found["predictions"]] == sorted(photos)
+    assert (found["images"], found["complete"]) == (18, True)
+    calls = []
+
+    def check(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise InputError("The scores are not finite.")
+
+    monkeypatch.setattr("vitrail.models.finite.check_outputs", check)
+    assert cli.main(["zero-shot", *photos, *options, "--json", "-"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in found["predictions"]] == photos[:16]
+    assert (found["images"], found["complete"]) == (18, False)
 
 
 def test_siglip_judges_each_class_by_itself(model, photos, tmp_path, capsys):

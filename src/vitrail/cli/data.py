@@ -52,13 +52,15 @@ def run(args: argparse.Namespace) -> int:
         sheet.check_sheet(args.sheet)
     reading = read.read(args.data, layout=args.layout)
     document = data_document(reading)
-    if args.sheet is not None:
-        drawn = sheet.write_sheet(reading.dataset, args.sheet, per_class=args.per_class)
-        document["sheet"] = {"path": args.sheet, "classes": drawn}
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != STDOUT:
-        write_lines(_lines(document))
+    try:
+        if args.sheet is not None:
+            drawn = sheet.write_sheet(reading.dataset, args.sheet, per_class=args.per_class)
+            document["sheet"] = {"path": args.sheet, "classes": drawn}
+    finally:  # a sheet that could not be written takes nothing else with it
+        if args.json is not None:
+            write_json(document, args.json)
+        if args.json != STDOUT:
+            write_lines(_lines(document))
     return 1 if document["broken"] or document["conflicts"] else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ BATCH = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="SOURCE", nargs="+", help="image files, folders or patterns")
     parser.add_argument(
         "--classes", required=True, metavar="NAMES|FILE", help="names with commas between, or one a line"
     )
@@ -65,17 +65,24 @@ def load_model(args: argparse.Namespace) -> Loaded:
 
 def run(args: argparse.Namespace) -> int:
     """Classify all images; exit code 0, 1 if some could not be used, 2 if none could."""
+    from vitrail.images.find import expand
     from vitrail.zeroshot import prompts
 
     # Wrong names are told before gigabytes are read.
     classes, templates = prompts.parse_classes(args.classes), prompts.templates(args.prompts)
+    images = list(expand(args.images))
     loaded = load_model(args)
-    outcomes = _classified(loaded, args.images, classes, templates)
-    document = _document(args, loaded, classes, len(templates), outcomes)
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != STDOUT:
-        write_lines(_lines(document))
+    outcomes: list[np.ndarray | InputError] = []
+    try:
+        outcomes.extend(_classified(loaded, images, classes, templates))
+    finally:  # what was computed before an error or Ctrl-C is written
+        done = [name for name, _ in images][: len(outcomes)]
+        document = _document(args, loaded, classes, len(templates), done, outcomes)
+        document |= {"images": len(images), "complete": len(done) == len(images)}
+        if done and args.json is not None:
+            write_json(document, args.json)
+        if done and args.json != STDOUT:
+            write_lines(_lines(document))
     bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
     for error in bad:
         complain(error)
@@ -85,9 +92,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _classified(
-    loaded: Loaded, images: Sequence[str], classes: Sequence[str], templates: Sequence[str]
-) -> list[np.ndarray | InputError]:
-    """For each image its logits (K,), or why it could not be used."""
+    loaded: Loaded,
+    images: Sequence[tuple[str, InputError | None]],
+    classes: Sequence[str],
+    templates: Sequence[str],
+) -> Iterator[np.ndarray | InputError]:
+    """For each image its logits (K,), or why it could not be used; a batch at a time."""
     import torch
 
     from vitrail.images.decode import decode
@@ -96,22 +106,24 @@ def _classified(
     from vitrail.zeroshot.head import classifier, text_head
 
     model = classifier(loaded.model, *text_head(loaded.model, loaded.tokenizer, classes, templates))
-    outcomes: list[Any] = []
     for start in range(0, len(images), BATCH):
-        photos = []
-        for path in images[start : start + BATCH]:
+        photos: list[Any] = []
+        outcomes: list[InputError | None] = []
+        for path, wrong in images[start : start + BATCH]:
             try:
+                if wrong is not None:
+                    raise wrong
                 photos.append(decode(path, short_side=resized_short_side(loaded.preprocess)))
                 outcomes.append(None)
             except InputError as error:
                 outcomes.append(error)
+        logits: Iterator[Any] = iter(())
         if photos:
             with torch.inference_mode():
                 logits_BK = model(torch.from_numpy(prepare_batch(photos, loaded.preprocess)))
             check_outputs(logits_BK, loaded.weights.reference, "scores")
             logits = iter(logits_BK.numpy())
-            outcomes = [next(logits) if outcome is None else outcome for outcome in outcomes]
-    return outcomes
+        yield from (next(logits) if outcome is None else outcome for outcome in outcomes)
 
 
 def _document(
@@ -119,6 +131,7 @@ def _document(
     loaded: Loaded,
     classes: Sequence[str],
     templates: int,
+    images: Sequence[str],
     outcomes: Sequence[np.ndarray | InputError],
 ) -> dict[str, Any]:
     import numpy as np
@@ -128,7 +141,7 @@ def _document(
     # SigLIP was trained to judge each class by itself, CLIP to choose among them.
     kind: Probability = "softmax" if loaded.model.logit_bias is None else "sigmoid"
     rows: list[dict[str, Any]] = []
-    for image, outcome in zip(args.images, outcomes, strict=True):
+    for image, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, InputError):
             rows.append({"image": image, "error": str(outcome), "top": []})
             continue

@@ -21,7 +21,7 @@ import numpy as np
 
 from vitrail import __version__, store
 from vitrail.embeddings.embedder import Embedder, Origin
-from vitrail.errors import InputError, MissingExtraError
+from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.words import is_utf8, utf8, utf8_all
 
 __all__ = ["Broken", "Table", "check_installed", "embed", "read_table", "write_table"]
@@ -93,6 +93,8 @@ def embed(
 ) -> Table:
     """Vectors of all images (paths) or texts; what cannot be embedded is listed in `broken`.
 
+    If the embedder itself ends before all is done, what it made until then is kept, and the rest is broken.
+
     Args:
         embedder: what makes the vectors.
         names: paths of images, or texts.
@@ -101,6 +103,7 @@ def embed(
 
     Raises:
         InputError: none of them can be embedded, or they are texts and the model reads none.
+        VitrailError: what the embedder raises before it made any vector.
     """
     kept: list[str] = []
     rows: list[np.ndarray] = []
@@ -108,7 +111,17 @@ def embed(
     each = embedder.images_each if content == "image" else embedder.texts_each
     waiting = iter(names)
     while chunk := list(islice(waiting, CHUNK)):
-        for name, outcome in zip(chunk, each(chunk), strict=True):
+        try:
+            outcomes = list(each(chunk))
+        except InputError:
+            raise
+        except VitrailError as error:
+            if not rows:
+                raise
+            reason = f"not embedded, because the model ended: {error}"
+            broken += [Broken(name=utf8(name), reason=utf8(reason)) for name in (*chunk, *waiting)]
+            break
+        for name, outcome in zip(chunk, outcomes, strict=True):
             if isinstance(outcome, InputError):
                 broken.append(Broken(name=utf8(name), reason=utf8(str(outcome))))
             elif not is_utf8(name):
