@@ -166,7 +166,7 @@ def test_wrong_use_is_one_sentence_with_the_fix(weights, photos, tmp_path, capsy
     cases = [
         ([*cat[:3], "cat", *ours], "neither a file nor several class names"),
         ([*cat[:3], "cat,CAT", *ours], "the same class"),
-        ([*cat, *ours, "--top", "0"], "at least 1"),
+        ([*cat, *ours, "--top", "0"], "a whole number from 1"),
         ([*cat, *ours, "--prompts", "imagnet"], "neither a set of prompts"),
         ([*cat, "--model", "ViT-B-33", *ours[2:]], "did you mean ViT-B-32"),
         ([*cat, "--model", "vit-b-32", *ours[2:]], "did you mean ViT-B-32"),
