@@ -118,7 +118,11 @@ def _workload(
     unstated = [f.name for f in dataclasses.fields(Workload) if f.name not in recorded.stated]
     taken = {name: getattr(workload, name) for name in {*said, *unstated}}
     asked = dataclasses.replace(recorded.workload, **taken)
-    shown = [f"{name} {value}" for name in unstated if (value := getattr(asked, name)) is not None]
+    known = {name: value for name in unstated if (value := getattr(asked, name)) is not None}
+    shown = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in known.items()
+    ]
     if not shown:
         return asked, ()
     return asked, (f"{recorded.source} does not say its load: judged as if {', '.join(shown)}",)
