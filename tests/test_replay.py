@@ -14,6 +14,7 @@ from vitrail.errors import InputError
 from vitrail.judge import accuracy_before_measuring, judge, observe
 from vitrail.replay import judge_recorded
 from vitrail.report import again
+from vitrail.requirements import OPTIONS
 
 ARTICLE = [
     {"model": "ViT-Base", "accuracy": 81.8, "latency_ms": 35},
@@ -197,6 +198,31 @@ def test_a_document_of_version_3_tells_what_was_only_screened(searched, tmp_path
     path.write_text(json.dumps(document))
     assert ask(path).winner.variant.candidate.name == "best"
     assert ask(path, max_latency_ms=15.0).winner is None
+
+
+def test_no_option_is_left_out_of_what_the_report_prints():
+    toml = again.requirements_toml(
+        v.Requirements(
+            max_latency_ms=5.0,
+            min_accuracy=80.0,
+            max_memory_mib=9.0,
+            min_throughput=1.0,
+            min_recall=(("a", 9.0),),
+        ),
+        v.Workload(threads=2, image_size=64, images="photos", data="labelled"),
+        v.SearchSettings(
+            models=("a",),
+            runtimes=("b",),
+            precisions=("fp32",),
+            implementations=("timm",),
+            max_download_mib=9.0,
+            offline=True,
+            fresh=True,
+            layout="class",
+            exhaustive=True,
+        ),
+    )
+    assert {line.split(" = ")[0] for line in toml.splitlines()} == set(OPTIONS)
 
 
 def test_what_the_report_prints_asks_the_same_again(searched, tmp_path, monkeypatch, capsys):

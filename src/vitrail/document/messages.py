@@ -34,6 +34,7 @@ _CHOICES: dict[str, Any] = {
     "latency_answer": v.Answer,
     "precision": v.Precision,
     "status": v.Status,
+    "layout": v.Layout,
 }
 
 

@@ -63,6 +63,9 @@ class SettingsDoc(_Doc):
     max_download_mib: NonNegative | None
     offline: bool
     fresh: bool
+    layout: Annotated[
+        v.Layout | None, Meta(description="what the folders of `data` are; null: as recognised")
+    ]
     exhaustive: bool
 
 

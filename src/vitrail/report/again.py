@@ -71,6 +71,7 @@ def _settings(settings: SearchSettings) -> list[tuple[str, object]]:
         ("precisions", list(settings.precisions) or None),
         ("implementations", list(settings.implementations) or None),
         ("budget", _unit(settings.budget_s, "s")),
+        ("layout", settings.layout),
         ("max-download", _unit(settings.max_download_mib, "MiB")),
         *((name, True) for name in ("offline", "fresh", "exhaustive") if getattr(settings, name)),
     ]
