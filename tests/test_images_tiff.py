@@ -1,4 +1,4 @@
-"""Forms of TIFF with known pixels (fuzz/tiff_forms.py has all of them), and what those forms came from."""
+"""Forms of TIFF with known pixels (fuzz/tiff.py has all of them), and what those forms came from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-import tiff_forms
+import tiff as tiff_forms
 import tifffile
 from PIL import Image
 

@@ -22,7 +22,7 @@ from PIL import TiffImagePlugin as Tiff
 from PIL import WebPImagePlugin as WebP
 
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.images import bmp, containers, netpbm, tiff
+from vitrail.images import bmp, containers, heif, netpbm, tiff
 from vitrail.images.headers import HEAD_BYTES, recognise
 from vitrail.images.limits import LIMITS, SHARE, Limits
 
@@ -255,7 +255,7 @@ def _cut(kind: str, file: BinaryIO, limits: Limits) -> tuple[bytes, tuple[int, i
         return containers.jpeg(file.read(), limits)
     if kind in CUT:
         return (*CUT[kind](file.read(), limits), 0)
-    return file.read(), None, 0
+    return heif.still(file.read(), limits)
 
 
 def _own(kind: str, data: bytes, name: str, limits: Limits) -> Image.Image:
@@ -265,7 +265,8 @@ def _own(kind: str, data: bytes, name: str, limits: Limits) -> Image.Image:
     size = (head.width, head.height)
     _check_pixels(name, size, limits.pixels)
     _check_memory(name, kind, size, len(data), 0, limits)
-    return module.read(data, head).convert("RGB")
+    image: Image.Image = module.read(data, head)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_tiff(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
@@ -410,9 +411,11 @@ def _check_bytes(name: str, count: int, limits: Limits) -> None:
 def _check_memory(
     name: str, kind: str, size: tuple[int, int], file_bytes: int, work_bytes: int, limits: Limits
 ) -> None:
-    """Compare with the limit what decoding takes (file, picture, work) or turning does (two pictures)."""
+    """Compare with the limit what takes most: cutting (the file twice), decoding (file, picture, work) or
+    turning (two pictures)."""
     pixels = size[0] * size[1]
-    needed = max(file_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + work_bytes, 8 * pixels)
+    decoding = file_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + work_bytes
+    needed = max(2 * file_bytes, decoding, 8 * pixels)
     if needed > limits.memory_bytes:
         raise InputError(
             f"{name} would take {needed >> 20} MiB to decode, above the limit of "

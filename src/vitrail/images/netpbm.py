@@ -96,10 +96,10 @@ def _plain(data: bytes, head: Header, count: int) -> np.ndarray:
 
 def _levels(samples: np.ndarray, largest: int) -> np.ndarray:
     """Samples of 0 to `largest` -> uint8 of 0 to 255."""
-    if samples.size and int(samples.max()) > largest:
+    if samples.dtype == np.uint8 and largest == 255:
+        return samples
+    if int(samples.max()) > largest:
         raise ValueError("a sample is above the maximum that the header states")
-    if largest == 255:
-        return samples.astype(np.uint8)
     every = np.arange(largest + 1, dtype=np.int64)
     table = every * 256 // (largest + 1) if largest > 255 else (every * 255 * 2 + largest) // (2 * largest)
     return table.astype(np.uint8)[samples]

@@ -1,6 +1,6 @@
 """Every form of TIFF with known pixels: none may come out wrong.
 
-    python fuzz/tiff_forms.py [--sample N] [--seed S]
+    python fuzz/tiff.py [--sample N] [--seed S]
 
 Writers: tifffile with imagecodecs (independent of what Vitrail reads with), Pillow for fax compression, and
 `plain` below for what neither writes (fill order). What a form must become is computed here from the
