@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -217,10 +218,26 @@ def test_scaled_decoding_of_a_large_photo_is_within_a_grey_level():
     assert levels.max() < 8
 
 
-@pytest.mark.parametrize(("size", "crop"), [(224, 0.0), (224, 1.01), (224, -1.0), (0, 0.875)])
-def test_impossible_preprocessing_is_refused(size, crop):
-    with pytest.raises(InputError, match="image_size"):
-        prepare(CHINA, Preprocess(image_size=size, crop=crop))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 0.0}, "crop is 0: it must be from 0.1 to 1"),
+        ({"crop": 1.01}, "crop is 1.01"),
+        ({"crop": -1.0}, "crop is -1"),
+        ({"crop": 1e-4}, "crop is 0.0001"),
+        ({"crop": math.nan}, "crop is nan"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 10**6}, "image_size is 1000000"),
+        ({"mean": (0.5, 0.5, 124.0)}, "mean is 0.5, 0.5, 124"),
+        ({"std": (0.5, 0.0, 0.5)}, "std is 0.5, 0, 0.5"),
+        ({"std": (0.5, 0.5, -0.5)}, "std is 0.5, 0.5, -0.5"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest'"),
+        ({"crop_mode": "border"}, "crop_mode 'border'"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        prepare(CHINA, Preprocess(**{"image_size": 224, **changes}))
 
 
 def test_an_image_that_was_not_decoded_is_refused():

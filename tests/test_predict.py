@@ -108,14 +108,14 @@ def test_scores_that_stand_alone_go_through_a_sigmoid_and_rank_alike(scores):
 
 
 def test_an_artifact_says_how_its_scores_become_probabilities(artifact, tmp_path, capsys):
-    """The same files with another word in the manifest; without the word, as before, it means softmax."""
+    """The same files with another word in the manifest; without the word, schema 1 meant softmax."""
     photo = str(artifact.photos[0])
     folder = shutil.copytree(artifact.path, tmp_path / "siglip")
     document = json.loads((folder / "manifest.json").read_bytes())
     scores = np.asarray(predict.load(folder).run(predict.load(folder).prepare([photo])), np.float64)[0]
     for kind, expected in (("sigmoid", expit(scores)), (None, softmax(scores))):
         document.pop("probability", None)
-        document.update({} if kind is None else {"probability": kind})
+        document.update({"schema_version": 1} if kind is None else {"probability": kind})
         document["digest"] = manifest.digest(document)
         (folder / "manifest.json").write_text(json.dumps(document))
         assert main(["predict", str(folder), photo, "--json", "-"]) == 0

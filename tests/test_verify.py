@@ -107,13 +107,19 @@ def test_outputs_that_moved_are_a_broken_claim(bundle, tmp_path, which, size, br
 
 def test_changed_preprocessing_is_seen(bundle, tmp_path):
     other = dataclasses.replace(bundle.preprocess, interpolation="bilinear")
-    outcome = verify(write(tmp_path / "w", dataclasses.replace(bundle, preprocess=other)).path)
+    candidate = dataclasses.replace(bundle.variant.candidate, preprocess=other)
+    variant = dataclasses.replace(bundle.variant, candidate=candidate)
+    changed = dataclasses.replace(bundle, preprocess=other, variant=variant)
+    outcome = verify(write(tmp_path / "w", changed).path)
     assert answers(outcome)["relative error to fp32"] == "fail"
 
 
 def test_a_flipped_decided_photo_is_seen(bundle, tmp_path):
-    wide = dataclasses.replace(bundle.bounds, cosine=-1.0, relative_error=100.0)
-    flipped = dataclasses.replace(bundle, fp32_outputs=-10 * bundle.fp32_outputs, bounds=wide)
+    wide = dataclasses.replace(bundle.bounds, cosine=0.01, relative_error=0.99)
+    outputs, rows = bundle.fp32_outputs.copy(), np.arange(len(bundle.fp32_outputs))
+    first, second = np.argsort(-outputs, axis=1)[:, :2].T
+    outputs[rows, first], outputs[rows, second] = outputs[rows, second], outputs[rows, first]
+    flipped = dataclasses.replace(bundle, fp32_outputs=outputs, bounds=wide)
     outcome = verify(write(tmp_path / "w", flipped).path)
     assert {n for n, a in answers(outcome).items() if a == "fail"} == {"top-1 of fp32"}
 

@@ -217,6 +217,9 @@ def from_artifact(
     workload = manifest.evidence.workload
     threads = threads if threads is not None else workload.threads
     batch_size = batch_size if batch_size is not None else workload.batch_size
+    engine = runtimes.RUNTIMES.get(manifest.variant.runtime)
+    if engine is not None and engine.reference:
+        raise InputError(f"{artifact.path} names {engine.label}, which is never shipped: do not use it.")
     runner = runtimes.load(
         artifact.model_folder,
         manifest.entry,

@@ -104,13 +104,19 @@ class Artifact:
 
     def labels(self) -> tuple[str, ...]:
         """K labels in the order of the scores."""
-        text = (self.path / self.manifest.labels).read_bytes().decode("utf-8")
+        place = self.path / self.manifest.labels
+        try:
+            text = place.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{place} is not UTF-8 text at byte {error.start}: write the artifact again."
+            ) from None
         # Not splitlines(): a label may hold a form feed or a Unicode separator.
         labels = tuple(text.removesuffix("\n").split("\n"))
-        if len(labels) != self.manifest.classes:
+        if len(labels) != self.manifest.classes or not all(labels):
             raise InputError(
-                f"{self.path / self.manifest.labels} holds {len(labels)} labels for {self.manifest.classes} "
-                "classes: write the artifact again."
+                f"{place} holds {sum(map(bool, labels))} labels for {self.manifest.classes} classes: "
+                "write the artifact again."
             )
         return labels
 
@@ -123,10 +129,18 @@ class Artifact:
         return self._outputs(self.manifest.reference.own_outputs)
 
     def measurement(self) -> Measurement | None:
-        """The raw measurement behind the evidence, if it was kept."""
+        """The raw measurement behind the evidence, if it was kept.
+
+        Raises:
+            InputError: it cannot be read.
+        """
         if self.manifest.measurement is None:
             return None
-        return msgspec.json.decode((self.path / self.manifest.measurement).read_bytes(), type=Measurement)
+        place = self.path / self.manifest.measurement
+        try:
+            return msgspec.json.decode(place.read_bytes(), type=Measurement)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{place} is not valid ({error}): write the artifact again.") from None
 
     def text_tower(self) -> TextTower | None:
         """What the classes can be made anew from; None: it was not kept.
@@ -138,10 +152,12 @@ class Artifact:
             return None
         try:
             facts = msgspec.json.decode((self.path / TEXT_TOWER_FACTS).read_bytes(), type=dict[str, Any])
+            if facts["weights"] not in self.manifest.files:
+                raise KeyError("weights outside the artifact")
             found = msgspec.convert(
                 {**facts, "weights": str(self.path / facts["weights"])}, TextTower, dec_hook=_path
             )
-        except (KeyError, msgspec.DecodeError) as error:
+        except (KeyError, TypeError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise InputError(
                 f"{self.path / TEXT_TOWER_FACTS} is not valid ({error}): write the artifact again."
             ) from None
@@ -149,14 +165,26 @@ class Artifact:
 
     def _outputs(self, name: str) -> np.ndarray:
         expected = (len(self.manifest.reference.photos), self.manifest.classes)
-        try:
-            values = np.load(io.BytesIO((self.path / name).read_bytes()), allow_pickle=False)
-            right = values.dtype == np.float32 and values.shape == expected
-        except (ValueError, EOFError):
-            right = False
-        if not right:
-            raise InputError(f"{self.path / name} is not float32 {expected}: write the artifact again.")
+        values = _float32((self.path / name).read_bytes(), expected)
+        if values is None or not np.isfinite(values).all():
+            raise InputError(
+                f"{self.path / name} is not float32 {expected} of finite numbers: write the artifact again."
+            )
         return values
+
+
+def _float32(data: bytes, shape: tuple[int, int]) -> np.ndarray | None:
+    """The array of a `.npy` file (version 1), None: it is another; its header is believed only if it fits."""
+    file = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        found = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, EOFError):
+        return None
+    if found != (shape, False, np.dtype(np.float32)) or len(data) - file.tell() != 4 * shape[0] * shape[1]:
+        return None
+    return np.frombuffer(data, np.float32, offset=file.tell()).reshape(shape).copy()
 
 
 def _path(kind: type, value: object) -> object:
@@ -224,6 +252,10 @@ def _check(bundle: Bundle) -> None:
         raise ValueError(f"entry {bundle.export.entry!r} is not among the export's files")
     if bundle.preprocess.image_size != bundle.variant.image_size:
         raise ValueError("preprocess and variant differ in image size")
+    if bundle.preprocess != replace(
+        bundle.variant.candidate.preprocess, image_size=bundle.variant.image_size
+    ):
+        raise ValueError("preprocess is not the candidate's")
     if any(not label or "\n" in label for label in bundle.labels):
         raise ValueError("a label must be one line that is not empty")
     if not bundle.photos:
@@ -311,8 +343,9 @@ def open_artifact(path: Path | str) -> Artifact:
     """Open an artifact after checking all of it: manifest, containment, every file's presence and digest.
 
     Raises:
-        InputError: no folder, no manifest, a newer schema, a changed manifest, or a file that is
-            missing, changed, added, or a link or special file (which could lie outside the folder).
+        InputError: no folder, no manifest, a newer schema, a changed manifest, values that are missing, out
+            of range or in contradiction, or a file that is missing, changed, added, not what the manifest
+            says, or a link or special file (which could lie outside the folder).
     """
     path = Path(path)
     if not path.is_dir():
@@ -325,11 +358,15 @@ def open_artifact(path: Path | str) -> Artifact:
         _check_tree(manifest, path)
         for name, entry in manifest.files.items():
             _check_file(path / name, entry)
+        artifact = Artifact(path=path, manifest=manifest)
+        artifact.labels()
+        artifact.fp32_outputs()
+        artifact.own_outputs()
     except OSError as error:
         raise InputError(
             f"{error.filename or path} cannot be read ({error.strerror}): check its permissions."
         ) from error
-    return Artifact(path=path, manifest=manifest)
+    return artifact
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from vitrail.artifact.values import check_complete, check_values
 from vitrail.errors import InputError
 from vitrail.store import canonical_json
 from vitrail.vocabulary import (
@@ -28,7 +29,8 @@ from vitrail.vocabulary import (
 )
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: every value that decides answers is there; 1 left some out, which then mean their default."""
 MANIFEST_FILE = "manifest.json"
 Probability: TypeAlias = Literal["softmax", "sigmoid"]
 """How scores become probabilities: over all classes, or each by itself (SigLIP)."""
@@ -117,7 +119,7 @@ class Manifest:
     entry: str
     """File inside `folder` that the engine loads."""
     probability: Probability = "softmax"
-    """Earlier manifests do not say it."""
+    """The first manifests of schema 1 do not say it."""
     toolchain: tuple[tuple[str, str], ...]
     """(library, version) of everything that made the export."""
     evidence: Evidence
@@ -145,29 +147,36 @@ def decode(data: bytes, where: str) -> Manifest:
     """Read `manifest.json`; `where` names it in errors.
 
     Raises:
-        InputError: not JSON, not a manifest, of a newer schema, edited, or with fields of a wrong type.
+        InputError: not JSON, not a manifest, of a newer schema, edited, or with fields that are missing, of a
+            wrong type, out of range, or in contradiction.
     """
     document = _parse(data, where)
     if document.get("format") != FORMAT:
         raise InputError(f"{where} is not the manifest of a Vitrail artifact: name a folder vitrail wrote.")
     version = document.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
+        shown = version if version < 10**9 else "of a huge number"
         raise InputError(
-            f"{where} has schema {version} and this Vitrail reads up to {SCHEMA_VERSION}: upgrade vitrail "
+            f"{where} has schema {shown} and this Vitrail reads up to {SCHEMA_VERSION}: upgrade vitrail "
             "(pip install --upgrade vitrail)."
         )
     claimed = document.get("digest")
     if claimed is None or claimed != _digest_or_none(document):
         raise InputError(f"{where} was changed after it was written: restore it or write the artifact again.")
     try:
-        return msgspec.convert(document, Manifest)
-    except msgspec.ValidationError as error:
+        manifest = msgspec.convert(document, Manifest)
+    except (msgspec.ValidationError, OverflowError) as error:
         raise InputError(f"{where} is not valid ({error}): write the artifact again.") from None
+    check_complete(document, manifest.schema_version, where)
+    check_values(manifest, where)
+    return manifest
 
 
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_without_twins)
+        # A lone surrogate is no character: no file system or terminal takes it.
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
@@ -175,9 +184,17 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     return document
 
 
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of a key that stands twice, readers take the one or the other.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def _digest_or_none(document: dict[str, Any]) -> str | None:
     # NaN and Infinity are read by Python's json but are no JSON: they have no canonical form.
     try:
         return digest(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vitrail.errors import InputError
 from vitrail.images.decode import Box, frame_of
+from vitrail.limits import whole
 from vitrail.vocabulary import Preprocess
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -28,13 +29,36 @@ LONGEST = 32
 STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
 
 
-def resized_short_side(preprocess: Preprocess) -> int:
-    """Pixels of the short side after resizing, before the crop; what `decode` takes as `short_side`."""
-    if not 0 < preprocess.crop <= 1 or preprocess.image_size < 1:
+@lru_cache(maxsize=64)
+def check_preprocess(preprocess: Preprocess) -> None:
+    """Refuse a preprocess that no weights were trained with.
+
+    Raises:
+        InputError: which of its values is out of range.
+    """
+    whole("image_size", preprocess.image_size, "image_size")
+    # Published weights have crops from 0.875, means from 0 to 0.5 and deviations from 0.14 to 1; a deviation
+    # of 1/255 gives a network the bytes themselves.
+    ranges = {"crop": (0.1, 1.0, (preprocess.crop,)), "mean": (0.0, 1.0, preprocess.mean)}
+    ranges["std"] = (0.001, 10.0, preprocess.std)
+    for name, (least, most, values) in ranges.items():
+        if not all(least <= value <= most for value in values):
+            shown = ", ".join("huge" if abs(value) >= 1e300 else f"{value:g}" for value in values)
+            raise InputError(f"{name} is {shown}: it must be from {least:g} to {most:g}.")
+    if preprocess.interpolation not in RESAMPLING or preprocess.crop_mode not in ("center", "squash"):
         raise InputError(
-            f"image_size {preprocess.image_size} with crop {preprocess.crop} is not a preprocessing: "
-            "image_size must be at least 1 and crop above 0 and at most 1."
+            f"interpolation is {preprocess.interpolation!r} and crop_mode {preprocess.crop_mode!r}: use "
+            f"{' or '.join(RESAMPLING)}, and center or squash."
         )
+
+
+def resized_short_side(preprocess: Preprocess) -> int:
+    """Pixels of the short side after resizing, before the crop; what `decode` takes as `short_side`.
+
+    Raises:
+        InputError: as `check_preprocess`.
+    """
+    check_preprocess(preprocess)
     return math.floor(preprocess.image_size / preprocess.crop)
 
 
@@ -72,6 +96,7 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 
 def prepare(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Return the model's input for one decoded photo: float32 (3, S, S), C-contiguous."""
+    check_preprocess(preprocess)
     size = preprocess.image_size
     out = np.empty((3, size, size), np.float32)
     _normalise(to_pixels(image, preprocess), preprocess, out)
@@ -80,6 +105,7 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 
 def prepare_batch(images: Sequence[Image.Image], preprocess: Preprocess) -> np.ndarray:
     """Return the model's input for B decoded photos: float32 (B, 3, S, S), C-contiguous."""
+    check_preprocess(preprocess)
     size = preprocess.image_size
     out = np.empty((len(images), 3, size, size), np.float32)
     for image, slot in zip(images, out, strict=True):
@@ -95,6 +121,7 @@ def crops(image: Image.Image, preprocess: Preprocess, count: int) -> np.ndarray:
     """
     if count < 1:
         raise InputError(f"{count} crops of a photo were asked for: ask for at least 1.")
+    check_preprocess(preprocess)
     size = preprocess.image_size
     out = np.empty((count, 3, size, size), np.float32)
     _normalise(to_pixels(image, preprocess), preprocess, out[0])

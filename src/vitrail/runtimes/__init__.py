@@ -59,6 +59,9 @@ class Runtime:
     precisions: tuple[Precision, ...]
     files: str
     """Which of an export's file sets the engine reads: `openvino-ir`, `onnx` or `torch`."""
+    settings: tuple[str, ...] = ()
+    """Engine options beyond threads and precision that a variant may name: they change the speed alone.
+    Others write files, or change the precision behind the checks."""
     reference: bool = False
     """Measured and shown, never shipped."""
 
@@ -72,6 +75,7 @@ RUNTIMES: dict[str, Runtime] = {
         install="pip install vitrail",
         precisions=("fp32", "bf16"),
         files="openvino-ir",
+        settings=("NUM_STREAMS", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
     ),
     "onnxruntime": Runtime(
         label="ONNX Runtime",
@@ -81,6 +85,7 @@ RUNTIMES: dict[str, Runtime] = {
         install="pip install vitrail",
         precisions=("fp32",),
         files="onnx",
+        settings=("session.intra_op.allow_spinning",),
     ),
     "pytorch": Runtime(
         label="PyTorch eager",
@@ -135,7 +140,7 @@ def load(
         settings: engine options beyond these, as the variant names them.
 
     Raises:
-        InputError: unknown runtime, a precision the runtime does not have, or numbers out of range.
+        InputError: unknown runtime, a precision or setting that it does not have, or a number out of range.
         MissingExtraError: the engine is not installed.
         EngineMismatch: precision, threads or shapes read back differ from what was asked.
     """
@@ -144,6 +149,9 @@ def load(
     engine = RUNTIMES[runtime]
     if precision not in engine.precisions:
         raise InputError(f"{engine.label} has no {precision} here: choose {' or '.join(engine.precisions)}.")
+    unknown = [name for name in settings or {} if name not in engine.settings]
+    if unknown:
+        raise InputError(f"{engine.label} takes no setting {unknown[0]} here: check the settings.")
     if version(runtime) is None:
         raise MissingExtraError(engine.label, engine.install)
     whole("threads", threads)
