@@ -4,9 +4,9 @@
 
 Only the checks of values can refuse such an artifact. Each case must be refused with a sentence (an
 InputError or another error of Vitrail's with exit code 2), or answer as the original does. Anything else is a
-finding: other answers, a foreign exception, a crash, or a case that takes over `--limit` seconds. Cases run in
-a child with a memory limit; one that ends the child is counted and the next goes on. The last line of stdout
-is one JSON document.
+finding: other answers, a foreign exception, a crash, or a case that takes over `--limit` seconds. Cases run
+in a child with a memory limit; one that ends the child is counted and the next goes on. The last line of
+stdout is one JSON document.
 
 A changed network (kind `model`) is judged by crashes, foreign exceptions and time alone: only a signature
 tells it from the original. For the same reason `probability` is never changed to its other valid meaning.

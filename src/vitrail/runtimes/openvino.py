@@ -64,14 +64,14 @@ def load(
     """Read, reshape to the static batch (9 % faster than dynamic in fp32) and compile."""
     try:
         model = core().read_model(path)
-    except RuntimeError as error:
+    except Exception as error:  # also what Python makes of a message that is not UTF-8
         raise InputError(
             f"OpenVINO cannot read {path.name}: export it again ({_last_line(error)})."
         ) from None
     shape = [batch_size, 3, image_size, image_size]
     try:
         model.reshape(shape)
-    except RuntimeError:
+    except Exception:
         raise EngineMismatch(f"OpenVINO cannot give {path.name} an input of {tuple(shape)}.") from None
     config = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -82,7 +82,7 @@ def load(
     }
     try:
         compiled = core().compile_model(model, "CPU", config)
-    except RuntimeError as error:
+    except Exception as error:
         raise InputError(
             f"OpenVINO cannot compile {path.name} ({_last_line(error)}): "
             "check the settings, or export it again."
