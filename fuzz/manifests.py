@@ -116,7 +116,8 @@ def mutate(document: dict[str, Any], rng: random.Random) -> str:
         return f"drop {'.'.join(map(str, path))}"
     new: Any
     if way == "near" and isinstance(old, bool | int | float):
-        new = rng.choice((*NUMBERS, -old, old * 1e6, old / 1e6, old + 1, float(old), str(old)))
+        size = float(min(max(old, -1e300), 1e300))  # a second change may meet a whole number beyond floats
+        new = rng.choice((*NUMBERS, -old, size * 1e6, size / 1e6, old + 1, size, str(size)))
     elif way == "near" and isinstance(old, str):
         new = rng.choice((*STRINGS, old + " ", old.upper(), old[:-1]))
     elif way == "grow" and isinstance(old, list):

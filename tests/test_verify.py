@@ -62,6 +62,30 @@ def verdict(answer: str) -> Verdict:
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "fail"),
+        (("drift: the machine's speed moved by up to 9%",), "fail"),
+        (("noise: other processes interrupted 9 of 12 blocks",), "undecided"),
+        (("steal: other guests took 2.00 s during 3.0 s of calls",), "undecided"),
+    ],
+)
+def test_slow_among_others_is_undecided_and_says_so(artifact, flags, expected):
+    measured = Measured(latency=60.0, memory=999.0, verdicts=[verdict("fail")])
+    measured.observation = dataclasses.replace(measured.observation, flags=flags)
+    outcome = measured.verify(artifact.path)
+    found = answers(outcome)
+    assert found["max_latency"] == found["claimed request latency"] == expected
+    assert found["claimed memory"] == "fail"  # nobody else can take this process's memory
+    reason = next(check.reason for check in outcome.checks if check.name == "max_latency")
+    assert (bool(flags) and flags[0] in reason and "verify again when it is quiet" in reason) == (
+        expected == "undecided"
+    )
+    with pytest.raises(ClaimError):
+        outcome.require()
+
+
 # --- outputs --------------------------------------------------------------------------------------
 
 

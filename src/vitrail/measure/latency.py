@@ -220,7 +220,10 @@ def finals(
         try:
             # What three launches leave undecided needs more calls, not only more launches.
             growth = 2 ** max(0, launch + 1 - plan.launches)
-            _interleave([t for t in active if t.launch(t.next_number())], plan, rng, growth)
+            launched = [t for t in active if t.launch(t.next_number())]
+            _interleave(launched, plan, rng, growth)
+            for track in launched:  # a limit may be failed before the other scope had its turn
+                track.complete_other_scope()
         finally:
             for track in active:
                 track.close()
