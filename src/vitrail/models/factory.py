@@ -148,7 +148,9 @@ def _adapted(
         adapted: dict[str, Tensor] = adapt(named, **sizes)
     except Unclear as error:
         # Of another model: which tensors lack and which are too many says more than its position table.
-        if set(error.state) ^ set(model.state_dict()):
+        own = model.state_dict()
+        tables = {key for key in own if key.endswith(("pos_embed", "relative_position_bias_table"))}
+        if checkpoints.mismatch(model, {**error.state, **{key: own[key] for key in tables}}):
             return error.state
         raise InputError(f"{source} does not fit {type(model).__name__}: {error}") from None
     return adapted

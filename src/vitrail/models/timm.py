@@ -87,7 +87,7 @@ def fitted(
             fix = error.fix if error.head is None else checkpoints.HEAD_FIXES[error.head]
             raise InputError(f"{weights} does not fit {architecture}: {error.why}; {fix}.") from None
     state, stated = checkpoints.read_state_dict(weights), beside(weights)
-    if stated is not None and stated.architecture not in (None, architecture):
+    if stated is not None and _differs(stated.architecture, architecture):
         raise InputError(
             f"{stated.source} says the weights beside it are of {stated.architecture}, not of "
             f"{architecture}: name that architecture (--arch)."
@@ -100,6 +100,13 @@ def fitted(
             raise
         fix = advice.name_instead(instead, None)
         raise InputError(f"{weights} does not fit {architecture}: {error.why}; {fix} (--arch).") from None
+
+
+def _differs(stated: str | None, architecture: str) -> bool:
+    """Whether timm knows both and builds them by different functions: old names stay good."""
+    if stated is None or not timm.is_model(stated):
+        return False
+    return timm.model_entrypoint(stated) is not timm.model_entrypoint(architecture)
 
 
 HEADS = ("head", "head.fc", "classifier", "fc", "_fc")

@@ -130,9 +130,9 @@ def _image_tower(names: dict[str, str] | dict[str, str | None], before: str = ""
     """CLIP's table -> its image tower's names as a ViT by itself, `before` stripped from the foreign ones."""
     tower: dict[str, str | None] = {}
     for foreign, ours in names.items():
-        if ours is not None and ours.startswith("image."):
+        if ours is not None and ours.startswith("image.") and ours != "image.head":
             own = ours.removeprefix("image.").replace("head.weight", "projection")
-            tower[foreign.removeprefix(before)] = "projection" if own == "head" else own
+            tower[foreign.removeprefix(before)] = own
     return tower
 
 
