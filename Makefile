@@ -6,7 +6,7 @@ EXTRAS ?= workbench,train,demo,dev
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test check examples cli-surface clean
+.PHONY: demo test quick check dist examples cli-surface clean
 .DELETE_ON_ERROR:
 
 # A real selection over nine families that ends with an artifact, and two photos classified with it. Weights
@@ -20,8 +20,21 @@ demo: $(READY)
 	photos=$$($(BIN)/python -c 'import sklearn; print(sklearn.__path__[0])')/datasets/images && \
 	    $(BIN)/vitrail predict demo/winner --top 3 "$$photos/china.jpg" "$$photos/flower.jpg"
 
+# Two workers, each on one thread: small models on several threads mostly wait for each other. Tests of one
+# file stay together, because they share what is dear to make.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Lint, types and the tests that need neither a whole search nor processes of their own: about a minute.
+quick: check
+	$(PYTEST) -m "not slow"
+
+# The wheel and the source archive in dist/, the wheel tried in a new environment.
+dist: $(READY)
+	$(BIN)/python scripts/check_dist.py
 
 # Long, and wants an idle machine; what each needs beside the packages stands in its README.
 examples: $(READY)

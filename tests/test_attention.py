@@ -18,11 +18,14 @@ from torch.nn import functional
 from vitrail import cli
 from vitrail.cli.attention import with_speedups
 from vitrail.errors import InputError
+from vitrail.install import here
 from vitrail.measure.sandbox import call
 from vitrail.models import attention, kernels, linear
 from vitrail.models.attention import KERNELS, attend, choose
 from vitrail.models.kernel_session import Case, Session
 from vitrail.models.kernels import Kernel, Row
+
+WORKBENCH = 'pip install "vitrail[workbench]"'
 
 ON_CPU = ("naive", "fused", "flash", "math", "blocked", "auto")
 WITH_BIAS = ("naive", "fused", "flash", "math", "auto")
@@ -626,4 +629,4 @@ def test_without_torch_the_command_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert 'torch is not installed: run `pip install "vitrail[workbench]"`' in done.stderr
+    assert f"torch is not installed: run `{here(WORKBENCH)}`" in done.stderr

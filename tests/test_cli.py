@@ -17,7 +17,10 @@ from cli_surface import FROZEN, surface
 import vitrail
 from vitrail import cli, hardware
 from vitrail.errors import ClaimError, InputError
+from vitrail.install import here
 from vitrail.requirements import OPTIONS, PROFILES, resolve
+
+WORKBENCH = 'pip install "vitrail[workbench]"'
 
 HEAVY = ("numpy", "torch", "openvino", "onnxruntime", "rich", "jinja2", "PIL", "psutil", "msgspec", "timm")
 
@@ -128,7 +131,7 @@ def raising(error):
             "error: /x: Permission denied: choose a",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: output: No space left on device: free"),
-        (ModuleNotFoundError("no torch", name="torch"), 2, 'run `pip install "vitrail[workbench]"`.'),
+        (ModuleNotFoundError("no torch", name="torch"), 2, f"run `{here(WORKBENCH)}`."),
     ],
 )
 def test_errors_for_the_user_are_one_line_with_their_exit_code(command, capsys, error, code, line):
@@ -229,11 +232,11 @@ def test_doctor_names_what_is_missing_and_its_install_line(monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", version)
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert "ONNX Runtime   not installed: pip install vitrail" in text
+    assert f"ONNX Runtime   not installed: {here('pip install vitrail')}" in text
     assert re.search(
         r"workbench: making new artifacts with `vitrail select` \((timm, torch|torch, timm)\)", text
     )
-    assert 'pip install "vitrail[workbench]"' in text
+    assert here(WORKBENCH) in text
     assert "ONNX Runtime" not in text.splitlines()[0]
 
 
@@ -263,7 +266,7 @@ def test_doctor_knows_every_extra_and_names_its_packages(monkeypatch, capsys):
     assert cli.main(["doctor", "--json", "-"]) == 0
     missing = {item["what"]: item for item in json.loads(capsys.readouterr().out)["missing"]}
     assert missing["search"]["packages"] == ["pyarrow", "usearch"]
-    assert missing["search"]["install"] == 'pip install "vitrail[search]"'
+    assert missing["search"]["install"] == here('pip install "vitrail[search]"')
     assert missing["parquet"]["packages"] == ["pyarrow"]
 
 

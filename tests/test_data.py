@@ -27,6 +27,7 @@ from vitrail import data
 from vitrail.data import SPLITS, load
 from vitrail.data.splits import FRACTIONS, assign
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.install import here
 
 
 def image(path: Path, seed: int) -> Path:
@@ -351,7 +352,7 @@ def test_without_pyarrow_the_install_line_is_named(tmp_path, monkeypatch):
     (tmp_path / "m.parquet").touch()
     with pytest.raises(MissingExtraError) as error:
         load(tmp_path / "m.parquet")
-    assert error.value.install == 'pip install "vitrail[parquet]"'
+    assert error.value.install == here('pip install "vitrail[parquet]"')
 
 
 @pytest.mark.parametrize(

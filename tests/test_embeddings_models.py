@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from vitrail.cli import main
 from vitrail.embeddings import read_table
+from vitrail.install import here
 from vitrail.models import build, clip, embed, embed_session
 from vitrail.models.table import MODELS
 from vitrail.models.text import TextConfig
@@ -366,7 +367,7 @@ def test_without_the_extra_nothing_is_embedded_for_nothing(tiny, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setattr(embed_session, "start", None)
     assert embedded(tiny, "images")[0] == 2
-    assert 'pip install "vitrail[search]"' in capsys.readouterr().err
+    assert here('pip install "vitrail[search]"') in capsys.readouterr().err
 
 
 def test_moved_weights_are_taken_when_they_are_the_same(tiny):

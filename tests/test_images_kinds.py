@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
 
@@ -16,6 +17,7 @@ from PIL import Image
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.images.decode import decode
 from vitrail.images.headers import HEAD_BYTES, READ, image_kind, recognise
+from vitrail.install import here
 
 RNG = np.random.default_rng(11)
 # Smooth, so that lossy coding changes it by a few levels only.
@@ -141,7 +143,7 @@ def test_heic_is_turned_once_and_shows_its_primary_image():
 
 def test_heic_without_its_reader_gives_the_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(MissingExtraError, match='pip install "vitrail\\[heif\\]"') as error:
+    with pytest.raises(MissingExtraError, match=re.escape(here('pip install "vitrail[heif]"'))) as error:
         decode(WRITTEN["HEIF"])
     assert "The given data is HEIC" in str(error.value)
 

@@ -18,6 +18,7 @@ from vitrail.images import photos
 from vitrail.images.decode import decode
 from vitrail.images.labels import read_labels
 from vitrail.images.photos import SAMPLES, evenly_spaced, photo_folder, sample_photos
+from vitrail.install import here
 
 
 def save(path: Path, colour: int = 0) -> Path:
@@ -63,7 +64,7 @@ def test_a_missing_package_names_its_install_line(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError) as error:
         sample_photos()
-    assert error.value.install == 'pip install "vitrail[workbench]"'
+    assert error.value.install == here('pip install "vitrail[workbench]"')
     assert photos.PACKAGES[package] in str(error.value)
 
 

@@ -14,11 +14,18 @@ class InputError(VitrailError, ValueError):
 
 
 class MissingExtraError(InputError):
-    """A library of an optional extra is not installed. The message holds the exact install line."""
+    """A library of an optional extra is not installed. The message holds the exact install line.
+
+    Args:
+        what: is missing.
+        install: the line as of a release; said as it works here (`vitrail.install.here`).
+    """
 
     def __init__(self, what: str, install: str) -> None:
-        super().__init__(f"{what} is not installed: run `{install}`.")
-        self.install = install
+        from vitrail.install import here  # takes 20 ms to import
+
+        self.install = here(install)
+        super().__init__(f"{what} is not installed: run `{self.install}`.")
 
 
 class ClaimError(VitrailError):

@@ -108,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in WORKBENCH:
             raise
-        return _complain(f'error: {error.name} is not installed: run `pip install "vitrail[workbench]"`.', 2)
+        from vitrail.install import here
+
+        install = here('pip install "vitrail[workbench]"')
+        return _complain(f"error: {error.name} is not installed: run `{install}`.", 2)
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrail import hardware
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.install import here
 from vitrail.runtimes import RUNTIMES
 
 SCHEMA_VERSION = 1
@@ -67,14 +68,14 @@ def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
     """What is not installed: `what`, `packages`, `purpose` and the `install` line."""
     engines = [engine for engine in known["engines"].values() if engine["version"] is None]
     found = [
-        {"what": e["label"], "packages": [], "purpose": "running exports", "install": e["install"]}
+        {"what": e["label"], "packages": [], "purpose": "running exports", "install": here(e["install"])}
         for e in engines
         if not e["reference"]
     ]
     for extra, purpose in EXTRAS.items():
         packages = [name for name in _packages(extra) if not _installed(name)]
         if packages:
-            install = f'pip install "vitrail[{extra}]"'
+            install = here(f'pip install "vitrail[{extra}]"')
             found.append({"what": extra, "packages": packages, "purpose": purpose, "install": install})
     return found
 
@@ -143,7 +144,7 @@ def _memory(memory: dict[str, Any]) -> str:
 
 
 def _engine(name: str, engine: dict[str, Any], peaks: dict[str, dict[str, float]] | None) -> str:
-    version = engine["version"] or f"not installed: {engine['install']}"
+    version = engine["version"] or f"not installed: {here(engine['install'])}"
     role = "  (reference, never shipped)" if engine["reference"] else ""
     speeds = (peaks or {}).get(name, {})
     shown = ", ".join(f"{precision} {speed:.0f}" for precision, speed in speeds.items())
