@@ -2,6 +2,7 @@
 
     python benchmarks/selection.py record    one exhaustive grid on this machine, resumable (about 40 minutes)
     python benchmarks/selection.py replay    24 requirement sets on the recorded grid, in simulated time
+    python benchmarks/selection.py curves    the same sets under budgets of 30 s to 10 min
     python benchmarks/selection.py live      one of the sets on the real road, cold cache
 
 Weights that are not at hand count as available and parity as passed: both are marked in the result. The
@@ -325,6 +326,64 @@ def _compare(grid, peaks, one: dict) -> dict:
     return row
 
 
+BUDGETS_S = (30, 60, 120, 300, 600)
+
+
+def curves(path: Path) -> dict:
+    """For each budget: how many sets end with a winner, when the first one is confirmed, and its regret.
+
+    Regret is against the exhaustive winner without a budget: points of accuracy, or % of the objective.
+    Exports take the time of the recording, when each was a process of its own; today's take about half.
+    """
+    grid, peaks = read_grid(path), read_rows(path)[0]["peaks"]
+    full = {one["name"]: search(grid, peaks, one, exhaustive=True)[1] for one in SETS}
+    answerable = [one for one in SETS if full[one["name"]].winner is not None]
+    rows = [_under(grid, peaks, answerable, full, budget) for budget in BUDGETS_S]
+    for row in rows:
+        print(
+            f"{row['budget_s']:4} s  {row['with_a_winner']}/{row['sets']} with a winner, {row['optimal']} of "
+            f"them the best; first after {row['first_winner_s_median']} s (median)"
+        )
+    return {"sets": len(answerable), "budgets": rows, "recorded": read_rows(path)[0]["date"]}
+
+
+def _under(grid, peaks, sets: list[dict], full: dict, budget_s: float) -> dict:
+    firsts, points, percents, optimal, shares = [], [], [], 0, []
+    for one in sets:
+        requirements, workload = asked(one)
+        clock = Clock()
+        looked = Search(
+            requirements=requirements,
+            settings=dataclasses.replace(SEARCH, budget_s=budget_s),
+            bench=ReplayBench(grid, workload, clock),
+            peaks=peaks,
+            variants=[v for v in grid_variants() if v.name in grid],
+            clock=clock,
+        )
+        selection = judge.judge(looked.run(), requirements, workload, hardware={})
+        if selection.winner is None:
+            continue
+        first = getattr(looked, "first_winner_s", None)
+        firsts.append(clock.now if first is None else first)
+        shares.append(firsts[-1] <= budget_s / 3)
+        best = full[one["name"]]
+        points.append(_regret(selection, best, "accuracy"))
+        percents.append(_objective_regret(selection, best))
+        optimal += selection.selected == best.selected or points[-1] == percents[-1] == 0
+    found = len(firsts)
+    return {
+        "budget_s": budget_s,
+        "sets": len(sets),
+        "with_a_winner": found,
+        "optimal": optimal,
+        "first_winner_s_median": round(stats.percentile(firsts, 50), 1) if found else None,
+        "first_winner_s_worst": round(max(firsts), 1) if found else None,
+        "confirmed_within_a_third": sum(shares),
+        "accuracy_regret_mean_points": round(sum(points) / found, 2) if found else None,
+        "objective_regret_mean_percent": round(sum(percents) / found, 2) if found else None,
+    }
+
+
 def _figure(entry, objective: str, workload) -> float:
     value = judge.ranking.figure(entry.observation, objective, workload)
     assert value is not None
@@ -439,7 +498,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("record", "replay", "live"))
+    parser.add_argument("part", choices=("record", "replay", "curves", "live"))
     parser.add_argument(
         "--grid", type=Path, default=RESULTS / "selection-grid.jsonl", help="where the grid is"
     )
@@ -450,6 +509,8 @@ def main() -> None:
         result = {"grid": str(arguments.grid), "variants": len(read_grid(arguments.grid))}
     elif arguments.part == "replay":
         result = replay(arguments.grid)
+    elif arguments.part == "curves":
+        result = curves(arguments.grid)
     else:
         result = live(arguments.grid, arguments.set)
     print(json.dumps(result))

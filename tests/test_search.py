@@ -230,3 +230,110 @@ def test_the_lower_bound_stays_below_what_was_measured():
     for variant in everything:
         assert model.floor_ms(variant) <= 1.01 * grid[variant.name].samples[0]["model"][0] * 3
         assert model.floor_ms(variant) >= floor_ms(variant, WORKLOAD, PEAKS)
+
+
+# --- stopping at any time -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize("budget_s", [60.0, 120.0, 600.0])
+def test_a_first_winner_is_confirmed_early_and_only_ever_replaced_by_a_better_one(budget_s, limits):
+    grid = grid_of(seed=1)
+    found, search, _ = run(grid, budget_s=budget_s, **limits)
+    full, _, _ = run(grid, exhaustive=True, **limits)
+    # Before the first contender an export and one launch are needed (about 18 s), and another candidate may
+    # have to be tried first; what leads after a third of the budget has its finals before the next export.
+    assert search.first_winner_s is not None
+    assert search.first_winner_s <= max(budget_s / 3, 30.0) + 20.0
+    assert found.winner is not None
+    if budget_s == 600.0:
+        objective = limits.get("objective", "accuracy")
+        own, best = (judge.ranking.figure(e.winner.observation, objective, WORKLOAD) for e in (found, full))
+        assert own == pytest.approx(best, rel=0.03)
+
+
+@pytest.mark.parametrize("after", range(0, 60, 7))
+def test_interrupted_the_best_that_was_confirmed_stands(after):
+    """Ctrl-C may come at any step; what was confirmed until then is selected, and nothing else."""
+    grid = grid_of(seed=1)
+    limits = {"objective": "latency", "min_accuracy": 76.0}
+
+    class Interrupting(ReplayBench):
+        steps = 0
+
+        def record(self, variant, measurement):
+            super().record(variant, measurement)
+            self.steps += 1
+            if self.steps > after:
+                raise KeyboardInterrupt
+
+    bench = Interrupting(grid, WORKLOAD, Clock())
+    found, search, _ = run(grid, bench=bench, **limits)
+    confirmed = [trial.variant.name for trial in search.trials.values() if trial.confirmed and trial.outcome]
+    if found.selected is None:
+        assert search.first_winner_s is None
+        assert search.interrupted
+    else:
+        assert found.selected in confirmed
+    assert search.interrupted == any("interrupted" in note for note in found.notes)
+
+
+def test_the_budget_alone_does_not_make_a_slow_reference_a_failure():
+    """A reference that the budget cuts off leaves its model undecided, and the note says what to raise."""
+    from vitrail.measure.sandbox import ChildTimeout
+
+    class Slow(ReplayBench):
+        def parity(self, variant, launch, left_s):
+            self._clock.now += max(left_s, 0.0)
+            raise ChildTimeout(f"the fp32 reference timed out after {left_s:.0f} s")
+
+    grid = grid_of()
+    found, _, _ = run(grid, bench=Slow(grid, WORKLOAD, Clock()), budget_s=60.0, max_latency_ms=1000.0)
+    assert found.selected is None
+    assert not any(entry.observation.failure for entry in found.ledger)
+    assert any("the fp32 reference timed out" in note and "raise --budget" in note for note in found.notes)
+
+
+def test_a_reference_that_hangs_is_a_failure_and_others_go_on():
+    from vitrail.measure.sandbox import ChildTimeout
+
+    class Hanging(ReplayBench):
+        def parity(self, variant, launch, left_s):
+            if variant.candidate.name.startswith("convnext"):
+                raise ChildTimeout("the fp32 reference timed out after 60 s")
+            return super().parity(variant, launch, left_s)
+
+    grid = grid_of()
+    found, _, _ = run(grid, bench=Hanging(grid, WORKLOAD, Clock()), max_latency_ms=1000.0)
+    assert found.winner is not None
+    failed = [e for e in found.ledger if e.observation.failure]
+    assert {e.variant.candidate.architecture for e in failed} == {"convnext_nano"}
+
+
+def test_what_was_timed_on_a_busy_machine_says_so():
+    from vitrail.measure.quiet import Reading
+
+    grid = grid_of()
+    settings = SearchSettings(models=MODELS, runtimes=("openvino",), budget_s=400.0)
+    clock = Clock()
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        clock.now += seconds
+        return Reading(busy=1.2, processors=2)
+
+    search = Search(
+        requirements=Requirements(max_latency_ms=1000.0),
+        settings=settings,
+        bench=ReplayBench(grid, WORKLOAD, clock),
+        peaks=PEAKS,
+        variants=[v for v in variants(catalog.find(MODELS), WORKLOAD, settings) if v.name in grid],
+        clock=clock,
+        wait_until_quiet=wait,
+    )
+    found = judge.judge(search.run(), search.requirements, WORKLOAD, hardware={})
+    measurement = found.winner.observation.measurement
+    assert "noise: other processes take 1.2 of 2 processors before it was timed" in measurement.flags
+    assert waited[0] == 10.0
+    assert sum(waited) == pytest.approx(10.0)  # patience is spent once, not before each launch

@@ -29,6 +29,7 @@ __all__ = [
     "atomic_write",
     "cache_dir",
     "canonical_json",
+    "check_room",
     "check_target",
     "fsync_path",
     "sha256_file",
@@ -234,6 +235,22 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
         probe = parent / f"{TEMPORARY}{secrets.token_hex(8)}.probe"
         os.mkdir(probe)
         os.rmdir(probe)
+
+
+def check_room(place: Path | str, least_mib: float) -> None:
+    """Say before any work that a disk is too full for it.
+
+    Raises:
+        InputError: the disk that holds `place`, or will, has less than `least_mib` free.
+    """
+    there = Path(os.path.realpath(place))
+    existing = next(p for p in (there, *there.parents) if p.is_dir())
+    free = shutil.disk_usage(existing).free / 2**20
+    if free < least_mib:
+        raise InputError(
+            f"Only {free:.0f} MiB are free for {place}, at least {least_mib:.0f} are needed: "
+            "free some space or choose another place."
+        )
 
 
 def fsync_path(path: Path) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from vitrail.artifact.bundle import Artifact, Bundle, TextTower, evidence_of, open_artifact, write
+from vitrail.artifact.bundle import (
+    Artifact,
+    Bundle,
+    TextTower,
+    check_target,
+    evidence_of,
+    open_artifact,
+    write,
+)
 from vitrail.artifact.manifest import (
     SCHEMA_VERSION,
     Evidence,
@@ -24,6 +32,7 @@ __all__ = [
     "Probability",
     "Reference",
     "TextTower",
+    "check_target",
     "evidence_of",
     "open_artifact",
     "write",

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import __version__
+from vitrail import __version__, store
 from vitrail.artifact.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -44,6 +44,8 @@ FP32_OUTPUTS = "reference/fp32_outputs.npy"
 OWN_OUTPUTS = "reference/own_outputs.npy"
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest is some tens of kilobytes; a larger file is not read into memory."""
+
+PROVISIONAL = "provisional: shipped on request before it was known to meet all requirements"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +194,14 @@ def _path(kind: type, value: object) -> object:
 
 
 def evidence_of(selection: Selection) -> Evidence:
-    """The winner's evidence out of a selection.
+    """The winner's evidence out of a selection; without a winner the provisional best's, marked as that.
 
     Raises:
-        ValueError: the selection has no winner.
+        ValueError: the selection has neither.
     """
-    entry = selection.winner
+    entry = selection.winner or selection.leader
     if entry is None:
-        raise ValueError("a selection without a winner has no evidence")
+        raise ValueError("a selection in which nothing leads has no evidence")
     seen = entry.observation
     measured = seen.measurement
     return Evidence(
@@ -219,7 +221,7 @@ def evidence_of(selection: Selection) -> Evidence:
         facts=measured.facts if measured else seen.facts,
         environment=measured.environment if measured else seen.environment,
         hardware=dict(selection.hardware),
-        flags=seen.flags,
+        flags=seen.flags if selection.winner else (*seen.flags, PROVISIONAL),
     )
 
 
@@ -237,12 +239,23 @@ def write(target: Path | str, bundle: Bundle, *, overwrite: bool = False) -> Art
     """
     _check(bundle)
     target = Path(target)
-    if overwrite and target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_FILE).is_file():
-        raise InputError(f"{target} is no artifact and is not overwritten: choose another folder.")
+    check_target(target, overwrite=overwrite)
     with atomic_folder(target, overwrite=overwrite) as folder:
         _fill(folder, bundle)
         opened = open_artifact(folder)
     return replace(opened, path=target)
+
+
+def check_target(target: Path | str, *, overwrite: bool = False) -> None:
+    """Say now what would stop `write` later, before any work is done for it.
+
+    Raises:
+        InputError: the target is taken (by anything but an artifact, if `overwrite`), or cannot be written.
+    """
+    target = Path(target)
+    if overwrite and target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_FILE).is_file():
+        raise InputError(f"{target} is no artifact and is not overwritten: choose another folder.")
+    store.check_target(target, overwrite=overwrite)
 
 
 def _check(bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vitrail.cli.output import STDOUT, add_json_argument, write_bytes, write_lines
 from vitrail.cli.requirement_options import add_requirement_arguments, flags_of, resolve_arguments
 from vitrail.errors import InputError
-from vitrail.words import shown, utf8
+from vitrail.words import utf8
 
 if TYPE_CHECKING:
     from vitrail.selection.own import OwnWeights
@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from vitrail.zeroshot.candidates import Names, OwnCLIP
 
 NOTHING_FITS = 3
-LIVE = ["out", "overwrite", "weights", "arch", "labels", "accuracy", "trained", "classes", "prompts", "tag"]
+LIVE = [
+    "out",
+    "overwrite",
+    "ship_provisional",
+    "weights",
+    "arch",
+    "labels",
+    "accuracy",
+    "trained",
+    "classes",
+    "prompts",
+    "tag",
+]
 """Options that mean nothing to recorded figures."""
 
 
@@ -30,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("requirements", metavar="TOML", nargs="?", help="requirements; flags override them")
     parser.add_argument("--out", metavar="DIR", help="write the winner's artifact; DIR.report.html beside it")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier artifact at DIR")
+    parser.add_argument(
+        "--ship-provisional",
+        action="store_true",
+        help="if the budget ends without a winner, write what leads to DIR, marked as not proven",
+    )
     parser.add_argument(
         "--from",
         dest="recorded",
@@ -77,10 +94,16 @@ def _check_targets(args: argparse.Namespace) -> None:
     """Find out before measuring, not after, that a result could not be written."""
     if args.out is not None and not Path(args.out).name.strip("."):
         raise InputError(f"--out {args.out} is no new folder: give it a name of its own.")
+    if args.ship_provisional and args.out is None:
+        raise InputError("--ship-provisional says what is written to --out DIR: give that too.")
+    if args.out is not None and _report_path(args.out).is_dir():
+        raise InputError(
+            f"{_report_path(args.out)}, where the report goes, is a folder: choose another --out."
+        )
 
 
 def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
-    from vitrail.selection.select import select
+    from vitrail.selection.select import select, shipping
 
     requirements, workload, settings = asked
     try:
@@ -94,6 +117,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
             out=args.out,
             overwrite=args.overwrite,
             keep_text_tower=args.keep_text_tower,
+            ship_provisional=args.ship_provisional,
             watcher=_watcher(args, workload),
         )
     except KeyboardInterrupt:
@@ -102,7 +126,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     if args.out is not None and args.json != STDOUT:
         from vitrail.report.terminal import written
 
-        artifact = args.out if selection.winner is not None else None
+        artifact = args.out if shipping(selection, provisional=args.ship_provisional) else None
         write_lines([written(artifact, str(_report_path(args.out)))])
     return selection
 
@@ -110,7 +134,9 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
 def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
     for name in LIVE:
         if getattr(args, name) not in (None, False):
-            raise InputError(f"--from judges recorded figures and ships nothing: leave --{name} out.")
+            raise InputError(
+                f"--from judges recorded figures and ships nothing: leave --{name.replace('_', '-')} out."
+            )
     from vitrail.replay import judge_recorded
     from vitrail.requirements import OPTIONS, from_toml
     from vitrail.vocabulary import Workload
@@ -162,7 +188,8 @@ def _own_clip(args: argparse.Namespace) -> OwnCLIP:
 
 
 def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
-    """Progress on a terminal: stdout, or stderr while stdout holds JSON; quiet when piped."""
+    """Progress on a terminal: stdout, or stderr while stdout holds JSON; piped, a line every ten seconds."""
+    from vitrail.cli.status import Heartbeat, Status
     from vitrail.selection.select import Watcher
 
     stream = sys.stderr if args.json == STDOUT else sys.stdout
@@ -171,16 +198,19 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
         _show(args, dataclasses.replace(selection, arguments=beside_requirements(args)))
 
     if not stream.isatty():
-        return Watcher(judged=judged)
+        return Watcher(doing=Heartbeat(sys.stderr).doing, judged=judged)
     from vitrail.report.terminal import progress_line
 
-    def progress(step: Progress) -> None:
-        line = progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload)
-        print(shown(line), file=stream, flush=True)
+    status = Status(stream)
 
-    return Watcher(
-        progress=progress, note=lambda line: print(shown(line), file=stream, flush=True), judged=judged
-    )
+    def progress(step: Progress) -> None:
+        status.line(progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload))
+
+    def done(selection: Selection) -> None:
+        status.clear()
+        judged(selection)
+
+    return Watcher(progress=progress, note=status.line, doing=status.doing, judged=done)
 
 
 def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:
@@ -211,13 +241,15 @@ def _show(args: argparse.Namespace, selection: Selection) -> None:
             atomic_write(args.json, to_json_bytes(selection))
     if args.out is not None:
         from vitrail.report.html import render
+        from vitrail.selection.select import shipping
         from vitrail.store import atomic_write, writing
 
         report = _report_path(args.out)
         with writing(report):
             report.parent.mkdir(parents=True, exist_ok=True)
         # The artifact is written next, under a name that the page, which lies beside it, can use.
-        folder = None if selection.winner is None else Path(args.out).name
+        written = shipping(selection, provisional=args.ship_provisional) is not None
+        folder = Path(args.out).name if written else None
         atomic_write(report, utf8(render(selection, artifact=folder)).encode("utf-8"))
 
 

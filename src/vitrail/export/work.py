@@ -1,4 +1,7 @@
-"""The work of one export, in a process of its own: sandbox.py runs `export` and `reference_scores`."""
+"""What needs torch: exports, heads, fp32 references. A process of sandbox.py does one after another.
+
+Loading torch, timm and the exporter takes as long as exporting a small model, so one process stays.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,32 @@ class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     minimum: int
     target: str
     threads: int
+
+
+class Workshop:
+    """A process's side of `selection/workshop.py`: libraries loaded, ready for one job after another."""
+
+    def __init__(self) -> None:
+        from vitrail.export import onnx
+
+        onnx.warm_up()
+
+    def export(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """See `export`."""
+        return export(payload)
+
+    def write_head(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """See `write_head`."""
+        return write_head(payload)
+
+    def reference_scores(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """See `reference_scores`."""
+        return reference_scores(payload)
+
+
+def workshop(_: dict[str, Any]) -> Workshop:
+    """What the process answers calls with."""
+    return Workshop()
 
 
 def export(payload: dict[str, Any]) -> dict[str, Any]:

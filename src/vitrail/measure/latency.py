@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from vitrail import stats
+from vitrail.measure.quiet import NOISY_SWITCHES_PER_S
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.vocabulary import Answer, Block, JudgedLatency, LatencyFigures, Scope
 
@@ -27,6 +28,8 @@ FIRST_CALLS = 3
 MAX_CALLS = 64
 DRIFT = 0.05
 """Relative move of the speed reference that makes a block be measured once more."""
+NOISY_SHARE = 0.25
+"""Share of interrupted blocks from which the figures are marked as taken in noise."""
 OTHER_SCOPE_EVERY = 3
 """One block of the scope that is not judged for so many judged ones."""
 CONTENDER_ALPHA = 0.4
@@ -342,17 +345,19 @@ class _Track:
         if not self._room(calls * self.call_ms.get(scope, 0.0) / 1000):
             return False
         try:
-            if self._block(scope, calls) > DRIFT:
+            drift, noisy = self._block(scope, calls)
+            if drift > DRIFT or noisy:
                 self.repeated += 1
-                self.worst_drift = max(self.worst_drift, again := self._block(scope, calls))
-                self.drifted += again > DRIFT
+                drift, noisy = self._block(scope, calls)
+                self.worst_drift = max(self.worst_drift, drift)
+                self.drifted += drift > DRIFT
         except ChildFailure as error:
             self._fail(error)
             return False
         return True
 
-    def _block(self, scope: Scope, calls: int) -> float:
-        """Measure and keep one block; returns how far the speed reference moved around it."""
+    def _block(self, scope: Scope, calls: int) -> tuple[float, bool]:
+        """Measure and keep one block; how far the speed reference moved, and whether others interrupted."""
         assert self.session is not None
         begin = self.clock()
         block = self.session.block(scope, calls)
@@ -362,7 +367,7 @@ class _Track:
         bracket = (block.speed_before_ms, block.speed_after_ms)
         self.references += bracket
         usual = statistics.median(self.references)
-        return max(abs(speed / usual - 1) for speed in bracket)
+        return max(abs(speed / usual - 1) for speed in bracket), _interrupted(block)
 
     def _calls(self, scope: Scope) -> int:
         if scope not in self.call_ms:
@@ -425,4 +430,17 @@ class _Track:
         total = sum(sum(block.samples_ms) for block in self.blocks) / 1000
         if total and steal > 0.01 * total:
             flags.append(f"steal: other guests took {steal:.2f} s during {total:.1f} s of calls")
+        noisy = [block for block in self.blocks if _interrupted(block)]
+        if len(noisy) > NOISY_SHARE * len(self.blocks):
+            switches = sum(block.involuntary_switches for block in self.blocks)
+            flags.append(
+                f"noise: other processes interrupted {len(noisy)} of {len(self.blocks)} blocks "
+                f"({switches} switches in {total:.1f} s of calls)"
+            )
         return tuple(flags)
+
+
+def _interrupted(block: Block) -> bool:
+    """Whether other processes wanted the processors so often that the calls were not timed alone."""
+    seconds = sum(block.samples_ms) / 1000
+    return block.involuntary_switches > NOISY_SWITCHES_PER_S * max(seconds, 0.1)

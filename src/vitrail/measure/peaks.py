@@ -26,7 +26,7 @@ ONNX_MATMUL = Path(__file__).with_name("matmul.onnx")
 
 
 def peaks(threads: int) -> dict[str, dict[str, float]]:
-    """GFLOP/s by runtime and precision for the installed runtimes that ship; each probed in a process.
+    """GFLOP/s by runtime and precision for the installed runtimes that ship; a process for each runtime.
 
     A probe that fails is left out: its floor is then unknown, and nothing is pruned by it.
     """
@@ -34,26 +34,29 @@ def peaks(threads: int) -> dict[str, dict[str, float]]:
     for name, runtime in runtimes.RUNTIMES.items():
         if runtimes.version(name) is None or name not in PROBES:
             continue
-        for precision in runtime.precisions:
-            payload = {"runtime": name, "precision": precision, "threads": threads}
-            try:
-                speed = sandbox.call(
-                    "vitrail.measure.peaks:probe",
-                    payload,
-                    timeout_s=TIMEOUT_S,
-                    memory_mib=MEMORY_MIB,
-                    name="peak",
-                )
-            except sandbox.ChildFailure:
-                continue
-            found.setdefault(name, {})[precision] = round(float(speed), 1)
+        with sandbox.Child("vitrail.measure.peaks:probes", {}, memory_mib=MEMORY_MIB, name="peak") as child:
+            child.result(TIMEOUT_S)
+            for precision in runtime.precisions:
+                try:
+                    speed = child.call("peak", TIMEOUT_S, runtime=name, precision=precision, threads=threads)
+                except sandbox.ChildFailure:
+                    continue
+                found.setdefault(name, {})[precision] = round(float(speed), 1)
     return found
 
 
-def probe(payload: dict[str, Any]) -> float:
-    """Peak of one runtime in GFLOP/s; raises ValueError if the engine changes the precision."""
-    run = PROBES[payload["runtime"]]
-    return max(2e-9 * n**3 / run(n, payload["precision"], payload["threads"]) for n in SIZES)
+class Probes:
+    """The child's side: one runtime's probes share the time that importing it takes."""
+
+    def peak(self, runtime: str, precision: str, threads: int) -> float:
+        """Peak in GFLOP/s; raises ValueError if the engine changes the precision."""
+        run = PROBES[runtime]
+        return max(2e-9 * n**3 / run(n, precision, threads) for n in SIZES)
+
+
+def probes(_: dict[str, Any]) -> Probes:
+    """What the process answers calls with."""
+    return Probes()
 
 
 def _openvino(n: int, precision: str, threads: int) -> float:

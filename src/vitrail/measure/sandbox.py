@@ -25,7 +25,7 @@ import psutil
 from vitrail import privacy, store
 from vitrail.errors import VitrailError
 
-__all__ = ["Child", "ChildFailure", "call"]
+__all__ = ["Child", "ChildFailure", "ChildTimeout", "call"]
 
 WATCH_INTERVAL_S = 0.05
 """How often the watchdog reads the child's resident memory; one read costs some tens of microseconds."""
@@ -35,6 +35,10 @@ MIB = 1024 * 1024
 
 class ChildFailure(VitrailError):
     """A child ended, or answered with an error; the message is one clause for the ledger."""
+
+
+class ChildTimeout(ChildFailure):
+    """A child was ended because its time was up: nothing is known of what it did not finish."""
 
 
 class Child:
@@ -51,6 +55,8 @@ class Child:
         self, function: str, payload: Mapping[str, Any], *, memory_mib: float, name: str = "child"
     ) -> None:
         self.name = name
+        self.ended = False
+        """Whether a call found the process gone, or ended it: it answers no more."""
         self._memory_mib = memory_mib
         self._reason: str | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -95,6 +101,13 @@ class Child:
         self._send({"method": method, "arguments": arguments})
         return self._receive(timeout_s)
 
+    def resident_mib(self) -> float:
+        """Resident memory of the process now, in MiB; 0 when it has ended."""
+        try:
+            return float(psutil.Process(self._process.pid).memory_info().rss) / MIB
+        except psutil.NoSuchProcess:
+            return 0.0
+
     def close(self) -> None:
         """End the child, at once: it holds nothing that needs saving."""
         if self._process.poll() is None:
@@ -119,10 +132,11 @@ class Child:
         try:
             line = self._answers.get(timeout=max(timeout_s, 0.001))
         except queue.Empty:
-            self._reason = f"timed out after {timeout_s:.0f} s"
+            self.ended = True
             self._kill()
-            line = None
+            raise ChildTimeout(f"{self.name} timed out after {timeout_s:.0f} s") from None
         if line is None:
+            self.ended = True
             raise ChildFailure(f"{self.name} {self._reason or self._ending()}")
         answer = json.loads(line)
         if "error" in answer:

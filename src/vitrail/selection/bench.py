@@ -26,6 +26,7 @@ from vitrail.images.photos import PhotoSet
 from vitrail.measure import accuracy, parity, sandbox
 from vitrail.measure.launch import ExportSubject, Launch
 from vitrail.models.weights import Located, WeightsFinder, WeightsUnavailable
+from vitrail.selection.workshop import Workshop
 from vitrail.vocabulary import (
     Candidate,
     Classification,
@@ -41,8 +42,9 @@ from vitrail.vocabulary import (
 METHOD_VERSION = "2"
 """Part of every measurement's key: raise it when docs/measurement.md changes what a figure means."""
 
-EXPORT_MEMORY_MIB = 12_288.0
 REFERENCE_SECONDS = 20.0
+REFERENCE_LEAST_SECONDS = 10.0
+"""What making the reference may take however little of the budget is left."""
 REFERENCE_MANY_SECONDS = 90.0
 """With enough photos to measure what a lower precision loses, the reference gets the time to see them."""
 PARITY_IMAGES = 96
@@ -64,6 +66,7 @@ class Bench:
         machine: facts of this machine.
         fresh: ignore recorded measurements.
         dataset: the user's labelled images, on whose validation split accuracy is measured.
+        workshop: the process that exports; closed by whoever made it, or by `close`.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Bench:
         machine: Mapping[str, object],
         fresh: bool = False,
         dataset: Dataset | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
         assert workload.threads is not None
+        self.workshop = workshop or Workshop()
         self.workload = workload
         self.photos = photos
         self.threads: int = workload.threads
@@ -93,6 +98,10 @@ class Bench:
         self._records = store.RecordStore(self._cache / "measurements")
         self._located: dict[str, Located | WeightsUnavailable] = {}
         self._speed_ms: float | None = None
+
+    def close(self) -> None:
+        """End the process that exports."""
+        self.workshop.close()
 
     # --- weights and exports ----------------------------------------------------------------------
 
@@ -136,13 +145,7 @@ class Bench:
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
-                sandbox.call(
-                    "vitrail.export.work:export",
-                    msgspec.to_builtins(request),
-                    timeout_s=timeout_s,
-                    memory_mib=EXPORT_MEMORY_MIB,
-                    name="exporting",
-                )
+                self.workshop.run("export", request, timeout_s=timeout_s, name="exporting")
             except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
                 store.sweep(folder.parent)
                 raise
@@ -352,11 +355,10 @@ class Bench:
                 target=str(partial),
                 threads=self.threads,
             )
-            sandbox.call(
-                "vitrail.export.work:reference_scores",
-                msgspec.to_builtins(request),
-                timeout_s=15 * REFERENCE_SECONDS,
-                memory_mib=EXPORT_MEMORY_MIB,
+            self.workshop.run(
+                "reference_scores",
+                request,
+                timeout_s=max(left_s, REFERENCE_LEAST_SECONDS),
                 name="the fp32 reference",
             )
             partial.replace(target)

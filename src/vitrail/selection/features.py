@@ -18,13 +18,14 @@ import numpy as np
 from vitrail import store
 from vitrail.data import Example
 from vitrail.measure import features, parity, sandbox
-from vitrail.selection.bench import EXPORT_MEMORY_MIB, Bench, image_libraries, preprocess_of
+from vitrail.selection.bench import Bench, image_libraries, preprocess_of
 from vitrail.vocabulary import SearchSettings, Variant
 
 TRIAL_IMAGES = 24
 BATCH = 8
 """Images per call: features are taken in bulk, whatever the workload's batch is."""
 EXPORT_TIMEOUT_S = 300.0
+MEMORY_MIB = 12_288.0
 IMAGE_TIMEOUT_S = 5.0
 
 
@@ -128,7 +129,7 @@ class Features:
                 "vitrail.measure.features:extract",
                 msgspec.to_builtins(request),
                 timeout_s=EXPORT_TIMEOUT_S + IMAGE_TIMEOUT_S * len(examples),
-                memory_mib=EXPORT_MEMORY_MIB,
+                memory_mib=MEMORY_MIB,
                 name="taking features",
             )
             return np.load(target, allow_pickle=False), float(answer["ms"])

@@ -43,6 +43,7 @@ class LatencyModel:
 
     def __init__(self, workload: Workload, peaks: Peaks) -> None:
         self._workload = workload
+        self.batch_size = workload.batch_size
         self._peaks = peaks
         self._by_family: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
         """(work, ratio) of the members measured, by family, runtime and precision."""
@@ -113,8 +114,10 @@ class LatencyModel:
 def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) -> tuple[float, ...]:
     """Sort key, smallest first: what is likely to win, then what could, each by the objective."""
     predicted = model.predict_ms(variant)
-    limit = requirements.max_latency_ms
-    unlikely = float(limit is not None and predicted > FIT * limit)
+    limits = [requirements.max_latency_ms] if requirements.max_latency_ms is not None else []
+    if requirements.min_throughput is not None:
+        limits.append(1000 * model.batch_size / requirements.min_throughput)
+    unlikely = float(any(predicted > FIT * limit for limit in limits))
     accuracy = accuracy_bound(variant)
     by_accuracy = -(accuracy if accuracy is not None else 0.0)
     order = {

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from vitrail import store
@@ -22,7 +21,7 @@ from vitrail.data import Dataset, Example
 from vitrail.errors import VitrailError
 from vitrail.export import work
 from vitrail.measure import accuracy, sandbox
-from vitrail.selection.bench import EXPORT_MEMORY_MIB, Bench
+from vitrail.selection.bench import Bench
 from vitrail.selection.features import Engine, Features
 from vitrail.selection.prune import at_size, variants
 from vitrail.vocabulary import (
@@ -269,12 +268,8 @@ class _Race:
                 target=str(target),
                 threads=self._bench.threads,
             )
-            sandbox.call(
-                "vitrail.export.work:write_head",
-                msgspec.to_builtins(request),
-                timeout_s=HEAD_TIMEOUT_S,
-                memory_mib=EXPORT_MEMORY_MIB,
-                name="writing the probe",
+            self._bench.workshop.run(
+                "write_head", request, timeout_s=HEAD_TIMEOUT_S, name="writing the probe"
             )
         figures, seen = runner.figures, len(runner.right)
         low, high = accuracy.share_interval(int(runner.right.sum()), seen)

@@ -5,7 +5,9 @@
 3. references  the winner's candidate in eager PyTorch, for comparison
 4. wishes   variants whose weights are not at hand, timed with random weights, if they would win
 
-A contender that fails its finals sends the search back to 1: what it had made hopeless is open again.
+The search may be stopped at any time: exploring is first cut short for the finals of whatever leads, so that
+a winner is confirmed early, and goes on from there to whatever could beat it. A contender that fails its
+finals sends the search back to 1: what it had made hopeless is open again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from vitrail import judge, runtimes, stats
 from vitrail.errors import InputError
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import ExportSubject
-from vitrail.measure.sandbox import ChildFailure
+from vitrail.measure.quiet import Reading
+from vitrail.measure.sandbox import ChildFailure, ChildTimeout
 from vitrail.selection.bench import Bench
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import Peaks, ruled_out
@@ -39,13 +42,19 @@ from vitrail.words import counted
 EXPORT_TIMEOUT_S = 180.0
 EXPORT_LEAST_S = 8.0
 """What an export is expected to take before one was made."""
-RESERVE_SHARE, RESERVE_LEAST_S, RESERVE_MOST_S = 0.25, 8.0, 90.0
-"""Part of the budget that exploring leaves for the finals."""
+EARLY_SHARE, EARLY_S = 1 / 3, 30.0
+"""By when, as a part of the budget and in seconds, exploring gives way to the finals of a first winner."""
+LAUNCH_LEAST_S, REFERENCE_LEAST_S = 1.0, 2.0
+"""What a launch takes beside loading, and an fp32 reference, before one was seen."""
+WAIT_SHARE, WAIT_MOST_S = 0.05, 10.0
+"""How long, as a part of the budget and at most, to wait for a busy machine."""
 RIVALS = 3
 """Finalists at once: all their processes are alive at the same time."""
 RIVAL_RATIO = 1.15
 """A contender whose figure is within this of the best one's may tie with it."""
 REFERENCE_SCREEN_S = 4.0
+PROVE_S = 60.0
+"""What comparing a provisional best may take beyond the budget: whoever asked for it would rather wait."""
 
 
 @dataclass
@@ -64,6 +73,8 @@ class Trial:
     confirmed: bool = False
     """Its new launch after the finals was measured, whatever it said."""
     subject: ExportSubject | None = None
+    noise: tuple[str, ...] = ()
+    """What other processes took of the machine when it was timed."""
 
     @property
     def open(self) -> bool:
@@ -89,6 +100,7 @@ class Search:
     Args:
         report: called after each variant that was measured or failed.
         note: called with one line when a stage begins.
+        doing: called before whatever may last.
     """
 
     requirements: Requirements
@@ -100,10 +112,20 @@ class Search:
     """Candidate's name -> why nothing of it is measured, known before the search."""
     report: Callable[[Progress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
+    doing: Callable[[str, float], None] = lambda _, __: None
+    """Called when something begins that may last over a second: what it is, and the seconds left."""
+    wait_until_quiet: Callable[[float], Reading] | None = None
+    """Waits at most so many seconds for other processes; None: the machine is taken as it is."""
+    prove_provisional: bool = False
+    """Without a winner, compare the provisional best with the fp32 reference, so that it may ship."""
     clock: Callable[[], float] = time.monotonic
     seed: int = 0
     trials: dict[str, Trial] = field(default_factory=dict)
     deadline: float = 0.0
+    interrupted: bool = False
+    """Whether the person ended the search; what was confirmed until then stands."""
+    first_winner_s: float | None = None
+    """Seconds from the beginning until a winner was confirmed first."""
 
     def __post_init__(self) -> None:
         workload = self.bench.workload
@@ -123,12 +145,20 @@ class Search:
         self._done = 0
         self._decided = False
         self._export_s: list[float] = []
+        self._begin = 0.0
+        self._late: list[str] = []
+        self._patience_s = min(WAIT_SHARE * self.settings.budget_s, WAIT_MOST_S)
+
+    @property
+    def _early_s(self) -> float:
+        return min(EARLY_SHARE * self.settings.budget_s, EARLY_S)
 
     # --- the whole --------------------------------------------------------------------------------
 
     def run(self) -> tuple[Observation, ...]:
-        """Search until it is decided or the budget is spent; everything considered, as observations."""
-        self.deadline = self.clock() + self.settings.budget_s
+        """Search until it is decided, interrupted, or the budget is spent; all that was considered."""
+        self._begin = self.clock()
+        self.deadline = self._begin + self.settings.budget_s
         for trial in self.trials.values():
             trial.pruned = self.excluded.get(trial.variant.candidate.name) or ruled_out(
                 trial.variant,
@@ -137,20 +167,44 @@ class Search:
                 self.peaks,
                 len(self.bench.photos.paths),
             )
-        reserve = min(max(RESERVE_SHARE * self.settings.budget_s, RESERVE_LEAST_S), RESERVE_MOST_S)
+        try:
+            self._improve()
+            self._measure_references()
+            self._explore(at_hand=False)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        best = self._best(at_hand=True)
+        self._decided = best is not None and best.confirmed
+        self._close()
+        if self.prove_provisional and not self.interrupted:
+            self._prove_provisional()
+        return self.observations()
+
+    def _prove_provisional(self) -> None:
+        """Parity for the provisional best: nothing ships without it. One that fails leaves its place."""
         while True:
-            best = self._explore(at_hand=True, reserve=reserve)
+            judged = judge.judge(self.observations(), self.requirements, self.bench.workload, hardware={})
+            trial = self.trials.get(judged.provisional or "")
+            if trial is None or trial.parity is not None or not self._ready(trial):
+                return
+            self.deadline = max(self.deadline, self.clock() + PROVE_S)
+            try:
+                self._compare(trial)
+            except ChildFailure as error:
+                trial.failure = str(error)
+
+    def _improve(self) -> None:
+        """Confirm a first winner, then whatever beats it, until nothing can or the budget is spent."""
+        while True:
+            best = self._explore(at_hand=True)
+            if best is not None and best.confirmed and self.first_winner_s is None:
+                self._first_winner(best)
             if best is None or best.confirmed or self.clock() >= self.deadline:
-                break
+                return
             if best.finalist:
                 self._confirm(best)
             else:
                 self._finals(best)
-        self._decided = best is not None and best.confirmed
-        self._measure_references()
-        self._explore(at_hand=False, reserve=0.0)
-        self._close()
-        return self.observations()
 
     def observations(self) -> tuple[Observation, ...]:
         """All trials as observations, in the order of the variants."""
@@ -158,7 +212,9 @@ class Search:
 
     def notes(self) -> tuple[str, ...]:
         """What the ledger alone does not say about this search."""
-        lines = []
+        lines = list(self._late)
+        if self.interrupted:
+            lines.append("interrupted: the best that was confirmed until then stands")
         unmeasured = sum(trial.open for trial in self.trials.values())
         if unmeasured:
             left = counted(unmeasured, "variant was", "variants were")
@@ -176,22 +232,48 @@ class Search:
 
     # --- stages -----------------------------------------------------------------------------------
 
-    def _explore(self, *, at_hand: bool, reserve: float) -> Trial | None:
+    def _explore(self, *, at_hand: bool) -> Trial | None:
         """Measure open trials, most promising first; returns the best contender whose weights are at hand.
 
-        Ends when nothing open can beat the best, or when the next one would reach into the reserve.
+        Ends when nothing open can beat the best, when the next one would come too late to win, or when it is
+        time to confirm a first winner.
         """
         while True:
+            best = self._best(at_hand=True)
             trial = self._next(self._best(at_hand=at_hand), at_hand=at_hand)
             if trial is None:
-                return self._best(at_hand=True)
+                return best
             if at_hand and not self._obtain(trial):
                 continue
-            until = self.deadline - reserve  # downloads move the deadline
+            until = self._until(trial, best) if at_hand else self.deadline
             if self.clock() + self._needed_s(trial) >= until:
-                return self._best(at_hand=True)
+                return best
             self._measure(trial, until)
             self._tell(trial)
+
+    def _until(self, trial: Trial, best: Trial | None) -> float:
+        """When measuring the trial has to be over, so that what then leads can still be confirmed."""
+        spare = self._finals_s(best if best is not None and not best.confirmed else trial)
+        if self.settings.exhaustive and best is not None and best.confirmed:
+            return self.deadline
+        until = self.deadline - spare
+        if best is not None and not best.confirmed and self.first_winner_s is None:
+            until = min(until, self._begin + self._early_s - spare)
+        return until
+
+    def _finals_s(self, trial: Trial) -> float:
+        """About what the trial's parity, finals and confirmation take, going by its calls so far."""
+        plan = self._plan
+        judged = [s for block in plan.judged(self._blocks(trial)) for s in block.samples_ms]
+        call_s = stats.percentile(judged, 50) / 1000 if judged else 0.0
+        load_s = LAUNCH_LEAST_S + (trial.subject.seen.load_s if trial.subject else 0.0)
+        calls_s = max(plan.final_calls * call_s, plan.launches * plan.rounds * plan.block_s)
+        launches = plan.launches + 2  # one for parity, one to confirm
+        return (
+            launches * load_s
+            + min(4 / 3 * calls_s, plan.final_s) * (1 + 1 / plan.launches)
+            + (0.0 if trial.parity else REFERENCE_LEAST_S)
+        )
 
     def _needed_s(self, trial: Trial) -> float:
         """Least time that measuring the trial takes: its export, going by the ones made so far."""
@@ -212,6 +294,9 @@ class Search:
         ]
         if not hopeful:
             return None
+        if at_hand and best is None and self.clock() > self._begin + EARLY_SHARE * self._early_s:
+            # Nothing fits so far: what surely does comes before what would be best.
+            return min(hopeful, key=lambda t: (self._model.predict_ms(t.variant), t.variant.name))
         return min(
             hopeful, key=lambda t: (rank_key(t.variant, self.requirements, self._model), t.variant.name)
         )
@@ -249,7 +334,11 @@ class Search:
     def _finals(self, best: Trial) -> None:
         """Fresh launches of the best contender and its rivals, interleaved."""
         finalists = [trial for trial in (best, *self._rivals(best)) if self._agrees(trial)]
+        if not finalists:
+            return
         self.note(f"finals: {', '.join(trial.variant.name for trial in finalists)}")
+        self._say(f"finals of {', '.join(trial.variant.name for trial in finalists)}")
+        self._await_quiet(finalists)
         outcomes = finals(
             [trial.subject for trial in finalists if trial.subject is not None],
             self._plan,
@@ -266,9 +355,16 @@ class Search:
         winner.confirmed = True
         if not self._ready(winner) or winner.subject is None:
             return
+        self._say(f"confirming {winner.variant.name} in a new launch")
         blocks = self._blocks(winner)
         outcome = confirm(winner.subject, self._plan, blocks, clock=self.clock, deadline=self.deadline)
         self._keep(winner, outcome)
+        if self.first_winner_s is None and self._best(at_hand=True) is winner:
+            self._first_winner(winner)
+
+    def _first_winner(self, winner: Trial) -> None:
+        self.first_winner_s = self.clock() - self._begin
+        self.note(f"confirmed after {self.first_winner_s:.0f} s: {winner.variant.name}")
 
     def _rivals(self, best: Trial) -> list[Trial]:
         """Contenders that may tie with the best one by the objective, closest first."""
@@ -325,6 +421,8 @@ class Search:
             else:
                 self._export(trial)
                 assert trial.subject is not None
+                self._say(f"timing {trial.variant.name}")
+                self._await_quiet([trial])
                 # However late it is, a launch gets time for a first block: without one there is no record.
                 deadline = max(until, self.clock() + 3.0)
                 outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline)
@@ -333,7 +431,7 @@ class Search:
             if self.settings.exhaustive and trial.at_hand and self._contends(trial) and self._ready(trial):
                 self._compare(trial)
         except ChildFailure as error:
-            trial.failure = str(error)
+            self._failed(trial, error)
         if not trial.at_hand and self._last_of_model(trial):
             self.bench.discard(trial.variant)
         if trial.measurement is not None:
@@ -352,6 +450,8 @@ class Search:
 
     def _export(self, trial: Trial) -> None:
         begin, kept = self.clock(), self.bench.exported(trial.variant)
+        if not kept:
+            self._say(f"exporting {trial.variant.candidate.name}")
         # A hang is cut by the time of its own; the budget alone never turns an export into a failure.
         export = self.bench.export(trial.variant, EXPORT_TIMEOUT_S)
         trial.subject = self.bench.subject(trial.variant, export)
@@ -381,12 +481,20 @@ class Search:
         """Whether a finalist's export can be launched and holds parity."""
         if not self._ready(trial):
             return False
-        trial.finalist = True
         try:
             self._compare(trial)
         except ChildFailure as error:
-            trial.failure = str(error)
+            self._failed(trial, error)
+            return False
+        trial.finalist = True
         return trial.parity is not None and trial.parity.answer == "pass"
+
+    def _failed(self, trial: Trial, error: ChildFailure) -> None:
+        """A child's end is the trial's failure, unless the budget alone ended it: then nothing is known."""
+        if isinstance(error, ChildTimeout) and self.clock() >= self.deadline:
+            self._late.append(f"{trial.variant.name}: {error}, the rest of the budget: raise --budget")
+        else:
+            trial.failure = str(error)
 
     def _compare(self, trial: Trial) -> None:
         """Parity, unless it is known, in a launch of its own.
@@ -395,6 +503,7 @@ class Search:
         """
         if trial.parity is not None or trial.measurement is None or trial.subject is None:
             return
+        self._say(f"comparing {trial.variant.name} with the fp32 reference")
         launch = trial.subject.launch(0)
         try:
             trial.parity = self.bench.parity(trial.variant, launch, self.deadline - self.clock())
@@ -435,9 +544,22 @@ class Search:
             load_s=seen.load_s,
             warm_up_calls=seen.warm_up_calls,
             random_weights=not trial.at_hand,
-            flags=outcome.flags,
+            flags=(*outcome.flags, *trial.noise),
         )
         self.bench.record(trial.variant, trial.measurement)
+
+    def _say(self, text: str) -> None:
+        self.doing(text, max(self.deadline - self.clock(), 0.0))
+
+    def _await_quiet(self, trials: Sequence[Trial]) -> None:
+        """Wait a little for a busy machine; what is timed on one all the same is marked."""
+        if self.wait_until_quiet is None:
+            return
+        begin = self.clock()
+        reading = self.wait_until_quiet(self._patience_s)
+        self._patience_s = max(self._patience_s - (self.clock() - begin), 0.0)
+        for trial in trials:
+            trial.noise = () if reading.quiet else (f"noise: {reading} before it was timed",)
 
     # --- views ------------------------------------------------------------------------------------
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
+from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
+from vitrail.images.photos import PhotoSet
 from vitrail.measure import peaks as engine_peaks
+from vitrail.measure import quiet
+from vitrail.measure.sandbox import ChildFailure
 from vitrail.models.weights import WeightsFinder
 from vitrail.requirements import check
 from vitrail.runtimes import RUNTIMES
@@ -25,14 +31,21 @@ from vitrail.selection.own import OwnWeights
 from vitrail.selection.probing import Probed, probe
 from vitrail.selection.prune import Peaks, missing_runtimes, variants
 from vitrail.selection.search import Progress, Search
-from vitrail.selection.trained import beside, data_of, measured_runs, notes_of, read_runs
-from vitrail.vocabulary import Candidate, Requirements, SearchSettings, Selection, Workload
+from vitrail.selection.trained import Runs, beside, data_of, measured_runs, notes_of, read_runs
+from vitrail.selection.workshop import Workshop
+from vitrail.vocabulary import Candidate, LedgerEntry, Requirements, SearchSettings, Selection, Workload
 from vitrail.words import counted
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
 from vitrail.zeroshot.hub import Finder
+from vitrail.zeroshot.published import Published
 
 DOWNLOAD_MIB = 2048.0
 """What a selection may download where nothing was said: nobody expects ten gigabytes."""
+
+SHIP_SHARE, SHIP_MOST_S = 0.15, 8.0
+"""What shipping takes of the budget: writing, verifying, one more launch."""
+LEAST_FREE_MIB = 512.0
+"""Free space without which no search begins: an export of a small model and its artifact."""
 
 WORKBENCH = ("torch", "timm", "onnx", "onnxscript", "huggingface_hub", "safetensors")
 
@@ -43,6 +56,8 @@ class Watcher:
 
     progress: Callable[[Progress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
+    doing: Callable[[str, float], None] = lambda _, __: None
+    """Called when something begins that may last over a second: what it is, and the seconds left."""
     judged: Callable[[Selection], None] = lambda _: None
     """Called with the result before anything ships, so that a failure to write does not lose it."""
 
@@ -58,6 +73,7 @@ def select(
     out: str | Path | None = None,
     overwrite: bool = False,
     keep_text_tower: bool = False,
+    ship_provisional: bool = False,
     watcher: Watcher | None = None,
 ) -> Selection:
     """Choose the model, runtime and precision that meet the requirements on this machine.
@@ -71,9 +87,10 @@ def select(
             probes, without it they are the only candidates.
         trained: folders of training runs; they are the only candidates unless `settings.models`, `own` or
             `names` bring others. Without `workload.data` the data they were trained on is used.
-        out: folder for the winner's artifact; nothing is written when nothing meets all.
+        out: folder for the winner's artifact; nothing is written when nothing meets the requirements.
         overwrite: replace an earlier artifact at `out`.
         keep_text_tower: ship the CLIP of a zero-shot winner too, so that `relabel` can change the classes.
+        ship_provisional: without a winner, ship the provisional best if it holds parity.
         watcher: told about each variant as it is measured.
 
     Raises:
@@ -89,92 +106,187 @@ def select(
     if names is not None and not trained and workload is not None and workload.data is None:
         refuse_unmeasured(requirements)
     _need_workbench()
-    if out is not None:
-        store.check_target(out, overwrite=overwrite)
+    _check_places(out, overwrite=overwrite)
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES)
     workload = _resolved(workload or Workload(), machine)
-    workload, dataset, run_notes = data_of(runs, workload, settings.layout)
-    candidates, rows = beside(runs, own, names, settings, with_data=dataset is not None)
-    check_classes(requirements, dataset)
-    photos = photos_of(workload, dataset)
-    allowance = DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib
-    finder = WeightsFinder(offline=settings.offline, max_download_mib=allowance)
-    bench = Bench(
-        workload=workload,
-        photos=photos,
-        finder=finder,
-        machine=machine,
-        fresh=settings.fresh,
-        dataset=dataset,
-    )
-    peaks = measured_peaks(machine, workload, fresh=settings.fresh)
-    probed: Probed | None = None
-    zero_shot = Found((), ())
-    if names is not None:
-        names = names if dataset is None else in_order_of(names, dataset)
+    with Workshop() as workshop:
+        road = _Road(
+            requirements, workload, settings, machine, watcher, workshop, begin, out, ship_provisional
+        )
+        if not road.peaks_kept():  # a new machine: there will be exports, whose libraries load meanwhile
+            workshop.start()
+        selection, search, towers = road.search(own, names, runs)
+        watcher.judged(selection)
+        if search.interrupted and selection.winner is None:
+            raise KeyboardInterrupt
+        entry = shipping(selection, provisional=ship_provisional)
+        if out is not None and entry is not None:
+            road.doing(f"writing and verifying {out}")
+            tower = towers.get(entry.variant.candidate.name) if keep_text_tower else None
+            watcher.note(ship(selection, entry, search, Path(out), overwrite=overwrite, text_tower=tower))
+    return selection
+
+
+@dataclass
+class _Road:
+    """One selection under way: what all its parts share."""
+
+    requirements: Requirements
+    workload: Workload
+    settings: SearchSettings
+    machine: dict[str, object]
+    watcher: Watcher
+    workshop: Workshop
+    begin: float
+    out: str | Path | None
+    ship_provisional: bool
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the budget; photos, peaks and probing belong to it too."""
+        return max(self.settings.budget_s - (time.monotonic() - self.begin), 0.0)
+
+    def doing(self, text: str) -> None:
+        self.watcher.doing(text, self.left_s)
+
+    def peaks_kept(self) -> bool:
+        """Whether this machine's engine peaks are known."""
+        return not self.settings.fresh and _kept_peaks(self.machine, self.workload) is not None
+
+    def search(
+        self, own: OwnWeights | OwnCLIP | None, names: Names | None, runs: Runs
+    ) -> tuple[Selection, Search, Mapping[str, artifact.TextTower]]:
+        """Everything up to the judged selection; with it the search, and text towers of zero-shot rows."""
+        requirements, settings = self.requirements, self.settings
+        self.doing("reading photos")
+        workload, dataset, run_notes = data_of(runs, self.workload, settings.layout)
+        candidates, rows = beside(runs, own, names, settings, with_data=dataset is not None)
+        check_classes(requirements, dataset)
+        photos = photos_of(workload, dataset)
+        bench = self._bench(workload, photos, dataset)
+        peaks = self._peaks()
+        probed, zero_shot = Probed(candidates, {}, ()), Found((), ())
+        if names is not None:
+            zero_shot = self._named(names, rows, own, bench, required=not (candidates or runs.records))
+            probed = replace(probed, candidates=(*candidates, *zero_shot.candidates))
+        if dataset is not None:
+            probed = self._probed(candidates, zero_shot, runs, bench, dataset)
+        everything = variants(probed.candidates, workload, settings)
+        _introduce(
+            self.watcher, probed.candidates, everything, requirements, workload, peaks, len(photos.paths)
+        )
+        reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
+        search = Search(
+            requirements=requirements,
+            settings=replace(settings, budget_s=max(self.left_s - reserve, 0.0)),
+            bench=bench,
+            peaks=peaks,
+            variants=everything,
+            excluded=probed.excluded,
+            report=self.watcher.progress,
+            note=self.watcher.note,
+            doing=self.watcher.doing,
+            wait_until_quiet=self._wait_until_quiet,
+            prove_provisional=self.ship_provisional,
+        )
+        observations = search.run()
+        selection = judge.judge(
+            observations,
+            requirements,
+            workload,
+            hardware=self.machine,
+            seconds=round(time.monotonic() - self.begin, 1),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            notes=(
+                *run_notes,
+                *notes_of(runs, dataset),
+                *probed.notes,
+                *zero_shot.notes,
+                *search.notes(),
+                *missing_runtimes(settings),
+                photos.evidence,
+                *doubts(dataset),
+            ),
+            method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
+        )
+        selection = replace(selection, trainings=runs.trainings, settings=settings)
+        if dataset is not None:
+            self.doing("answering the test images")
+            selection = tested(selection, search, requirements)
+        return selection, search, zero_shot.towers
+
+    def _bench(self, workload: Workload, photos: PhotoSet, dataset: Dataset | None) -> Bench:
+        finder = WeightsFinder(offline=self.settings.offline, max_download_mib=self._allowance)
+        return Bench(
+            workload=workload,
+            photos=photos,
+            finder=finder,
+            machine=self.machine,
+            fresh=self.settings.fresh,
+            dataset=dataset,
+            workshop=self.workshop,
+        )
+
+    @property
+    def _allowance(self) -> float:
+        asked = self.settings.max_download_mib
+        return DOWNLOAD_MIB if asked is None else asked
+
+    def _peaks(self) -> Peaks:
+        """The engines' peaks; where they are measured now, nothing else runs beside them."""
+        self.watcher.note(hardware.one_line(self.machine))
+        if not self.peaks_kept():
+            self.doing("loading PyTorch and measuring what the engines can do")
+            with contextlib.suppress(ChildFailure):  # exporting will say it again, and why
+                self.workshop.load()
+        return measured_peaks(self.machine, self.workload, fresh=self.settings.fresh)
+
+    def _named(
+        self,
+        names: Names,
+        rows: Sequence[Published],
+        own: OwnWeights | OwnCLIP | None,
+        bench: Bench,
+        *,
+        required: bool,
+    ) -> Found:
+        self.doing("reading class names with text towers")
+        names = names if bench.dataset is None else in_order_of(names, bench.dataset)
         clip = own if isinstance(own, OwnCLIP) else None
-        hub = Finder(offline=settings.offline, max_download_mib=allowance)
-        zero_shot = named(names, rows, clip, hub, bench, required=not (candidates or trained))
-        candidates = (*candidates, *zero_shot.candidates)
-    if dataset is not None:
-        watcher.note(described(dataset))
-        backbones = tuple(c for c in candidates if c not in zero_shot.candidates)
+        hub = Finder(offline=self.settings.offline, max_download_mib=self._allowance)
+        return named(names, rows, clip, hub, bench, required=required)
+
+    def _probed(
+        self,
+        backbones: Sequence[Candidate],
+        zero_shot: Found,
+        runs: Runs,
+        bench: Bench,
+        dataset: Dataset,
+    ) -> Probed:
+        """Candidates with a head for the user's classes, and those that need none, measured as they are."""
+        self.watcher.note(described(dataset))
+        self.doing("probing")
+        left = replace(self.settings, budget_s=self.left_s)
         probed = (
-            probe(backbones, dataset, bench, requirements, workload, settings, watcher.note)
+            probe(backbones, dataset, bench, self.requirements, bench.workload, left, self.watcher.note)
             if backbones
             else Probed((), {}, ())
         )
-        measured = [measured_first(c, bench, settings) for c in zero_shot.candidates]
-        measured += measured_runs(runs, bench, settings)
-        probed = replace(probed, candidates=(*probed.candidates, *measured))
-        if not probed.candidates:
+        measured = [measured_first(c, bench, self.settings) for c in zero_shot.candidates]
+        measured += measured_runs(runs, bench, self.settings)
+        if not (probed.candidates or measured):
             raise InputError(f"No model could be probed: {_first_reason(probed)}")
         # What could not be probed stays in the ledger, without the accuracy on other classes.
         rest = (replace(c, accuracy=None) for c in backbones if c.name in probed.excluded)
-        candidates = (*probed.candidates, *rest)
-    everything = variants(candidates, workload, settings)
-    _introduce(watcher, machine, candidates, everything, requirements, workload, peaks, len(photos.paths))
-    # What was spent on photos and peaks belongs to the budget too.
-    left = dataclasses.replace(settings, budget_s=settings.budget_s - (time.monotonic() - begin))
-    search = Search(
-        requirements=requirements,
-        settings=left,
-        bench=bench,
-        peaks=peaks,
-        variants=everything,
-        excluded=probed.excluded if probed else {},
-        report=watcher.progress,
-        note=watcher.note,
-    )
-    observations = search.run()
-    selection = judge.judge(
-        observations,
-        requirements,
-        workload,
-        hardware=machine,
-        seconds=round(time.monotonic() - begin, 1),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        notes=(
-            *run_notes,
-            *notes_of(runs, dataset),
-            *(probed.notes if probed else ()),
-            *zero_shot.notes,
-            *search.notes(),
-            *missing_runtimes(settings),
-            photos.evidence,
-            *doubts(dataset),
-        ),
-        method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
-    )
-    selection = replace(selection, trainings=runs.trainings, settings=settings)
-    if dataset is not None:
-        selection = tested(selection, search, requirements)
-    watcher.judged(selection)
-    if out is not None and selection.winner is not None:
-        tower = zero_shot.towers.get(selection.winner.variant.candidate.name) if keep_text_tower else None
-        watcher.note(ship(selection, search, Path(out), overwrite=overwrite, text_tower=tower))
-    return selection
+        return replace(probed, candidates=(*probed.candidates, *measured, *rest))
+
+    def _wait_until_quiet(self, seconds: float) -> quiet.Reading:
+        def tell(reading: quiet.Reading) -> None:
+            self.watcher.note(f"{reading}: waiting up to {seconds:.0f} s, then timing all the same")
+
+        return quiet.wait(seconds, tell)
 
 
 def _first_reason(probed: Probed) -> str:
@@ -183,15 +295,24 @@ def _first_reason(probed: Probed) -> str:
     return f"{name}: {reason}{more}"
 
 
+def shipping(selection: Selection, *, provisional: bool) -> LedgerEntry | None:
+    """What is written: the winner, or where `provisional` was asked for, what leads and holds parity."""
+    if selection.winner is not None or not provisional or selection.leader is None:
+        return selection.winner
+    parity = selection.leader.observation.parity
+    return selection.leader if parity is not None and parity.answer == "pass" else None
+
+
 def ship(
     selection: Selection,
+    entry: LedgerEntry,
     search: Search,
     out: Path,
     *,
     overwrite: bool,
     text_tower: artifact.TextTower | None = None,
 ) -> str:
-    """Write the winner's artifact, verify it from its own files, and measure it once more.
+    """Write the entry's artifact, verify it from its own files, and measure it once more.
 
     Returns one line that compares the latency of the shipped folder with what was claimed. A difference is
     said, not refused: one launch on a shared machine may be slow.
@@ -200,12 +321,10 @@ def ship(
         InputError: the folder cannot be written.
         ClaimError: what was written does not hold its claims.
     """
-    winner = selection.winner
-    assert winner is not None, "nothing to ship"
-    measurement = winner.observation.measurement
-    assert measurement is not None, "a winner was measured"
-    export = search.bench.export(winner.variant, timeout_s=300.0)
-    bundle = search.bench.bundle(winner.variant, export, measurement, artifact.evidence_of(selection))
+    measurement = entry.observation.measurement
+    assert measurement is not None, "what ships was measured"
+    export = search.bench.export(entry.variant, timeout_s=300.0)
+    bundle = search.bench.bundle(entry.variant, export, measurement, artifact.evidence_of(selection))
     bundle = replace(bundle, text_tower=text_tower)
     written = artifact.write(out, bundle, overwrite=overwrite)
     outcome = verify.verify(out)
@@ -214,7 +333,7 @@ def ship(
             f"{out} was written but does not verify: run `vitrail verify {out}` and report what it says."
         )
     again = remeasure.measure_artifact(written, selection.requirements, selection.workload, launches=1)
-    now, then = again.model, winner.observation.model
+    now, then = again.model, entry.observation.model
     assert now is not None
     assert then is not None
     return (
@@ -224,20 +343,38 @@ def ship(
 
 def measured_peaks(machine: dict[str, object], workload: Workload, *, fresh: bool = False) -> Peaks:
     """Engine peaks of this machine, probed once per engine version and kept; `fresh` probes again."""
-    assert workload.threads is not None
-    key: dict[str, object] = {
+    kept = None if fresh else _kept_peaks(machine, workload)
+    if kept is None:
+        assert workload.threads is not None
+        kept = {"gflops": engine_peaks.peaks(workload.threads)}
+        _peak_records().put(_peaks_key(machine, workload), kept)
+    found = kept["gflops"]
+    assert isinstance(found, dict)
+    return found
+
+
+def _kept_peaks(machine: dict[str, object], workload: Workload) -> dict[str, Any] | None:
+    return _peak_records().get(_peaks_key(machine, workload))
+
+
+def _peak_records() -> store.RecordStore:
+    return store.RecordStore(store.cache_dir() / "peaks")
+
+
+def _peaks_key(machine: dict[str, object], workload: Workload) -> dict[str, object]:
+    return {
         "peaks": hardware.fingerprint(machine),
         "engines": runtimes.installed(),
         "threads": workload.threads,
     }
-    records = store.RecordStore(store.cache_dir() / "peaks")
-    kept = None if fresh else records.get(key)
-    if kept is None:
-        kept = {"gflops": engine_peaks.peaks(workload.threads)}
-        records.put(key, kept)
-    found = kept["gflops"]
-    assert isinstance(found, dict)
-    return found
+
+
+def _check_places(out: str | Path | None, *, overwrite: bool) -> None:
+    """Say before any work what would stop the exports or the artifact from being written."""
+    if out is not None:
+        artifact.check_target(out, overwrite=overwrite)
+    for place in (store.cache_dir(), *(() if out is None else (Path(out),))):
+        store.check_room(place, LEAST_FREE_MIB)
 
 
 def _need_workbench() -> None:
@@ -256,7 +393,6 @@ def _resolved(workload: Workload, machine: dict[str, object]) -> Workload:
 
 def _introduce(
     watcher: Watcher,
-    machine: dict[str, object],
     candidates: Sequence[Candidate],
     everything: Sequence[prune.Variant],
     requirements: Requirements,
@@ -267,7 +403,6 @@ def _introduce(
     left = [v for v in everything if prune.ruled_out(v, requirements, workload, peaks, photos) is None]
     models = {v.candidate.name for v in left}
     families = {v.candidate.family for v in left}
-    watcher.note(hardware.one_line(machine))
     watcher.note(
         f"{counted(len(candidates), 'model')} → {len(models)} "
         f"in {counted(len(families), 'family', 'families')} are not ruled out by facts "

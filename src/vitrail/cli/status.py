@@ -1,0 +1,88 @@
+"""What a long command is doing: one line that is overwritten on a terminal, a line now and then elsewhere.
+
+Nothing is drawn while something is timed: lines change when a stage begins, and only then.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from vitrail.words import shown
+
+EVERY_S = 10.0
+CLEAR_LINE = "\r\x1b[2K"
+
+
+class Status:
+    """On a terminal: lines that stay, and below them one that says what is being done."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._open = False
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self.clear()
+        print(shown(text), file=self._stream, flush=True)
+
+    def doing(self, text: str, left_s: float) -> None:
+        """Say what begins now, in place of what was said before."""
+        self.clear()
+        self._stream.write(_cut(f"  … {shown(text)}", left_s))
+        self._stream.flush()
+        self._open = True
+
+    def clear(self) -> None:
+        """Take away what was being done."""
+        if self._open:
+            self._stream.write(CLEAR_LINE)
+            self._stream.flush()
+        self._open = False
+
+
+class Heartbeat:
+    """Where nobody sees a terminal: what is being done, every ten seconds, so that a log shows life."""
+
+    def __init__(
+        self, stream: TextIO, *, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream, self._every_s, self._clock = stream, every_s, clock
+        self._begin = self._since = clock()
+        self._text, self._left_s = "", 0.0
+        self._lock = threading.Lock()
+        self._started = False
+
+    def doing(self, text: str, left_s: float) -> None:
+        """Remember what begins now; a thread says it when its time comes."""
+        with self._lock:
+            self._text, self._left_s, self._since = text, left_s, self._clock()
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._beat, daemon=True).start()
+
+    def say(self) -> None:
+        """Print one line about what is being done now."""
+        with self._lock:
+            now = self._clock()
+            left = self._left_s - (now - self._since)
+            line = f"vitrail: {now - self._begin:.0f} s, {shown(self._text)}, {_clock(left)}"
+        print(line, file=self._stream, flush=True)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(self._every_s)
+            self.say()
+
+
+def _cut(text: str, left_s: float, width: int = 110) -> str:
+    clock = _clock(left_s)
+    return f"{text[: width - len(clock) - 2]}  {clock}"
+
+
+def _clock(left_s: float) -> str:
+    seconds = max(0, math.ceil(left_s))
+    return f"{seconds // 60}:{seconds % 60:02} left"

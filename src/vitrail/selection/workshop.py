@@ -1,0 +1,91 @@
+"""The one process of a selection that has torch loaded: exports, heads and references, one after another.
+
+It idles while something is timed. A crash, a hang or too much memory ends it and is that job's failure
+alone; the next job starts a new one.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Literal
+
+import msgspec
+
+from vitrail.measure.sandbox import Child, ChildFailure
+
+MEMORY_MIB = 12_288.0
+"""Resident memory at which the process is ended."""
+KEPT_MIB = 4_096.0
+"""A process that holds more than this after a job gives way to a new one: measuring needs the memory."""
+LOAD_TIMEOUT_S = 120.0
+
+Job = Literal["export", "write_head", "reference_scores"]
+
+
+class Workshop:
+    """Runs jobs of `export/work.py`; `close` ends the process.
+
+    Args:
+        function: what the process runs; tests give their own.
+    """
+
+    def __init__(self, function: str = "vitrail.export.work:workshop") -> None:
+        self._function = function
+        self._child: Child | None = None
+        self._loaded = False
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin to load the libraries, in the background, unless that was done."""
+        if self._child is None:
+            self._child = Child(self._function, {}, memory_mib=MEMORY_MIB, name="the exporter")
+            self._loaded = False
+
+    def load(self) -> None:
+        """Wait until the libraries are loaded, so that nothing else runs while something is timed.
+
+        Raises:
+            ChildFailure: they cannot be loaded.
+        """
+        self.start()
+        assert self._child is not None
+        if not self._loaded:
+            try:
+                self._child.result(LOAD_TIMEOUT_S)
+            except ChildFailure:
+                self.close()
+                raise
+            self._loaded = True
+
+    def run(self, job: Job, request: msgspec.Struct, *, timeout_s: float, name: str) -> Any:
+        """Do one job and return its JSON result; `name` is said in failures, e.g. "exporting".
+
+        Raises:
+            ChildTimeout: it took longer than `timeout_s`.
+            ChildFailure: it failed, crashed, or outgrew its memory.
+        """
+        self.load()
+        child = self._child
+        assert child is not None
+        child.name = name
+        try:
+            return child.call(job, timeout_s, payload=msgspec.to_builtins(request))
+        finally:
+            if child.ended or child.resident_mib() > KEPT_MIB:
+                self.close()
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._child is not None:
+            self._child.close()
+        self._child, self._loaded = None, False

@@ -1,0 +1,58 @@
+"""Whether others take the machine's processors: read, waited for, and marked."""
+
+import subprocess
+import sys
+
+from vitrail.measure import quiet
+from vitrail.measure.quiet import Reading
+
+SPIN = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+
+
+def test_what_others_take_is_seen():
+    # A process that was handed over to init is nobody's child: like another program's.
+    starter = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {SPIN!r}]); print(p.pid)"
+    pid = int(subprocess.run([sys.executable, "-c", starter], capture_output=True, check=True).stdout)
+    try:
+        seen = quiet.read(1.0)
+    finally:
+        subprocess.run(["kill", str(pid)], check=True)
+    assert seen.busy > 0.4
+    assert not seen.quiet
+    assert str(seen).startswith("other processes take ")
+
+
+def test_what_this_process_and_its_children_take_is_not_counted_as_others():
+    total = quiet._busy_s(None)
+    child = subprocess.Popen([sys.executable, "-c", SPIN])
+    try:
+        own = quiet._own_s()
+        quiet.read(0.5)
+        spent_by_child = quiet._own_s() - own
+    finally:
+        child.kill()
+        child.wait()
+    assert quiet._busy_s(None) > total
+    assert spent_by_child > 0.2
+
+
+def test_waiting_ends_when_the_machine_is_quiet_and_says_so_once():
+    readings = iter([Reading(1.4, 2), Reading(0.6, 2), Reading(0.05, 2), Reading(1.0, 2)])
+    told = []
+    last = quiet.wait(60.0, told.append, reader=lambda: next(readings), clock=lambda: 0.0)
+    assert last.busy == 0.05
+    assert [reading.busy for reading in told] == [1.4]
+
+
+def test_waiting_ends_with_its_time_and_tells_what_is_left():
+    now = iter(range(100))
+    last = quiet.wait(3.0, reader=lambda: Reading(1.0, 2), clock=lambda: next(now))
+    assert not last.quiet
+    assert next(now) == 4
+
+
+def test_a_quiet_machine_is_read_once_and_nothing_is_said():
+    readings = iter([Reading(0.0, 2)])
+    told = []
+    assert quiet.wait(60.0, told.append, reader=lambda: next(readings)).quiet
+    assert told == []
