@@ -32,7 +32,8 @@ def test_the_provisional_best_is_never_called_selected():
     lines = text.splitlines()
     assert lines[1].startswith("PROVISIONAL best@224 openvino fp32   p95 ")
     assert "not proven: " in lines[2]
-    assert "raise --budget" in lines[2]
+    assert lines[2].endswith("→ needs a longer --budget")
+    assert lines[2].count("--budget") == 1
     assert "needs --max-latency" not in lines[2]
     assert "leads" in starts(text)
     assert any(line.startswith("rejected") and "slow" in line for line in lines)

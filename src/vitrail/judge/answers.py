@@ -250,7 +250,8 @@ def _throughput(observation: Observation, requirements: Requirements, workload: 
 def _parity(observation: Observation) -> Verdict:
     parity = observation.parity
     if parity is None:
-        why = "parity is not recorded" if observation.weights_at_hand else "its weights are not at hand"
+        why = "not recorded" if observation.measurement is None else "not compared with the reference yet"
+        why = why if observation.weights_at_hand else "its weights are not at hand"
         return _missing("parity", None, _unmeasured(observation) or why)
     text = f"cosine {parity.cosine:.6f}, {parity.agreeing} of {parity.decided} decided photos agree"
     answer, reason = parity.answer, parity.reason or text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 from vitrail.judge.ranking import CRITERIA, UPWARDS, figure
@@ -47,7 +48,16 @@ def reasons_of(
     if status != "rejected":
         missing_weights = not observation.weights_at_hand
         lines += [_line(v) for v in blocked if not (missing_weights and v.requirement == "parity")]
-    return tuple(dict.fromkeys(lines))[:REASONS]
+    return _advised_once(tuple(dict.fromkeys(lines))[:REASONS])
+
+
+def _advised_once(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """What more time would decide is advised once, at the end, and not beside each verdict."""
+    bare = tuple(_BUDGET.sub("", line) for line in lines)
+    return bare if bare == lines else (*bare[:-1], f"{bare[-1]} → needs a longer --budget")
+
+
+_BUDGET = re.compile(r"[:;] raise --budget( for more calls)?$")
 
 
 def _why_not_measured(observation: Observation) -> str:

@@ -136,7 +136,9 @@ def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     """A row for each entry: its place, name, figures, and why it has that place."""
     load = selection.workload
     head = ["variant", f"p{load.percentile:g} ms {load.latency_scope}", "top-1 %", "MiB", ""]
-    rows = [[entry.variant.name, *_cells(entry, load), phrases.reasons(entry)] for entry in shown]
+    # Of what leads, the reasons stand above the table.
+    whys = ["" if entry is selection.leader else phrases.reasons(entry) for entry in shown]
+    rows = [[entry.variant.name, *_cells(entry, load), why] for entry, why in zip(shown, whys, strict=True)]
     used = [any(row[i] for row in rows) for i in range(len(head))]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
