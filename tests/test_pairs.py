@@ -149,7 +149,7 @@ def test_parquet_holds_the_same(tmp_path):
         ([("/etc/hostname", "one")], "path,text", "points outside"),
         ([], "path,text", "lists no images"),
         ([("a.png", "one", "")], "path,text,split", "line 2 has no split"),
-        ([("a.png", "one", "dev")], "path,text,split", "unknown split 'dev'"),
+        ([("a.png", "one", "extra")], "path,text,split", "unknown split 'extra'"),
         ([("a.png", "one", "Food"), ("b.png", "two", "food")], "path,text,category", "have the same name"),
         ([("a.png", "one")], "path,text", "1 usable distinct image and none of them is left for validation"),
         ([("a.png", "one", "test")], "path,text,split", "left for train"),
