@@ -283,6 +283,7 @@ def test_data_leaves_out_a_name_that_is_no_utf8_and_writes_the_rest(strange, tmp
         text = vitrail("data", tmp_path / "set", encoding=encoding)
         assert text.returncode == 1
         assert b"bad\\xff.png is not UTF-8" in text.stdout
+        assert text.stdout.count(b"bad\\xff.png") == 2  # once a file
 
 
 def test_a_selection_is_written_whatever_its_paths():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.data.records import LAYOUTS
 from vitrail.errors import InputError
-from vitrail.words import counted
+from vitrail.words import counted, utf8
 
 if TYPE_CHECKING:
     from vitrail.data.near import Pair
@@ -167,7 +167,9 @@ def _broken(document: dict[str, Any]) -> list[str]:
     if not broken:
         return ["broken       none"]
     # Most reasons name their file.
-    reasons = [b["reason"] if b["path"] in b["reason"] else f"{b['path']}: {b['reason']}" for b in broken]
+    reasons = [
+        b["reason"] if utf8(b["path"]) in b["reason"] else f"{b['path']}: {b['reason']}" for b in broken
+    ]
     return [f"broken       {counted(len(broken), 'file')}, in no split", *_some(reasons)]
 
 
