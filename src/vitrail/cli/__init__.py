@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
     "relabel": ("vitrail.cli.relabel", "give a zero-shot artifact other classes"),
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
+    "sign": ("vitrail.cli.sign", "sign an artifact, so that others can tell whose it is"),
     "zero-shot": ("vitrail.cli.zero_shot", "classify images by class names alone, with CLIP or SigLIP"),
     "score": ("vitrail.cli.score", "say how well a picture and a text agree (CLIPScore)"),
     "data": ("vitrail.cli.data", "show what a labelled data set holds, and what is wrong with it"),
@@ -42,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 # Commands that never import torch, whose caches therefore need no place.
-WITHOUT_TORCH = ("predict", "verify", "data", "models", "profiles", "doctor")
+WITHOUT_TORCH = ("predict", "verify", "sign", "data", "models", "profiles", "doctor")
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141

@@ -24,6 +24,7 @@ EXTRAS = {
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet manifests and data sets that Hugging Face `datasets` saved",
     "siglip": "the vocabulary of SigLIP's text towers",
+    "sign": "signing artifacts, and telling whose they are (`vitrail sign`, `vitrail verify --public-key`)",
     "heif": "HEIC photos, as phones take them",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
@@ -38,6 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="inference threads (default: the artifact's)",
     )
+    whose = parser.add_argument_group("whose it is (what vitrail sign wrote)")
+    whose.add_argument("--public-key", metavar="PEM", help="believe what this key has signed")
+    whose.add_argument(
+        "--chain",
+        metavar="PEM",
+        nargs="+",
+        default=[],
+        help="believe signers whose certificates end here",
+    )
+    whose.add_argument("--identity", metavar="NAME", help="believe this identity of sigstore's service")
+    whose.add_argument("--identity-provider", metavar="URL", help="who vouches for that identity")
+    whose.add_argument("--signature", metavar="FILE", help="the signature (DIR.sig beside DIR)")
     add_json_argument(parser)
 
 
@@ -46,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.artifact import open_artifact
     from vitrail.verify import verify
 
+    signed = _signed_by(args)
     options: dict[str, Any] = {}
     if args.measure or args.against:
         manifest = open_artifact(args.artifact).manifest
@@ -62,12 +76,31 @@ def run(args: argparse.Namespace) -> int:
         }
     outcome = verify(args.artifact, threads=args.threads, **options)
     if args.json:
-        write_json({"schema_version": SCHEMA_VERSION, "holds": outcome.holds, **vars(outcome)}, args.json)
+        facts = {"holds": outcome.holds, "signed_by": signed, **vars(outcome)}
+        write_json({"schema_version": SCHEMA_VERSION, **facts}, args.json)
     if args.json != STDOUT:
-        write_lines(_lines(outcome))
+        write_lines([*([f"signed by {signed}"] if signed else []), *_lines(outcome)])
         sys.stdout.flush()  # before the error on stderr
     outcome.require()
     return 0
+
+
+def _signed_by(args: argparse.Namespace) -> str | None:
+    """Whose signature was found, in words; None: nobody asked.
+
+    Raises InputError as `verify_signature`, before anything of the artifact is used.
+    """
+    if not (args.public_key or args.chain or args.identity or args.identity_provider or args.signature):
+        return None
+    from vitrail.signature import Trusted, verify_signature
+
+    trusted = Trusted(
+        public_key=None if args.public_key is None else Path(args.public_key),
+        chain=tuple(map(Path, args.chain)),
+        identity=args.identity,
+        provider=args.identity_provider,
+    )
+    return verify_signature(args.artifact, trusted, None if args.signature is None else Path(args.signature))
 
 
 def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:
