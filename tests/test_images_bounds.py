@@ -192,6 +192,24 @@ def test_a_progressive_jpeg_and_one_of_several_scans_are_pillows():
         assert np.array_equal(np.asarray(decode(data)), expected)
 
 
+def test_a_large_jpeg_is_read_without_a_copy_and_stays_the_same(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (500, 700, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for options in ({}, {"icc_profile": b"p" * 400_000}, {"exif": exif}):
+        data = saved("JPEG", noise, quality=95, **options)
+        assert len(data) > 1.2 * 2**18
+        path = tmp_path / "large.jpg"
+        path.write_bytes(data)
+        expected = np.rot90(as_pillow(data)) if "exif" in options else as_pillow(data)
+        for source in (data, path):
+            assert np.array_equal(np.asarray(decode(source)), expected)
+            assert decode(source, short_side=60).size in ((175, 125), (125, 175))
+        for bad in (data[:-1], data[:300_000], data[:300_000] + b"\0" * (len(data) - 300_000)):
+            with pytest.raises(InputError, match=r"end mark is missing|truncated"):
+                decode(bad)
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_a_jpeg_cut_and_filled_with_zeros_is_damaged(options, share):

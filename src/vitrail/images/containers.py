@@ -8,12 +8,17 @@ What is not such a container, or not whole, is a ValueError that says why.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple, cast
 
 from vitrail.images.limits import PASSES, Limits
+
+FIRST_BYTES = 256 * 2**10
+"""The segments before a photo's scan fit in so many bytes; where they do not, the whole file is read."""
 
 MAX_EXIF_BYTES = 2**20
 """No larger EXIF or XMP block is looked at for an orientation: cameras stay below 64 KiB."""
@@ -37,12 +42,86 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _EXIF, _XMP = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
 
 
-def jpeg(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int], int]:
-    """Cut a JPEG to its first picture; also (width, height), and the bytes that its coefficients take.
+class Spliced:
+    """A file for reading: some bytes, then a range of another file, of which nothing is copied."""
+
+    def __init__(self, head: bytes, file: BinaryIO, start: int, end: int) -> None:
+        self.head, self.file, self.start, self.end = head, file, start, end
+        self.place = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        length = len(self.head) + self.end - self.start
+        stop = length if size is None or size < 0 else min(length, self.place + size)
+        first = self.head[self.place : stop]
+        rest = b""
+        if stop > len(self.head):
+            begin = self.start + max(0, self.place - len(self.head))
+            self.file.seek(begin)
+            rest = self.file.read(self.start + stop - len(self.head) - begin)
+        self.place = max(self.place, stop)
+        return first + rest if first else rest
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        base = (0, self.place, len(self.head) + self.end - self.start)[whence]
+        self.place = max(0, base + place)
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def close(self) -> None:
+        """The other file belongs to whoever opened it."""
+
+
+class Jpeg(NamedTuple):
+    """A JPEG cut to its first picture: a file to read it from, (width, height), bytes that its
+    coefficients take, bytes of the file that are held in memory."""
+
+    stream: BinaryIO
+    size: tuple[int, int]
+    coefficients: int
+    held: int
+
+
+def jpeg(file: BinaryIO, limits: Limits) -> Jpeg:
+    """Cut a JPEG to its first picture.
 
     Kept are the tables, the frame, the scans, JFIF's and Adobe's segments, which say what the components
     mean, and the first EXIF and XMP. Without its end mark a JPEG is damaged, whatever follows.
     """
+    end = file.seek(0, 2)
+    file.seek(max(0, end - 2))
+    ended = file.read() == b"\xff\xd9"
+    file.seek(0)
+    start = file.read(FIRST_BYTES)
+    if ended and end > FIRST_BYTES:
+        # The usual photo: one scan, and nothing after it. (Only an end mark can be the last two bytes.)
+        try:
+            header = _jpeg_header(start, limits)
+        except ValueError:
+            header = None
+        if header is not None and header.one_pass and b"MPF\x00" not in start[: header.start]:
+            stream = Spliced(b"".join(header.kept), file, header.start, end)
+            return Jpeg(cast(BinaryIO, stream), header.size, 0, FIRST_BYTES)
+    data = start + file.read()
+    header = _jpeg_header(data, limits)
+    stop = _jpeg_end(data, header, limits)
+    whole = b"".join((*header.kept, memoryview(data)[header.start : stop]))
+    coefficients = 0 if header.one_pass else _coefficients(header.frame, header.size)
+    return Jpeg(io.BytesIO(whole), header.size, coefficients, len(data))
+
+
+class _Header(NamedTuple):
+    """What stands before the first scan, which begins at byte `start`, and is the only one if `one_pass`."""
+
+    kept: list[bytes]
+    frame: bytes
+    size: tuple[int, int]
+    start: int
+    one_pass: bool
+
+
+def _jpeg_header(data: bytes, limits: Limits) -> _Header:
     kept, size, start, frame = [b"\xff\xd8"], (0, 0), 0, b""
     room = dict(_TABLE_BYTES)
     for marker, place, segment in _segments(data, limits):
@@ -63,10 +142,7 @@ def jpeg(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int], int]:
     if not start or not frame:
         raise ValueError("it has no picture")
     _check_components(frame, kept)
-    one_pass = frame[1] in _ONE_PASS and data[start + 4] == frame[9]
-    end = _jpeg_end(data, start, size, one_pass, limits)
-    coefficients = 0 if one_pass else _coefficients(frame, size)
-    return b"".join((*kept, memoryview(data)[start:end])), size, coefficients
+    return _Header(kept, frame, size, start, frame[1] in _ONE_PASS and data[start + 4] == frame[9])
 
 
 def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, bytes]]:
@@ -125,13 +201,11 @@ def _check_components(frame: bytes, kept: list[bytes]) -> None:
         raise ValueError("four components without Adobe's segment, which says whether they are inverted")
 
 
-def _jpeg_end(data: bytes, start: int, size: tuple[int, int], one_pass: bool, limits: Limits) -> int:
+def _jpeg_end(data: bytes, header: _Header, limits: Limits) -> int:
     """Byte after the end mark of the first picture; its scans are counted on the way."""
-    if one_pass and data.endswith(b"\xff\xd9") and b"MPF\x00" not in data[:start]:
-        # The usual photo: one scan that ends with the file. (Nothing but an end mark can follow it.)
-        return len(data)
-    most = min(limits.scans, max(1, PASSES * limits.pixels // (size[0] * size[1])))
-    place, scans = start, 0
+    width, height = header.size
+    most = min(limits.scans, max(1, PASSES * limits.pixels // (width * height)))
+    place, scans = header.start, 0
     for _ in range(limits.parts):
         found = _AFTER_SCAN.search(data, place)
         if found is None:

@@ -39,14 +39,16 @@ READERS: dict[str, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
-CUT: dict[str, Callable[[bytes, Limits], tuple[bytes, tuple[int, int]]]] = {
+CUT: dict[str, Callable[[bytes, Limits], tuple[bytes, tuple[int, int] | None]]] = {
     "PNG": containers.png,
     "GIF": containers.gif,
     "WebP": containers.webp,
+    "AVIF": heif.still,
+    "HEIF": heif.still,
 }
 OWN: dict[str, Any] = {"BMP": bmp, "PPM": netpbm}
 
-BYTES_A_PIXEL = {"WebP": 20, "AVIF": 16, "HEIF": 16}
+BYTES_A_PIXEL = {"WebP": 16}
 """What decoding takes at its peak, where that is more than the 4 of a picture."""
 
 HEIF_INSTALL = 'pip install "vitrail[heif]"'
@@ -227,12 +229,10 @@ def _opened(
 ) -> tuple[Image.Image, Frame | None]:
     """Cut the file to what makes its first picture, then let Pillow's reader of the kind load that."""
     reader = _reader(kind, name)
-    data, size, coefficients = _cut(kind, file, limits)
+    stream, size, work_bytes, held = _cut(kind, file, limits)
     if size is not None:
         _check_pixels(name, size, int(limits.pixels * SHARE.get(kind, 1)))
-        _check_memory(name, kind, size, len(data), coefficients, limits)
-    stream = io.BytesIO(data)
-    del data
+        _check_memory(name, kind, size, held, work_bytes, limits)
     image = reader(stream)
     _check_pixels(name, image.size, int(limits.pixels * SHARE.get(kind, 1)))
     if size is not None and image.size != size:
@@ -249,13 +249,13 @@ def _opened(
     return image, frame
 
 
-def _cut(kind: str, file: BinaryIO, limits: Limits) -> tuple[bytes, tuple[int, int] | None, int]:
-    """The bytes of the first picture, its (width, height), and what a JPEG's coefficients take in bytes."""
+def _cut(kind: str, file: BinaryIO, limits: Limits) -> tuple[BinaryIO, tuple[int, int] | None, int, int]:
+    """A file of the first picture alone, its (width, height), bytes of work beside it, bytes held of it."""
     if kind == "JPEG":
-        return containers.jpeg(file.read(), limits)
-    if kind in CUT:
-        return (*CUT[kind](file.read(), limits), 0)
-    return heif.still(file.read(), limits)
+        return containers.jpeg(file, limits)
+    data, size = CUT[kind](file.read(), limits)
+    # libwebp's reader copies the file, and so does libwebp.
+    return io.BytesIO(data), size, 3 * len(data) if kind == "WebP" else 0, len(data)
 
 
 def _own(kind: str, data: bytes, name: str, limits: Limits) -> Image.Image:

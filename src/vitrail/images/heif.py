@@ -18,6 +18,9 @@ from vitrail.images.limits import Limits
 MAX_CODED_BYTES = 16 * 2**20
 """No more bytes of code are decoded: they take a second, whatever the number of pixels."""
 
+MAX_FILE_BYTES = 32 * 2**20
+"""No larger file is read: the decoders copy it several times."""
+
 CODED = {b"hvc1": "HEVC", b"hev1": "HEVC", b"av01": "AV1"}
 SLACK = 64
 """Coded pictures are as large as their box says, rounded up to blocks of at most so many pixels."""
@@ -35,12 +38,14 @@ class Item(NamedTuple):
     properties: tuple[Box, ...]
 
 
-def still(data: bytes, limits: Limits) -> tuple[bytes, None, int]:
+def still(data: bytes, limits: Limits) -> tuple[bytes, None]:
     """Return the file without its tracks, so that nobody reads more than the primary picture.
 
     Raises ValueError where the picture is not whole, larger than its boxes say, or made in a way that is
     not read. The size is left to the decoder, which knows how it is cropped and turned.
     """
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"a file of more than {MAX_FILE_BYTES >> 20} MiB is not read")
     top = {kind: (start, end) for kind, start, end in _boxes(data, 0, len(data), limits)}
     if b"meta" not in top:
         raise ValueError("it has no still picture")
@@ -64,7 +69,7 @@ def still(data: bytes, limits: Limits) -> tuple[bytes, None, int]:
     if b"moov" in top:
         place = top[b"moov"][0] - 4 - len(brands)
         rest = rest[:place] + b"free" + rest[place + 4 :]
-    return brands + rest, None, 0
+    return brands + rest, None
 
 
 _NOTHING = Item(b"", (), ())

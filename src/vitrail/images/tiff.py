@@ -154,7 +154,7 @@ def read_tags(file: BinaryIO, limits: Limits) -> tuple[str, Tags]:
     tags: Tags = {}
     for tag, kind, number, value in entry.iter_unpack(table):
         if tag not in tags and tag in _WANTED:
-            values = _values(file, order, kind, number, value, limits, end)
+            values = _values(file, order, (tag, kind, number, value), limits, end)
             if values:
                 tags[tag] = values
     return order, tags
@@ -168,14 +168,19 @@ _WANTED = frozenset({
 })  # fmt: skip
 
 
+_LONG = frozenset({STRIPS, STRIP_BYTES, TILES, TILE_BYTES, COLOUR_MAP, JPEG_TABLES})
+
+
 def _values(
-    file: BinaryIO, order: str, kind: int, number: int, value: bytes, limits: Limits, end: int
+    file: BinaryIO, order: str, entry: tuple[int, int, int, bytes], limits: Limits, end: int
 ) -> tuple[int, ...]:
     """Numbers of one tag; a rational gives two. Longer ones stand elsewhere in the file."""
+    tag, kind, number, value = entry
     if kind not in _TYPES:
         raise ValueError(f"a tag has the type {kind}")
-    if number > 4 * limits.parts:
-        raise ValueError(f"a tag holds {number:,} values, more than {4 * limits.parts:,}")
+    most = 4 * limits.parts if tag in _LONG else 1024
+    if number > most:
+        raise ValueError(f"tag {tag} holds {number:,} values, more than {most:,}")
     layout = f"{order}{number * len(_TYPES[kind])}{_TYPES[kind][0]}"
     size = struct.calcsize(layout)
     if size > len(value):
