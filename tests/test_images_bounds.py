@@ -130,6 +130,10 @@ REFUSED = {
     "WebP chunks": (webp_file(webp_chunk(b"JUNK", b"") * 70_000, WEBP[12:]), "more than 65536 chunks"),
     "a long run-length code": (bmp(b"\1\1" * 2**20, 120, 90, 8, 1, b"\0" * 1024), "more than 1 MiB"),
     "a bitmap's palette": (bmp(b"", 8, 8, 8, used=2**31), "palette is missing"),
+    "a picture of rows of one pixel": (
+        PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 48 * 2**20, 1, 0, 0, 0, 0)) + PNG[33:],
+        "MiB to decode, above the limit of 512 MiB",
+    ),
     "a plain PPM": (b"P3 3000 3000 255\n" + b"1 " * 2**25, "plain text of more than 32 MiB"),
 }  # fmt: skip
 

@@ -51,6 +51,8 @@ OWN: dict[str, Any] = {"BMP": bmp, "PPM": netpbm}
 BYTES_A_PIXEL = {"WebP": 16}
 """What decoding takes at its peak, where that is more than the 4 of a picture."""
 
+ROW_BYTES = 16
+
 HEIF_INSTALL = 'pip install "vitrail[heif]"'
 ACCEPTED = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC or PPM"
 
@@ -409,13 +411,15 @@ def _check_bytes(name: str, count: int, limits: Limits) -> None:
 
 
 def _check_memory(
-    name: str, kind: str, size: tuple[int, int], file_bytes: int, work_bytes: int, limits: Limits
+    name: str, kind: str, size: tuple[int, int], held_bytes: int, work_bytes: int, limits: Limits
 ) -> None:
     """Compare with the limit what takes most: cutting (the file twice), decoding (file, picture, work) or
     turning (two pictures)."""
     pixels = size[0] * size[1]
-    decoding = file_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + work_bytes
-    needed = max(2 * file_bytes, decoding, 8 * pixels)
+    # Beside its pixels a picture has a pointer, and padding, for each row.
+    stored, turned = ROW_BYTES * size[1], 4 * pixels + ROW_BYTES * max(size)
+    decoding = held_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + stored + work_bytes
+    needed = max(2 * held_bytes, decoding, 4 * pixels + stored + turned)
     if needed > limits.memory_bytes:
         raise InputError(
             f"{name} would take {needed >> 20} MiB to decode, above the limit of "
