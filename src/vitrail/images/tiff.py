@@ -427,7 +427,8 @@ def _levels(values: np.ndarray, page: Page) -> np.ndarray:
         colours = np.array([round(value * 255 / largest) for value in range(largest + 1)], np.uint8)[colours]
     levels = np.ascontiguousarray(colours, dtype=np.uint8)
     if page.photometric in (CMYK, YCBCR):
-        image = Image.fromarray(levels, mode={CMYK: "CMYK", YCBCR: "YCbCr"}[page.photometric])
+        mode = "CMYK" if page.photometric == CMYK else "YCbCr"
+        image = Image.frombytes(mode, (levels.shape[1], levels.shape[0]), levels.tobytes())
         return np.asarray(image.convert("RGB"))
     return levels[:, :, 0] if levels.shape[2] == 1 else levels
 
