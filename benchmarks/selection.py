@@ -3,6 +3,7 @@
     python benchmarks/selection.py record    one exhaustive grid on this machine, resumable (about 40 minutes)
     python benchmarks/selection.py replay    24 requirement sets on the recorded grid, in simulated time
     python benchmarks/selection.py curves    the same sets under budgets of 30 s to 10 min
+    python benchmarks/selection.py first     the demo's question on this machine, empty cache, three times each
     python benchmarks/selection.py live      one of the sets on the real road, cold cache
 
 Weights that are not at hand count as available and parity as passed: both are marked in the result. The
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -490,6 +492,46 @@ def live(path: Path, name: str) -> dict:
     }
 
 
+DEMO = ("--models", "tf_efficientnet_lite[012]*", "--min-accuracy", "70", "--objective", "latency",
+        "--max-latency", "40ms", "--offline", "--fresh")  # fmt: skip
+DEMO_BUDGETS_S = (30, 60, 120)
+
+
+def first(repeats: int = 3) -> dict:
+    """Seconds from the command to its first confirmed winner, and what is selected, with an empty cache."""
+    rows = []
+    for budget in DEMO_BUDGETS_S:
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.monotonic()
+                done = subprocess.run(
+                    [
+                        sys.executable,
+                        "-m",
+                        "vitrail",
+                        "select",
+                        *DEMO,
+                        "--budget",
+                        f"{budget}s",
+                        "--json",
+                        "-",
+                    ],
+                    env={**os.environ, "VITRAIL_CACHE": str(Path(folder) / "cache")},
+                    stdout=subprocess.PIPE,
+                )
+                seconds = time.monotonic() - begin
+            selection = json.loads(done.stdout)
+            row = {
+                "budget_s": budget,
+                "first_winner_s": selection["method"]["first_winner_s"],
+                "seconds": round(seconds, 1),
+                "selected": selection["selected"],
+            }
+            rows.append(row)
+            print(row)
+    return {"machine": hardware.one_line(hardware.facts(table=RUNTIMES)), "date": today(), "runs": rows}
+
+
 def today() -> str:
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
@@ -498,7 +540,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("record", "replay", "curves", "live"))
+    parser.add_argument("part", choices=("record", "replay", "curves", "first", "live"))
     parser.add_argument(
         "--grid", type=Path, default=RESULTS / "selection-grid.jsonl", help="where the grid is"
     )
@@ -511,6 +553,8 @@ def main() -> None:
         result = replay(arguments.grid)
     elif arguments.part == "curves":
         result = curves(arguments.grid)
+    elif arguments.part == "first":
+        result = first()
     else:
         result = live(arguments.grid, arguments.set)
     print(json.dumps(result))

@@ -190,7 +190,9 @@ class _Road:
             wait_until_quiet=self._wait_until_quiet,
             prove_provisional=self.ship_provisional,
         )
+        before_s = time.monotonic() - self.begin
         observations = search.run()
+        first_s = search.first_winner_s
         selection = judge.judge(
             observations,
             requirements,
@@ -208,7 +210,12 @@ class _Road:
                 photos.evidence,
                 *doubts(dataset),
             ),
-            method={"version": METHOD_VERSION, "peaks_gflops": peaks, "photos": photos.name},
+            method={
+                "version": METHOD_VERSION,
+                "peaks_gflops": peaks,
+                "photos": photos.name,
+                "first_winner_s": None if first_s is None else round(before_s + first_s, 1),
+            },
         )
         selection = replace(selection, trainings=runs.trainings, settings=settings)
         if dataset is not None:
