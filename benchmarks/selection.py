@@ -3,7 +3,7 @@
     python benchmarks/selection.py record    one exhaustive grid on this machine, resumable (about 40 minutes)
     python benchmarks/selection.py replay    24 requirement sets on the recorded grid, in simulated time
     python benchmarks/selection.py curves    the same sets under budgets of 30 s to 10 min
-    python benchmarks/selection.py first     the demo's question on this machine, empty cache, three times each
+    python benchmarks/selection.py first     the demo's question on this machine, three times, empty cache
     python benchmarks/selection.py live      one of the sets on the real road, cold cache
 
 Weights that are not at hand count as available and parity as passed: both are marked in the result. The
