@@ -227,7 +227,9 @@ class Search:
             lines.append(f"weights not at hand{more}: {first}")
         best = self._best(at_hand=True)
         if best is not None and not best.confirmed:
-            lines.append(f"{best.variant.name} leads, but the budget ended before its finals: raise --budget")
+            # What leads by the evidence is `provisional`; this one had the best hopes.
+            looked = f"{best.variant.name} looked best in its first launch"
+            lines.append(f"{looked}, but the budget ended before its finals: raise --budget")
         return tuple(lines)
 
     # --- stages -----------------------------------------------------------------------------------
