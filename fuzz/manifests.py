@@ -77,16 +77,23 @@ def originals(folder: Path) -> dict[str, Path]:
     sys.path.insert(0, str(ROOT / "tests"))
     import artifacts
 
+    usual, plain = artifacts.PREPROCESS, artifacts.make_bundle
     artifacts.PREPROCESS = replace(
-        artifacts.PREPROCESS, crop=0.9, crop_mode="squash", interpolation="bilinear",
-        mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25),
-    )  # fmt: skip
-    plain = artifacts.make_bundle
+        usual,
+        crop=0.9,
+        crop_mode="squash",
+        interpolation="bilinear",
+        mean=(0.4, 0.5, 0.6),
+        std=(0.3, 0.2, 0.25),
+    )
     artifacts.make_bundle = lambda place, **options: replace(plain(place, **options), probability="sigmoid")
-    made = {
-        "openvino": artifacts.make_artifact(folder / "a"),
-        "onnxruntime": artifacts.make_onnx_artifact(folder / "b"),
-    }
+    try:
+        made = {
+            "openvino": artifacts.make_artifact(folder / "a"),
+            "onnxruntime": artifacts.make_onnx_artifact(folder / "b"),
+        }
+    finally:
+        artifacts.PREPROCESS, artifacts.make_bundle = usual, plain
     return {name: artifact.path for name, artifact in made.items()}
 
 

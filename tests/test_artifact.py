@@ -428,5 +428,5 @@ def test_evidence_is_the_winners(bundle):
     assert evidence.facts == seen.measurement.facts
     assert evidence.environment == seen.measurement.environment
     assert evidence.throughput == 500.0
-    with pytest.raises(ValueError, match="without a winner"):
+    with pytest.raises(ValueError, match="nothing leads"):
         evidence_of(dataclasses.replace(selection, selected=None))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from vitrail import __version__, hardware, judge
 from vitrail.artifact import Artifact
 from vitrail.errors import ClaimError
 from vitrail.images.photos import PhotoSet, digest_of, photo_folder
+from vitrail.measure import quiet
 from vitrail.measure.latency import Plan, finals
 from vitrail.measure.launch import ExportSubject
 from vitrail.stats import LAUNCHES_TO_PASS
@@ -27,14 +29,21 @@ __all__ = ["measure_artifact"]
 
 MOST_SECONDS = 60.0
 CALLS_PER_LAUNCH = 100
+PATIENCE_S = 5.0
 
 
 def measure_artifact(
-    artifact: Artifact, requirements: Requirements, workload: Workload, *, launches: int = LAUNCHES_TO_PASS
+    artifact: Artifact,
+    requirements: Requirements,
+    workload: Workload,
+    *,
+    launches: int = LAUNCHES_TO_PASS,
+    tell: Callable[[quiet.Reading], None] = lambda _: None,
 ) -> Observation:
     """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
 
-    Photos are the workload's folder where that exists on this machine, else the artifact's own.
+    Photos are the workload's folder where that exists on this machine, else the artifact's own. A busy
+    machine is waited for a few seconds, which `tell` hears of; figures taken nevertheless are flagged `noise`.
 
     Raises:
         InputError: the photos cannot be used.
@@ -64,6 +73,7 @@ def measure_artifact(
         max_launches=2 * launches,
         final_calls=CALLS_PER_LAUNCH * launches,
     )
+    before = quiet.wait(PATIENCE_S, tell)
     outcome = finals([subject], plan, rng=random.Random(0))[subject.name]
     seen = subject.seen
     if outcome.failure is not None or seen.facts is None or seen.memory is None:
@@ -78,9 +88,13 @@ def measure_artifact(
         parity=None,
         load_s=seen.load_s,
         warm_up_calls=seen.warm_up_calls,
-        flags=outcome.flags,
+        flags=(*_noise(before), *outcome.flags),
     )
     return judge.observe(manifest.variant, measurement, latency_answer=outcome.latency_answer)
+
+
+def _noise(before: quiet.Reading) -> tuple[str, ...]:
+    return () if before.quiet else (f"noise: {before} before it was timed",)
 
 
 def _photos(artifact: Artifact, workload: Workload) -> PhotoSet:

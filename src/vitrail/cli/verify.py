@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.artifact import Manifest
+    from vitrail.measure.quiet import Reading
     from vitrail.verify import Verification
 
 SCHEMA_VERSION = 1
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         from vitrail import judge, remeasure
 
         options = {
-            "measure": remeasure.measure_artifact,
+            "measure": partial(remeasure.measure_artifact, tell=_tell_of_noise),
             "judge": judge.verdicts,
             "requirements": requirements,
             "workload": workload,
@@ -83,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.flush()  # before the error on stderr
     outcome.require()
     return 0
+
+
+def _tell_of_noise(reading: Reading) -> None:
+    print(f"waiting for a quiet machine: {reading}", file=sys.stderr, flush=True)
 
 
 def _signed_by(args: argparse.Namespace) -> str | None:
