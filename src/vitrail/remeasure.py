@@ -43,7 +43,7 @@ def measure_artifact(
     """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
 
     Photos are the workload's folder where that exists on this machine, else the artifact's own. A busy
-    machine is waited for a few seconds, which `tell` hears of; figures taken nevertheless are flagged `noise`.
+    machine is waited for a few seconds, which `tell` hears of; figures taken nevertheless are flagged so.
 
     Raises:
         InputError: the photos cannot be used.
