@@ -36,6 +36,10 @@ def test_the_provisional_best_is_never_called_selected():
     assert lines[2].count("--budget") == 1
     assert "needs --max-latency" not in lines[2]
     assert "leads" in starts(text)
+    unseen = replace(recorded("unseen", 86.0, None, parity=None), pruned=None)
+    assert "unmeasured" not in starts(
+        summary(decide([*seen, unseen], max_latency_ms=50.0, min_accuracy=50.0))
+    )
     assert any(line.startswith("rejected") and "slow" in line for line in lines)
 
 
