@@ -239,7 +239,7 @@ def few(selection: Selection, count: int = 6) -> list[LedgerEntry]:
     else:
         by_name = {entry.variant.name: entry for entry in selection.ledger}
         rest = [by_name[name] for name in selection.nearest if name in by_name]
-        # What was never measured is near by published facts alone: it is counted, unless there is nothing else.
+        # What was never measured is near by published facts alone: counted, unless there is nothing else.
         seen = [entry for entry in rest if entry.status != "not measured"]
         rest = seen or ([] if first else rest)
         # Without limits nothing is near: what is missing is evidence, so that is what is said.
