@@ -542,3 +542,17 @@ def test_a_decoded_file_is_closed(tmp_path):
     kept = [decode(path) for _ in range(20)]
     assert len(kept) == 20
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_limits_of_megapixels_let_larger_pictures_in_and_nothing_beyond():
+    """A picture of 60 megapixels is above the default limit and takes what the raised one allows."""
+    from vitrail.images.limits import Limits
+
+    wide = Image.new("L", (10_000, 6_000), 128)
+    target = io.BytesIO()
+    wide.save(target, "PNG")
+    with pytest.raises(InputError, match="--max-megapixels"):
+        decode(target.getvalue())
+    assert decode(target.getvalue(), limits=Limits.of_megapixels(60)).size == (10_000, 6_000)
+    with pytest.raises(InputError, match="above the limit of 59,000,000"):
+        decode(target.getvalue(), limits=Limits.of_megapixels(59))

@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "heads": (1, 1024),
     "head_width": (1, 4096),
     "classes": (1, 1_000_000),
+    "max_megapixels": (1, 10_000),
 }
 """name: (least, most)."""
 

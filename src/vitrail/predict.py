@@ -18,6 +18,7 @@ from vitrail import runtimes
 from vitrail.artifact import Artifact, Probability, open_artifact
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.decode import decode
+from vitrail.images.limits import LIMITS, Limits
 from vitrail.images.preprocess import prepare_batch, resized_short_side
 from vitrail.limits import whole
 from vitrail.vocabulary import Preprocess
@@ -69,6 +70,8 @@ class Predictor:
         preprocess: Preprocess,
         labels: Sequence[str],
         probability: Probability = "softmax",
+        *,
+        limits: Limits = LIMITS,
     ) -> None:
         batch, classes = runner.facts.input_shape[0], runner.facts.output_shape[-1]
         if classes != len(labels):
@@ -79,6 +82,7 @@ class Predictor:
         self.preprocess = preprocess
         self.labels = tuple(labels)
         self.probability = probability
+        self.limits = limits
         self.batch_size = batch
         # The photo is resized to this side anyway, so a JPEG may be decoded at a lower scale.
         self._short_side = resized_short_side(preprocess)
@@ -119,7 +123,7 @@ class Predictor:
         outputs of an artifact belong to fully decoded photos.
         """
         short_side = self._short_side if scaled else None
-        images = [decode(source, short_side=short_side) for source in sources]
+        images = [decode(source, short_side=short_side, limits=self.limits) for source in sources]
         return prepare_batch(images, self.preprocess)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -161,7 +165,7 @@ class Predictor:
         images = []
         for source in sources:
             try:
-                images.append(decode(source, short_side=self._short_side))
+                images.append(decode(source, short_side=self._short_side, limits=self.limits))
                 outcomes.append(None)
             except InputError as error:
                 outcomes.append(error)
@@ -193,24 +197,35 @@ def _as_images(sources: Source | Iterable[Source]) -> Iterable[Source]:
     return [sources] if single else sources  # type: ignore[list-item,return-value]
 
 
-def load(path: Path | str, *, threads: int | None = None, batch_size: int | None = None) -> Predictor:
+def load(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    limits: Limits = LIMITS,
+) -> Predictor:
     """Open an artifact, verify all its files, and load it for predicting.
 
     Args:
         path: the artifact's folder.
         threads: inference threads; None: as the artifact's workload says (all usable cores if it does not).
         batch_size: B the engine is compiled for; None: as the artifact's workload says.
+        limits: what one image may ask for.
 
     Raises:
         InputError: the artifact is damaged, or the arguments are out of range (limits.py).
         MissingExtraError: its engine is not installed.
         EngineMismatch: the engine cannot do here what the artifact says, e.g. bf16 on a CPU without it.
     """
-    return from_artifact(open_artifact(path), threads=threads, batch_size=batch_size)
+    return from_artifact(open_artifact(path), threads=threads, batch_size=batch_size, limits=limits)
 
 
 def from_artifact(
-    artifact: Artifact, *, threads: int | None = None, batch_size: int | None = None
+    artifact: Artifact,
+    *,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    limits: Limits = LIMITS,
 ) -> Predictor:
     """Load an opened artifact; arguments and errors as `load`."""
     manifest = artifact.manifest
@@ -230,7 +245,7 @@ def from_artifact(
         threads=threads if threads is not None else _usable_cores(),
         settings=dict(manifest.variant.settings),
     )
-    return Predictor(runner, manifest.preprocess, artifact.labels(), manifest.probability)
+    return Predictor(runner, manifest.preprocess, artifact.labels(), manifest.probability, limits=limits)
 
 
 def _usable_cores() -> int:

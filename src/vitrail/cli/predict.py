@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", metavar="FILE|-", help="write a row for each image as CSV to FILE, or alone to stdout with -"
     )
+    parser.add_argument(
+        "--max-megapixels",
+        type=whole_number("max_megapixels"),
+        metavar="N",
+        help="largest image, in millions of pixels (default 50; memory and time grow with it)",
+    )
     add_json_argument(parser)
 
 
@@ -72,9 +78,11 @@ def run(args: argparse.Namespace) -> int:
     What was computed before an error or Ctrl-C is written.
     """
     items = _items(args)
+    from vitrail.images.limits import LIMITS, Limits
     from vitrail.predict import load
 
-    with load(args.artifact, threads=args.threads) as predictor:
+    limits = LIMITS if args.max_megapixels is None else Limits.of_megapixels(args.max_megapixels)
+    with load(args.artifact, threads=args.threads, limits=limits) as predictor:
         output = _Output(args, predictor, len(items))
         try:
             with _progress(args, len(items)) as step:

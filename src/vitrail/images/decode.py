@@ -401,7 +401,8 @@ def _turn(frame: Frame, method: Image.Transpose, stored: tuple[int, int]) -> Fra
 def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise InputError(
-            f"{name} has {size[0]} x {size[1]} pixels, above the limit of {max_pixels:,}: make it smaller."
+            f"{name} has {size[0]} x {size[1]} pixels, above the limit of {max_pixels:,}: make it smaller, "
+            "or raise the limit (--max-megapixels, Limits)."
         )
 
 

@@ -24,6 +24,17 @@ class Limits:
     parts: int = 65_536
     scans: int = 100
 
+    @classmethod
+    def of_megapixels(cls, count: int) -> Limits:
+        """Limits for pictures of up to `count` million pixels: bytes and memory grow with them."""
+        default = cls()
+        scale = max(count * 1_000_000 / default.pixels, 1.0)
+        return cls(
+            pixels=count * 1_000_000,
+            file_bytes=round(default.file_bytes * scale),
+            memory_bytes=round(default.memory_bytes * scale),
+        )
+
 
 LIMITS = Limits()
 
