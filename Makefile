@@ -19,17 +19,18 @@ demo: $(READY)
 	    $(BIN)/vitrail verify demo/winner && \
 	    $(BIN)/python examples/use_winner.py demo/winner "$$photos/china.jpg" "$$photos/flower.jpg"
 
-# Two workers, each on one thread: small models on several threads mostly wait for each other. Tests of one
-# file stay together, because they share what is dear to make.
+# Two workers of one thread: on several, small models mostly wait for each other. Tests of one file stay together,
+# because they share what is dear to make. What measures has the machine for itself, afterwards.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: check
-	$(PYTEST)
+	$(PARALLEL) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
-# Lint, types and the tests that need neither a whole search nor processes of their own: about a minute.
+# Lint, types and what takes no seconds: about a minute.
 quick: check
-	$(PYTEST) -m "not slow"
+	$(PARALLEL) -m "not alone and not slow"
 
 # The wheel and the source archive in dist/, the wheel tried in a new environment.
 dist: $(READY)

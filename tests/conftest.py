@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,15 @@ from vitrail.privacy import quiet_process
 quiet_process()  # before any test imports an engine by itself: nothing reports that tests ran
 
 CLASSES = 10
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tests compute on one thread, whatever the one before left: the threads of tiny models wait for each
+    other, on a busy machine for seconds a step."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -348,6 +348,7 @@ def first_call(payload):
     return Session(payload["kernel"], Case(**payload["case"])).first()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak cannot be set back")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_blocked_takes_memory_by_the_token_and_naive_by_its_square(precision, monkeypatch):
@@ -520,6 +521,7 @@ def test_what_a_kernel_needs():
     assert kernels.gib(kernels.needs_mib(Case(tokens=16384), "naive")) == "24.2 GiB"
 
 
+@pytest.mark.slow
 def test_measuring_in_children_ends_in_a_row_whatever_happens(monkeypatch):
     monkeypatch.setattr(kernels, "ROUNDS", 2)
     there = kernels.available("cpu", "fp32", heads=2, width=16)

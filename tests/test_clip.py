@@ -588,6 +588,7 @@ class TestBadInput:
 
 
 class TestCompileAndExport:
+    @pytest.mark.slow
     def test_one_graph_for_all_batch_sizes(self):
         from torch._dynamo.testing import CompileCounter
 
@@ -606,6 +607,7 @@ class TestCompileAndExport:
                     close(compiled(batch), tower(batch), 1e-5)
             assert counter.frame_count == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("siglip", [False, True])
     def test_image_tower_as_onnx(self, siglip, tmp_path):
         from vitrail.export import onnx
@@ -616,6 +618,7 @@ class TestCompileAndExport:
             tmp_path / "image.onnx", model.image, [images_of((32, 32), n).float() for n in (1, 2, 7)]
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("siglip", [False, True])
     def test_text_tower_as_onnx(self, siglip, tmp_path):
         model = randomised(CLIP(siglip_config() if siglip else clip_config(activation="quick_gelu"))).float()

@@ -28,6 +28,8 @@ from vitrail.models.text import TextConfig
 from vitrail.models.tokenizer import BPETokenizer
 from vitrail.models.vit import ViTConfig
 
+pytestmark = pytest.mark.slow
+
 LITE0 = "tf_efficientnet_lite0"
 PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
 NAMES = ("china.jpg", "flower.jpg")

@@ -27,6 +27,8 @@ from vitrail.models.vit import ViT, ViTConfig
 from vitrail.runtimes.openvino import core
 from vitrail.vocabulary import Preprocess
 
+pytestmark = pytest.mark.slow
+
 SIZE, CLASSES = 64, 10
 
 

@@ -16,6 +16,8 @@ from vitrail import catalog, models
 from vitrail.errors import InputError
 from vitrail.models.table import MODELS, OWN
 
+pytestmark = pytest.mark.slow
+
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 
 

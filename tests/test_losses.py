@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from vitrail.errors import InputError
 from vitrail.learn.losses import clip_loss, gathered, info_nce, siglip_loss
 
+pytestmark = pytest.mark.slow
+
 PAIRS, WIDTH, INPUT = 8, 12, 6
 KINDS = ("info_nce", "clip", "siglip")
 

@@ -22,6 +22,8 @@ from vitrail.models.memory import Setup
 from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out, variants
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 RECORDED = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -90,6 +92,7 @@ def test_free_neighbours_become_one():
     assert malloc.resident == before
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator than glibc's")
 def test_freed_memory_is_kept_within_its_block_and_given_back_afterwards():
     pages = 256 * MIB // heap.PAGE

@@ -63,6 +63,7 @@ def in_process(monkeypatch) -> None:
 # --- what a candidate is made of ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_own_weights_become_a_candidate_in_a_process_of_their_own(lite0, monkeypatch):
     monkeypatch.chdir(lite0)
     found = own_candidate(own(lite0, file="my photos (v2).pth", labels="labels.txt"))
@@ -227,6 +228,7 @@ def vitrail(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_pickle_with_code_ends_the_command_and_never_runs(lite0, tmp_path):
     class MakesMarker:
         def __reduce__(self):
@@ -244,6 +246,7 @@ def test_a_pickle_with_code_ends_the_command_and_never_runs(lite0, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.pth", "cache"}
 
 
+@pytest.mark.alone
 def test_own_weights_are_selected_and_shipped_with_what_was_declared(lite0):
     done = vitrail(
         lite0, "--weights", "my photos (v2).pth", "--arch", "tf_efficientnet_lite0", "--labels", "labels.txt",

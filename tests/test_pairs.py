@@ -23,6 +23,8 @@ from vitrail.learn.pairs import Contrastive, Texts, TrainingPairs, read_texts
 from vitrail.models.clip import CLIP, VARIANTS
 from vitrail.models.tokenizer import BPETokenizer
 
+pytestmark = pytest.mark.slow
+
 # --- the manifest ---------------------------------------------------------------------------------
 
 

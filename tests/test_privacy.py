@@ -29,6 +29,8 @@ import vitrail
 from vitrail import privacy
 from vitrail.document import to_json_bytes
 
+pytestmark = pytest.mark.slow
+
 SOCKET = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 """machine: (audit architecture, number of the system call `socket`)."""
 

@@ -25,6 +25,8 @@ from PIL import Image
 
 from vitrail.images.photos import sample_photos
 
+pytestmark = pytest.mark.alone
+
 LITE0 = "tf_efficientnet_lite0.pypi"
 PHOTOS = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
 SELECT = ["select", "--models", LITE0, "--runtimes", "openvino", "--objective", "latency", "--offline"]

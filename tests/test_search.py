@@ -13,6 +13,8 @@ from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out, varia
 from vitrail.selection.search import Search
 from vitrail.vocabulary import Memory, Requirements, RunnerFacts, SearchSettings, Workload
 
+pytestmark = pytest.mark.slow
+
 WORKLOAD = Workload(threads=2)
 PEAKS = {"openvino": {"fp32": 250.0, "bf16": 750.0}, "onnxruntime": {"fp32": 200.0}}
 MODELS = ("tf_efficientnet_lite*", "mobilenetv3_*", "resnet50.*", "vit_tiny*", "swin_tiny*", "convnext_nano*")

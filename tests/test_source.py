@@ -17,6 +17,8 @@ from vitrail.models import timm
 from vitrail.selection.prune import implementations, variants
 from vitrail.vocabulary import SearchSettings, Workload
 
+pytestmark = pytest.mark.slow
+
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 
 

@@ -300,6 +300,7 @@ def test_our_small_variant_equals_timm_s_swin_of_its_size():
         torch.testing.assert_close(model(x), reference(x), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_variants_are_timms():
     for name, config in VARIANTS.items():
         if name in OWN:
@@ -473,6 +474,7 @@ def test_transformers_files(tmp_path):
 # --- compile and export -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @VERSIONS
 def test_compiles_once_for_all_batches(version):
     size = (90, 64)
@@ -488,6 +490,7 @@ def test_compiles_once_for_all_batches(version):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @VERSIONS
 @pytest.mark.parametrize(("size", "folded"), [((56, 56), True), ((60, 90), False)])
 def test_exports(version, size, folded, tmp_path: Path, monkeypatch, recwarn):

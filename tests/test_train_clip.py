@@ -22,6 +22,8 @@ from vitrail.models import clip, factory, table
 from vitrail.models.tokenizer import load_tokenizer
 from vitrail.zeroshot import published
 
+pytestmark = pytest.mark.slow
+
 COLOURS = {
     "red": (220, 30, 30),
     "green": (30, 200, 40),

@@ -31,6 +31,8 @@ from vitrail.report import html
 from vitrail.selection import prune, select
 from vitrail.selection import trained as runs
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 TIMM = "test_vit"
 
@@ -304,6 +306,7 @@ def test_an_architecture_of_ours_alone_never_asks_timm(monkeypatch, tmp_path, da
 # --- the road -------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(select.engine_peaks, "peaks", lambda _: {})

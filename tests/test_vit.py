@@ -532,6 +532,7 @@ def test_resampling_to_the_same_size_changes_nothing():
 # --- compiled and exported ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_once():
     model = small().float()
     graphs = []
@@ -550,6 +551,7 @@ def test_compiles_whole_and_once():
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"), [("class token", 32), ("registers", 48), ("attention pooling", 48)]
 )

@@ -22,6 +22,8 @@ from vitrail.models.tokenizer import BPETokenizer
 from vitrail.zeroshot import hub as zeroshot_hub
 from vitrail.zeroshot.loading import load
 
+pytestmark = pytest.mark.slow
+
 CLASSES = "a corgi dog,persian cat,tram"
 REPOSITORY = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 TAG = "laion2b_s34b_b79k"

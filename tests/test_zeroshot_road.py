@@ -25,6 +25,8 @@ from vitrail.vocabulary import Requirements, SearchSettings, Workload
 from vitrail.zeroshot import candidates, fold
 from vitrail.zeroshot.hub import Finder
 
+pytestmark = pytest.mark.slow
+
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
 CLASSES = ("corgi dog", "persian cat", "teapot")
 
