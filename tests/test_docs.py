@@ -1,4 +1,4 @@
-"""The pages on the architectures: their examples run, links and references hold, counts are right."""
+"""Docs: every page is in the index, links hold, every option is named; the architectures' examples run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vitrail.cli import COMMANDS, command_parser
 from vitrail.models import build, cost
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -41,20 +42,81 @@ def test_the_python_examples_run_as_they_stand(tmp_path):
     assert len(done.stdout.splitlines()) >= len(codes)
 
 
-@pytest.mark.parametrize("page", sorted(TEXTS))
-def test_links_and_figures_exist(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[page]):
-        if not target.startswith("https://"):
-            assert (DOCS / "architectures" / target).resolve().exists(), target
+ROOT = DOCS.parent
+WRITTEN = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("examples/*/*.md"), *DOCS.rglob("*.md")}
+)
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
-def test_links_to_headings_exist():
-    for page, text in TEXTS.items():
-        for target, anchor in re.findall(r"\]\(([\w./]*)#([^)]*)\)", text):
-            there = (DOCS / "architectures" / target).read_text(encoding="utf-8") if target else text
-            titles = [line.lstrip("# ") for line in there.splitlines() if line.startswith("#")]
-            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert anchor in anchors, f"{page}: {target}#{anchor}"
+def prose(page):
+    """The page without its code, where `[a](b)` is no link."""
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", lambda found: found.group().replace("](", "] ("), text)
+
+
+def anchors(page):
+    """Of its headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = [line.lstrip("#").strip() for line in text.splitlines() if line.startswith("#")]
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    for target, anchor in LINK.findall(prose(page)):
+        if re.match(r"\w+:", target):
+            continue
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), f"{page.name}: {target}"
+        if anchor and there.suffix == ".md":
+            assert anchor in anchors(there), f"{page.name}: {target}#{anchor}"
+
+
+def test_every_page_of_the_docs_is_in_the_index():
+    """A page by itself, or by the index of its folder."""
+    for index in (DOCS / "README.md", *DOCS.glob("*/README.md")):
+        linked = {(index.parent / target).resolve() for target, _ in LINK.findall(prose(index)) if target}
+        pages = {*index.parent.glob("*.md"), *index.parent.glob("*/README.md")} - {index}
+        assert pages <= linked, f"{index}: {sorted(page.name for page in pages - linked)}"
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def sections():
+    """Of command-line.md: (heading, text)."""
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    return [part.split("\n", 1) for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]]
+
+
+def named_in(command):
+    """The options that the sections of a command name; those of a TOML file stand without their dashes."""
+    texts = [text for heading, text in sections() if re.search(rf"(?<![\w-]){command}(?![\w-])", heading)]
+    assert texts, f"docs/command-line.md has no section for {command}"
+    found = {option for text in texts for option in re.findall(r"--[a-z][a-z-]*", text)}
+    if command == "select":
+        (table,) = [text for heading, text in sections() if heading.startswith("Requirements")]
+        found |= {f"--{name}" for name in re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE)}
+        found |= {"--profile", *(option.replace("--no-", "--") for option in found)}
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_is_named_in_its_section(command):
+    named = named_in(command) | {"--help", "--json"}  # which all have, as the page says at its top
+    for action in command_parser(command)._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and not (option.startswith("--no-") and command == "select"):
+                assert option in named, f"{command}: {option} is not in docs/command-line.md"
+
+
+def test_every_command_is_in_the_table():
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `vitrail ([a-z-]+)` \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("page", ["vit", "swin", "clip"])

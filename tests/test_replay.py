@@ -131,12 +131,12 @@ def test_the_same_question_has_the_same_answer(searched):
 @pytest.mark.parametrize(
     ("changed", "open_again", "lacking"),
     [
-        ({"max_latency_ms": 60.0}, {"late"}, "late"),
-        ({"max_latency_ms": 40.0}, {"late"}, "late"),
-        ({"max_latency_ms": 100.0}, {"late", "middle"}, "middle"),
-        ({"max_latency_ms": 500.0}, {"late", "middle", "large"}, "large"),
-        ({"max_latency_ms": None}, {"late", "middle", "large"}, "large"),
-        ({"objective": "latency"}, {"late", "small"}, "small"),
+        ({"max_latency_ms": 60.0}, "late", "late"),
+        ({"max_latency_ms": 40.0}, "late", "late"),
+        ({"max_latency_ms": 100.0}, "late middle", "middle"),
+        ({"max_latency_ms": 500.0}, "late middle large", "large"),
+        ({"max_latency_ms": None}, "late middle large", "large"),
+        ({"objective": "latency"}, "late small", "small"),
     ],
     ids=str,
 )
@@ -144,7 +144,7 @@ def test_what_was_left_out_for_a_reason_that_no_longer_holds_is_never_measured(
     searched, changed, open_again, lacking
 ):
     found = ask(searched, **changed)
-    assert never(found) == open_again
+    assert never(found) == set(open_again.split())
     assert found.winner.variant.candidate.name == "best"
     assert lacking in found.lacks[0]
 
