@@ -214,11 +214,13 @@ class Search:
         """What the ledger alone does not say about this search."""
         lines = list(self._late)
         if self.interrupted:
-            lines.append("interrupted: the best that was confirmed until then stands")
+            best = "the best that was confirmed until then stands" if self._decided else "nothing was confirmed"
+            lines.append(f"interrupted: {best}")
         unmeasured = sum(trial.open for trial in self.trials.values())
         if unmeasured:
             left = counted(unmeasured, "variant was", "variants were")
-            lines.append(f"{left} not measured within the budget: raise --budget")
+            when = "before that" if self.interrupted else "within the budget: raise --budget"
+            lines.append(f"{left} not measured {when}")
         candidates = [trial.variant.candidate for trial in self.trials.values() if not trial.at_hand]
         missing = {candidate.name: candidate for candidate in candidates}
         if missing:
