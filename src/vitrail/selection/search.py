@@ -214,8 +214,8 @@ class Search:
         """What the ledger alone does not say about this search."""
         lines = list(self._late)
         if self.interrupted:
-            best = "the best that was confirmed until then stands" if self._decided else "nothing was confirmed"
-            lines.append(f"interrupted: {best}")
+            stands = "what was confirmed until then stands" if self._decided else "nothing was confirmed"
+            lines.append(f"interrupted: {stands}")
         unmeasured = sum(trial.open for trial in self.trials.values())
         if unmeasured:
             left = counted(unmeasured, "variant was", "variants were")
