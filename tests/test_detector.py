@@ -71,6 +71,7 @@ def test_gradients_reach_every_parameter(example):
     assert without == []
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_one_photo_after_predicting_it(example):
     torch.manual_seed(0)
     scenes = example.TRAINING[:1]

@@ -30,6 +30,7 @@ def test_every_page_is_there_with_an_example():
     assert all(examples(text) for text in TEXTS.values())
 
 
+@pytest.mark.slow
 def test_the_python_examples_run_as_they_stand(tmp_path):
     # One process for all pages, a namespace for each example: importing torch takes longer than they do.
     run = "import sys\nfor code in sys.argv[1:]:\n    exec(compile(code, 'example', 'exec'), {})"

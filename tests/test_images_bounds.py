@@ -427,6 +427,7 @@ def test_other_bitmaps_are_refused(data):
 # --- memory, in a process of its own --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_largest_pictures_stay_within_the_limit_of_memory(tmp_path):
     """The way of decoding that takes most, at the default limit of pixels, turned; peak growth in MiB.
     (`fuzz/images.py --largest` measures all.)"""

@@ -27,6 +27,7 @@ def written(image: np.ndarray, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_no_form_is_wrong():
     """A seeded sample of 1,000."""
     usual = [form for form in EVERY if form.make.__qualname__.startswith("usual")]

@@ -195,6 +195,7 @@ requirement_sets = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(observations(), requirement_sets, st.booleans())
 def test_the_winner_passes_everything_and_losers_have_a_reason(given_, requirements, shipping):
@@ -613,6 +614,7 @@ def test_the_provisional_best_is_the_one_of_which_nothing_fails():
     assert decide([recorded("won", 70.0, 9.0), *seen], max_latency_ms=50.0).leader is None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(observations(), requirement_sets)
 def test_nothing_that_fails_or_lacks_a_fact_leads(given_, requirements):

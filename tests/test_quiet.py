@@ -3,8 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from vitrail.measure import quiet
 from vitrail.measure.quiet import Reading
+
+pytestmark = pytest.mark.slow
 
 SPIN = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
 

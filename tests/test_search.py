@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -84,12 +85,18 @@ LIMITS = [
 ]
 
 
+@functools.cache
+def exhaustive(seed, **limits):
+    """What is dear to simulate and several tests compare with."""
+    return run(grid_of(seed), exhaustive=True, **limits)
+
+
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_search_finds_what_an_exhaustive_search_finds(seed, limits):
     grid = grid_of(seed)
     found, _, bench = run(grid, **limits)
-    full, _, everything = run(grid, exhaustive=True, **limits)
+    full, _, everything = exhaustive(seed, **limits)
     objective = limits.get("objective", "accuracy")
     own, best = (judge.ranking.figure(each.winner.observation, objective, WORKLOAD) for each in (found, full))
     assert own == pytest.approx(best, rel=0.03)
@@ -242,7 +249,7 @@ def test_the_lower_bound_stays_below_what_was_measured():
 def test_a_first_winner_is_confirmed_early_and_only_ever_replaced_by_a_better_one(budget_s, limits):
     grid = grid_of(seed=1)
     found, search, _ = run(grid, budget_s=budget_s, **limits)
-    full, _, _ = run(grid, exhaustive=True, **limits)
+    full, _, _ = exhaustive(1, **limits)
     # Before the first contender an export and one launch are needed (about 18 s), and another candidate may
     # have to be tried first; what leads after a third of the budget has its finals before the next export.
     assert search.first_winner_s is not None

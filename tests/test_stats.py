@@ -185,6 +185,7 @@ def test_raising_the_limit_never_turns_a_pass_away(seed, rho, q, factors):
         assert low.lower <= low.value <= low.upper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rho", "allowed"), [(0.0, 0.05), (0.9, 0.10)])
 def test_wrong_answers_at_the_boundary_looking_after_every_block(rho, allowed):
     """The limit is the true percentile: any answer is wrong. 150 series of up to 300 calls."""

@@ -18,6 +18,8 @@ from vitrail.learn.run import Run
 from vitrail.learn.train import train
 from vitrail.vocabulary import Preprocess
 
+pytestmark = pytest.mark.slow
+
 DRAWN = (
     "regularization.mixup=0.5",
     "regularization.drop_path=0.3",

@@ -29,6 +29,8 @@ from vitrail.models.table import MODELS
 from vitrail.models.vit import ViT
 from vitrail.models.windows import relative_index
 
+pytestmark = pytest.mark.slow
+
 SWIN = {"width": 16, "depths": (2, 2), "heads": (2, 4), "num_classes": 5, "drop_path": 0.0}
 
 

@@ -171,7 +171,7 @@ class TestHead:
         ours, _ = pairs["CLIP"]
         cases = [
             (CLASSES, (), {}, "no template"),
-            (CLASSES, TEMPLATES, {"batch": 0}, "at least 1 prompt"),
+            (CLASSES, TEMPLATES, {"batch": 0}, "batch is 0: give 1 to"),
             (("cat", "CAT "), TEMPLATES, {}, "the same class at places 1 and 2"),
             (("cat", "word " * 100), TEMPLATES, {}, "shorten it.$"),
             (("cat", "\x00\x01"), TEMPLATES, {}, "no word to this model"),
