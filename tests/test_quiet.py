@@ -15,7 +15,12 @@ SPIN = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: 
 
 def test_what_others_take_is_seen():
     # A process that was handed over to init is nobody's child: like another program's.
-    starter = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {SPIN!r}]); print(p.pid)"
+    # Without our pipe, whose end `run` would wait for.
+    starter = (
+        "import subprocess as s, sys\n"
+        f"p = s.Popen([sys.executable, '-c', {SPIN!r}], stdout=s.DEVNULL, stderr=s.DEVNULL)\n"
+        "print(p.pid)"
+    )
     pid = int(subprocess.run([sys.executable, "-c", starter], capture_output=True, check=True).stdout)
     try:
         seen = quiet.read(1.0)
