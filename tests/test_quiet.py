@@ -1,10 +1,13 @@
 """Whether others take the machine's processors: read, waited for, and marked."""
 
+import io
 import subprocess
 import sys
+import time
 
 import pytest
 
+from vitrail.cli.status import CLEAR_LINE, Heartbeat, Status
 from vitrail.measure import quiet
 from vitrail.measure.quiet import Reading
 
@@ -65,3 +68,27 @@ def test_a_quiet_machine_is_read_once_and_nothing_is_said():
     told = []
     assert quiet.wait(60.0, told.append, reader=lambda: next(readings)).quiet
     assert told == []
+
+
+# --- what is being done is said ---------------------------------------------------------------------
+
+
+def test_a_log_shows_what_is_being_done_and_stops_with_it():
+    stream = io.StringIO()
+    with Heartbeat(stream, every_s=0.05) as heart:
+        heart.doing("exporting a\nmodel", 90.0)
+        time.sleep(0.3)
+    said = stream.getvalue()
+    time.sleep(0.15)
+    assert stream.getvalue() == said
+    assert len(said.splitlines()) >= 2
+    assert all(line.endswith("s, exporting a\\nmodel, 1:30 left") for line in said.splitlines())
+
+
+def test_a_terminal_shows_one_line_that_gives_way():
+    stream = io.StringIO()
+    status = Status(stream)
+    status.doing("exporting a model", 90.0)
+    status.line("[1/2] a model")
+    status.clear()
+    assert stream.getvalue() == f"  … exporting a model  1:30 left{CLEAR_LINE}[1/2] a model\n"

@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -118,7 +119,8 @@ def test_what_ships_of_a_siglip_says_that_each_score_stands_alone(small, tmp_pat
         finder=Finder(offline=True),
         machine=hardware.facts(),
     )
-    monkeypatch.setattr(bench.sandbox, "call", lambda _, payload, **__: work.export(payload))
+    here = SimpleNamespace(run=lambda _, request, **__: work.export(msgspec.to_builtins(request)))
+    monkeypatch.setattr(own, "workshop", here)
     export = own.export(form, 60.0)
     monkeypatch.setattr(own, "reference_scores", lambda variant: np.zeros((1, 1, 3), np.float32))
     launch = SimpleNamespace(scores=lambda *_: np.zeros((1, 1, 3), np.float32), close=lambda: None)

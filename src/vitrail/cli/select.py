@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,20 +108,22 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     from vitrail.selection.select import select, shipping
 
     requirements, workload, settings = asked
+    own, names = _own(args), _names(args)
     try:
-        selection = select(
-            requirements,
-            workload,
-            settings,
-            own=_own(args),
-            names=_names(args),
-            trained=args.trained or (),
-            out=args.out,
-            overwrite=args.overwrite,
-            keep_text_tower=args.keep_text_tower,
-            ship_provisional=args.ship_provisional,
-            watcher=_watcher(args, workload),
-        )
+        with _watcher(args, workload) as watcher:
+            selection = select(
+                requirements,
+                workload,
+                settings,
+                own=own,
+                names=names,
+                trained=args.trained or (),
+                out=args.out,
+                overwrite=args.overwrite,
+                keep_text_tower=args.keep_text_tower,
+                ship_provisional=args.ship_provisional,
+                watcher=watcher,
+            )
     except KeyboardInterrupt:
         print("vitrail: what was measured is kept: run the same command to go on.", file=sys.stderr)
         raise
@@ -187,7 +191,8 @@ def _own_clip(args: argparse.Namespace) -> OwnCLIP:
     return OwnCLIP(file=args.weights, arch=args.arch, tag=args.tag)
 
 
-def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
+@contextlib.contextmanager
+def _watcher(args: argparse.Namespace, workload: Workload) -> Iterator[Watcher]:
     """Progress on a terminal: stdout, or stderr while stdout holds JSON; piped, a line every ten seconds."""
     from vitrail.cli.status import Heartbeat, Status
     from vitrail.selection.select import Watcher
@@ -198,7 +203,9 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
         _show(args, dataclasses.replace(selection, arguments=beside_requirements(args)))
 
     if not stream.isatty():
-        return Watcher(doing=Heartbeat(sys.stderr).doing, judged=judged)
+        with Heartbeat(sys.stderr) as heart:
+            yield Watcher(doing=heart.doing, judged=judged)
+        return
     from vitrail.report.terminal import progress_line
 
     status = Status(stream)
@@ -210,7 +217,10 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Watcher:
         status.clear()
         judged(selection)
 
-    return Watcher(progress=progress, note=status.line, doing=status.doing, judged=done)
+    try:
+        yield Watcher(progress=progress, note=status.line, doing=status.doing, judged=done)
+    finally:
+        status.clear()
 
 
 def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:

@@ -45,7 +45,10 @@ class Status:
 
 
 class Heartbeat:
-    """Where nobody sees a terminal: what is being done, every ten seconds, so that a log shows life."""
+    """Where nobody sees a terminal: what is being done, every ten seconds, so that a log shows life.
+
+    Entered while the work lasts; leaving it ends its thread.
+    """
 
     def __init__(
         self, stream: TextIO, *, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
@@ -54,15 +57,24 @@ class Heartbeat:
         self._begin = self._since = clock()
         self._text, self._left_s = "", 0.0
         self._lock = threading.Lock()
-        self._started = False
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Heartbeat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def doing(self, text: str, left_s: float) -> None:
         """Remember what begins now; a thread says it when its time comes."""
         with self._lock:
             self._text, self._left_s, self._since = text, left_s, self._clock()
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._beat, daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._beat, daemon=True)
+                self._thread.start()
 
     def say(self) -> None:
         """Print one line about what is being done now."""
@@ -73,8 +85,7 @@ class Heartbeat:
         print(line, file=self._stream, flush=True)
 
     def _beat(self) -> None:
-        while True:
-            time.sleep(self._every_s)
+        while not self._over.wait(self._every_s):
             self.say()
 
 
