@@ -63,11 +63,15 @@ class Recording:
 class ReplaySubject:
     """A recorded variant that can be launched again and again; launches repeat in a circle."""
 
-    name: str
+    variant: Variant
     recording: Recording
     clock: Clock
     offset: int = 0
     seen: Seen = field(default_factory=Seen)
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
 
     def launch(self, number: int) -> ReplaySession:
         index = (number + self.offset) % len(self.recording.samples)
@@ -149,7 +153,7 @@ class ReplayBench:
         return Export(folder="recorded", files=(), entry="")
 
     def subject(self, variant: Variant, export: Export) -> ReplaySubject:
-        return ReplaySubject(variant.name, self._recordings[variant.name], self._clock, self._offset)
+        return ReplaySubject(variant, self._recordings[variant.name], self._clock, self._offset)
 
     def discard(self, variant: Variant) -> None:
         return
@@ -157,7 +161,8 @@ class ReplayBench:
     def exported(self, variant: Variant) -> bool:
         return f"{variant.candidate.name}@{variant.image_size}" in self.exports
 
-    def parity(self, variant: Variant, launch: object, left_s: float) -> Parity:
+    def parity(self, subject: ReplaySubject, left_s: float) -> Parity:
+        variant = subject.variant
         # The fp32 reference is made once per candidate.
         recording = self._recordings[variant.name]
         if variant.candidate.name not in self._compared:

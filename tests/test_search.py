@@ -292,7 +292,7 @@ def test_the_budget_alone_does_not_make_a_slow_reference_a_failure():
     from vitrail.measure.sandbox import ChildTimeout
 
     class Slow(ReplayBench):
-        def parity(self, variant, launch, left_s):
+        def parity(self, subject, left_s):
             self._clock.now += max(left_s, 0.0)
             raise ChildTimeout(f"the fp32 reference timed out after {left_s:.0f} s")
 
@@ -307,10 +307,10 @@ def test_a_reference_that_hangs_is_a_failure_and_others_go_on():
     from vitrail.measure.sandbox import ChildTimeout
 
     class Hanging(ReplayBench):
-        def parity(self, variant, launch, left_s):
-            if variant.candidate.name.startswith("convnext"):
+        def parity(self, subject, left_s):
+            if subject.variant.candidate.name.startswith("convnext"):
                 raise ChildTimeout("the fp32 reference timed out after 60 s")
-            return super().parity(variant, launch, left_s)
+            return super().parity(subject, left_s)
 
     grid = grid_of()
     found, _, _ = run(grid, bench=Hanging(grid, WORKLOAD, Clock()), max_latency_ms=1000.0)

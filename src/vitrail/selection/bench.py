@@ -10,6 +10,8 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from vitrail.export import work
 from vitrail.images.labels import read_labels
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import accuracy, parity, sandbox
-from vitrail.measure.launch import ExportSubject, Launch
+from vitrail.measure.launch import ExportSubject
 from vitrail.models.weights import Located, WeightsFinder, WeightsUnavailable
 from vitrail.selection.workshop import Workshop
 from vitrail.vocabulary import (
@@ -294,18 +296,28 @@ class Bench:
 
     # --- parity -----------------------------------------------------------------------------------
 
-    def parity(self, variant: Variant, launch: Launch, left_s: float) -> Parity:
-        """Compare a launched export with the fp32 eager reference on the photos' crops.
+    def parity(self, subject: ExportSubject, left_s: float) -> Parity:
+        """Compare an export, in a launch of its own, with the fp32 eager reference on the photos' crops.
 
-        The reference sees as many photos as `left_s` allows, and never fewer than parity needs.
+        The reference sees as many photos as `left_s` allows, and never fewer than parity needs. The export is
+        loaded meanwhile: nothing is timed here.
 
         Raises:
             ChildFailure: the reference or the export failed.
         """
-        reference = self.reference_scores(variant, left_s)
-        photos = self._parity_photos[: len(reference)]
-        with tempfile.TemporaryDirectory() as folder:
-            scores = launch.scores(photos, reference.shape[1], Path(folder) / "scores.npy")
+        variant = subject.variant
+        with ThreadPoolExecutor(max_workers=1) as pool, ExitStack() as open_launch:
+            making = pool.submit(self.reference_scores, variant, left_s)
+            try:
+                launch = subject.launch(0)
+                open_launch.callback(launch.close)
+                reference = making.result()
+            except BaseException:
+                self.workshop.close()  # nobody waits for the reference any more
+                raise
+            photos = self._parity_photos[: len(reference)]
+            with tempfile.TemporaryDirectory() as folder:
+                scores = launch.scores(photos, reference.shape[1], Path(folder) / "scores.npy")
         return parity.compare(reference, scores, variant.precision)
 
     def reference_scores(self, variant: Variant, left_s: float = REFERENCE_SECONDS) -> np.ndarray:

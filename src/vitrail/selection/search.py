@@ -52,6 +52,8 @@ RIVALS = 3
 """Finalists at once: all their processes are alive at the same time."""
 RIVAL_RATIO = 1.15
 """A contender whose figure is within this of the best one's may tie with it."""
+FIRST_SCREEN_S = 2.5
+"""Cap of a variant's calls before a winner is confirmed: a contender goes on to its finals anyway."""
 REFERENCE_SCREEN_S = 4.0
 PROVE_S = 60.0
 """What comparing a provisional best may take beyond the budget: whoever asked for it would rather wait."""
@@ -417,7 +419,9 @@ class Search:
 
     def _measure(self, trial: Trial, until: float, plan: Plan | None = None) -> None:
         """Export and screen one variant; whatever goes wrong becomes its failure."""
-        plan = plan or self._plan
+        if plan is None:
+            first = self.first_winner_s is None and trial.at_hand and not self.settings.exhaustive
+            plan = replace(self._plan, rank=False, screen_s=FIRST_SCREEN_S) if first else self._plan
         try:
             recorded = self.bench.recorded(trial.variant)
             if recorded is not None:
@@ -508,11 +512,7 @@ class Search:
         if trial.parity is not None or trial.measurement is None or trial.subject is None:
             return
         self._say(f"comparing {trial.variant.name} with the fp32 reference")
-        launch = trial.subject.launch(0)
-        try:
-            trial.parity = self.bench.parity(trial.variant, launch, self.deadline - self.clock())
-        finally:
-            launch.close()
+        trial.parity = self.bench.parity(trial.subject, self.deadline - self.clock())
         trial.measurement = replace(trial.measurement, parity=trial.parity)
         self.bench.record(trial.variant, trial.measurement)
 
