@@ -298,7 +298,7 @@ def test_an_export_that_ends_early_leaves_no_folder_of_its_child(tmp_path, monke
         (tmp_path / "exports" / ".vitrail-dead.partial" / "sub").mkdir(parents=True)
         raise error
 
-    monkeypatch.setattr(bench.sandbox, "call", killed)
+    monkeypatch.setattr(own.workshop, "run", killed)
     with atomic_folder(tmp_path / "exports" / "another") as folder:
         fill(folder, "x")
         with pytest.raises(type(error)):

@@ -25,7 +25,9 @@ class Jobs:
             time.sleep(60)
         if payload["what"] == "refuse":
             raise ValueError("a shape does not fit")
-        return {"pid": os.getpid()}
+        if payload["what"] == "slow":
+            time.sleep(1)
+        return {"pid": os.getpid(), "what": payload["what"]}
 
 
 def jobs(_):
@@ -84,3 +86,22 @@ def test_libraries_that_cannot_be_loaded_are_a_failure_and_not_a_hang():
         pytest.raises(ChildFailure, match="nothing_of_this_name"),
     ):
         run(made)
+
+
+def test_an_interrupted_job_does_not_answer_for_the_next_one(workshop):
+    """Ctrl-C while a job runs, then another job: its answer must be its own."""
+    first = run(workshop)["pid"]
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(workshop, "slow")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    second = run(workshop)
+    assert second["what"] == ""
+    assert second["pid"] != first

@@ -79,10 +79,17 @@ class Workshop:
         assert child is not None
         child.name = name
         try:
-            return child.call(job, timeout_s, payload=msgspec.to_builtins(request))
-        finally:
-            if child.ended or child.resident_mib() > KEPT_MIB:
+            answer = child.call(job, timeout_s, payload=msgspec.to_builtins(request))
+        except ChildFailure:
+            if child.ended:
                 self.close()
+            raise
+        except BaseException:  # Ctrl-C: the job goes on, and its answer would be taken for the next one's
+            self.close()
+            raise
+        if child.resident_mib() > KEPT_MIB:
+            self.close()
+        return answer
 
     def close(self) -> None:
         """End the process, if there is one."""
