@@ -1,4 +1,4 @@
-"""The user's own weights: described, refused, and selected. About 55 s, of which one selection takes 42 s."""
+"""The user's own weights: described and refused. They are selected and shipped in test_road.py."""
 
 from __future__ import annotations
 
@@ -244,27 +244,3 @@ def test_a_pickle_with_code_ends_the_command_and_never_runs(lite0, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.pth", "cache"}
-
-
-@pytest.mark.alone
-def test_own_weights_are_selected_and_shipped_with_what_was_declared(lite0):
-    done = vitrail(
-        lite0, "--weights", "my photos (v2).pth", "--arch", "tf_efficientnet_lite0", "--labels", "labels.txt",
-        "--accuracy", "75.1", "--runtimes", "openvino", "--precisions", "fp32",
-        "--budget", "120s", "--out", "winner", "--json", "selection.json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "top-1 75.1 declared" in done.stdout
-    name = "tf_efficientnet_lite0.my-photos-v2@224 openvino fp32"
-    document = json.loads((lite0 / "selection.json").read_bytes())
-    assert document["selected"] == name
-    (variant,) = document["variants"]
-    assert (variant["accuracy"]["value"], variant["accuracy"]["provenance"]) == (75.1, "declared")
-    assert variant["parity"]["answer"] == "pass"
-
-    import vitrail as library
-
-    predictor = library.load(lite0 / "winner")
-    photos = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "images"
-    tops = [p.top[0].label for p in predictor.predict([photos / "china.jpg", photos / "flower.jpg"])]
-    assert tops == ["palace", "daisy"]

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from PIL import Image
 
+import vitrail as vitrail_library
 from vitrail.images.photos import sample_photos
 
 pytestmark = pytest.mark.alone
@@ -304,6 +305,15 @@ def test_the_readme_s_commands_run_as_they_stand(road, desk):
     assert evidence["test"]["images"] == 16
     assert evidence["test"]["accuracy"] >= 90
     assert [v["answer"] for v in evidence["verdicts"] if v["requirement"] == "min_recall"] == ["pass"]
+    mine = vitrail_library.load(desk / "mine")
+    tops = [p.top[0].label for p in mine.predict([PHOTOS / "china.jpg", PHOTOS / "flower.jpg"])]
+    assert tops == ["palace", "daisy"]
+    (parity,) = [
+        verdict["answer"]
+        for verdict in json.loads((desk / "mine" / "manifest.json").read_text())["evidence"]["verdicts"]
+        if verdict["requirement"] == "parity"
+    ]
+    assert parity == "pass"
     assert json.loads((desk / "mine" / "manifest.json").read_text())["evidence"]["accuracy"] == {
         "value": 75.1,
         "provenance": "declared",
@@ -330,6 +340,8 @@ def test_the_readme_s_file_tree_is_the_source_s():
     (tree,) = [block for block in blocks("") if block.startswith("src/")]
     source = Path(__file__).parents[1] / "src" / "vitrail"
     named = set(re.findall(r"([a-z]+\.py|[a-z]+/)(?=\s|,)", tree))
-    there = {p.name + "/" * p.is_dir() for p in source.iterdir() if not p.name.startswith("__")}
+    there = {
+        p.name + "/" * p.is_dir() for p in source.iterdir() if p.suffix in (".py", "") and p.name[:2] != "__"
+    }
     assert there - named <= {"errors.py", "units.py"}, there - named
     assert named - there <= {"vitrail/"}, named - there
