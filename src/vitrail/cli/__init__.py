@@ -132,7 +132,8 @@ def _run(argv: list[str]) -> int:
             raise InputError(f"Unknown command {name!r}: see `vitrail --help`.{nearest(name, COMMANDS)}")
         _settle(name)
         try:
-            args = command_parser(name).parse_args(_join_negative_values(rest))
+            # Options may stand between images, before them or after them.
+            args = command_parser(name).parse_intermixed_args(_join_negative_values(rest))
         except SystemExit as end:  # --help
             return int(end.code or 0)
         _check_targets(args)
