@@ -297,3 +297,18 @@ def test_an_error_with_a_strange_name_is_one_line(capsys):
     err = capsys.readouterr().err
     assert "no\\nwhere\\x1b[31m\\xff does not exist" in err
     assert err.count("\n") == 1
+
+
+def test_options_may_stand_before_between_and_behind_the_images(artifact, tmp_path, capsys):
+    photo = str(tmp_path / "photo.png")
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(photo)
+    answers = []
+    for order in (
+        [str(artifact.path), photo, photo, "--top", "1", "--csv", "-"],
+        [str(artifact.path), "--top", "1", photo, photo, "--csv", "-"],
+        ["--csv", "-", str(artifact.path), photo, "--top", "1", photo],
+    ):
+        assert main(["predict", *order]) == 0
+        answers.append(capsys.readouterr().out)
+    assert len(answers[0].splitlines()) == 3
+    assert len(set(answers)) == 1
