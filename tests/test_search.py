@@ -346,3 +346,70 @@ def test_what_was_timed_on_a_busy_machine_says_so():
     assert "noise: other processes take 1.2 of 2 processors before it was timed" in measurement.flags
     assert waited[0] == 10.0
     assert sum(waited) == pytest.approx(10.0)  # patience is spent once, not before each launch
+
+
+def searched_in_noise(readings, **limits):
+    """A search whose machine is as busy as the readings say, one for each wait; the last stays."""
+    from vitrail.measure.quiet import Reading
+
+    grid = grid_of()
+    settings = SearchSettings(
+        models=("resnet50.*",), runtimes=("openvino",), precisions=("fp32",), budget_s=400.0
+    )
+    clock = Clock()
+    bench = ReplayBench(grid, WORKLOAD, clock)
+    said = []
+
+    def wait(seconds):
+        return Reading(busy=readings.pop(0) if len(readings) > 1 else readings[0], processors=2)
+
+    search = Search(
+        requirements=Requirements(**limits),
+        settings=settings,
+        bench=bench,
+        peaks=PEAKS,
+        variants=variants(catalog.find(("resnet50.*",)), WORKLOAD, settings)[:1],
+        doing=lambda text, left: said.append(text),
+        clock=clock,
+        wait_until_quiet=wait,
+    )
+    found = judge.judge(search.run(), search.requirements, WORKLOAD, hardware={}, notes=search.notes())
+    return found, search, bench, [text for text in said if text.startswith("timing")]
+
+
+def test_what_fails_on_a_busy_machine_is_timed_once_more():
+    _, search, bench, timed = searched_in_noise([1.5, 0.0], max_latency_ms=40.0)
+    (trial,) = search.trials.values()
+    assert trial.outcome.answer == "fail"
+    assert len(timed) == 2
+    assert trial.measurement.flags == ()
+    assert not any("other processes" in note for note in search.notes())
+    # A failure of a quiet machine is taken up again; nothing is timed anew.
+    (name,) = bench.records
+    assert not any(flag.startswith("noise") for flag in bench.records[name].flags)
+
+
+def test_a_failure_that_stays_noisy_says_so_and_is_not_taken_up_again():
+    found, search, bench, timed = searched_in_noise([1.5], max_latency_ms=40.0)
+    assert len(timed) == 2
+    assert any("missed its limits while other processes" in note for note in found.notes)
+    (trial,) = search.trials.values()
+    begin = len(bench.records)
+    again = Search(
+        requirements=search.requirements,
+        settings=search.settings,
+        bench=bench,
+        peaks=PEAKS,
+        variants=search.variants,
+        clock=bench._clock,
+    )
+    again.run()
+    (second,) = again.trials.values()
+    assert len(bench.records) == begin
+    assert second.measurement.flags == ()  # timed anew, on a machine that nobody watches
+    assert trial.measurement.flags != ()
+
+
+def test_what_passes_on_a_busy_machine_is_not_timed_again_by_screening():
+    _, _, _, timed = searched_in_noise([1.5], max_latency_ms=1000.0)
+    assert len(timed) == 1

@@ -27,6 +27,7 @@ from vitrail.selection.bench import Bench
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import Peaks, ruled_out
 from vitrail.vocabulary import (
+    Answer,
     Block,
     Classification,
     LedgerEntry,
@@ -223,6 +224,16 @@ class Search:
             left = counted(unmeasured, "variant was", "variants were")
             when = "before that" if self.interrupted else "within the budget: raise --budget"
             lines.append(f"{left} not measured {when}")
+        doubtful = sum(
+            trial.measurement is not None
+            and trial.outcome is not None
+            and not trial.variant.reference
+            and _failed_in_noise(trial.outcome.answer, trial.measurement.flags)
+            for trial in self.trials.values()
+        )
+        if doubtful:
+            failed = counted(doubtful, "variant missed its limits", "variants missed their limits")
+            lines.append(f"{failed} while other processes took the machine: ask again when it is quiet")
         candidates = [trial.variant.candidate for trial in self.trials.values() if not trial.at_hand]
         missing = {candidate.name: candidate for candidate in candidates}
         if missing:
@@ -424,17 +435,11 @@ class Search:
             plan = replace(self._plan, rank=False, screen_s=FIRST_SCREEN_S) if first else self._plan
         try:
             recorded = self.bench.recorded(trial.variant)
-            if recorded is not None:
+            if recorded is not None and not _failed_in_noise(plan.answer(recorded.blocks), recorded.flags):
                 self._reuse(trial, recorded, plan)
             else:
                 self._export(trial)
-                assert trial.subject is not None
-                self._say(f"timing {trial.variant.name}")
-                self._await_quiet([trial])
-                # However late it is, a launch gets time for a first block: without one there is no record.
-                deadline = max(until, self.clock() + 3.0)
-                outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline)
-                self._keep(trial, outcome)
+                self._screen(trial, until, plan)
             self._classify(trial)
             if self.settings.exhaustive and trial.at_hand and self._contends(trial) and self._ready(trial):
                 self._compare(trial)
@@ -455,6 +460,20 @@ class Search:
                     judged_ms=stats.percentile(judged, plan.percentile),
                     mean_ms=sum(judged) / len(judged),
                 )
+
+    def _screen(self, trial: Trial, until: float, plan: Plan) -> None:
+        """Time one launch, and another one if it fails while others take the machine and time is left."""
+        assert trial.subject is not None
+        for number in (1, 2):
+            self._say(f"timing {trial.variant.name}")
+            self._await_quiet([trial])
+            # However late it is, a launch gets time for a first block: without one there is no record.
+            deadline = max(until, self.clock() + 3.0)
+            outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline, number=number)
+            self._keep(trial, outcome)
+            doubtful = _failed_in_noise(outcome.answer, (*outcome.flags, *trial.noise))
+            if not doubtful or self.clock() + plan.screen_s >= until:
+                return
 
     def _export(self, trial: Trial) -> None:
         begin, kept = self.clock(), self.bench.exported(trial.variant)
@@ -654,6 +673,10 @@ class Search:
                 left_s=max(self.deadline - self.clock(), 0.0),
             )
         )
+
+
+def _failed_in_noise(answer: Answer, flags: Sequence[str]) -> bool:
+    return answer == "fail" and any(flag.startswith("noise:") for flag in flags)
 
 
 def _outcome_of(name: str, plan: Plan, measurement: Measurement) -> Outcome:
