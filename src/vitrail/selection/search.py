@@ -55,6 +55,8 @@ RIVAL_RATIO = 1.15
 """A contender whose figure is within this of the best one's may tie with it."""
 FIRST_SCREEN_S = 2.5
 """Cap of a variant's calls before a winner is confirmed: a contender goes on to its finals anyway."""
+FIRST_FINALS_S = 20.0
+"""What the finals may take before a winner is confirmed, where half of what is left is less."""
 REFERENCE_SCREEN_S = 4.0
 PROVE_S = 60.0
 """What comparing a provisional best may take beyond the budget: whoever asked for it would rather wait."""
@@ -356,12 +358,15 @@ class Search:
         self.note(f"finals: {', '.join(trial.variant.name for trial in finalists)}")
         self._say(f"finals of {', '.join(trial.variant.name for trial in finalists)}")
         self._await_quiet(finalists)
+        until = self.deadline
+        if self.first_winner_s is None:  # what stays undecided must leave time for somebody else
+            until = self.clock() + max((self.deadline - self.clock()) / 2, FIRST_FINALS_S)
         outcomes = finals(
             [trial.subject for trial in finalists if trial.subject is not None],
             self._plan,
             rng=self._rng,
             clock=self.clock,
-            deadline=self.deadline,
+            deadline=min(until, self.deadline),
             prior={trial.variant.name: self._blocks(trial) for trial in finalists},
         )
         for trial in finalists:
