@@ -88,13 +88,9 @@ def measure_artifact(
         parity=None,
         load_s=seen.load_s,
         warm_up_calls=seen.warm_up_calls,
-        flags=(*_noise(before), *outcome.flags),
+        flags=(*before.flags, *outcome.flags),
     )
     return judge.observe(manifest.variant, measurement, latency_answer=outcome.latency_answer)
-
-
-def _noise(before: quiet.Reading) -> tuple[str, ...]:
-    return () if before.quiet else (f"noise: {before} before it was timed",)
 
 
 def _photos(artifact: Artifact, workload: Workload) -> PhotoSet:

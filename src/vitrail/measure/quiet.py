@@ -36,6 +36,11 @@ class Reading:
         """Whether figures taken now are worth having."""
         return self.busy <= QUIET
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a measurement that follows is marked with; none on a quiet machine."""
+        return () if self.quiet else (f"noise: {self} before it was timed",)
+
     def __str__(self) -> str:
         return f"other processes take {self.busy:.1f} of {self.processors} processors"
 

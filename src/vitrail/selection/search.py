@@ -587,7 +587,7 @@ class Search:
         reading = self.wait_until_quiet(self._patience_s)
         self._patience_s = max(self._patience_s - (self.clock() - begin), 0.0)
         for trial in trials:
-            trial.noise = () if reading.quiet else (f"noise: {reading} before it was timed",)
+            trial.noise = reading.flags
 
     # --- views ------------------------------------------------------------------------------------
 
