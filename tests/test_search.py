@@ -163,6 +163,15 @@ def test_a_spent_budget_leaves_the_rest_unmeasured_and_says_so():
     assert any("within the budget" in note for note in search.notes())
 
 
+def test_with_nothing_in_hand_a_late_try_is_made():
+    """A first export that may come too late for its finals loses nothing, and gives a provisional best."""
+    found, search, bench = run(grid_of(), budget_s=12.0, max_latency_ms=1000.0)
+    assert len(bench.exports) == 1
+    assert found.selected is None
+    assert found.provisional is not None
+    assert any("looked best in its first launch" in note for note in search.notes())
+
+
 def test_a_contender_that_fails_its_finals_makes_room_for_the_next():
     grid = grid_of(models=("tf_efficientnet_lite0*", "tf_efficientnet_lite2*"))
     name = "tf_efficientnet_lite2.pypi@260 openvino fp32"

@@ -7,10 +7,12 @@ n calls, k calls above a limit, X = [latency > limit].
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,28 +219,11 @@ class LimitTest:
 
     def _call_bounds(self, calls: Floats, value: float) -> tuple[float | None, float | None]:
         """The largest limit that the calls fail and the smallest one that they pass, in ms."""
-        median = percentile(calls, 50)
-        zone = max(2 * math.log(value / median), 0.02)
         threshold = math.log(2 / self.alpha)
-        levels = _levels(calls, value, value * math.exp(zone), upwards=True)
-        near = np.maximum(levels * math.exp(-zone), np.minimum(levels, value))
-        passed = levels[self._log_evidence(calls, levels, near, zone, passing=True) >= threshold]
-        levels = _levels(calls, value, min(value, median) * math.exp(-zone), upwards=False)
-        near = np.minimum(np.maximum(levels, median), levels * math.exp(zone))
-        failed = levels[self._log_evidence(calls, levels, near, zone, passing=False) >= threshold]
-        lower = float(failed.max()) if len(failed) else None
-        return lower, float(passed.min()) if len(passed) else None
-
-    def _log_evidence(
-        self, calls: Floats, levels: Floats, near: Floats, zone: float, passing: bool
-    ) -> Floats:
-        """Log e-value at each level (L,) taken as the limit, tempered by the design effect at `near`."""
-        deff = autocorrelation_time((calls > near[:, None]).astype(np.float64))
-        close = near > levels * math.exp(-zone) if passing else near < levels * math.exp(zone)
-        if close.any():
-            deff = np.where(close, np.maximum(deff, autocorrelation_time(ranks(calls)[None])[0]), deff)
-        exceeding = (calls > levels[:, None]).sum(axis=1)
-        return log_evidence(exceeding, len(calls), 1 - self.percentile / 100, passing=passing, deff=deff)
+        passing, failing = _evidence(calls.tobytes(), value, self.percentile)
+        passed = [level for level, evidence in passing if evidence >= threshold]
+        failed = [level for level, evidence in failing if evidence >= threshold]
+        return max(failed, default=None), min(passed, default=None)
 
     def _launch_guard(self, blocks: Sequence[Block]) -> tuple[float, float]:
         """Factors of the percentile within which other launches are expected to lie on average."""
@@ -249,6 +234,43 @@ class LimitTest:
             half = NormalDist().inv_cdf(1 - self.alpha / 2) * self.launch_spread
         half = float(half) / math.sqrt(len(medians))
         return math.exp(-half), math.exp(half)
+
+
+Evidence: TypeAlias = tuple[tuple[float, float], ...]
+"""(limit in ms, log e-value) of the limits worth trying."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _evidence(calls: bytes, value: float, judged: float) -> tuple[Evidence, Evidence]:
+    """The evidence for passing and for failing of `calls` (float64), whose `judged` percentile is `value`.
+
+    Remembered, because a search asks about the same calls each time that it looks for its best contender.
+    """
+    samples = np.frombuffer(calls)
+    median = percentile(samples, 50)
+    zone = max(2 * math.log(value / median), 0.02)
+    levels = _levels(samples, value, value * math.exp(zone), upwards=True)
+    near = np.maximum(levels * math.exp(-zone), np.minimum(levels, value))
+    passing = _log_evidence(samples, levels, near, zone, judged, passing=True)
+    lower = _levels(samples, value, min(value, median) * math.exp(-zone), upwards=False)
+    near = np.minimum(np.maximum(lower, median), lower * math.exp(zone))
+    failing = _log_evidence(samples, lower, near, zone, judged, passing=False)
+    return (
+        tuple(zip(levels.tolist(), passing.tolist(), strict=True)),
+        tuple(zip(lower.tolist(), failing.tolist(), strict=True)),
+    )
+
+
+def _log_evidence(
+    calls: Floats, levels: Floats, near: Floats, zone: float, judged: float, *, passing: bool
+) -> Floats:
+    """Log e-value at each level (L,) taken as the limit, tempered by the design effect at `near`."""
+    deff = autocorrelation_time((calls > near[:, None]).astype(np.float64))
+    close = near > levels * math.exp(-zone) if passing else near < levels * math.exp(zone)
+    if close.any():
+        deff = np.where(close, np.maximum(deff, autocorrelation_time(ranks(calls)[None])[0]), deff)
+    exceeding = (calls > levels[:, None]).sum(axis=1)
+    return log_evidence(exceeding, len(calls), 1 - judged / 100, passing=passing, deff=deff)
 
 
 def log_evidence(

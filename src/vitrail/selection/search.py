@@ -265,7 +265,9 @@ class Search:
             if at_hand and not self._obtain(trial):
                 continue
             until = self._until(trial, best) if at_hand else self.deadline
-            if self.clock() + self._needed_s(trial) >= until:
+            # With nothing in hand a try that may come too late loses nothing.
+            latest = self.deadline if best is None else until
+            if self.clock() + self._needed_s(trial) >= latest:
                 return best
             self._measure(trial, until)
             self._tell(trial)
