@@ -34,7 +34,7 @@ from architecture_peers import CASES, build
 from vitrail import hardware, runtimes
 from vitrail.export import onnx, work
 from vitrail.measure import sandbox
-from vitrail.models import process
+from vitrail.profiling import process
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("vitrail", "timm", "torchvision", "transformers")

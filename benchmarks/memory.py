@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--only TEXT] [--work FILE [--again]] [--save [HARDWARE]]
 
 `POINTS` were fixed before any rule of the prediction was tuned (the table was committed before
-`vitrail.models.memory` existed) and are not chosen by what they show. `FRESH` are other models, first
+`vitrail.profiling.memory` existed) and are not chosen by what they show. `FRESH` are other models, first
 measured after the last rule was settled. With `--work` finished points are kept in FILE, and the same
 command goes on where it was. Progress goes to stderr, a summary to stdout; the last stdout line is one JSON
 document. Exit code 1 if fewer than 95 % of the points are within 10 %. How to read it: benchmarks/README.md.
@@ -116,7 +116,7 @@ FRESH: tuple[tuple[str, str, int, int, str, str, bool], ...] = (
 
 def one(point: tuple, measured: dict[str, float] | None) -> dict[str, Any]:
     """A point's figures: what is predicted, what is measured (unless it is known), how far off that is."""
-    from vitrail.models.memory import Setup, measure, predict
+    from vitrail.profiling.memory import Setup, measure, predict
 
     setup = Setup(**dict(zip(FIELDS, point, strict=True)))
     predicted = predict(setup)["predicted_mib"]

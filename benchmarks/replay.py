@@ -13,7 +13,6 @@ from pathlib import Path
 from vitrail.images.photos import PhotoSet
 from vitrail.measure.launch import Seen
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.models.weights import Located
 from vitrail.vocabulary import (
     Block,
     Candidate,
@@ -26,6 +25,7 @@ from vitrail.vocabulary import (
     Variant,
     Workload,
 )
+from vitrail.weights.find import Located
 
 BRACKET_S = 0.012
 """What the speed reference on both sides of a block takes."""

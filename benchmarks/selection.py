@@ -31,13 +31,13 @@ from replay import PASSED, Clock, Recording, ReplayBench
 from vitrail import catalog, hardware, judge, stats
 from vitrail.images.photos import sample_photos
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.models.weights import Located, WeightsFinder
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection.bench import Bench
 from vitrail.selection.prune import ruled_out, variants
 from vitrail.selection.search import Search
 from vitrail.selection.select import measured_peaks
 from vitrail.vocabulary import Requirements, RunnerFacts, SearchSettings, Variant, Workload
+from vitrail.weights.find import Located, WeightsFinder
 
 RESULTS = Path(__file__).parent / "results"
 LAUNCHES = 3

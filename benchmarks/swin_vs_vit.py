@@ -95,7 +95,8 @@ def measure_here(payload: dict[str, Any]) -> dict[str, Any]:
         return {"ms": _openvino_times(point, Path(payload["exports"]), payload["threads"])}
     import torch
 
-    from vitrail.models import build, process
+    from vitrail.models import build
+    from vitrail.profiling import process
 
     torch.set_num_threads(payload["threads"])
     torch.manual_seed(0)
@@ -216,7 +217,8 @@ def facts(model: str) -> dict[str, Any]:
     import torch
 
     from vitrail import catalog
-    from vitrail.models import build, cost
+    from vitrail.models import build
+    from vitrail.profiling import cost
 
     with torch.device("meta"):
         counted = cost.count(build(model), 224)
@@ -235,7 +237,7 @@ def facts(model: str) -> dict[str, Any]:
 def predicted(model: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What `vitrail memory` predicts for the written-out attention where it was not run."""
     from vitrail.measure.sandbox import ChildFailure
-    from vitrail.models.memory import Setup, predict
+    from vitrail.profiling.memory import Setup, predict
 
     for size in sizes:
         try:

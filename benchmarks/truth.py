@@ -59,10 +59,10 @@ class Setting:
     def __init__(self, scope: str, precision: str) -> None:
         from vitrail import catalog, hardware
         from vitrail.images.photos import sample_photos
-        from vitrail.models.weights import WeightsFinder
         from vitrail.runtimes import RUNTIMES
         from vitrail.selection.bench import Bench
         from vitrail.vocabulary import Workload
+        from vitrail.weights.find import WeightsFinder
 
         self.machine = hardware.facts(table=RUNTIMES)
         self.precision = precision

@@ -21,7 +21,7 @@ from timm.data import resolve_data_config
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from vitrail.catalog.table import COLUMNS, NORMALISATIONS
-from vitrail.models.cost import count
+from vitrail.profiling.cost import count
 
 TABLE = Path(__file__).parents[1] / "src/vitrail/catalog/table.csv"
 

@@ -20,10 +20,11 @@ from vitrail.cli.attention import with_speedups
 from vitrail.errors import InputError
 from vitrail.install import here
 from vitrail.measure.sandbox import call
-from vitrail.models import attention, kernels, linear
+from vitrail.models import attention, linear
 from vitrail.models.attention import KERNELS, attend, choose
-from vitrail.models.kernel_session import Case, Session
-from vitrail.models.kernels import Kernel, Row
+from vitrail.profiling import kernels
+from vitrail.profiling.kernel_session import Case, Session
+from vitrail.profiling.kernels import Kernel, Row
 
 WORKBENCH = 'pip install "vitrail[workbench]"'
 
@@ -277,7 +278,7 @@ def test_an_export_holds_the_fused_operator_alone(strict):
 
 
 def test_blocked_counts_the_same_products_on_the_meta_device():
-    from vitrail.models import cost
+    from vitrail.profiling import cost
 
     class Model(nn.Module):
         def __init__(self, kernel):

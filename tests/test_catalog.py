@@ -26,7 +26,7 @@ from vitrail.catalog.table import COLUMNS, read_table
 from vitrail.cli import main
 from vitrail.cli import models as command
 from vitrail.errors import InputError
-from vitrail.models.cost import count
+from vitrail.profiling.cost import count
 
 ALL = candidates()
 HUB = [candidate for candidate in ALL if candidate.weights.source == "hub"]

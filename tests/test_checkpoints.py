@@ -24,8 +24,9 @@ from vitrail.errors import InputError
 from vitrail.images.decode import decode
 from vitrail.images.photos import sample_photos
 from vitrail.images.preprocess import prepare_batch
-from vitrail.models import checkpoints, timm
-from vitrail.models.weights import WeightsFinder
+from vitrail.models import timm
+from vitrail.weights import checkpoints
+from vitrail.weights.find import WeightsFinder
 
 LITE = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}" for n in (0, 1, 2)}
 

@@ -20,13 +20,13 @@ from transformers import CLIPModel, SiglipConfig, SiglipModel
 
 from vitrail.errors import InputError
 from vitrail.models import factory
-from vitrail.models.checkpoints import read_state_dict
 from vitrail.models.clip import CLIP, VARIANTS, CLIPConfig, similarity
-from vitrail.models.dialects import detect, translate
 from vitrail.models.table import OWN
 from vitrail.models.text import TextConfig, TextTransformer
 from vitrail.models.tokenizer import BPETokenizer
 from vitrail.models.vit import ViT, ViTConfig
+from vitrail.weights.checkpoints import read_state_dict
+from vitrail.weights.dialects import detect, translate
 
 E, PATCH, LENGTH, VOCABULARY = 24, 8, 12, 96
 END = VOCABULARY - 1

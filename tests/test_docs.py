@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from vitrail.cli import COMMANDS, command_parser
-from vitrail.models import build, cost
+from vitrail.models import build
+from vitrail.profiling import cost
 
 DOCS = Path(__file__).parents[1] / "docs"
 SOURCE = Path(__file__).parents[1] / "src" / "vitrail" / "models"

@@ -22,11 +22,12 @@ from torch.nn import functional as F
 from vitrail.cli import main
 from vitrail.embeddings import read_table
 from vitrail.install import here
-from vitrail.models import build, clip, embed, embed_session
+from vitrail.models import build, clip
 from vitrail.models.table import MODELS
 from vitrail.models.text import TextConfig
 from vitrail.models.tokenizer import BPETokenizer
 from vitrail.models.vit import ViTConfig
+from vitrail.zeroshot import embed, embed_session
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +99,7 @@ def test_vectors_are_the_features_of_timm_and_of_the_original_code(photos):
     np.testing.assert_allclose(table.vectors_ND, F.normalize(features, dim=1).numpy(), atol=2e-5)
 
     peer = timm.create_model(LITE0, num_classes=0).eval()
-    from vitrail.models import checkpoints
+    from vitrail.weights import checkpoints
 
     mapped = checkpoints.fitted(
         timm.create_model(LITE0), checkpoints.read_state_dict(Path(file)), source=file

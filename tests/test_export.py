@@ -22,10 +22,10 @@ from vitrail.export import onnx, work
 from vitrail.images.labels import read_labels
 from vitrail.images.photos import sample_photos
 from vitrail.models import timm
-from vitrail.models.labels import labels
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.runtimes.openvino import core
 from vitrail.vocabulary import Preprocess
+from vitrail.weights.labels import labels
 
 pytestmark = pytest.mark.slow
 

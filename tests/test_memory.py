@@ -15,10 +15,10 @@ from torch import nn
 
 from vitrail import catalog, cli
 from vitrail.errors import InputError
-from vitrail.models import heap, lifetimes, memory, memory_session, process
-from vitrail.models.heap import Heap
 from vitrail.models.linear import Linear
-from vitrail.models.memory import Setup
+from vitrail.profiling import heap, lifetimes, memory, memory_session, process
+from vitrail.profiling.heap import Heap
+from vitrail.profiling.memory import Setup
 from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out, variants
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 

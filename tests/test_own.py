@@ -18,10 +18,11 @@ from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.models import timm
-from vitrail.models.labels import labels
+from vitrail.profiling.describe import describe
 from vitrail.selection import own as module
 from vitrail.selection.own import OwnWeights, own_candidate
 from vitrail.vocabulary import Accuracy
+from vitrail.weights.labels import labels
 
 CATALOG = {candidate.name: candidate for candidate in candidates()}
 LITE0 = CATALOG["tf_efficientnet_lite0.pypi"]
@@ -54,8 +55,8 @@ def in_process(monkeypatch) -> None:
     """`describe` without a process of its own; what a child adds is tested on its own below."""
 
     def call(function: str, payload: dict[str, object], **_: object) -> object:
-        assert function == "vitrail.models.timm:describe"
-        return json.loads(json.dumps(timm.describe(json.loads(json.dumps(payload)))))
+        assert function == "vitrail.profiling.describe:describe"
+        return json.loads(json.dumps(describe(json.loads(json.dumps(payload)))))
 
     monkeypatch.setattr(sandbox, "call", call)
 

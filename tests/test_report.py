@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 import selections
@@ -19,7 +21,7 @@ from vitrail.report import again, phrases, typeset
 from vitrail.report.again import requirements_toml
 from vitrail.report.decision import decision, notes
 from vitrail.report.html import render
-from vitrail.report.notebook import selection_table_html
+from vitrail.report.notebook import selection_table_html, show_in_notebooks
 from vitrail.report.terminal import progress_line, show, summary
 from vitrail.requirements import resolve
 
@@ -576,6 +578,24 @@ def test_the_notebook_holds_the_whole_ledger_folded_and_touches_nothing_around_i
     for entry in selection.ledger:
         assert entry.variant.name in page.text
         assert phrases.reasons(entry) in page.text
+
+
+def test_a_running_notebook_is_taught_the_table_and_nothing_else_is(monkeypatch):
+    known = {}
+
+    class Shell:
+        class display_formatter:
+            class HTML:
+                for_type = staticmethod(known.__setitem__)
+
+            formatters = {"text/html": HTML}  # noqa: RUF012
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    show_in_notebooks()
+    assert known == {}
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
+    show_in_notebooks()
+    assert known == {v.Selection: selection_table_html}
 
 
 def test_colour_only_in_a_terminal():

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from vitrail.errors import InputError
 from vitrail.export import onnx as export
 from vitrail.models import load_weights, swin
-from vitrail.models.dialects import detect
 from vitrail.models.swin import VARIANTS, Swin, SwinConfig
 from vitrail.models.table import OWN
 from vitrail.models.windows import relative_index
 from vitrail.runtimes.openvino import core
+from vitrail.weights.dialects import detect
 
 SMALL = {"width": 16, "depths": (2, 2, 3, 2), "heads": (2, 4, 2, 4), "num_classes": 5, "drop_path": 0.0}
 THEIRS = {"embed_dim": 16, "depths": (2, 2, 3, 2), "num_heads": (2, 4, 2, 4), "num_classes": 5}

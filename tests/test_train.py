@@ -29,7 +29,7 @@ from vitrail.learn.order import Steps
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import Run, Watcher
 from vitrail.learn.train import parameter_groups, train
-from vitrail.models.weights import WeightsFinder
+from vitrail.weights.find import WeightsFinder
 
 pytestmark = pytest.mark.slow
 

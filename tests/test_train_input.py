@@ -23,8 +23,8 @@ from vitrail.learn.order import Steps
 from vitrail.learn.recipe import Augmentation, load_recipe
 from vitrail.learn.start import starting
 from vitrail.models import timm
-from vitrail.models.weights import WeightsFinder
 from vitrail.vocabulary import Preprocess
+from vitrail.weights.find import WeightsFinder
 
 OFFLINE = WeightsFinder(offline=True)
 

@@ -24,9 +24,9 @@ from huggingface_hub import constants
 
 from vitrail.catalog import candidates
 from vitrail.errors import InputError
-from vitrail.models import weights as module
-from vitrail.models.weights import WeightsFinder, WeightsUnavailable
 from vitrail.vocabulary import Candidate, Weights
+from vitrail.weights import find as module
+from vitrail.weights.find import WeightsFinder, WeightsUnavailable
 
 FIRST, SECOND, THIRD = "a" * 40, "b" * 40, "c" * 40
 MIB = 1024 * 1024
@@ -381,7 +381,7 @@ def test_a_file_is_digested_and_a_missing_one_is_bad_input(tmp_path):
 SCRIPT = """
 import dataclasses, json, sys
 from vitrail.catalog import candidates
-from vitrail.models.weights import WeightsFinder
+from vitrail.weights.find import WeightsFinder
 from vitrail.vocabulary import Weights
 
 tiny = dataclasses.replace(candidates()[0], weights=Weights(source="hub", reference="acme/tiny"))

@@ -20,14 +20,15 @@ from timm.models import vision_transformer as timm_vit
 
 from vitrail import cli, models
 from vitrail.errors import InputError
-from vitrail.models import checkpoints
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP, VARIANTS
-from vitrail.models.finite import is_finite
 from vitrail.models.swin import Swin, SwinConfig
 from vitrail.models.table import MODELS
 from vitrail.models.vit import ViT
 from vitrail.models.windows import relative_index
+from vitrail.profiling.describe import describe
+from vitrail.weights import checkpoints
+from vitrail.weights.finite import is_finite
 
 pytestmark = pytest.mark.slow
 
@@ -557,8 +558,8 @@ def test_every_command_that_reads_weights_of_a_clip_refuses_them(command, as_jso
 def test_every_command_that_reads_weights_of_a_classifier_refuses_them(architecture, tmp_path):
     """What embed's child, select's child and train call, and the exporter's reader."""
     from vitrail.learn.start import starting
-    from vitrail.models import embed_session
-    from vitrail.models.weights import WeightsFinder
+    from vitrail.weights.find import WeightsFinder
+    from vitrail.zeroshot import embed_session
 
     state = timm_models.build(architecture, image_size=224, classes=5, weights=None).state_dict()
     name = next(
@@ -571,7 +572,7 @@ def test_every_command_that_reads_weights_of_a_classifier_refuses_them(architect
     torch.save(state, path)
     said = f"{path} holds numbers that are not finite (NaN or infinity) in {name}: fetch the file again"
     wanted = {"architecture": architecture, "classes": 5, "image_size": 224, "weights": str(path)}
-    assert said in timm_models.describe(wanted)["refused"]
+    assert said in describe(wanted)["refused"]
     assert (
         said
         in embed_session.start(
@@ -642,7 +643,7 @@ def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_
         file=str(tmp_path / "mine.pth"), arch="vit_tiny_patch16_224", labels=str(tmp_path / "labels.txt")
     )
     if dialect == "torchvision":  # one process of its own is enough
-        monkeypatch.setattr(sandbox, "call", lambda _name, payload, **_: timm_models.describe(payload))
+        monkeypatch.setattr(sandbox, "call", lambda _name, payload, **_: describe(payload))
     candidate = own_candidate(own)
     assert candidate.parameters == sum(
         p.numel() for p in timm.create_model("vit_tiny_patch16_224", num_classes=5).parameters()

@@ -124,7 +124,7 @@ def test_zero_shot_takes_folders_and_writes_what_it_had_before_an_error(
         if len(calls) == 2:
             raise InputError("The scores are not finite.")
 
-    monkeypatch.setattr("vitrail.models.finite.check_outputs", check)
+    monkeypatch.setattr("vitrail.weights.finite.check_outputs", check)
     assert cli.main(["zero-shot", *photos, *options, "--json", "-"]) == 2
     found = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in found["predictions"]] == photos[:16]

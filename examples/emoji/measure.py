@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from vitrail.embeddings import Embedder
 from vitrail.errors import InputError
 from vitrail.learn import retrieval
-from vitrail.models.embed import open_embedder
+from vitrail.zeroshot.embed import open_embedder
 
 FEATURES = "tf_efficientnet_lite0"
 PIXELS = 32

@@ -1,14 +1,15 @@
-"""Parameters and MACs of well-known variants, counted on the meta device (`vitrail.models.cost`)."""
+"""Parameters and MACs of well-known variants, counted on the meta device (`vitrail.profiling.cost`)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from vitrail.models import build, cost
+from vitrail.models import build
 from vitrail.models.clip import CLIP
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
+from vitrail.profiling import cost
 
 __all__ = ["CLIPS", "SWINS", "VITS", "clip", "swin", "vit"]
 

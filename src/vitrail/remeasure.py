@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from vitrail import __version__, hardware, judge
+from vitrail import hardware, judge
 from vitrail.artifact import Artifact
 from vitrail.errors import ClaimError
 from vitrail.images.photos import PhotoSet, digest_of, photo_folder
@@ -16,6 +16,7 @@ from vitrail.measure import quiet
 from vitrail.measure.latency import Plan, finals
 from vitrail.measure.launch import ExportSubject
 from vitrail.stats import LAUNCHES_TO_PASS
+from vitrail.version import __version__
 from vitrail.vocabulary import (
     Environment,
     Export,

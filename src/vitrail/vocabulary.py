@@ -7,7 +7,6 @@ D width, K classes.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -495,8 +494,3 @@ class Selection:
     def leader(self) -> LedgerEntry | None:
         """The provisional best's entry; None where there is a winner, or nothing leads."""
         return next((e for e in self.ledger if e.variant.name == self.provisional), None)
-
-    def _repr_html_(self) -> str:
-        # A notebook's table. The report stands above the vocabulary, so it is found by name when asked for.
-        table = importlib.import_module("vitrail.report.notebook").selection_table_html(self)
-        return str(table)

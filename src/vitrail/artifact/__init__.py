@@ -11,15 +11,8 @@ from vitrail.artifact.bundle import (
     open_artifact,
     write,
 )
-from vitrail.artifact.manifest import (
-    SCHEMA_VERSION,
-    Evidence,
-    FileEntry,
-    Manifest,
-    ParityBounds,
-    Probability,
-    Reference,
-)
+from vitrail.artifact.manifest import SCHEMA_VERSION
+from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Probability, Reference
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -15,22 +15,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import __version__, store
-from vitrail.artifact.manifest import (
-    FORMAT,
-    MANIFEST_FILE,
-    SCHEMA_VERSION,
-    Evidence,
-    FileEntry,
-    Manifest,
-    ParityBounds,
-    Probability,
-    Reference,
-    decode,
-    encode,
-)
+from vitrail import store
+from vitrail.artifact.manifest import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, decode, encode
+from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Probability, Reference
 from vitrail.errors import InputError
 from vitrail.store import atomic_folder, sha256_file, writing
+from vitrail.version import __version__
 from vitrail.vocabulary import Export, Measurement, Preprocess, Selection, Variant
 
 MODEL_FOLDER = "model"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vitrail.artifact.records import Evidence, Manifest
 from vitrail.errors import InputError
 from vitrail.images.preprocess import check_preprocess
 from vitrail.limits import whole
@@ -24,9 +25,6 @@ from vitrail.vocabulary import (
     Variant,
     Workload,
 )
-
-if TYPE_CHECKING:
-    from vitrail.artifact.manifest import Evidence, Manifest
 
 DECIDING: dict[tuple[str, ...], type] = {
     ("preprocess",): Preprocess,

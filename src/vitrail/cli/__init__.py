@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vitrail import __version__
 from vitrail.errors import InputError, VitrailError
 from vitrail.privacy import quiet_process
+from vitrail.version import __version__
 from vitrail.words import shown
 
 __all__ = ["COMMANDS", "command_parser", "main"]

@@ -14,8 +14,8 @@ from vitrail.errors import InputError
 from vitrail.words import counted
 
 if TYPE_CHECKING:
-    from vitrail.models.kernel_session import Case
-    from vitrail.models.kernels import Kernel, Row
+    from vitrail.profiling.kernel_session import Case
+    from vitrail.profiling.kernels import Kernel, Row
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -67,8 +67,8 @@ def attention_document(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from vitrail import hardware
-    from vitrail.models import kernels
-    from vitrail.models.kernel_session import Case
+    from vitrail.profiling import kernels
+    from vitrail.profiling.kernel_session import Case
 
     kernels.check_device(args.device)
     facts = hardware.facts()

@@ -16,8 +16,8 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.embeddings import Table
-    from vitrail.models.embed import ModelEmbedder
     from vitrail.vocabulary import Weights
+    from vitrail.zeroshot.embed import ModelEmbedder
 
 SCHEMA_VERSION = 1
 HUB = "hub:"
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embedder(args: argparse.Namespace) -> ModelEmbedder:
-    from vitrail.models.embed import open_embedder
     from vitrail.models.table import MODELS
-    from vitrail.models.weights import WeightsFinder
+    from vitrail.weights.find import WeightsFinder
+    from vitrail.zeroshot.embed import open_embedder
     from vitrail.zeroshot.hub import Finder
 
     if MODELS.get(args.model, "").endswith(":CLIP"):

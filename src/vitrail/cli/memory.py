@@ -12,7 +12,7 @@ from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.models.memory import Setup
+    from vitrail.profiling.memory import Setup
 
 SCHEMA_VERSION = 1
 MEASURED_SHARE = 0.8
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises InputError for a model, size, batch or kernel that does not exist or does not go together.
     """
-    from vitrail.models.memory import Setup
+    from vitrail.profiling.memory import Setup
 
     setup = Setup(
         model=args.model,
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def memory_document(setup: Setup, *, measured: bool) -> dict[str, Any]:
     """The `--json` document: what was asked, `predicted_mib`, `measured_mib` (None: not asked or not to be
     had, `not_measured` says why), `machine_mib`, `fits` and `largest_batch`, all three by the prediction."""
-    from vitrail.models import memory
+    from vitrail.profiling import memory
 
     machine = _machine_mib()
     predicted = memory.predict(setup, budget_mib=machine)

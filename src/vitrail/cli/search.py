@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from vitrail.embeddings import Index
     from vitrail.images.find import called_image
-    from vitrail.models.embed import reopen
-    from vitrail.models.weights import WeightsFinder
+    from vitrail.weights.find import WeightsFinder
+    from vitrail.zeroshot.embed import reopen
     from vitrail.zeroshot.hub import Finder
 
     index = Index.read(args.index)

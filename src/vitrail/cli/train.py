@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     recipe, machine = recipe_of(args), machine_of(args)
     selecting = _selection_arguments(args)
     from vitrail.learn.finetune import Setup, finetune
-    from vitrail.models.weights import WeightsFinder
+    from vitrail.weights.find import WeightsFinder
 
     setup = Setup(
         data=args.data,

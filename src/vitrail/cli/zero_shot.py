@@ -102,7 +102,7 @@ def _classified(
 
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import prepare_batch, resized_short_side
-    from vitrail.models.finite import check_outputs
+    from vitrail.weights.finite import check_outputs
     from vitrail.zeroshot.head import classifier, text_head
 
     model = classifier(loaded.model, *text_head(loaded.model, loaded.tokenizer, classes, templates))

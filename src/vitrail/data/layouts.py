@@ -16,25 +16,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from vitrail.data.records import LAYOUTS, Broken, Layout, Split
+from vitrail.data.splits import SPLIT_NAMES
 from vitrail.errors import InputError
 from vitrail.images import find
 
-__all__ = ["SPLIT_NAMES", "ClassFolder", "Recognised", "recognise", "split_names"]
+__all__ = ["ClassFolder", "Recognised", "recognise", "split_names"]
 
-# The words that Hugging Face `datasets` takes for splits (its data_files.py), and "development".
-SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "development": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
 FILLERS = frozenset((
     "set", "sets", "data", "dataset", "split", "folder", "image", "images", "img", "imgs", "sample",
     "samples",

@@ -10,15 +10,14 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from vitrail.data.arrow import import_pyarrow
 from vitrail.data.records import Row, Source, Split
-from vitrail.data.sources import split_name
-from vitrail.errors import InputError, MissingExtraError
+from vitrail.data.splits import split_name
+from vitrail.errors import InputError
 
 REQUIRED = ("path", "label")
 OPTIONAL = "split"
-INSTALL = 'pip install "vitrail[parquet]"'
 
 Cells = tuple[str, Mapping[str, str]]
 """Where a row stands, and its cells by column."""
@@ -90,16 +89,6 @@ def parquet_cells(path: Path, required: Sequence[str], optional: Sequence[str]) 
         reason = _first_line(error)
         raise InputError(f"{path} cannot be read as Parquet ({reason}): write it again.") from None
     return [(f"{path} row {number}", row) for number, row in enumerate(cells, start=1)]
-
-
-def import_pyarrow(what: str) -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet, or MissingExtraError with the install line."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError(f"pyarrow, which {what[0].lower()}{what[1:]} needs,", INSTALL) from None
-    return pyarrow, pyarrow.parquet
 
 
 def _text(value: object) -> str:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.manifest import import_pyarrow
+from vitrail.data.arrow import import_pyarrow
 from vitrail.data.records import Row, Source, Split
-from vitrail.data.sources import split_name
+from vitrail.data.splits import split_name
 from vitrail.errors import InputError
 from vitrail.store import cache_dir, sha256_file, writing
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vitrail.data import layouts
-from vitrail.data.records import Layout, Row, Source, Split
+from vitrail.data.records import Layout, Row, Source
 from vitrail.errors import InputError
 from vitrail.images import find
 from vitrail.words import counted
@@ -37,14 +37,6 @@ def find_source(path: str | Path, layout: Layout | None = None) -> Source:
 
         return saved.read(root)
     return _folders(root, layout)
-
-
-def split_name(text: str, place: str) -> Split:
-    """Return the split that a source names; InputError, naming the place, for an unknown one."""
-    known = layouts.SPLIT_NAMES.get(text.strip().casefold())
-    if known is None:
-        raise InputError(f"{place} has the unknown split {text!r}: name it train, validation or test.")
-    return known
 
 
 def _manifest(path: Path) -> Source:

@@ -1,4 +1,4 @@
-"""Splitting by content: an image's split follows from its bytes and its class, never from names or order.
+"""The words for splits; and splitting by content: what follows from bytes and class, never names or order.
 
 A class's distinct digests are sorted by sha256(salt + digest), which is as good as shuffling them, and the
 sorted list is cut by the fractions. An image that is added moves the cuts by at most one place each, so it
@@ -16,11 +16,33 @@ from vitrail.data.records import SPLITS, Split
 from vitrail.errors import InputError
 
 FRACTIONS = (0.6, 0.2, 0.2)
+# The words that Hugging Face `datasets` takes for splits (its data_files.py), and "development".
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
 LEAST = len(SPLITS)
 """Distinct images a class needs: one in each split."""
 
 # Part of every recorded split: another salt would be another split of all data sets.
 _SALT = b"vitrail.data/1 "
+
+
+def split_name(text: str, place: str) -> Split:
+    """Return the split that a source names; InputError, naming the place, for an unknown one."""
+    known = SPLIT_NAMES.get(text.strip().casefold())
+    if known is None:
+        raise InputError(f"{place} has the unknown split {text!r}: name it train, validation or test.")
+    return known
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:

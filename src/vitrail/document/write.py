@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from vitrail import __version__
 from vitrail import vocabulary as v
 from vitrail.document import schema
+from vitrail.version import __version__
 from vitrail.words import utf8
 
 

@@ -3,7 +3,7 @@
     photos ──Embedder──► Table ──write_table──► OUT.parquet ──Index.read──► Index ──search──► Hits
 
 Vectors are float32 of length 1, so the product of two is the cosine of the angle between them. What runs a
-model comes from above (`vitrail.models.embed`); nothing here imports one.
+model comes from above (`vitrail.zeroshot.embed`); nothing here imports one.
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ from typing import Any, Literal, cast
 import msgspec
 import numpy as np
 
-from vitrail import __version__, store
+from vitrail import store
 from vitrail.embeddings.embedder import Embedder, Origin
 from vitrail.errors import InputError, MissingExtraError, VitrailError
+from vitrail.version import __version__
 from vitrail.words import is_utf8, utf8, utf8_all
 
 __all__ = ["Broken", "Table", "check_installed", "embed", "read_table", "write_table"]

@@ -15,8 +15,8 @@ from torch.export import Dim
 
 from vitrail.errors import VitrailError
 from vitrail.export import attention
-from vitrail.models.finite import check_outputs
 from vitrail.privacy import import_engine
+from vitrail.weights.finite import check_outputs
 
 INPUT, OUTPUT = "images", "scores"
 TRACED_BATCH = 2

@@ -11,11 +11,12 @@ from torch import nn
 
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
-from vitrail.models import checkpoints, clip, timm
-from vitrail.models.finite import check_outputs
-from vitrail.models.labels import labels
+from vitrail.models import clip, timm
 from vitrail.models.vit import ViT
 from vitrail.vocabulary import Implementation
+from vitrail.weights import checkpoints
+from vitrail.weights.finite import check_outputs
+from vitrail.weights.labels import labels
 
 __all__ = ["Source", "check", "module", "with_head", "without_classifier"]
 

@@ -107,7 +107,7 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from vitrail.export import onnx, source
-    from vitrail.models.labels import labels
+    from vitrail.weights.labels import labels
 
     request = msgspec.convert(payload, ExportRequest)
     torch.set_num_threads(request.threads)
@@ -161,7 +161,7 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
     from vitrail.export import source
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import crops
-    from vitrail.models.finite import check_outputs
+    from vitrail.weights.finite import check_outputs
 
     request = msgspec.convert(payload, ReferenceRequest)
     torch.set_num_threads(request.threads)

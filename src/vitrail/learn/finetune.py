@@ -35,8 +35,8 @@ from vitrail.learn.run import CheckpointFile, Kept, Run, Watcher, said_once
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.limits import whole
-from vitrail.models.weights import WeightsFinder
 from vitrail.vocabulary import Layout
+from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
 
 __all__ = ["Machine", "Setup", "finetune", "images_of", "launched", "on_threads"]

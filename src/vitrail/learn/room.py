@@ -7,7 +7,7 @@ from vitrail.errors import InputError
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.start import Start
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.models import memory
+from vitrail.profiling import memory
 
 __all__ = ["checked", "fewest_parts"]
 

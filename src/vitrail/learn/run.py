@@ -31,13 +31,13 @@ from vitrail import store
 from vitrail.errors import InputError
 from vitrail.learn.asked import ASKED, Asked, Record, continued
 from vitrail.learn.metrics import Metrics
+from vitrail.learn.progress import Progress
 from vitrail.learn.recipe import Leg
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from vitrail.learn.order import Steps
-    from vitrail.learn.train import Progress
 
 __all__ = ["CheckpointFile", "Kept", "Run", "SaidElsewhere", "Watcher", "said_once"]
 

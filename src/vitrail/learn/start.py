@@ -12,11 +12,13 @@ from torch import nn
 
 from vitrail import catalog, models
 from vitrail.errors import InputError
-from vitrail.models import checkpoints, cost, timm
+from vitrail.models import timm
 from vitrail.models.table import OWN
-from vitrail.models.weights import WeightsFinder, WeightsUnavailable
+from vitrail.profiling import cost
 from vitrail.store import sha256_file
 from vitrail.vocabulary import Candidate, Implementation, Preprocess
+from vitrail.weights import checkpoints
+from vitrail.weights.find import WeightsFinder, WeightsUnavailable
 
 __all__ = ["Start", "starting"]
 

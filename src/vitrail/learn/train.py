@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,11 +38,12 @@ from torch.utils.data import DataLoader
 from vitrail.errors import InputError
 from vitrail.learn.finite import origin
 from vitrail.learn.order import Steps, seed_of
+from vitrail.learn.progress import Progress
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
-from vitrail.models.process import freed_memory_kept
+from vitrail.profiling.process import freed_memory_kept
 
-__all__ = ["Progress", "Task", "train"]
+__all__ = ["Task", "train"]
 
 SKIPPED_AT_MOST = 20
 """Steps in a row that fp16's scaler may skip; it halves the loss's scale each time, from 65,536."""
@@ -78,24 +79,6 @@ class Task(Protocol):
     def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
         """Figures on the validation data; every process calls it and gets the same."""
         ...
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in a checkpoint."""
-
-    step: int = 0
-    """Steps done."""
-    seconds: float = 0.0
-    """Of training and evaluating, over all its starts."""
-    best: float = -math.inf
-    best_epoch: int = 0
-    best_file: str = ""
-    best_sha256: str = ""
-    loss_sum: float = 0.0
-    """Of the current epoch's steps."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """The figures of each epoch."""
 
 
 @freed_memory_kept()

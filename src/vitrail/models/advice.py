@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
-from vitrail.models.checkpoints import Head, mismatch
 from vitrail.models.facts import contradiction
-from vitrail.models.naming import NotWhole, in_our_names, is_head
-from vitrail.models.stated import Stated
 from vitrail.models.table import MODELS
 from vitrail.models.variants import looked_up
+from vitrail.weights.checkpoints import Head, mismatch
+from vitrail.weights.naming import NotWhole, in_our_names, is_head
+from vitrail.weights.stated import Stated
 
 __all__ = ["about_head", "fitting_name", "name_instead"]
 

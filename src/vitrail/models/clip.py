@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
-from vitrail.models.dialects import Dialect, Unclear
-from vitrail.models.dialects.clip import DIALECTS, OPENAI_FACTS
 from vitrail.models.text import TextConfig, TextTransformer
 from vitrail.models.vit import ViT, ViTConfig
+from vitrail.weights.dialects import Dialect, Unclear
+from vitrail.weights.dialects.clip import DIALECTS, OPENAI_FACTS
 
 __all__ = ["CLIP", "VARIANTS", "CLIPConfig", "Embeddings", "ZeroShotClassifier", "similarity"]
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
-from vitrail.models import advice, checkpoints
-from vitrail.models.checkpoints import Unfit
-from vitrail.models.dialects import Unclear
+from vitrail.models import advice
 from vitrail.models.facts import contradiction
-from vitrail.models.finite import check_weights
-from vitrail.models.naming import NotWhole, in_our_names, is_head
-from vitrail.models.stated import beside
 from vitrail.models.variants import looked_up
+from vitrail.weights import checkpoints
+from vitrail.weights.checkpoints import Unfit
+from vitrail.weights.dialects import Unclear
+from vitrail.weights.finite import check_weights
+from vitrail.weights.naming import NotWhole, in_our_names, is_head
+from vitrail.weights.stated import beside
 
 __all__ = ["Unfit", "build", "fitting", "load_weights"]
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.models.clip import CLIP
-from vitrail.models.dialects.clip import OPENAI_FACTS
-from vitrail.models.stated import Stated
 from vitrail.models.swin import Swin, WindowAttention
 from vitrail.models.variants import looked_up
 from vitrail.models.vit import ViT, ViTConfig
+from vitrail.weights.dialects.clip import OPENAI_FACTS
+from vitrail.weights.stated import Stated
 
 __all__ = ["Contradiction", "contradiction"]
 

@@ -38,8 +38,6 @@ from torch.nn import functional as F
 
 from vitrail.errors import InputError
 from vitrail.models.attention import attend, check_kernel
-from vitrail.models.dialects import Dialect, Unclear
-from vitrail.models.dialects.swin import DERIVED, DIALECTS
 from vitrail.models.layers import DropPath, Mlp, check_images, drop_path_rates, inferring
 from vitrail.models.linear import linear
 from vitrail.models.windows import (
@@ -53,6 +51,8 @@ from vitrail.models.windows import (
     window_of_index,
     within,
 )
+from vitrail.weights.dialects import Dialect, Unclear
+from vitrail.weights.dialects.swin import DERIVED, DIALECTS
 
 __all__ = ["VARIANTS", "Swin", "SwinConfig"]
 

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from vitrail.errors import InputError
-from vitrail.models import advice, checkpoints, factory
-from vitrail.models.names import spellings
-from vitrail.models.stated import beside
+from vitrail.models import advice, factory
 from vitrail.models.table import MODELS
+from vitrail.weights import checkpoints
+from vitrail.weights.names import spellings
+from vitrail.weights.stated import beside
 
-__all__ = ["build", "classes_in", "describe", "fitted", "is_ours"]
+__all__ = ["build", "classes_in", "fitted", "is_ours"]
 
 INTERPOLATIONS, CROP_MODES = ("bicubic", "bilinear"), ("center", "squash")
 
@@ -139,40 +140,6 @@ def _takes_image_size(architecture: str) -> bool:
         return False
     entry = timm.model_entrypoint(architecture)
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(entry).parameters.values())
-
-
-def describe(payload: dict[str, Any]) -> dict[str, Any]:
-    """Facts of an architecture for a candidate: timm's preprocess, parameters, MACs, activations.
-
-    Payload: `architecture` (timm's name; a tag chooses its preprocess), `classes`, `weights` (a file that
-    must fit it) and `image_size` in pixels (None: timm's). What a user got wrong comes back as
-    `{"refused": sentence}`. Runs in a child of measure/sandbox.py.
-    """
-    try:
-        return _describe(
-            str(payload["architecture"]), int(payload["classes"]), payload["image_size"], payload["weights"]
-        )
-    except InputError as error:
-        return {"refused": str(error)}
-
-
-def _describe(name: str, classes: int, image_size: int | None, weights: str) -> dict[str, Any]:
-    from vitrail.models.cost import count
-
-    architecture = name.split(".")[0]
-    check_known(architecture)
-    preprocess = published_preprocess(name)
-    size = image_size or preprocess["image_size"]
-    with torch.device("meta"):
-        model = build(architecture, image_size=size, classes=classes, weights=None)
-    fitted(model, architecture, Path(weights), image_size=size, classes=classes)
-    cost = count(model, size)
-    return {
-        "preprocess": preprocess,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "activations": cost.activations,
-    }
 
 
 def published_preprocess(name: str) -> dict[str, Any]:

@@ -27,8 +27,6 @@ from torch.nn import functional as F
 
 from vitrail.errors import InputError
 from vitrail.models.attention import attend, check_kernel
-from vitrail.models.dialects import Dialect, Unclear
-from vitrail.models.dialects.vit import DIALECTS, settle
 from vitrail.models.layers import (
     ACTIVATIONS,
     DropPath,
@@ -39,6 +37,8 @@ from vitrail.models.layers import (
     inferring,
 )
 from vitrail.models.linear import Linear
+from vitrail.weights.dialects import Dialect, Unclear
+from vitrail.weights.dialects.vit import DIALECTS, settle
 
 __all__ = ["VARIANTS", "Attention", "Block", "ViT", "ViTConfig", "resample_positions"]
 

@@ -1,7 +1,8 @@
-"""A selection as a small table for notebooks (`Selection._repr_html_`), the whole ledger folded below it."""
+"""A selection as a small table for notebooks, the whole ledger folded below it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -19,6 +20,14 @@ _CELL = (
 )
 _FIXED = "padding:.2em .8em .2em 0;text-align:left;vertical-align:top;white-space:nowrap"
 _BOX = "overflow-x:auto;max-width:100%"
+
+
+def show_in_notebooks() -> None:
+    """Have a running IPython (Jupyter, Colab) show each `Selection` as this table; without one do nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        shell.display_formatter.formatters["text/html"].for_type(Selection, selection_table_html)
 
 
 def selection_table_html(selection: Selection, rows: int = 12) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import __version__, hardware, runtimes, stats, store
+from vitrail import hardware, runtimes, stats, store
 from vitrail.artifact import Bundle, Evidence, ParityBounds
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
@@ -27,8 +27,8 @@ from vitrail.images.labels import read_labels
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import accuracy, parity, sandbox
 from vitrail.measure.launch import ExportSubject
-from vitrail.models.weights import Located, WeightsFinder, WeightsUnavailable
 from vitrail.selection.workshop import Workshop
+from vitrail.version import __version__
 from vitrail.vocabulary import (
     Candidate,
     Classification,
@@ -40,6 +40,7 @@ from vitrail.vocabulary import (
     Variant,
     Workload,
 )
+from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
 
 METHOD_VERSION = "2"
 """Part of every measurement's key: raise it when docs/measurement.md changes what a figure means."""

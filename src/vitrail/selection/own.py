@@ -13,9 +13,9 @@ from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
 from vitrail.measure import sandbox
-from vitrail.models.weights import check_file
 from vitrail.units import percent
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+from vitrail.weights.find import check_file
 
 DESCRIBE_TIMEOUT_S = 120.0
 DESCRIBE_MEMORY_MIB = 8192.0
@@ -87,7 +87,7 @@ def _described(own: OwnWeights, classes: int, known: Candidate | None) -> dict[s
     }
     try:
         facts: dict[str, Any] = sandbox.call(
-            "vitrail.models.timm:describe",
+            "vitrail.profiling.describe:describe",
             payload,
             timeout_s=DESCRIBE_TIMEOUT_S,
             memory_mib=DESCRIBE_MEMORY_MIB,

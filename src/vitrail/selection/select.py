@@ -20,7 +20,7 @@ from vitrail.images.photos import PhotoSet
 from vitrail.measure import peaks as engine_peaks
 from vitrail.measure import quiet
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.models.weights import WeightsFinder
+from vitrail.report import notebook
 from vitrail.requirements import check
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
@@ -34,6 +34,7 @@ from vitrail.selection.search import Progress, Search
 from vitrail.selection.trained import Runs, beside, data_of, measured_runs, notes_of, read_runs
 from vitrail.selection.workshop import Workshop
 from vitrail.vocabulary import Candidate, LedgerEntry, Requirements, SearchSettings, Selection, Workload
+from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
 from vitrail.zeroshot.hub import Finder
@@ -125,6 +126,7 @@ def select(
             road.doing(f"writing and verifying {out}")
             tower = towers.get(entry.variant.candidate.name) if keep_text_tower else None
             watcher.note(ship(selection, entry, search, Path(out), overwrite=overwrite, text_tower=tower))
+    notebook.show_in_notebooks()
     return selection
 
 

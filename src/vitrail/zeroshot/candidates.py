@@ -14,8 +14,8 @@ from vitrail import store
 from vitrail.artifact import TextTower
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
-from vitrail.models.weights import WeightsUnavailable, check_file
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+from vitrail.weights.find import WeightsUnavailable, check_file
 from vitrail.words import counted
 from vitrail.zeroshot.fold import FoldRequest
 from vitrail.zeroshot.hub import Finder, bare

@@ -39,7 +39,7 @@ def _fold(request: FoldRequest) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    from vitrail.models import cost
+    from vitrail.profiling import cost
     from vitrail.zeroshot import head, loading
 
     torch.set_num_threads(request.threads)

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from vitrail.errors import InputError
 from vitrail.limits import whole
 from vitrail.models.clip import CLIP, ZeroShotClassifier
-from vitrail.models.finite import check_outputs
 from vitrail.models.tokenizer import Tokenizer
+from vitrail.weights.finite import check_outputs
 from vitrail.zeroshot.prompts import class_names, filled
 
 __all__ = ["TextHead", "ZeroShotClassifier", "check_names", "classifier", "text_head", "tokens_of"]

@@ -1,4 +1,4 @@
-"""CLIP's files from the Hugging Face hub, fetched as `models.weights` fetches those of classifiers."""
+"""CLIP's files from the Hugging Face hub, fetched as `weights.find` fetches those of classifiers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from vitrail.errors import InputError
-from vitrail.models.weights import HUB_FILES, WeightsFinder
 from vitrail.vocabulary import Candidate, Preprocess, Weights
+from vitrail.weights.find import HUB_FILES, WeightsFinder
 
 __all__ = ["TOKENIZER_FILES", "Finder", "bare", "fetch", "repository", "weights_files"]
 

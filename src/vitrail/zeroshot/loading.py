@@ -13,8 +13,8 @@ from vitrail.models.clip import CLIP, CLIPConfig
 from vitrail.models.table import MODELS
 from vitrail.models.text import CLIP_TOKENIZER
 from vitrail.models.tokenizer import Tokenizer, load_tokenizer
-from vitrail.models.weights import check_file
 from vitrail.vocabulary import Preprocess, Weights
+from vitrail.weights.find import check_file
 from vitrail.zeroshot import hub
 from vitrail.zeroshot.published import Published, of_hub, of_model, preprocess_of, published
 

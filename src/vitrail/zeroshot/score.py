@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.models.clip import CLIP
-from vitrail.models.finite import check_outputs
+from vitrail.weights.finite import check_outputs
 
 __all__ = ["Score", "clip_score"]
 

@@ -13,16 +13,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
-from vitrail.models.memory import MIB, ROLES, Setup
-from vitrail.models.process import give_back, malloc_state, peak_mib, resident_mib, restart_peak
 from vitrail.models.table import MODELS
+from vitrail.profiling.memory import MIB, ROLES, Setup
+from vitrail.profiling.process import give_back, malloc_state, peak_mib, resident_mib, restart_peak
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vitrail.models.cost import Cost
-    from vitrail.models.lifetimes import Lifetimes
+    from vitrail.profiling.cost import Cost
+    from vitrail.profiling.lifetimes import Lifetimes
 
 REPEATS = 2
 """Calls after the first, for `repeated`."""
@@ -112,7 +112,7 @@ class _Peaks:
 def _cost(setup: Setup) -> Cost:
     import torch
 
-    from vitrail.models import cost
+    from vitrail.profiling import cost
 
     assert setup.image_size is not None
     with torch.device("meta"):
@@ -122,7 +122,7 @@ def _cost(setup: Setup) -> Cost:
 
 def _peak(lifetimes: Lifetimes, threshold: int, spare: int) -> dict[str, float]:
     """MiB of each role, and of the allocator, at the moment when most memory is resident."""
-    from vitrail.models.heap import Heap
+    from vitrail.profiling.heap import Heap
 
     heap = Heap(threshold=threshold, spare=spare)
     alive: dict[str, int] = dict.fromkeys(ROLES, 0)
@@ -145,7 +145,7 @@ def _peak(lifetimes: Lifetimes, threshold: int, spare: int) -> dict[str, float]:
 def _lifetimes(setup: Setup, batch_size: int) -> Lifetimes:
     import torch
 
-    from vitrail.models import lifetimes
+    from vitrail.profiling import lifetimes
 
     with torch.device("meta"):
         model = _built(setup)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitrail.models.dialects import Dialect
-from vitrail.models.dialects import clip as _clip
+from vitrail.weights.dialects import Dialect
+from vitrail.weights.dialects import clip as _clip
 
 __all__ = ["DIALECTS", "settle"]
 

@@ -25,7 +25,7 @@ from vitrail import hardware
 from vitrail.errors import InputError
 from vitrail.measure.sandbox import Child, ChildFailure
 from vitrail.models.attention import KERNELS, attend, choose
-from vitrail.models.kernel_session import PRECISIONS, PROBE_TOKENS, Case, inputs
+from vitrail.profiling.kernel_session import PRECISIONS, PROBE_TOKENS, Case, inputs
 
 __all__ = [
     "MEASURED",
@@ -245,7 +245,7 @@ def measure(case: Case, kernels: list[Kernel], *, seed: int = 0) -> list[Row]:
         children = {
             name: stack.enter_context(
                 Child(
-                    "vitrail.models.kernel_session:start",
+                    "vitrail.profiling.kernel_session:start",
                     {"kernel": name, "case": asdict(case)},
                     memory_mib=(room if case.device == "cpu" else free_mib("cpu")) + PROCESS_MIB,
                     name=name,

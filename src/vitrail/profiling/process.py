@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psutil
 
 from vitrail.errors import InputError
-from vitrail.models.heap import INITIAL_THRESHOLD, MOST_THRESHOLD, PAGE
+from vitrail.profiling.heap import INITIAL_THRESHOLD, MOST_THRESHOLD, PAGE
 
 __all__ = ["freed_memory_kept", "give_back", "malloc_state", "peak_mib", "resident_mib", "restart_peak"]
 

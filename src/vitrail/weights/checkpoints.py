@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from vitrail.errors import InputError
-from vitrail.models.finite import check_weights
-from vitrail.models.names import plain, spellings
-from vitrail.models.weights import check_file
+from vitrail.weights.find import check_file
+from vitrail.weights.finite import check_weights
+from vitrail.weights.names import plain, spellings
 
 __all__ = ["HEAD_FIXES", "Head", "Unfit", "fitted", "load_into", "mismatch", "read_state_dict"]
 

@@ -6,7 +6,7 @@ images is the ViT's head, stored by OpenAI and open_clip to be multiplied from t
 
 from __future__ import annotations
 
-from vitrail.models.dialects import Dialect
+from vitrail.weights.dialects import Dialect
 
 __all__ = ["DIALECTS", "HUGGING_FACE", "OPENAI_FACTS", "TRUNK", "VISUAL"]
 

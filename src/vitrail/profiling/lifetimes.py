@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitrail.models.scratch import KERNEL_BYTES, kernel, phases
+from vitrail.profiling.scratch import KERNEL_BYTES, kernel, phases
 
 __all__ = ["Event", "Lifetimes", "inference", "training"]
 

@@ -8,7 +8,7 @@ torchvision's v2 keeps q, k and v's biases in one tensor whose middle third it n
 
 from __future__ import annotations
 
-from vitrail.models.dialects import Dialect
+from vitrail.weights.dialects import Dialect
 
 __all__ = ["DERIVED", "DIALECTS"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from vitrail.models.dialects import Dialect, detect, translate
-from vitrail.models.names import plain, spellings
+from vitrail.weights.dialects import Dialect, detect, translate
+from vitrail.weights.names import plain, spellings
 
 __all__ = ["NotWhole", "in_our_names", "is_head"]
 

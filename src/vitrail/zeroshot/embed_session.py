@@ -25,12 +25,12 @@ from vitrail.catalog.table import NORMALISATIONS
 from vitrail.errors import InputError
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
-from vitrail.models import checkpoints
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP
 from vitrail.models.table import MODELS
 from vitrail.models.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Implementation, Preprocess
+from vitrail.weights import checkpoints
 
 __all__ = ["Request", "Session", "start"]
 

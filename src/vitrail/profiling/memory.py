@@ -111,7 +111,7 @@ def _in_child(
     function: str, payload: Mapping[str, Any], timeout_s: float, name: str, memory_mib: float
 ) -> dict[str, Any]:
     answer: dict[str, Any] = sandbox.call(
-        f"vitrail.models.memory_session:{function}",
+        f"vitrail.profiling.memory_session:{function}",
         payload,
         timeout_s=timeout_s,
         memory_mib=memory_mib,

@@ -23,8 +23,8 @@ from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
 from vitrail.limits import whole
 from vitrail.measure.sandbox import Child
-from vitrail.models.weights import WeightsFinder, check_file
 from vitrail.vocabulary import Candidate, Preprocess, Weights
+from vitrail.weights.find import WeightsFinder, check_file
 
 __all__ = ["ModelEmbedder", "open_embedder", "reopen"]
 
@@ -74,7 +74,7 @@ class ModelEmbedder(Embedder):
         self._folder = tempfile.TemporaryDirectory(prefix="vitrail-embed-")
         limit = psutil.virtual_memory().total / MIB * MEMORY_SHARE
         self._child = Child(
-            "vitrail.models.embed_session:start", payload, memory_mib=limit, name=f"embedding with {model}"
+            "vitrail.zeroshot.embed_session:start", payload, memory_mib=limit, name=f"embedding with {model}"
         )
         try:
             _refused(self._child.result(LOAD_TIMEOUT_S))

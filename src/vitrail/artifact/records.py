@@ -1,0 +1,119 @@
+"""What a manifest holds, as frozen records (docs/artifact.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from vitrail.vocabulary import (
+    Accuracy,
+    Classification,
+    Environment,
+    LatencyFigures,
+    Memory,
+    Parity,
+    Preprocess,
+    Requirements,
+    RunnerFacts,
+    Training,
+    Variant,
+    Verdict,
+    Workload,
+)
+
+Probability: TypeAlias = Literal["softmax", "sigmoid"]
+"""How scores become probabilities: over all classes, or each by itself (SigLIP)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the artifact: content digest and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityBounds:
+    """What the outputs must hold against the fp32 eager reference, with the precision's meaning."""
+
+    cosine: float
+    """Smallest cosine similarity of one photo's scores."""
+    relative_error: float
+    """Largest ||scores - reference|| / ||reference|| of one photo."""
+    agreement: float
+    """Smallest share of decided photos that keep the reference's top-1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Why this variant was selected: what was asked, what was observed, where, and each verdict."""
+
+    requirements: Requirements
+    workload: Workload
+    accuracy: Accuracy | None = None
+    request: LatencyFigures | None = None
+    model: LatencyFigures | None = None
+    throughput: float | None = None
+    memory: Memory | None = None
+    parity: Parity | None = None
+    classification: Classification | None = None
+    """On the validation split of the user's labelled images."""
+    test: Classification | None = None
+    """On the test split, which no choice has looked at."""
+    expected_test: tuple[float, float] | None = None
+    """95 % prediction interval in % for `test.accuracy`, from the validation split alone."""
+    training: Training | None = None
+    """How the weights came about, where they were trained here."""
+    verdicts: tuple[Verdict, ...] = ()
+    facts: RunnerFacts | None = None
+    """What the engine did when the figures were taken."""
+    environment: Environment | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Photos with their outputs, for checking the artifact without torch; paths inside the artifact."""
+
+    photos: tuple[str, ...]
+    fp32_outputs: str
+    """`.npy`, float32 (photos, K): the fp32 eager reference's scores of each photo's evaluation crop."""
+    own_outputs: str
+    """`.npy`, float32 (photos, K): what this artifact's export gave when it was written."""
+    bounds: ParityBounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that `manifest.json` holds, its own digest aside."""
+
+    format: str
+    schema_version: int
+    vitrail: str
+    """Version of Vitrail that wrote the artifact."""
+    created: str
+    """UTC time, ISO 8601."""
+    name: str
+    """`Variant.name`."""
+    variant: Variant
+    preprocess: Preprocess
+    classes: int
+    """K, the number of labels."""
+    labels: str
+    """UTF-8 text file inside the artifact, one label a line, line i for class i - 1."""
+    folder: str
+    """Folder of the export inside the artifact."""
+    entry: str
+    """File inside `folder` that the engine loads."""
+    probability: Probability = "softmax"
+    """The first manifests of schema 1 do not say it."""
+    toolchain: tuple[tuple[str, str], ...]
+    """(library, version) of everything that made the export."""
+    evidence: Evidence
+    measurement: str | None
+    """JSON file inside the artifact: the raw measurement with every sample; None: not kept."""
+    reference: Reference
+    files: dict[str, FileEntry]
+    """Every file of the artifact but the manifest, by its path with `/` between the parts."""

@@ -1,0 +1,1 @@
+"""What a model costs: multiply-accumulates, memory, and the time of attention kernels."""

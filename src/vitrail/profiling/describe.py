@@ -1,0 +1,44 @@
+"""What a candidate of the user's own costs and how its images are prepared, from its architecture's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.errors import InputError
+from vitrail.models import timm
+from vitrail.profiling.cost import count
+
+
+def describe(payload: dict[str, Any]) -> dict[str, Any]:
+    """Facts of an architecture for a candidate: timm's preprocess, parameters, MACs, activations.
+
+    Payload: `architecture` (timm's name; a tag chooses its preprocess), `classes`, `weights` (a file that
+    must fit it) and `image_size` in pixels (None: timm's). What a user got wrong comes back as
+    `{"refused": sentence}`. Runs in a child of measure/sandbox.py.
+    """
+    try:
+        return _describe(
+            str(payload["architecture"]), int(payload["classes"]), payload["image_size"], payload["weights"]
+        )
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _describe(name: str, classes: int, image_size: int | None, weights: str) -> dict[str, Any]:
+    architecture = name.split(".")[0]
+    timm.check_known(architecture)
+    preprocess = timm.published_preprocess(name)
+    size = image_size or preprocess["image_size"]
+    with torch.device("meta"):
+        model = timm.build(architecture, image_size=size, classes=classes, weights=None)
+    timm.fitted(model, architecture, Path(weights), image_size=size, classes=classes)
+    cost = count(model, size)
+    return {
+        "preprocess": preprocess,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "activations": cost.activations,
+    }

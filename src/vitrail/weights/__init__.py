@@ -1,0 +1,1 @@
+"""Weights files: found, read, checked, and their tensors' names translated into ours."""
