@@ -23,8 +23,8 @@ from vitrail.models import factory
 from vitrail.models.clip import CLIP, VARIANTS, CLIPConfig, similarity
 from vitrail.models.table import OWN
 from vitrail.models.text import TextConfig, TextTransformer
-from vitrail.models.tokenizer import BPETokenizer
 from vitrail.models.vit import ViT, ViTConfig
+from vitrail.text.tokenizer import BPETokenizer
 from vitrail.weights.checkpoints import read_state_dict
 from vitrail.weights.dialects import detect, translate
 
@@ -488,7 +488,7 @@ class TestText:
         state = translate(theirs.state_dict(), dialect)
         model.load_state_dict({name.removeprefix("text."): tensor for name, tensor in state.items()})
         texts = ["a photo of a cat", "", "ein Foto von zwei Hunden im Schnee, " * 20]
-        tokens = BPETokenizer()(texts, truncate=True)
+        tokens = torch.from_numpy(BPETokenizer()(texts, truncate=True))
         with torch.no_grad():
             close(model(tokens), theirs(open_clip.tokenize(texts)))
 
@@ -563,6 +563,7 @@ class TestBadInput:
             (torch.zeros(1, 0, dtype=torch.int64), "0 tokens and the model reads 12"),
             (torch.zeros(0, LENGTH, dtype=torch.int64), "at least one text"),
             (torch.zeros(1, LENGTH), "int64, not float32"),
+            (np.zeros((1, LENGTH), np.int64), r"a tensor, not ndarray.*torch\.from_numpy"),
             (torch.full((1, LENGTH), VOCABULARY), "96 is outside the vocabulary of 96"),
             (torch.full((1, LENGTH), -1), "-1 is outside the vocabulary"),
         ],

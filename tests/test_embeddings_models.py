@@ -25,8 +25,8 @@ from vitrail.install import here
 from vitrail.models import build, clip
 from vitrail.models.table import MODELS
 from vitrail.models.text import TextConfig
-from vitrail.models.tokenizer import BPETokenizer
 from vitrail.models.vit import ViTConfig
+from vitrail.text.tokenizer import BPETokenizer
 from vitrail.zeroshot import embed, embed_session
 
 pytestmark = pytest.mark.slow
@@ -245,7 +245,7 @@ def test_clip_texts_are_the_text_tower_s(tiny, capsys):
     assert (table.content, table.names) == ("text", tuple(texts))
     assert [broken.name for broken in table.broken] == [long.strip()]
     with torch.inference_mode():
-        expected = loaded(tiny, "tiny-clip").encode_text(BPETokenizer()(texts))
+        expected = loaded(tiny, "tiny-clip").encode_text(torch.from_numpy(BPETokenizer()(texts)))
     np.testing.assert_allclose(table.vectors_ND, expected.numpy(), atol=1e-5)
     assert run("search", out, "a photo of a dog.", "--top", 2, "--json", "found.json") == 0
     assert json.loads((tiny / "found.json").read_text())["hits"][0]["name"] == "a photo of a dog."
@@ -257,7 +257,11 @@ def test_a_text_finds_the_images_whose_cosine_is_largest(tiny, capsys):
     assert run("search", out, "a grilled cheese sandwich", "--top", 5, "--json", "-") == 0
     document = json.loads(capsys.readouterr().out)
     with torch.inference_mode():
-        text = loaded(tiny, "tiny-clip").encode_text(BPETokenizer()(["a grilled cheese sandwich"]))[0].numpy()
+        text = (
+            loaded(tiny, "tiny-clip")
+            .encode_text(torch.from_numpy(BPETokenizer()(["a grilled cheese sandwich"])))[0]
+            .numpy()
+        )
     scores = read_table(out).vectors_ND @ text
     assert [hit["row"] for hit in document["hits"]] == np.argsort(-scores)[:5].tolist()
     assert document["query_content"] == "text"

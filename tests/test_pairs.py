@@ -21,7 +21,7 @@ from vitrail.learn import retrieval
 from vitrail.learn.losses import Right, clip_loss, siglip_loss
 from vitrail.learn.pairs import Contrastive, Texts, TrainingPairs, read_texts
 from vitrail.models.clip import CLIP, VARIANTS
-from vitrail.models.tokenizer import BPETokenizer
+from vitrail.text.tokenizer import BPETokenizer
 
 pytestmark = pytest.mark.slow
 

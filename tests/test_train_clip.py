@@ -19,7 +19,7 @@ from vitrail.learn import pairs_room
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import Watcher
 from vitrail.models import clip, factory, table
-from vitrail.models.tokenizer import load_tokenizer
+from vitrail.text.tokenizer import load_tokenizer
 from vitrail.zeroshot import published
 
 pytestmark = pytest.mark.slow
@@ -232,7 +232,7 @@ def by_hand(model, weights, photo, text):
     mean, std = (np.array(v, np.float32) for v in (published.OPENAI.mean, published.OPENAI.std))
     image_1CHW = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None]
     with torch.no_grad():
-        image, words, *_ = built(image_1CHW, load_tokenizer(built.config.text)([text]))
+        image, words, *_ = built(image_1CHW, torch.from_numpy(load_tokenizer(built.config.text)([text])))
     return float((image * words).sum())
 
 

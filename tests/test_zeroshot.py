@@ -28,7 +28,7 @@ from vitrail.images.preprocess import prepare
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP, VARIANTS, CLIPConfig, similarity
 from vitrail.models.table import OWN
-from vitrail.models.tokenizer import BPETokenizer
+from vitrail.text.tokenizer import BPETokenizer
 from vitrail.vocabulary import Preprocess
 from vitrail.zeroshot import prompts
 from vitrail.zeroshot.head import check_names, classifier, text_head
@@ -153,7 +153,7 @@ class TestHead:
     def test_braces_of_a_name_stay(self, pairs, tokenizer):
         ours, _ = pairs["CLIP"]
         with torch.no_grad():
-            text = ours.encode_text(tokenizer([f"a {name}" for name in CLASSES]))
+            text = ours.encode_text(torch.from_numpy(tokenizer([f"a {name}" for name in CLASSES])))
         close(text_head(ours, tokenizer, CLASSES, ["a {}"]).weight_KE, text * ours.scale())
 
     @pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
@@ -196,7 +196,7 @@ class TestHead:
 def test_clip_score_is_the_papers(pairs, tokenizer):
     ours, theirs = pairs["CLIP"]
     texts = ["a cat", "a tram", "two cats"]
-    found = clip_score(ours, images(3), tokenizer(texts))
+    found = clip_score(ours, images(3), torch.from_numpy(tokenizer(texts)))
     with torch.no_grad():
         image, text = theirs.encode_image(images(3)), theirs.encode_text(open_clip.tokenize(texts))
     cosine = torch.nn.functional.cosine_similarity(image, text)
@@ -206,7 +206,7 @@ def test_clip_score_is_the_papers(pairs, tokenizer):
     turned = copy.deepcopy(ours)
     with torch.no_grad():
         turned.text.projection.weight.neg_()
-    found = clip_score(turned, images(3), tokenizer(texts))
+    found = clip_score(turned, images(3), torch.from_numpy(tokenizer(texts)))
     close(found.cosine_B, -cosine)
     assert ((found.clip_score_B > 0) == (cosine < 0)).all()
     assert float(found.clip_score_B.min()) >= 0
@@ -369,7 +369,7 @@ def test_preprocessing_is_never_guessed():
 def test_the_head_agrees_with_similarity(pairs, tokenizer):
     ours, _ = pairs["SigLIP"]
     with torch.no_grad():
-        expected = similarity(*ours(images(2), tokenizer(["cat", "dog"])))
+        expected = similarity(*ours(images(2), torch.from_numpy(tokenizer(["cat", "dog"]))))
         close(classifier(ours, *text_head(ours, tokenizer, ["cat", "dog"], ["{}"]))(images(2)), expected)
 
 

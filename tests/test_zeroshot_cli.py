@@ -18,7 +18,7 @@ from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
 from vitrail.models import clip
 from vitrail.models.clip import CLIP, similarity
-from vitrail.models.tokenizer import BPETokenizer
+from vitrail.text.tokenizer import BPETokenizer
 from vitrail.zeroshot import hub as zeroshot_hub
 from vitrail.zeroshot.loading import load
 
@@ -61,7 +61,7 @@ def expected_logits(model, preprocess, paths, prompts):
     """By the definition, one prompt a class, without `zeroshot.head`."""
     pixels = torch.from_numpy(np.stack([prepare(decode(path), preprocess) for path in paths]))
     with torch.no_grad():
-        return similarity(*model(pixels, BPETokenizer()(prompts)))
+        return similarity(*model(pixels, torch.from_numpy(BPETokenizer()(prompts))))
 
 
 def document(capsys, *argv) -> dict:

@@ -18,10 +18,10 @@ from vitrail.errors import InputError
 from vitrail.export import work
 from vitrail.images.photos import sample_photos
 from vitrail.models import clip, factory
-from vitrail.models.tokenizer import load_tokenizer
 from vitrail.predict import load
 from vitrail.selection import bench, prune
 from vitrail.selection.named import asked_candidates
+from vitrail.text.tokenizer import load_tokenizer
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 from vitrail.zeroshot import candidates, fold
 from vitrail.zeroshot.hub import Finder
@@ -65,7 +65,9 @@ def expected_logits(model, images):
     tokenizer = load_tokenizer(model.config.text)
     rows = []
     for name in CLASSES:
-        text = model.encode_text(tokenizer([template.format(name) for template in TEMPLATES]))
+        text = model.encode_text(
+            torch.from_numpy(tokenizer([template.format(name) for template in TEMPLATES]))
+        )
         rows.append(F.normalize(text.mean(0), dim=0))
     return model.encode_image(images) @ torch.stack(rows).T * model.scale()
 

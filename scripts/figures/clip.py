@@ -8,7 +8,7 @@ import torch
 from figures.canvas import BLUE, FAINT, GREEN, INK, MUTED, PURPLE, RED, Canvas, shaded
 from figures.digits import WORDS, digits, trained_clip
 from vitrail.models.clip import similarity
-from vitrail.models.tokenizer import BPETokenizer
+from vitrail.text.tokenizer import BPETokenizer
 
 __all__ = ["causal", "contrast", "towers"]
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from vitrail.models.clip import CLIP, CLIPConfig, similarity
 from vitrail.models.text import TextConfig
-from vitrail.models.tokenizer import BPETokenizer
 from vitrail.models.vit import ViT, ViTConfig
+from vitrail.text.tokenizer import BPETokenizer
 
 __all__ = ["WORDS", "Digits", "digits", "trained_clip", "trained_vit"]
 
@@ -93,7 +93,7 @@ class Pairs(NamedTuple):
 def captions() -> Pairs:
     """One text per digit; token numbers are made consecutive, so that a table of a few rows will do."""
     texts = [f"a photo of the digit {word}" for word in WORDS]
-    tokens_TL = BPETokenizer(context_length=12)(texts)
+    tokens_TL = torch.from_numpy(BPETokenizer(context_length=12)(texts))
     # Consecutive in the same order: the end token keeps the highest number, which is how it is found.
     return Pairs(texts, torch.unique(tokens_TL, return_inverse=True)[1])
 

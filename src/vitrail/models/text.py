@@ -22,18 +22,16 @@ from vitrail.errors import InputError
 from vitrail.models.attention import check_kernel
 from vitrail.models.layers import ACTIVATIONS, inferring
 from vitrail.models.vit import Block
+from vitrail.text.tokenizer import TokenizerConfig
 
-__all__ = ["CLIP_TOKENIZER", "TextConfig", "TextTransformer"]
+__all__ = ["TextConfig", "TextTransformer"]
 
 POOLS = ("end", "last")
 
-CLIP_TOKENIZER = "clip"
-"""`TextConfig.tokenizer` of the towers that read CLIP's byte-pair encoding, which is part of this package."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Everything that distinguishes one text tower from another.
+class TextConfig(TokenizerConfig):
+    """Everything that distinguishes one text tower from another; its tokenizer's part is `TokenizerConfig`.
 
     Raises:
         InputError: fields that exclude one another.
@@ -46,10 +44,6 @@ class TextConfig:
     heads: int
     embed_width: int
     """E."""
-    context_length: int = 77
-    """L, the frame included."""
-    vocab_size: int = 49_408
-    """V."""
     mlp_width: int | None = None
     """Hidden features of the MLP; None: 4 × width."""
     activation: str = "gelu"
@@ -60,10 +54,6 @@ class TextConfig:
     """end: the end token, which has the highest number of a row; last: the last place."""
     projection_bias: bool = False
     norm_eps: float = 1e-5
-    pad_id: int = 0
-    """What fills a row after the end of its text."""
-    tokenizer: str = CLIP_TOKENIZER
-    """`CLIP_TOKENIZER`, or the id on the Hugging Face hub of the vocabulary."""
     attention: str = "auto"
     """Kernel, one of `attention.KERNELS`."""
 
@@ -135,6 +125,11 @@ class TextTransformer(nn.Module):
 
     def _check(self, tokens_BL: Tensor) -> None:
         c = self.config
+        if not isinstance(tokens_BL, Tensor):
+            raise InputError(
+                f"Token numbers are a tensor, not {type(tokens_BL).__name__}: give "
+                "torch.from_numpy(tokenizer(texts))."
+            )
         if tokens_BL.ndim != 2:
             raise InputError(
                 f"Token numbers have the shape (B, {c.context_length}), not {tuple(tokens_BL.shape)}: "

@@ -28,7 +28,7 @@ from vitrail.images.preprocess import prepare
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP
 from vitrail.models.table import MODELS
-from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.text.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Implementation, Preprocess
 from vitrail.weights import checkpoints
 
@@ -107,7 +107,7 @@ class Session:
 
         def tokens(text: str) -> np.ndarray | InputError:
             try:
-                return tokenizer([text])[0].numpy()
+                return tokenizer([text])[0]
             except InputError as error:
                 return error
 

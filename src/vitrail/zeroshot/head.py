@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from vitrail.errors import InputError
 from vitrail.limits import whole
 from vitrail.models.clip import CLIP, ZeroShotClassifier
-from vitrail.models.tokenizer import Tokenizer
+from vitrail.text.tokenizer import Tokenizer
 from vitrail.weights.finite import check_outputs
 from vitrail.zeroshot.prompts import class_names, filled
 
@@ -133,7 +133,7 @@ def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
         InputError: such a text.
     """
     try:
-        return tokenizer(list(texts))
+        return torch.from_numpy(tokenizer(list(texts)))
     except InputError as error:
         # The tokenizer's sentence also offers its own argument, which nobody who calls us can pass.
         raise InputError(str(error).replace(", or pass truncate=True", "")) from None

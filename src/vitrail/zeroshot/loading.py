@@ -11,8 +11,7 @@ from vitrail.errors import InputError
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP, CLIPConfig
 from vitrail.models.table import MODELS
-from vitrail.models.text import CLIP_TOKENIZER
-from vitrail.models.tokenizer import Tokenizer, load_tokenizer
+from vitrail.text.tokenizer import CLIP_TOKENIZER, Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess, Weights
 from vitrail.weights.find import check_file
 from vitrail.zeroshot import hub

@@ -8,6 +8,9 @@ Shapes: B texts, L tokens (the context length).
 section 3.2) over bytes, so that no text is unknown to it. Its 49,408 ids are 256 bytes, 256 bytes that end a
 word, one id for each of 48,894 merges, and two that frame every text. `FileTokenizer` reads a
 `tokenizer.json`; SigLIP's vocabulary is not part of this package.
+
+Tokens are NumPy arrays, so that an artifact can read texts without torch. The libraries that clean and split
+texts belong to the extra `text` and are imported when a tokenizer is made.
 """
 
 from __future__ import annotations
@@ -17,21 +20,32 @@ import heapq
 import html
 import string
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import ftfy
-import regex
-import torch
-from torch import Tensor
+import numpy as np
 
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.models.text import CLIP_TOKENIZER, TextConfig
 
-__all__ = ["BPETokenizer", "FileTokenizer", "Tokenizer", "canonicalize", "load_tokenizer"]
+__all__ = [
+    "CLIP_TOKENIZER",
+    "BPETokenizer",
+    "FileTokenizer",
+    "Tokenizer",
+    "TokenizerConfig",
+    "canonicalize",
+    "load_tokenizer",
+]
+
+TEXT_INSTALL = 'pip install "vitrail[text]"'
+SIGLIP_INSTALL = 'pip install "vitrail[siglip]"'
+
+CLIP_TOKENIZER = "clip"
+"""`TokenizerConfig.tokenizer` of the towers that read CLIP's byte-pair encoding, which ships in this package."""
 
 MERGES = 49_152 - 256 - 2
 """CLIP uses this many of the file's merges, the most frequent ones."""
@@ -39,12 +53,24 @@ MERGES = 49_152 - 256 - 2
 START, END = "<start_of_text>", "<end_of_text>"
 WORD_END = "</w>"
 
-WORD = regex.compile(
-    rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
-)
-"""A frame token, an English ending, a run of letters, one digit, or a run of anything else but space."""
+WORD = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+"""A frame token, an English ending, a run of letters, one digit, or a run of anything else; not spaces."""
 
 CACHED_WORDS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What a text tower says of its tokenizer."""
+
+    tokenizer: str = CLIP_TOKENIZER
+    """`CLIP_TOKENIZER`, or the id on the Hugging Face hub of the vocabulary."""
+    context_length: int = 77
+    """L, the frame included."""
+    vocab_size: int = 49_408
+    """V, the number of different tokens."""
+    pad_id: int = 0
+    """What fills a row after the end of its text."""
 
 
 class Tokenizer(Protocol):
@@ -52,7 +78,7 @@ class Tokenizer(Protocol):
 
     context_length: int
 
-    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
+    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
         """One text or several as (B, L) int64, framed and padded.
 
         Raises:
@@ -71,6 +97,7 @@ class BPETokenizer:
 
     Raises:
         InputError: a context too short for the frame, or an unknown way of cleaning.
+        MissingExtraError: the extra `text` is not installed.
     """
 
     def __init__(self, *, context_length: int = 77, clean: str = "lower") -> None:
@@ -80,6 +107,7 @@ class BPETokenizer:
             )
         self.context_length = context_length
         self._clean = _cleaner(clean)
+        self._words = _word_pattern()
         self._merges, symbols = _vocabulary()
         self._ranks = {pair: rank for rank, pair in enumerate(self._merges)}
         self._ids = {symbol: i for i, symbol in enumerate(symbols)}
@@ -98,11 +126,11 @@ class BPETokenizer:
         _check_text(text, 0)
         letters = _byte_letters()
         ids: list[int] = []
-        for word in WORD.findall(self._clean(text)):
+        for word in self._words.findall(self._clean(text)):
             ids.extend(self._word_ids("".join(letters[byte] for byte in word.encode())))
         return ids
 
-    def decode(self, ids: Sequence[int] | Tensor) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of a row of ids, in lower case, each word followed by a space.
 
         Frame tokens show as they are written; bytes that are no UTF-8 as U+FFFD.
@@ -118,7 +146,7 @@ class BPETokenizer:
         raw = bytes(bytes_of[letter] for number in numbers for letter in self._symbols[number])
         return raw.decode(errors="replace").replace(WORD_END, " ")
 
-    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
+    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
         """One text or several as (B, L) int64: start, ids, end, then zeros.
 
         Args:
@@ -129,14 +157,14 @@ class BPETokenizer:
             InputError: no texts, something that is not a text, or one that is too long.
         """
         batch = _checked(texts)
-        rows_BL = torch.zeros(len(batch), self.context_length, dtype=torch.int64)
+        rows_BL = np.zeros((len(batch), self.context_length), np.int64)
         for row, text in zip(rows_BL, batch, strict=True):
             ids = [self.start_id, *self.encode(text), self.end_id]
             if len(ids) > self.context_length:
                 if not truncate:
                     raise _too_long(text, len(ids), self.context_length)
                 ids = [*ids[: self.context_length - 1], self.end_id]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = ids
         return rows_BL
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
@@ -189,7 +217,7 @@ class FileTokenizer:
         clean: "canonicalize" (SigLIP) or "lower".
 
     Raises:
-        MissingExtraError: `tokenizers` is not installed.
+        MissingExtraError: the extra `siglip` is not installed.
         InputError: no such file, or not a tokenizer's.
     """
 
@@ -197,9 +225,7 @@ class FileTokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise MissingExtraError(
-                "tokenizers, which reads SigLIP's vocabulary,", 'pip install "vitrail[siglip]"'
-            ) from None
+            raise MissingExtraError("tokenizers, which reads SigLIP's vocabulary,", SIGLIP_INSTALL) from None
         if not path.is_file():
             raise InputError(f"There is no tokenizer file at {path}: check the path.")
         try:
@@ -211,7 +237,7 @@ class FileTokenizer:
         self._pad_id = pad_id
         self._clean = _cleaner(clean)
 
-    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
+    def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
         """One text or several as (B, L) int64: ids, what the file ends a text with, then `pad_id`.
 
         Raises:
@@ -229,21 +255,22 @@ class FileTokenizer:
             # Only the library knows which ids are the text's and which the file adds at its end.
             self._tokenizer.enable_truncation(self.context_length)
             rows = [encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)]
-        rows_BL = torch.full((len(rows), self.context_length), self._pad_id, dtype=torch.int64)
+        rows_BL = np.full((len(rows), self.context_length), self._pad_id, np.int64)
         for row, ids in zip(rows_BL, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            row[: len(ids)] = ids
         return rows_BL
 
 
-def load_tokenizer(config: TextConfig, *, file: Path | None = None) -> Tokenizer:
+def load_tokenizer(config: TokenizerConfig, *, file: Path | None = None) -> Tokenizer:
     """The tokenizer a text tower was trained with.
 
     Args:
-        config: the tower's.
+        config: what the tower says of it.
         file: its `tokenizer.json`, for towers whose vocabulary is not part of this package.
 
     Raises:
         InputError: the vocabulary has to be fetched, or the file's does not fit the tower.
+        MissingExtraError: the extra `text` (`siglip` for a file) is not installed.
     """
     if config.tokenizer == CLIP_TOKENIZER:
         if file is not None:
@@ -271,17 +298,30 @@ def canonicalize(text: str) -> str:
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _repaired(text: str) -> str:
-    """Undo wrong decodings ("cafÃ©") and HTML's entities; twice, because captions were escaped twice."""
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-
-
 def _cleaner(name: str) -> Callable[[str], str]:
+    try:
+        import ftfy
+    except ImportError:
+        raise MissingExtraError("ftfy, which repairs texts before they are read,", TEXT_INSTALL) from None
+
+    def repaired(text: str) -> str:
+        """Undo wrong decodings ("cafÃ©") and HTML's entities; twice, because captions were escaped twice."""
+        return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
     if name == "lower":
-        return lambda text: " ".join(_repaired(text).split()).lower()
+        return lambda text: " ".join(repaired(text).split()).lower()
     if name == "canonicalize":
-        return lambda text: canonicalize(_repaired(text))
+        return lambda text: canonicalize(repaired(text))
     raise InputError(f"There is no way of cleaning named {name!r}: use 'lower' or 'canonicalize'.")
+
+
+@lru_cache(1)
+def _word_pattern() -> Any:
+    try:
+        import regex
+    except ImportError:
+        raise MissingExtraError("regex, which splits texts into words,", TEXT_INSTALL) from None
+    return regex.compile(WORD, regex.IGNORECASE)
 
 
 @lru_cache(1)
@@ -302,7 +342,7 @@ def _byte_letters() -> dict[int, str]:
 @lru_cache(1)
 def _vocabulary() -> tuple[list[tuple[str, str]], list[str]]:
     """The merges by rank, and all symbols by id."""
-    packed = files("vitrail.models") / "data" / "bpe_simple_vocab_16e6.txt.gz"
+    packed = files("vitrail.text") / "data" / "bpe_simple_vocab_16e6.txt.gz"
     with packed.open("rb") as file, gzip.open(file, "rt", encoding="utf-8") as lines:
         merges = [(first, second) for first, second in map(str.split, islice(lines, 1, 1 + MERGES))]
     letters = list(_byte_letters().values())

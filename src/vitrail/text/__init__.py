@@ -1,0 +1,1 @@
+"""Texts as the numbers a text tower reads: tokenizers on NumPy, without torch."""
