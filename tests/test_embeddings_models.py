@@ -257,11 +257,8 @@ def test_a_text_finds_the_images_whose_cosine_is_largest(tiny, capsys):
     assert run("search", out, "a grilled cheese sandwich", "--top", 5, "--json", "-") == 0
     document = json.loads(capsys.readouterr().out)
     with torch.inference_mode():
-        text = (
-            loaded(tiny, "tiny-clip")
-            .encode_text(torch.from_numpy(BPETokenizer()(["a grilled cheese sandwich"])))[0]
-            .numpy()
-        )
+        tokens = torch.from_numpy(BPETokenizer()("a grilled cheese sandwich"))
+        text = loaded(tiny, "tiny-clip").encode_text(tokens)[0].numpy()
     scores = read_table(out).vectors_ND @ text
     assert [hit["row"] for hit in document["hits"]] == np.argsort(-scores)[:5].tolist()
     assert document["query_content"] == "text"

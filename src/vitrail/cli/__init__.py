@@ -72,8 +72,6 @@ WORKBENCH = (
     "huggingface_hub",
     "sklearn",
     "skimage",
-    "ftfy",
-    "regex",
     "lightning_fabric",
     "tensorboard",
 )

@@ -45,7 +45,7 @@ TEXT_INSTALL = 'pip install "vitrail[text]"'
 SIGLIP_INSTALL = 'pip install "vitrail[siglip]"'
 
 CLIP_TOKENIZER = "clip"
-"""`TokenizerConfig.tokenizer` of the towers that read CLIP's byte-pair encoding, which ships in this package."""
+"""`TokenizerConfig.tokenizer` of the towers that read CLIP's own vocabulary, which ships in this package."""
 
 MERGES = 49_152 - 256 - 2
 """CLIP uses this many of the file's merges, the most frequent ones."""

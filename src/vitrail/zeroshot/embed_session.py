@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from vitrail import models
 from vitrail.catalog.table import NORMALISATIONS
-from vitrail.errors import InputError
+from vitrail.errors import InputError, MissingExtraError
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
 from vitrail.models import timm as timm_models
@@ -185,8 +185,10 @@ def _clip(request: Request, name: str) -> Session:
     except InputError as error:
         if request.tokenizer is not None:
             raise
-        # Images can be embedded without; the reason is kept for who asks for texts.
-        missing = str(error).rstrip(".") + " with --tokenizer"
+        # Images can be embedded without one; the reason is kept for whoever asks for texts.
+        missing = str(error).rstrip(".")
+        if not isinstance(error, MissingExtraError):
+            missing += " with --tokenizer"
     preprocess = _changed(request.preprocess or _clip_preprocess(model), request.changes)
     return Session(model.requires_grad_(False), preprocess, "vitrail", tokenizer, missing)
 
