@@ -49,6 +49,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(built):
     }
     assert {name for name in names if ".dist-info/" not in name} == there
     assert {"vitrail/py.typed", "vitrail/catalog/table.csv", "vitrail/report/page.html.j2"} <= names
+    assert {"vitrail/text/data/NOTICE", "vitrail/text/data/bpe_simple_vocab_16e6.txt.gz"} <= names
     assert "vitrail = vitrail.cli:main" in scripts
     assert facts["License-Expression"] == "Apache-2.0"
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -21,7 +21,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image
 
+from vitrail.catalog.clip import all_published, of_hub, of_model, preprocess_of, published
 from vitrail.catalog.licenses import LICENSES
+from vitrail.catalog.table import NORMALISATIONS
 from vitrail.errors import InputError
 from vitrail.export.onnx import write_onnx
 from vitrail.images.preprocess import prepare
@@ -32,7 +34,6 @@ from vitrail.text.tokenizer import BPETokenizer
 from vitrail.vocabulary import Preprocess
 from vitrail.zeroshot import prompts
 from vitrail.zeroshot.head import check_names, classifier, text_head
-from vitrail.zeroshot.published import PUBLISHED, of_hub, of_model, preprocess_of, published
 from vitrail.zeroshot.score import clip_score
 
 SIZE, PATCH, E = 32, 8, 48
@@ -307,15 +308,17 @@ def test_the_key_of_a_name_forgets_case_and_composition(name):
 
 
 def test_rows_are_open_clips():
-    assert len(PUBLISHED) >= 40
-    for (name, tag), row in PUBLISHED.items():
+    rows = all_published()
+    assert len(rows) == len({(row.model, row.tag) for row in rows}) >= 40
+    for row in rows:
+        name, tag = row.model, row.tag
         facts = open_clip.get_pretrained_cfg(name, tag)
         assert facts["hf_hub"].rstrip("/") == row.hub, (name, tag)
-        assert (facts["mean"], facts["std"]) == (row.normalisation.mean, row.normalisation.std)
+        assert (facts["mean"], facts["std"]) == NORMALISATIONS[row.normalisation]
         assert facts["interpolation"] == "bicubic"
-        assert {"shortest": "center", "squash": "squash"}[facts["resize_mode"]] == row.normalisation.crop_mode
-        assert bool(facts.get("quick_gelu")) == row.quick_gelu
-        assert row.quick_gelu == (VARIANTS[name].image.activation == "quick_gelu")
+        assert {"shortest": "center", "squash": "squash"}[facts["resize_mode"]] == row.crop_mode
+        assert bool(facts.get("quick_gelu")) == name.endswith("-quickgelu")
+        assert name.endswith("-quickgelu") == (VARIANTS[name].image.activation == "quick_gelu")
         assert row.license in LICENSES
         assert row.accuracy is None or 50 < row.accuracy < 90
 

@@ -94,9 +94,9 @@ def _embedder(args: argparse.Namespace) -> ModelEmbedder:
 
 def _of_clip(model: str, weights: str | None, tag: str | None) -> tuple[str | Weights, dict[str, Any]]:
     """Where a CLIP's weights are, and how they want images prepared: as `vitrail zero-shot` decides it."""
+    from vitrail.catalog.clip import of_hub, of_model, preprocess_of, published
     from vitrail.vocabulary import Weights
     from vitrail.zeroshot.hub import repository
-    from vitrail.zeroshot.published import of_hub, of_model, preprocess_of, published
 
     row = published(model, tag) if tag is not None or weights is None else None
     if row is None and weights is not None and weights.startswith(HUB):

@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _preprocess(model: str, tag: str | None) -> Preprocess:
     """As `zero-shot`, `embed` and the others will prepare images for these weights."""
+    from vitrail.catalog.clip import preprocess_of, published
     from vitrail.models import clip
-    from vitrail.zeroshot.published import preprocess_of, published
 
     if model not in clip.VARIANTS:
         raise InputError(f"Vitrail has no CLIP or SigLIP named {model!r}: choose {', '.join(clip.VARIANTS)}.")

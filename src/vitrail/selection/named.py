@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vitrail import catalog, data
+from vitrail.catalog.clip import Published
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.selection.bench import Bench
@@ -15,7 +16,6 @@ from vitrail.vocabulary import Accuracy, Candidate, Requirements, SearchSettings
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP, matching, of_names
 from vitrail.zeroshot.hub import Finder
 from vitrail.zeroshot.prompts import key
-from vitrail.zeroshot.published import Published
 
 __all__ = ["asked_candidates", "in_order_of", "measured_first", "named", "refuse_unmeasured"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
+from vitrail.catalog.clip import Published
 from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.images.photos import PhotoSet
@@ -38,7 +39,6 @@ from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
 from vitrail.zeroshot.hub import Finder
-from vitrail.zeroshot.published import Published
 
 DOWNLOAD_MIB = 2048.0
 """What a selection may download where nothing was said: nobody expects ten gigabytes."""

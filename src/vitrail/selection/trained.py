@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitrail import data
+from vitrail.catalog.clip import Published
 from vitrail.data import Dataset, Layout
 from vitrail.errors import InputError
 from vitrail.learn.outlook import outlook
@@ -17,7 +18,6 @@ from vitrail.selection.own import OwnWeights
 from vitrail.vocabulary import Candidate, SearchSettings, Training, Workload
 from vitrail.words import counted
 from vitrail.zeroshot.candidates import Names, OwnCLIP, matching
-from vitrail.zeroshot.published import Published
 
 __all__ = ["Runs", "beside", "check_against", "data_of", "measured_runs", "notes_of", "read_runs"]
 

@@ -12,6 +12,7 @@ import msgspec
 
 from vitrail import store
 from vitrail.artifact import TextTower
+from vitrail.catalog.clip import RESULTS, Published, all_published
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
@@ -19,7 +20,6 @@ from vitrail.weights.find import WeightsUnavailable, check_file
 from vitrail.words import counted
 from vitrail.zeroshot.fold import FoldRequest
 from vitrail.zeroshot.hub import Finder, bare
-from vitrail.zeroshot.published import PUBLISHED, RESULTS, Published
 
 __all__ = ["Found", "Names", "OwnCLIP", "matching", "of_names"]
 
@@ -61,7 +61,7 @@ def matching(globs: Sequence[str]) -> tuple[Published, ...]:
     """The published weights whose `model.tag` or model a glob matches (case ignored); no globs: all."""
     return tuple(
         row
-        for row in PUBLISHED.values()
+        for row in all_published()
         if not globs
         or any(
             fnmatchcase(name.lower(), glob.lower())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail import store
+from vitrail.catalog.clip import Published, of_hub, of_model, preprocess_of, published
 from vitrail.errors import InputError
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP, CLIPConfig
@@ -15,7 +16,6 @@ from vitrail.text.tokenizer import CLIP_TOKENIZER, Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess, Weights
 from vitrail.weights.find import check_file
 from vitrail.zeroshot import hub
-from vitrail.zeroshot.published import Published, of_hub, of_model, preprocess_of, published
 
 __all__ = ["Loaded", "load"]
 
