@@ -150,7 +150,7 @@ class ReplayBench:
             if recording.export_s > timeout_s:
                 raise ChildFailure(f"exporting timed out after {timeout_s:.0f} s")
             self.exports.append(model)
-        return Export(folder="recorded", files=(), entry="")
+        return Export(folder="recorded", files=(), graphs=())
 
     def subject(self, variant: Variant, export: Export) -> ReplaySubject:
         return ReplaySubject(variant, self._recordings[variant.name], self._clock, self._offset)

@@ -94,7 +94,7 @@ SETS = (
 )
 
 
-NOTHING = RunnerFacts(runtime="", version="", precision="", threads=0, input_shape=(), output_shape=())
+NOTHING = RunnerFacts(runtime="", version="", precision="", threads=0, graphs=())
 
 
 class AvailableBench(Bench):

@@ -77,7 +77,7 @@ def originals(folder: Path) -> dict[str, Path]:
     sys.path.insert(0, str(ROOT / "tests"))
     import artifacts
 
-    usual, plain = artifacts.PREPROCESS, artifacts.make_bundle
+    usual, task = artifacts.PREPROCESS, artifacts.TASK
     artifacts.PREPROCESS = replace(
         usual,
         crop=0.9,
@@ -86,14 +86,14 @@ def originals(folder: Path) -> dict[str, Path]:
         mean=(0.4, 0.5, 0.6),
         std=(0.3, 0.2, 0.25),
     )
-    artifacts.make_bundle = lambda place, **options: replace(plain(place, **options), probability="sigmoid")
+    artifacts.TASK = replace(task, preprocess=artifacts.PREPROCESS, probability="sigmoid")
     try:
         made = {
             "openvino": artifacts.make_artifact(folder / "a"),
             "onnxruntime": artifacts.make_onnx_artifact(folder / "b"),
         }
     finally:
-        artifacts.PREPROCESS, artifacts.make_bundle = usual, plain
+        artifacts.PREPROCESS, artifacts.TASK = usual, task
     return {name: artifact.path for name, artifact in made.items()}
 
 
@@ -135,7 +135,7 @@ def mutate(document: dict[str, Any], rng: random.Random) -> str:
         new = nested(rng.choice((10, 500, 100_000)))
     else:
         new = rng.choice((*OTHERS, *NUMBERS, *STRINGS))
-    if path == ("probability",) and new == "softmax":
+    if path == ("task", "probability") and new == "softmax":
         new = "Softmax"
     holder[key] = new
     return f"{'.'.join(map(str, path))} = {str(new)[:60]!r}"
@@ -200,8 +200,8 @@ def of_model(data: bytes, rng: random.Random) -> bytes:
 
 FILES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "labels.txt": of_labels,
-    "reference/own_outputs.npy": of_outputs,
-    "reference/fp32_outputs.npy": of_outputs,
+    "reference/own/scores.npy": of_outputs,
+    "reference/fp32/scores.npy": of_outputs,
 }
 
 

@@ -1,4 +1,4 @@
-"""Write src/vitrail/measure/matmul.onnx: one MatMul with two free inputs, for probing ONNX Runtime's peak."""
+"""Write src/vitrail/runtimes/matmul.onnx: one MatMul with two free inputs, for ONNX Runtime's peak."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-TARGET = Path(__file__).resolve().parents[1] / "src/vitrail/measure/matmul.onnx"
+TARGET = Path(__file__).resolve().parents[1] / "src/vitrail/runtimes/matmul.onnx"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from vitrail import hardware, predict, runtimes
 from vitrail.artifact import Artifact, Bundle, Evidence, ParityBounds, write
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare_batch
+from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import (
     Accuracy,
     Candidate,
@@ -33,6 +34,7 @@ from vitrail.vocabulary import (
 SIZE = 32
 LABELS = ("tench, Tinca tinca", "daisy", "palace", "größe", "form\x0cfeed")
 PREPROCESS = Preprocess(image_size=SIZE)
+TASK = Classify(preprocess=PREPROCESS, labels=LABELS)
 BOUNDS = ParityBounds(cosine=0.999_99, relative_error=1e-3, agreement=1.0)
 
 _RNG = np.random.default_rng(7)
@@ -55,7 +57,7 @@ def make_export(folder: Path) -> Export:
     scores = ops.matmul(pooled, ops.constant(HEAD), False, False)
     folder.mkdir(parents=True)
     ov.save_model(ov.Model([scores], [image], "tiny"), folder / "model.xml", compress_to_fp16=False)
-    return Export(folder=str(folder), files=("model.xml", "model.bin"), entry="model.xml")
+    return Export(folder=str(folder), files=("model.xml", "model.bin"), graphs=(TASK.graph("model.xml"),))
 
 
 def make_photos(folder: Path, count: int = 3, seed: int = 3) -> tuple[Path, ...]:
@@ -111,23 +113,21 @@ def make_bundle(folder: Path, *, batch_size: int = 2) -> Bundle:
     export, photos = make_export(folder / "export"), make_photos(folder / "photos")
     runner = runtimes.load(
         Path(export.folder),
-        export.entry,
+        export.graphs[0],
         runtime="openvino",
         precision="fp32",
-        batch_size=batch_size,
-        image_size=SIZE,
+        sizes={"B": batch_size},
         threads=1,
     )
     batch = prepare_batch([decode(photo) for photo in photos], PREPROCESS)
-    own = predict.Predictor(runner, PREPROCESS, LABELS).run(batch)
+    own = predict.Predictor(runner, TASK).run({"images": batch})
     return Bundle(
         variant=make_variant(),
-        preprocess=PREPROCESS,
-        labels=LABELS,
+        task=TASK,
         export=export,
         evidence=make_evidence(runner.facts, batch_size=batch_size),
         photos=photos,
-        fp32_outputs=numpy_scores(batch).astype(np.float32),
+        fp32_outputs={"scores": numpy_scores(batch).astype(np.float32)},
         own_outputs=own,
         bounds=BOUNDS,
     )
@@ -165,7 +165,7 @@ def make_onnx_artifact(folder: Path, *, batch_size: int = 2) -> Artifact:
     changed = replace(
         bundle,
         variant=replace(bundle.variant, runtime="onnxruntime"),
-        export=Export(folder=str(export), files=("model.onnx",), entry="model.onnx"),
+        export=Export(folder=str(export), files=("model.onnx",), graphs=(TASK.graph("model.onnx"),)),
         evidence=replace(bundle.evidence, facts=facts),
     )
     return write(folder / "onnx", changed)

@@ -66,6 +66,7 @@ def tiny_export(tiny_weights, tiny_labels, tmp_path_factory) -> Path:
             "threads": 2,
         }
     )
+    work.build({"folder": str(folder), "runtime": "openvino", "target": str(folder / "openvino")})
     return folder
 
 

@@ -162,8 +162,13 @@ def observation(row: tuple[str, str, v.Precision, float | None, float, str]) -> 
             version="2026.4.0",
             precision=precision,
             threads=2,
-            input_shape=(1, 3, size, size),
-            output_shape=(1, 1000),
+            graphs=(
+                v.Graph(
+                    entry="model.xml",
+                    inputs=(v.TensorSpec(name="images", shape=(1, 3, size, size)),),
+                    outputs=(v.TensorSpec(name="scores", shape=(1, 1000)),),
+                ),
+            ),
             details=(("INFERENCE_PRECISION_HINT", precision), ("NUM_STREAMS", "1")),
         ),
         environment=ENVIRONMENT,

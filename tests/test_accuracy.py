@@ -1,4 +1,4 @@
-"""measure/accuracy.py against scikit-learn, scipy and simulation."""
+"""tasks/accuracy.py against scikit-learn, scipy and simulation."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import betabinom, binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from vitrail.measure import accuracy
+from vitrail.tasks import accuracy
 
 CLASSES = ("a", "b", "c")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import LABELS, SIZE, make_artifact, make_bundle
+from artifacts import LABELS, TASK, make_artifact, make_bundle
 
-from vitrail import store
+from vitrail import runtimes, store
 from vitrail.artifact import SCHEMA_VERSION, TextTower, evidence_of, open_artifact, write
 from vitrail.artifact.manifest import digest
 from vitrail.errors import InputError
@@ -72,8 +72,7 @@ def measurement(bundle) -> Measurement:
             version="1",
             precision="fp32",
             threads=1,
-            input_shape=(2, 3, SIZE, SIZE),
-            output_shape=(2, len(LABELS)),
+            graphs=(runtimes.sized(TASK.graph("model.xml"), {"B": 2}),),
         ),
         blocks=(block,),
         memory=Memory(peak=200.0),
@@ -113,14 +112,14 @@ def test_everything_written_comes_back(bundle, tmp_path):
     manifest = artifact.manifest
     assert manifest.variant == bundle.variant
     assert manifest.evidence == bundle.evidence
-    assert manifest.preprocess == bundle.preprocess
+    assert artifact.task == bundle.task
     assert manifest.reference.bounds == bundle.bounds
-    assert artifact.labels() == LABELS
+    assert artifact.task.labels == LABELS
     assert artifact.measurement() == kept
-    np.testing.assert_array_equal(artifact.fp32_outputs(), bundle.fp32_outputs)
-    np.testing.assert_array_equal(artifact.own_outputs(), bundle.own_outputs)
+    np.testing.assert_array_equal(artifact.fp32_outputs()["scores"], bundle.fp32_outputs["scores"])
+    np.testing.assert_array_equal(artifact.own_outputs()["scores"], bundle.own_outputs["scores"])
     assert [p.read_bytes() for p in artifact.photos] == [p.read_bytes() for p in bundle.photos]
-    assert (artifact.model_folder / manifest.entry).is_file()
+    assert (artifact.model_folder / manifest.graphs[0].entry).is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
@@ -169,11 +168,10 @@ def test_overwrites_an_artifact_and_nothing_else(bundle, tmp_path):
         (lambda b: {"export": dataclasses.replace(b.export, random_weights=True)}, "never shipped"),
         (lambda b: {"variant": dataclasses.replace(b.variant, reference=True)}, "never shipped"),
         (lambda b: {"variant": dataclasses.replace(b.variant, image_size=64)}, "image size"),
-        (lambda b: {"export": dataclasses.replace(b.export, entry="other.xml")}, "entry"),
-        (lambda b: {"labels": (*b.labels[:-1], "two\nlines")}, "one line"),
-        (lambda b: {"labels": b.labels[:-1]}, "outputs"),
+        (lambda b: {"export": dataclasses.replace(b.export, graphs=(b.task.graph("other.xml"),))}, "entry"),
+        (lambda b: {"own_outputs": {"scores": b.own_outputs["scores"][:, 1:]}}, "outputs"),
         (lambda b: {"photos": ()}, "reference photos"),
-        (lambda b: {"own_outputs": b.own_outputs * np.nan}, "not finite"),
+        (lambda b: {"own_outputs": {"scores": b.own_outputs["scores"] * np.nan}}, "not finite"),
         (lambda b: {"export": dataclasses.replace(b.export, files=(*b.export.files, "../x"))}, "outside"),
     ],
 )
@@ -237,7 +235,7 @@ def test_missing_file(winner):
         open_artifact(winner)
 
 
-@pytest.mark.parametrize("name", ["model/model.bin", "labels.txt", "reference/own_outputs.npy"])
+@pytest.mark.parametrize("name", ["model/model.bin", "labels.txt", "reference/own/scores.npy"])
 def test_changed_file(winner, name):
     data = bytearray((winner / name).read_bytes())
     data[-1] ^= 1
@@ -319,9 +317,15 @@ def test_manifest_that_lists_a_file_outside(winner, tmp_path, name):
         open_artifact(winner)
 
 
-@pytest.mark.parametrize("field", ["labels", "entry"])
-def test_manifest_that_uses_a_file_outside(winner, field):
-    edit(winner, lambda document: document.update({field: "../../outside"}))
+@pytest.mark.parametrize("place", ["task.labels", "graphs.0.entry", "reference.own_outputs.scores"])
+def test_manifest_that_uses_a_file_outside(winner, place):
+    def change(document):
+        *keys, last = place.split(".")
+        for key in keys:
+            document = document[int(key) if key.isdigit() else key]
+        document[last] = "../../outside"
+
+    edit(winner, change)
     with pytest.raises(InputError, match=r"uses '.*outside' without listing it"):
         open_artifact(winner)
 
@@ -341,9 +345,10 @@ def test_edited_claim(winner):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: d.pop("preprocess"),
-        lambda d: d.update(classes="five"),
-        lambda d: d["preprocess"].update(interpolation="nearest"),
+        lambda d: d["task"].update(classes="five"),
+        lambda d: d["task"].update(more=1),
+        lambda d: d["task"]["preprocess"].update(interpolation="nearest"),
+        lambda d: d["graphs"][0]["inputs"][0].update(shape="B"),
         lambda d: d.update(schema_version="1"),
     ],
 )
@@ -382,13 +387,13 @@ def test_no_manifest_no_folder_nothing(winner, tmp_path):
 
 def test_pickle_in_place_of_outputs_is_not_loaded(winner):
     """Even a manifest made to fit cannot make reading run code."""
-    path = winner / "reference" / "own_outputs.npy"
+    path = winner / "reference" / "own" / "scores.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     data = path.read_bytes()
 
     def change(document):
         entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        document["files"]["reference/own_outputs.npy"] = entry
+        document["files"]["reference/own/scores.npy"] = entry
 
     edit(winner, change)
     with pytest.raises(InputError, match="is not float32"):
@@ -398,7 +403,7 @@ def test_pickle_in_place_of_outputs_is_not_loaded(winner):
 def test_the_folder_may_move_and_be_reached_by_a_link(winner, tmp_path):
     winner.rename(tmp_path / "moved")
     (tmp_path / "current").symlink_to(tmp_path / "moved", target_is_directory=True)
-    assert open_artifact(tmp_path / "current").labels() == LABELS
+    assert open_artifact(tmp_path / "current").task.labels == LABELS
 
 
 # --- evidence of a selection ----------------------------------------------------------------------

@@ -611,10 +611,13 @@ class TestCompileAndExport:
     @pytest.mark.slow
     @pytest.mark.parametrize("siglip", [False, True])
     def test_image_tower_as_onnx(self, siglip, tmp_path):
+        from exports import graph_of
+
         from vitrail.export import onnx
 
         model = randomised(CLIP(siglip_config() if siglip else clip_config(activation="quick_gelu"))).float()
-        onnx.write_onnx(model.image, 32, tmp_path / "image.onnx")
+        width = model.image(images_of((32, 32), 1).float()).shape[1]
+        onnx.write_onnx(model.image, graph_of(32, width), tmp_path / "image.onnx")
         self._run_and_compare(
             tmp_path / "image.onnx", model.image, [images_of((32, 32), n).float() for n in (1, 2, 7)]
         )

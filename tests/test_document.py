@@ -65,14 +65,20 @@ latency = st.builds(
 answer = st.sampled_from(["pass", "fail", "undecided", "not assessed"])
 pairs = st.dictionaries(text, text, max_size=2).map(lambda d: tuple(d.items()))
 environment = st.builds(v.Environment, hardware=text, engine=text, vitrail=text, photos=text)
+specs = st.lists(
+    st.builds(
+        v.TensorSpec, name=text, shape=st.lists(st.integers(1, 9) | text, max_size=4).map(tuple), dtype=text
+    ),
+    max_size=2,
+).map(tuple)
+graphs = st.builds(v.Graph, name=text, entry=text, inputs=specs, outputs=specs)
 facts = st.builds(
     v.RunnerFacts,
     runtime=text,
     version=text,
     precision=text,
     threads=st.integers(0, 99),
-    input_shape=st.lists(st.integers(1, 9), max_size=4).map(tuple),
-    output_shape=st.just((1, 1000)),
+    graphs=st.lists(graphs, max_size=2).map(tuple),
     details=pairs,
 )
 parity = st.builds(
@@ -362,7 +368,7 @@ GOOD = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}
         ([GOOD, GOOD], ["variants 1 and 2", "swin_tiny", "runtime"]),
         ({"variants": [GOOD], "workload": {"batch": 3}}, ["workload", "batch"]),
         ({"variants": [GOOD], "workload": 3}, ["workload", "an object"]),
-        ({"variants": [GOOD], "schema_version": 5}, ["schema_version 5", "update"]),
+        ({"variants": [GOOD], "schema_version": 6}, ["schema_version 6", "update"]),
         ({"variants": [GOOD], "schema_version": "1"}, ["schema_version", "whole number"]),
     ],
 )

@@ -10,13 +10,14 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import exports
 import numpy as np
 import pytest
 import torch
+from exports import graph_of, scores
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from vitrail import runtimes
 from vitrail.errors import InputError
 from vitrail.export import onnx, work
 from vitrail.images.labels import read_labels
@@ -24,7 +25,9 @@ from vitrail.images.photos import sample_photos
 from vitrail.models import timm
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.runtimes.openvino import core
-from vitrail.vocabulary import Preprocess
+from vitrail.tasks import pack, read_arrays
+from vitrail.tasks.classify import Classify
+from vitrail.vocabulary import Graph, Preprocess
 from vitrail.weights.labels import labels
 
 pytestmark = pytest.mark.slow
@@ -53,14 +56,11 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def assert_equals_module(folder: Path, model: nn.Module, batches: tuple[int, ...], size: int = SIZE) -> None:
     for runtime in ("onnxruntime", "openvino"):
-        entry = work.ENTRIES[runtimes.RUNTIMES[runtime].files]
         for batch in batches:
-            runner = runtimes.load(
-                folder, entry, runtime=runtime, precision="fp32", batch_size=batch, image_size=size, threads=2
-            )
             with torch.inference_mode():
                 expected = model(torch.from_numpy(images(batch, size))).double().numpy()
-            assert difference(runner.run(images(batch, size)), expected) <= 1e-4, (runtime, batch)
+            runner = exports.load(folder, runtime, batch=batch, size=size, classes=expected.shape[1])
+            assert difference(scores(runner, images(batch, size)), expected) <= 1e-4, (runtime, batch)
             runner.close()
 
 
@@ -91,29 +91,31 @@ def windowed() -> nn.Module:
 def test_other_families_equal_their_module_at_every_batch(tmp_path, make):
     torch.manual_seed(0)
     model = randomised(make()).requires_grad_(False)
-    onnx.write_onnx(model, SIZE, tmp_path / work.ONNX_FILE)
-    assert onnx.check(model, tmp_path / work.ONNX_FILE, SIZE) <= onnx.EXPORT_TOLERANCE
-    onnx.write_openvino(tmp_path / work.ONNX_FILE, tmp_path / work.IR_FILE)
+    exports.write(model, tmp_path, SIZE, CLASSES)
+    assert onnx.check(model, tmp_path, graph_of(SIZE, CLASSES)) <= onnx.EXPORT_TOLERANCE
     assert_equals_module(tmp_path, model, (1, 3, 7))
 
 
 def test_the_ir_keeps_its_weights_in_fp32(tiny_export, tiny_weights):
     import openvino as ov
 
-    constants = [op for op in ov.Core().read_model(tiny_export / "model.xml").get_ops() if "Const" in str(op)]
+    constants = [
+        op
+        for op in ov.Core().read_model(tiny_export / "openvino" / "model.xml").get_ops()
+        if "Const" in str(op)
+    ]
     kinds = {op.get_element_type().get_type_name() for op in constants}
     assert "f32" in kinds
     assert kinds.isdisjoint({"f16", "bf16"})
     values = sum(value.numel() for value in torch.load(tiny_weights, weights_only=True).values())
-    assert (tiny_export / "model.bin").stat().st_size >= 4 * values
+    assert (tiny_export / "openvino" / "model.bin").stat().st_size >= 4 * values
 
 
 def test_the_folder_says_what_is_in_it(tiny_export, tiny_labels):
     names = {path.name for path in tiny_export.iterdir()}
     assert names == {
         "model.onnx",
-        "model.xml",
-        "model.bin",
+        "openvino",
         work.REFERENCE_FILE,
         work.LABELS_FILE,
         work.MANIFEST,
@@ -155,8 +157,8 @@ def write_frozen(path: Path) -> None:
         (torch.zeros(onnx.TRACED_BATCH, 3, SIZE, SIZE),),
         path,
         dynamo=True,
-        input_names=[onnx.INPUT],
-        output_names=[onnx.OUTPUT],
+        input_names=["images"],
+        output_names=["scores"],
         verbose=False,
     )
 
@@ -165,7 +167,7 @@ def test_a_frozen_batch_is_caught(tmp_path):
     path = tmp_path / "frozen.onnx"
     write_frozen(path)
     with pytest.raises(onnx.ExportMismatch, match="does not run at batch 3"):
-        onnx.check(FrozenInput(), path, SIZE)
+        onnx.check(FrozenInput(), tmp_path, graph_of(SIZE, 3, path.name))
 
 
 def test_a_batch_frozen_inside_the_graph_is_caught(tmp_path):
@@ -184,23 +186,23 @@ def test_a_batch_frozen_inside_the_graph_is_caught(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     library.save(model, tmp_path / "frozen.onnx")
     with pytest.raises(onnx.ExportMismatch, match="does not run at batch 3"):
-        onnx.check(FrozenInput(), tmp_path / "frozen.onnx", SIZE)
+        onnx.check(FrozenInput(), tmp_path, graph_of(SIZE, 3, "frozen.onnx"))
 
 
 def test_other_values_are_caught(tiny_export):
     other = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=None, seed=3)
     with pytest.raises(onnx.ExportMismatch, match="differs from the module by"):
-        onnx.check(other, tiny_export / work.ONNX_FILE, SIZE)
+        onnx.check(other, tiny_export, graph_of(SIZE, CLASSES))
     fewer = timm.build("test_vit", image_size=SIZE, classes=CLASSES - 1, weights=None)
     with pytest.raises(onnx.ExportMismatch, match=r"gives \(3, 10\) where the module gives \(3, 9\)"):
-        onnx.check(fewer, tiny_export / work.ONNX_FILE, SIZE)
+        onnx.check(fewer, tiny_export, graph_of(SIZE, CLASSES))
 
 
 def test_scores_that_are_not_numbers_are_caught(tiny_export, tiny_weights):
     model = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=tiny_weights)
     model.head.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="scores that are not finite"):
-        onnx.check(model, tiny_export / work.ONNX_FILE, SIZE)
+        onnx.check(model, tiny_export, graph_of(SIZE, CLASSES))
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -220,8 +222,7 @@ def written(model: nn.Module, folder: Path, size: int = SIZE) -> Counter:
     """Write both file sets; how many nodes of each kind the graph holds."""
     import onnx as library
 
-    onnx.write_onnx(model, size, folder / work.ONNX_FILE)
-    onnx.write_openvino(folder / work.ONNX_FILE, folder / work.IR_FILE)
+    exports.write(model, folder, size, CLASSES)
     graph = library.load(folder / work.ONNX_FILE, load_external_data=False).graph
     return Counter(node.op_type for node in graph.node)
 
@@ -248,10 +249,9 @@ def our_vit(**options: object) -> nn.Module:
 def assert_close_in_bf16(folder: Path, model: nn.Module, batch: int) -> None:
     if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return
-    options = {"runtime": "openvino", "precision": "bf16", "batch_size": batch}
-    runner = runtimes.load(folder, work.IR_FILE, **options, image_size=SIZE, threads=2)
+    runner = exports.load(folder, "openvino", batch=batch, size=SIZE, classes=CLASSES, precision="bf16")
     expected = model(torch.from_numpy(images(batch))).double().numpy()
-    assert difference(runner.run(images(batch)), expected) <= 0.05
+    assert difference(scores(runner, images(batch)), expected) <= 0.05
 
 
 @pytest.mark.parametrize(("make", "qk_norm"), [(timm_vit, False), (our_vit, False), (our_vit, True)])
@@ -339,14 +339,21 @@ import sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from vitrail import runtimes
+from vitrail.vocabulary import Graph, TensorSpec
 
 def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 before = peak()
-options = dict(runtime="onnxruntime", precision="fp32", batch_size=1, image_size=256, threads=2)
-runtimes.load(Path(sys.argv[1]), "model.onnx", **options).run(np.zeros((1, 3, 256, 256), np.float32))
+options = dict(runtime="onnxruntime", precision="fp32", sizes={"B": 1}, threads=2)
+graph = Graph(
+    entry="model.onnx",
+    inputs=(TensorSpec(name="images", shape=("B", 3, 256, 256)),),
+    outputs=(TensorSpec(name="scores", shape=("B", 10)),),
+)
+runner = runtimes.load(Path(sys.argv[1]), graph, **options)
+runner.run({"images": np.zeros((1, 3, 256, 256), np.float32)})
 print(peak() - before)
 """
 
@@ -356,7 +363,7 @@ def test_4096_tokens_do_not_take_memory_by_their_square(tmp_path):
     tokens, heads = 64 * 64, 4
     sizes = {"image_size": (256, 256), "patch_size": 4, "depth": 1, "heads": heads, "width": 64}
     model = our_vit(**sizes, class_token=False, pool="avg").eval().requires_grad_(False)
-    onnx.write_onnx(model, 256, tmp_path / work.ONNX_FILE)
+    exports.write(model, tmp_path, 256, CLASSES, openvino=False)
     child = [sys.executable, "-c", PEAK, str(tmp_path)]
     taken = float(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
     # 28 MiB were seen; decomposed 289, of which the scores are 256.
@@ -375,7 +382,7 @@ class CountsImages(nn.Module):
 
 def test_a_batch_that_the_exporter_froze_without_a_word_is_refused(tmp_path):
     with pytest.raises(onnx.ExportMismatch, match=r"froze the batch at 2: .*len\(x\)"):
-        onnx.write_onnx(CountsImages().eval(), SIZE, tmp_path / work.ONNX_FILE)
+        onnx.write_onnx(CountsImages().eval(), graph_of(SIZE, 3), tmp_path / work.ONNX_FILE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -398,7 +405,7 @@ def test_a_warning_of_a_frozen_value_fails_and_others_are_shown(tmp_path, monkey
     monkeypatch.setattr(torch.onnx, "export", warns)
     text = str(warning)
     with pytest.raises(onnx.ExportMismatch, match=text) if hint else pytest.warns(UserWarning, match=text):
-        onnx.write_onnx(FrozenInput().eval(), SIZE, tmp_path / work.ONNX_FILE)
+        onnx.write_onnx(FrozenInput().eval(), graph_of(SIZE, 3), tmp_path / work.ONNX_FILE)
 
 
 # --- whole or not at all --------------------------------------------------------------------------
@@ -417,10 +424,10 @@ def request_(tiny_weights, tiny_labels, tmp_path) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("stage", ["write_onnx", "check", "write_openvino"])
+@pytest.mark.parametrize("stage", ["write_onnx", "check"])
 def test_a_failure_on_the_way_leaves_nothing(request_, tiny_export, tmp_path, monkeypatch, stage):
     # The trace itself is slow and tested above: here the finished file stands in for it.
-    def traced(model: nn.Module, image_size: int, path: Path) -> None:
+    def traced(model: nn.Module, graph: Graph, path: Path) -> None:
         shutil.copy(tiny_export / work.ONNX_FILE, path)
 
     monkeypatch.setattr(onnx, "write_onnx", traced)
@@ -460,7 +467,6 @@ def test_weights_that_do_not_fit_end_the_export_before_it_writes(request_, tmp_p
 def test_random_weights_are_said_to_be_random_and_the_same_each_time(request_, tiny_export, monkeypatch):
     written = []
     monkeypatch.setattr(onnx, "check", lambda *_, **__: 0.0)
-    monkeypatch.setattr(onnx, "write_openvino", lambda *_: None)
     monkeypatch.setattr(onnx, "write_onnx", lambda model, *_: written.append(model.state_dict()))
     state = torch.random.get_rng_state()
     for _ in range(2):
@@ -478,7 +484,7 @@ def reference_request(tiny_weights, tiny_labels, target: Path, **changes: object
     return {
         "architecture": "test_vit",
         "implementation": "timm",
-        "preprocess": {"image_size": SIZE},
+        "task": pack(Classify(preprocess=Preprocess(image_size=SIZE), labels=read_labels(tiny_labels))),
         "labels": str(tiny_labels),
         "weights": str(tiny_weights),
         "photos": photos * 2,
@@ -491,31 +497,31 @@ def reference_request(tiny_weights, tiny_labels, target: Path, **changes: object
     }
 
 
-def test_reference_scores_are_the_models_own(tiny_weights, tiny_labels, tmp_path):
+def test_reference_outputs_are_the_models_own(tiny_weights, tiny_labels, tmp_path):
     from vitrail.images.decode import decode
     from vitrail.images.preprocess import crops
 
-    request = reference_request(tiny_weights, tiny_labels, tmp_path / "scores.npy")
-    assert work.reference_scores(request) == {"photos": 6}
-    scores = np.load(tmp_path / "scores.npy")
-    assert (scores.shape, scores.dtype) == ((6, 2, CLASSES), np.float32)
-    np.testing.assert_array_equal(scores[:3], scores[3:])
+    request = reference_request(tiny_weights, tiny_labels, tmp_path / "outputs.npz")
+    assert work.reference_outputs(request) == {"photos": 6}
+    found = read_arrays(tmp_path / "outputs.npz")["scores"]
+    assert (found.shape, found.dtype) == ((6, 2, CLASSES), np.float32)
+    np.testing.assert_array_equal(found[:3], found[3:])
     model = timm.build("test_vit", image_size=SIZE, classes=CLASSES, weights=tiny_weights)
     batch = crops(decode(request["photos"][1]), Preprocess(image_size=SIZE), 2)
     with torch.inference_mode():
         expected = model.double()(torch.from_numpy(batch).double()).numpy()
-    assert difference(scores[1], expected) < 1e-5
+    assert difference(found[1], expected) < 1e-5
 
 
 @pytest.mark.parametrize(("minimum", "taken"), [(0, 0), (2, 2), (6, 6), (9, 6)])
-def test_reference_scores_stop_by_time_but_never_below_the_minimum(monkeypatch, minimum, taken):
+def test_reference_outputs_stop_by_time_but_never_below_the_minimum(monkeypatch, minimum, taken):
     monkeypatch.setattr(work.time, "perf_counter", lambda: 10.0)
     photos = [str(number) for number in range(6)]
     assert list(work._until(photos, 9.0, minimum)) == photos[:taken]
     assert list(work._until(photos, 11.0, minimum)) == photos
 
 
-def test_reference_scores_without_time_keep_to_the_minimum(tiny_weights, tiny_labels, tmp_path):
-    request = reference_request(tiny_weights, tiny_labels, tmp_path / "s.npy", seconds=-1.0, minimum=2)
-    assert work.reference_scores(request) == {"photos": 2}
-    assert np.load(tmp_path / "s.npy").shape == (2, 2, CLASSES)
+def test_reference_outputs_without_time_keep_to_the_minimum(tiny_weights, tiny_labels, tmp_path):
+    request = reference_request(tiny_weights, tiny_labels, tmp_path / "s.npz", seconds=-1.0, minimum=2)
+    assert work.reference_outputs(request) == {"photos": 2}
+    assert read_arrays(tmp_path / "s.npz")["scores"].shape == (2, 2, CLASSES)

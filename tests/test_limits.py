@@ -84,12 +84,12 @@ def test_records_built_in_python_have_the_same_bounds(record):
 
 def test_the_largest_machines_are_within_the_bounds():
     resolve(flags={"threads": "512", "batch-size": "4096", "image-size": "1024", "budget": "24h"})
-    assert input_bytes(4096, 384) < LARGEST_INPUT_BYTES
+    assert input_bytes([(4096, 3, 384, 384)]) < LARGEST_INPUT_BYTES
 
 
 def test_a_batch_is_bounded_together_with_its_images():
-    with pytest.raises(InputError, match="input alone"):
-        input_bytes(65_536, 224)
+    with pytest.raises(InputError, match="65536×3×224×224 takes 37 GiB"):
+        input_bytes([(65_536, 3, 224, 224)])
 
 
 @pytest.mark.parametrize("name", list(RANGES))

@@ -13,7 +13,7 @@ from artifacts import make_artifact
 from vitrail import predict
 from vitrail.artifact import open_artifact
 from vitrail.artifact.manifest import digest
-from vitrail.artifact.values import DECIDING, SCHEMA_2
+from vitrail.artifact.values import DECIDING, SINCE_2
 from vitrail.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
@@ -48,7 +48,8 @@ def at(document, path):
 
 def deciding(original) -> list[tuple[str, ...]]:
     document = json.loads((original / "manifest.json").read_text())
-    return [("probability",), *((*path, name) for path in DECIDING for name in at(document, path))]
+    paths = [*DECIDING, ("task",), ("task", "preprocess")]
+    return [("graphs",), *((*path, name) for path in paths for name in at(document, path))]
 
 
 def test_no_deciding_value_may_be_missing(original, tmp_path):
@@ -65,35 +66,47 @@ def test_no_deciding_value_may_be_missing(original, tmp_path):
             open_artifact(target)
 
 
-def test_the_first_manifests_of_schema_1_are_read_as_before(changed, original):
+def older(tmp_path, change) -> Path:
+    """The artifact of schema 2 as one of schema 1, with one change to its manifest."""
+    target = Path(shutil.copytree(Path(__file__).parent / "golden" / "artifact-2-openvino", tmp_path / "old"))
+    document = json.loads((target / "manifest.json").read_text())
+    document["schema_version"] = 1
+    change(document)
+    document["digest"] = digest(document)
+    (target / "manifest.json").write_text(json.dumps(document))
+    return target
+
+
+def test_the_first_manifests_of_schema_1_are_read_as_before(tmp_path, original):
     def change(document):
-        document["schema_version"] = 1
-        for path in SCHEMA_2:
+        for path in SINCE_2:
             del at(document, path[:-1])[path[-1]]
 
-    old = changed(change)
     photo = open_artifact(original).photos[0]
-    with predict.load(old) as then, predict.load(original) as now:
-        assert then.probability == "softmax"
+    with predict.load(older(tmp_path, change)) as then, predict.load(original) as now:
+        assert then.task.probability == "softmax"
         assert then.predict(photo) == now.predict(photo)
 
 
 @pytest.mark.parametrize("name", ["crop", "crop_mode", "interpolation", "mean", "std"])
-def test_schema_1_always_said_its_preprocessing(changed, name):
+def test_schema_1_always_said_its_preprocessing(tmp_path, name):
     def change(document):
-        document["schema_version"] = 1
         for place in (document["preprocess"], document["variant"]["candidate"]["preprocess"]):
             del place[name]
 
     with pytest.raises(InputError, match=f"does not say preprocess.{name}"):
-        open_artifact(changed(change))
+        open_artifact(older(tmp_path, change))
+
+
+def loaded(document):
+    return document["evidence"]["facts"]["graphs"][0]
 
 
 def everywhere(name, value):
     """The same preprocessing in both places, so that nothing contradicts it."""
 
     def change(document):
-        for place in (document["preprocess"], document["variant"]["candidate"]["preprocess"]):
+        for place in (document["task"]["preprocess"], document["variant"]["candidate"]["preprocess"]):
             place[name] = value
 
     return change
@@ -106,16 +119,23 @@ def everywhere(name, value):
         (everywhere("std", [0, 0.2, 0.2]), "std is 0"),
         (everywhere("mean", [123.0, 117.0, 104.0]), "mean is 123"),
         (everywhere("crop", 1e-4), "crop is 0.0001"),
-        (lambda d: d["preprocess"].update(image_size=64), "preprocess is the candidate's"),
-        (lambda d: d["preprocess"].update(mean=[0.5, 0.5, 0.5]), "preprocess is the candidate's"),
+        (lambda d: d["task"]["preprocess"].update(image_size=64), "preprocess is the candidate's"),
+        (lambda d: d["task"]["preprocess"].update(mean=[0.5, 0.5, 0.5]), "preprocess is the candidate's"),
         (lambda d: d["variant"].update(image_size=64), "name is the variant's"),
         (lambda d: d["variant"].update(precision="bf16"), "name is the variant's"),
         (lambda d: d.update(schema_version=-1), "schema_version is 1 or more"),
         (lambda d: d.update(schema_version=True), "is not valid"),
         (lambda d: d["evidence"]["workload"].update(threads=100_000), "threads: 100000 is above 1024"),
         (lambda d: d["evidence"]["workload"].update(batch_size=10**400), "batch_size"),
-        (lambda d: d["evidence"]["facts"].update(input_shape=[]), "input_shape is"),
-        (lambda d: d["evidence"]["facts"].update(output_shape=[2, 7]), "output_shape is"),
+        (lambda d: d["evidence"]["facts"].update(graphs=[]), "facts.graphs are the manifest's"),
+        (lambda d: loaded(d)["inputs"][0].update(shape=[2, 3, 32]), "have the manifest's inputs"),
+        (lambda d: loaded(d)["outputs"][0].update(shape=[2, 7]), "have the manifest's outputs"),
+        (lambda d: loaded(d)["outputs"][0].update(shape=["B", 5]), "have the manifest's outputs"),
+        (lambda d: d["graphs"][0]["inputs"][0].update(shape=["B", 3, 64, 64]), "graph"),
+        (lambda d: d["graphs"][0]["outputs"][0].update(shape=["B", 10**9]), "sizes of 1 to 1,000,000"),
+        (lambda d: d["graphs"].append(d["graphs"][0]), "graphs"),
+        (lambda d: d["task"].update(name="embed"), "task is the candidate's"),
+        (lambda d: d["task"].update(classes=6), "5 labels for 6 classes"),
         (lambda d: d["evidence"]["request"].update(p50=-1.0), "evidence.request is of times above 0"),
         (lambda d: d["evidence"]["memory"].update(peak=1e300), "evidence.memory.peak"),
         (lambda d: d["evidence"]["accuracy"].update(value=101.0), "percentage"),

@@ -178,21 +178,29 @@ def test_what_was_computed_before_an_error_is_written(artifact, tmp_path, monkey
 
 
 def test_images_come_a_batch_at_a_time(artifact, tmp_path, monkeypatch):
-    """A folder of any size is never held at once: no more decoded images live than a batch has."""
+    """A folder of any size is never held at once: some batches are prepared ahead, and no more."""
     folder = tmp_path / "many"
     folder.mkdir()
-    for index in range(9):
+    for index in range(30):
         shutil.copy(artifact.photos[0], folder / f"{index}.png")
-    alive = []
-    real = prediction.prepare_batch
+    begun, done, ahead = [], [], []
+    prepare, run = prediction.Predictor.prepare, prediction.Predictor.run
 
-    def prepare(images, preprocess):
-        alive.append(len(images))
-        return real(images, preprocess)
+    def preparing(self, sources, **options):
+        begun.append(sources)
+        return prepare(self, sources, **options)
 
-    monkeypatch.setattr(prediction, "prepare_batch", prepare)
+    def running(self, inputs):
+        done.append(len(inputs["images"]))
+        ahead.append(len(begun) - sum(done))
+        return run(self, inputs)
+
+    monkeypatch.setattr(prediction.Predictor, "prepare", preparing)
+    monkeypatch.setattr(prediction.Predictor, "run", running)
+    monkeypatch.setattr(prediction, "usable_cores", lambda: 1)
     assert main(["predict", str(artifact.path), str(folder)]) == 0
-    assert alive == [2, 2, 2, 2, 1]
+    assert done == [2] * 15
+    assert max(ahead) <= prediction.AHEAD * 2 + 1 + 1
 
 
 def test_sources_of_predict(artifact, tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from vitrail import judge
 from vitrail import vocabulary as v
 from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
-from vitrail.measure import accuracy
 from vitrail.replay import judge_recorded
 from vitrail.report import html, terminal
 from vitrail.selection import prune
+from vitrail.tasks import accuracy
 
 
 def classified(split="validation", right=(40, 27)):

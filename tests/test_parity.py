@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.measure.parity import BOUNDS, compare, cosines, decided_photos, loss_per_photo, relative_errors
+from vitrail.tasks.agreement import BOUNDS, cosines, relative_errors
+from vitrail.tasks.classify import compare, decided_photos, loss_per_photo
 
 CLASSES = 10
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy.special import expit, softmax
 
-from vitrail import predict
+from vitrail import predict, runtimes
 from vitrail.artifact import manifest
 from vitrail.cli import main
 from vitrail.errors import ClaimError, InputError
 from vitrail.predict import Predictor
+from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import RunnerFacts
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,18 @@ def bad(tmp_path):
     return path
 
 
+def classify(labels, probability="softmax"):
+    return Classify(preprocess=PREPROCESS, labels=tuple(labels), probability=probability)
+
+
+def rank(labels, scores, probability="softmax", **options):
+    return classify(labels, probability).finish({"scores": scores}, **options)
+
+
+def graph_of(batch, classes):
+    return runtimes.sized(classify("x" * classes).graph(""), {"B": batch})
+
+
 class Recorder:
     """A runner that scores an image by its mean and remembers the batches it was given."""
 
@@ -48,17 +64,18 @@ class Recorder:
             version="0",
             precision="fp32",
             threads=1,
-            input_shape=(batch, 3, SIZE, SIZE),
-            output_shape=(batch, classes),
+            graphs=(graph_of(batch, classes),),
         )
         self.batches: list[np.ndarray] = []
 
-    def run(self, batch):
-        assert batch.shape == self.facts.input_shape
+    def run(self, inputs):
+        (graph,) = self.facts.graphs
+        batch = inputs["images"]
+        assert batch.shape == graph.inputs[0].shape
         assert batch.dtype == np.float32
         assert batch.flags.c_contiguous
         self.batches.append(batch)
-        return np.stack([batch.mean(axis=(1, 2, 3))] * self.facts.output_shape[1], axis=1)
+        return {"scores": np.stack([batch.mean(axis=(1, 2, 3))] * graph.outputs[0].shape[1], axis=1)}
 
     def close(self):
         pass
@@ -71,11 +88,11 @@ def flat(value: int) -> np.ndarray:
 # --- stages ---------------------------------------------------------------------------------------
 
 
-@given(n=st.integers(0, 9), batch=st.integers(1, 4))
+@given(n=st.integers(1, 9), batch=st.integers(1, 4))
 def test_any_number_of_inputs_runs_in_full_batches(n, batch):
     runner = Recorder(batch)
     inputs = np.arange(n, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, SIZE, SIZE), np.float32)
-    scores = Predictor(runner, PREPROCESS, "abc").run(inputs)
+    scores = Predictor(runner, classify("abc")).run({"images": inputs})["scores"]
     np.testing.assert_array_equal(scores, np.arange(n, dtype=np.float32)[:, None] * np.ones((1, 3)))
     assert len(runner.batches) == -(-n // batch)
 
@@ -85,8 +102,7 @@ def test_any_number_of_inputs_runs_in_full_batches(n, batch):
     top=st.integers(1, 8),
 )
 def test_ranking_equals_an_independent_softmax(scores, top):
-    predictor = Predictor(Recorder(1, 6), PREPROCESS, "abcdef")
-    for row, prediction in zip(scores, predictor.rank(scores, top), strict=True):
+    for row, prediction in zip(scores, rank("abcdef", scores, top=top), strict=True):
         expected = softmax(row.astype(np.float64))
         assert len(prediction.top) == min(top, 6)
         assert prediction.label == "abcdef"[int(row.argmax())]
@@ -99,8 +115,8 @@ def test_ranking_equals_an_independent_softmax(scores, top):
 
 @given(scores=arrays(np.float32, (3, 6), elements=st.floats(-1e4, 1e4, width=32)))
 def test_scores_that_stand_alone_go_through_a_sigmoid_and_rank_alike(scores):
-    alone = Predictor(Recorder(1, 6), PREPROCESS, "abcdef", "sigmoid").rank(scores)
-    together = Predictor(Recorder(1, 6), PREPROCESS, "abcdef").rank(scores)
+    alone = rank("abcdef", scores, "sigmoid")
+    together = rank("abcdef", scores)
     for row, one, other in zip(scores, alone, together, strict=True):
         assert [ranked.index for ranked in one.top] == [ranked.index for ranked in other.top]
         for ranked in one.top:
@@ -112,10 +128,16 @@ def test_an_artifact_says_how_its_scores_become_probabilities(artifact, tmp_path
     photo = str(artifact.photos[0])
     folder = shutil.copytree(artifact.path, tmp_path / "siglip")
     document = json.loads((folder / "manifest.json").read_bytes())
-    scores = np.asarray(predict.load(folder).run(predict.load(folder).prepare([photo])), np.float64)[0]
+    with predict.load(folder) as loaded:
+        scores = loaded.run(loaded.prepare([photo]))["scores"][0].astype(np.float64)
     for kind, expected in (("sigmoid", expit(scores)), (None, softmax(scores))):
-        document.pop("probability", None)
-        document.update({"schema_version": 1} if kind is None else {"probability": kind})
+        if kind is None:
+            document = json.loads((GOLDEN / "artifact-2-openvino" / "manifest.json").read_bytes())
+            folder = shutil.copytree(GOLDEN / "artifact-2-openvino", tmp_path / "schema 1")
+            document["schema_version"] = 1
+            del document["probability"]
+        else:
+            document["task"]["probability"] = kind
         document["digest"] = manifest.digest(document)
         (folder / "manifest.json").write_text(json.dumps(document))
         assert main(["predict", str(folder), photo, "--json", "-"]) == 0
@@ -128,24 +150,27 @@ def test_an_artifact_says_how_its_scores_become_probabilities(artifact, tmp_path
 
 
 def test_large_scores_do_not_overflow_and_bad_ones_are_refused():
-    predictor = Predictor(Recorder(1), PREPROCESS, "abc")
-    assert predictor.rank(np.array([[3e38, -3e38, 0]], np.float32))[0].probability == 1.0
+    assert rank("abc", np.array([[3e38, -3e38, 0]], np.float32))[0].probability == 1.0
     with pytest.raises(ClaimError, match="not finite"):
-        predictor.rank(np.array([[np.nan, 0, 0]], np.float32))
+        rank("abc", np.array([[np.nan, 0, 0]], np.float32))
     with pytest.raises(InputError, match="top is 0: give 1 to"):
-        predictor.rank(np.zeros((1, 3), np.float32), top=0)
+        rank("abc", np.zeros((1, 3), np.float32), top=0)
 
 
 def test_labels_must_fit_the_model():
-    with pytest.raises(InputError, match="3 classes and 2 labels"):
-        Predictor(Recorder(1, 3), PREPROCESS, "ab")
+    with pytest.raises(
+        InputError, match=r"scores \(1, 3\) and its task .* scores \(1, 2\): give it the labels"
+    ):
+        Predictor(Recorder(1, 3), classify("ab"))
 
 
 def test_a_request_is_its_stages_and_equals_numpy(artifact, predictor):
     photos = list(artifact.photos)
     batch = predictor.prepare(photos, scaled=False)
-    np.testing.assert_allclose(predictor.run(batch), numpy_scores(batch), rtol=1e-4, atol=1e-5)
-    assert predictor.request(photos, top=2) == predictor.rank(predictor.run(predictor.prepare(photos)), 2)
+    scores = predictor.run(batch)["scores"]
+    np.testing.assert_allclose(scores, numpy_scores(batch["images"]), rtol=1e-4, atol=1e-5)
+    outputs = predictor.run(predictor.prepare(photos))
+    assert predictor.request(photos, top=2) == predictor.task.finish(outputs, top=2)
     assert predictor.request(photos, top=2) == predictor.predict(photos, top=2)
 
 
@@ -153,12 +178,12 @@ def test_production_decodes_a_large_jpeg_at_lower_scale_and_verification_in_full
     rng = np.random.default_rng(1)
     pixels = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((1600, 1200))
     pixels.save(tmp_path / "large.jpg", quality=95)
-    scaled = predictor.prepare([tmp_path / "large.jpg"])
-    full = predictor.prepare([tmp_path / "large.jpg"], scaled=False)
+    scaled = predictor.prepare([tmp_path / "large.jpg"])["images"]
+    full = predictor.prepare([tmp_path / "large.jpg"], scaled=False)["images"]
     assert not np.array_equal(scaled, full)
     np.testing.assert_allclose(scaled, full, atol=0.35)  # about 20 grey levels at the steepest edges
     with Image.open(tmp_path / "large.jpg") as image:
-        np.testing.assert_array_equal(full, predictor.prepare([image]))
+        np.testing.assert_array_equal(full, predictor.prepare([image])["images"])
 
 
 # --- the API --------------------------------------------------------------------------------------
@@ -180,7 +205,7 @@ def test_every_kind_of_source_gives_the_same(artifact, predictor):
 
 def test_images_keep_their_order_over_batches():
     runner = Recorder(2)
-    predictor = Predictor(runner, PREPROCESS, "abc")
+    predictor = Predictor(runner, classify("abc"))
     outcomes = list(predictor.predict_each([flat(0), b"no image", flat(100), flat(200), b"", flat(250)]))
     assert [isinstance(outcome, InputError) for outcome in outcomes] == [
         False,

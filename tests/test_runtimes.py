@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import pytest
 
 from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.export.work import ENTRIES
 from vitrail.install import here
 from vitrail.runtimes import RUNTIMES, EngineMismatch
 from vitrail.runtimes.openvino import core
+from vitrail.tasks.classify import Classify
+from vitrail.vocabulary import Graph, Preprocess, TensorSpec
 
 SIZE, CLASSES = 64, 10
 PAIRS = [(name, precision) for name, runtime in RUNTIMES.items() for precision in runtime.precisions]
@@ -24,13 +26,20 @@ CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def load(folder: Path, runtime: str, precision: str = "fp32", **changes):
-    arguments = {"batch_size": 2, "image_size": SIZE, "threads": 2, **changes}
-    entry = ENTRIES[RUNTIMES[runtime].files]
-    return runtimes.load(folder, entry, runtime=runtime, precision=precision, **arguments)
+    threads, batch, size = (changes.pop(k, v) for k, v in (("threads", 2), ("batch", 2), ("size", SIZE)))
+    folder = folder / runtime if RUNTIMES[runtime].builds else folder
+    graph = graph_of(RUNTIMES[runtime].files[0], size)
+    arguments = {"sizes": {"B": batch}, "threads": threads, **changes}
+    return runtimes.load(folder, graph, runtime=runtime, precision=precision, **arguments)
 
 
-def images(seed: int, batch: int = 2) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((batch, 3, SIZE, SIZE), dtype=np.float32)
+def graph_of(entry: str, size: int = SIZE) -> Graph:
+    labels = tuple(map(str, range(CLASSES)))
+    return Classify(preprocess=Preprocess(image_size=size), labels=labels).graph(entry)
+
+
+def images(seed: int, batch: int = 2) -> dict[str, np.ndarray]:
+    return {"images": np.random.default_rng(seed).standard_normal((batch, 3, SIZE, SIZE), dtype=np.float32)}
 
 
 @pytest.fixture
@@ -47,13 +56,14 @@ def supported(runtime: str, precision: str) -> None:
 @pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 2)])
 def test_what_was_asked_is_read_back(tiny_export, runtime, precision, batch, threads):
     supported(runtime, precision)
-    runner = load(tiny_export, runtime, precision, batch_size=batch, threads=threads)
+    runner = load(tiny_export, runtime, precision, batch=batch, threads=threads)
     facts = runner.facts
     assert (facts.runtime, facts.precision, facts.threads) == (runtime, precision, threads)
-    assert facts.input_shape == (batch, 3, SIZE, SIZE)
-    assert facts.output_shape == (batch, CLASSES)
+    (graph,) = facts.graphs
+    assert graph.inputs == (TensorSpec(name="images", shape=(batch, 3, SIZE, SIZE)),)
+    assert graph.outputs == (TensorSpec(name="scores", shape=(batch, CLASSES)),)
     assert facts.version.split("+")[0] in runtimes.installed()[runtime]
-    scores = runner.run(images(0, batch))
+    scores = runner.run(images(0, batch))["scores"]
     assert (scores.shape, scores.dtype) == ((batch, CLASSES), np.float32)
     runner.close()
 
@@ -62,18 +72,18 @@ def test_what_was_asked_is_read_back(tiny_export, runtime, precision, batch, thr
 def test_outputs_are_copies(tiny_export, runtime, precision):
     supported(runtime, precision)
     runner = load(tiny_export, runtime, precision)
-    first = runner.run(images(1))
+    first = runner.run(images(1))["scores"]
     kept = first.copy()
-    second = runner.run(images(2))
+    second = runner.run(images(2))["scores"]
     assert not np.shares_memory(first, second)
     np.testing.assert_array_equal(first, kept)
     assert np.abs(first - second).max() > 1e-3
     first[:] = 0
-    np.testing.assert_array_equal(runner.run(images(1)), kept)
+    np.testing.assert_array_equal(runner.run(images(1))["scores"], kept)
 
 
 def test_all_engines_agree_in_fp32(tiny_export):
-    scores = [load(tiny_export, name).run(images(3)).astype(np.float64) for name in RUNTIMES]
+    scores = [load(tiny_export, name).run(images(3))["scores"].astype(np.float64) for name in RUNTIMES]
     for other in scores[1:]:
         assert np.linalg.norm(other - scores[0]) <= 1e-4 * np.linalg.norm(scores[0])
 
@@ -87,8 +97,8 @@ def test_bf16_runs_bf16_operations_and_fp32_runs_none(tiny_export):
     exact, reduced = load(tiny_export, "openvino"), load(tiny_export, "openvino", "bf16")
     assert operations(reduced)["bf16"] > 0
     assert operations(exact).keys().isdisjoint({"bf16", "f16"})
-    difference = np.abs(exact.run(images(4)) - reduced.run(images(4))).max()
-    assert 0 < difference < 0.1 * np.abs(exact.run(images(4))).max()
+    difference = np.abs(exact.run(images(4))["scores"] - reduced.run(images(4))["scores"]).max()
+    assert 0 < difference < 0.1 * np.abs(exact.run(images(4))["scores"]).max()
 
 
 # --- an engine that does something else -----------------------------------------------------------
@@ -145,7 +155,7 @@ def test_a_hint_that_the_operations_do_not_follow_is_refused(tiny_export, monkey
     # The engine echoes the hint that was asked, yet compiled with another.
     hint = ov.Type.f32 if asked == "fp32" else ov.Type.bf16
     real = core()
-    model = real.read_model(tiny_export / "model.xml")
+    model = real.read_model(tiny_export / "openvino" / "model.xml")
     model.reshape([2, 3, SIZE, SIZE])
     config = {"INFERENCE_PRECISION_HINT": given, "INFERENCE_NUM_THREADS": 2}
     other = real.compile_model(model, "CPU", config)
@@ -160,10 +170,11 @@ def test_a_model_dropped_in_another_thread_leaves_signals_working(tiny_export):
 import faulthandler, os, signal, threading
 from pathlib import Path
 from vitrail import runtimes
+from vitrail.vocabulary import Graph, TensorSpec
 faulthandler.enable()
 runner = runtimes.load(
-    Path({str(tiny_export)!r}), {ENTRIES[RUNTIMES["openvino"].files]!r}, runtime="openvino",
-    precision="fp32", batch_size=2, image_size={SIZE}, threads=1,
+    Path({str(tiny_export / "openvino")!r}), {graph_of("model.xml")!r}, runtime="openvino",
+    precision="fp32", sizes={{"B": 2}}, threads=1,
 )
 heard = []
 signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
@@ -202,23 +213,30 @@ def test_onnx_runtime_with_another_provider_or_thread_count_is_refused(tiny_expo
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_a_size_that_the_file_was_not_made_for_is_refused(tiny_export, runtime):
     with pytest.raises(EngineMismatch, match="96, 96"):
-        load(tiny_export, runtime, image_size=96)
+        load(tiny_export, runtime, size=96)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "said"),
+    ("which", "changes", "said"),
     [
-        ({"input_shape": (1, 3, SIZE, SIZE)}, "takes input"),
-        ({"output_shape": (1, CLASSES)}, "gives output"),
+        ("inputs", {"shape": (1, 3, SIZE, SIZE)}, "takes images as float32 .1, 3"),
+        ("outputs", {"shape": (1, CLASSES)}, "gives scores as float32 .1, 10"),
+        ("outputs", {"dtype": "float16"}, "gives scores as float16"),
+        ("inputs", {"name": "pixels"}, "takes no images, only pixels"),
     ],
 )
-def test_shapes_read_back_otherwise_are_refused(tiny_export, monkeypatch, shapes, said):
-    import dataclasses
-
+def test_tensors_read_back_otherwise_are_refused(tiny_export, monkeypatch, which, changes, said):
     from vitrail.runtimes import openvino
 
     real = openvino._facts
-    monkeypatch.setattr(openvino, "_facts", lambda *a: dataclasses.replace(real(*a), **shapes))
+
+    def otherwise(*arguments):
+        facts = real(*arguments)
+        (graph,) = facts.graphs
+        (spec,) = getattr(graph, which)
+        return replace(facts, graphs=(replace(graph, **{which: (replace(spec, **changes),)}),))
+
+    monkeypatch.setattr(openvino, "_facts", otherwise)
     with pytest.raises(EngineMismatch, match=said):
         load(tiny_export, "openvino")
 
@@ -227,9 +245,9 @@ def test_shapes_read_back_otherwise_are_refused(tiny_export, monkeypatch, shapes
 
 
 def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
-    asked = {"batch_size": 2, "image_size": SIZE, "threads": 2}
+    asked = {"sizes": {"B": 2}, "threads": 2}
     with pytest.raises(InputError, match=r"'tensorrt'.*openvino, onnxruntime, pytorch"):
-        runtimes.load(tiny_export, "model.xml", runtime="tensorrt", precision="fp32", **asked)
+        runtimes.load(tiny_export, graph_of("model.xml"), runtime="tensorrt", precision="fp32", **asked)
     with pytest.raises(InputError, match="ONNX Runtime has no bf16 here: choose fp32"):
         load(tiny_export, "onnxruntime", "bf16")
     with pytest.raises(InputError, match="OpenVINO has no int8 here: choose fp32 or bf16"):
@@ -258,8 +276,8 @@ def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, mon
 @pytest.mark.parametrize(
     ("runtime", "file"),
     [
-        ("openvino", "model.xml"),
-        ("openvino", "model.bin"),
+        ("openvino", "openvino/model.xml"),
+        ("openvino", "openvino/model.bin"),
         ("onnxruntime", "model.onnx"),
         ("pytorch", "reference.json"),
     ],

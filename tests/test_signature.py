@@ -95,7 +95,7 @@ def test_the_right_key_holds_also_elsewhere_and_another_does_not(signed, keys):
 def test_a_manifest_that_was_changed_and_made_to_fit_is_seen(signed, keys):
     """What the manifest's own digests cannot find: docs/artifact.md."""
     document = json.loads((signed / "manifest.json").read_text())
-    document["probability"] = "sigmoid"
+    document["task"]["probability"] = "sigmoid"
     document["digest"] = digest(document)
     (signed / "manifest.json").write_text(json.dumps(document))
     assert main(["verify", str(signed)]) == 0

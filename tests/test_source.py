@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import exports
 import msgspec
 import numpy as np
 import pytest
 import torch
 
-from vitrail import catalog, runtimes
+from vitrail import catalog
 from vitrail.errors import InputError
 from vitrail.export import source, work
 from vitrail.export.onnx import ExportMismatch
@@ -85,12 +86,11 @@ def test_our_export_is_what_the_engines_and_the_reference_run(vit, tmp_path):
     assert made["relative_difference"] <= 1e-4
     with torch.inference_mode():
         expected = source.module(replace(vit, implementation="timm"), 32)(noise(32, 3)).numpy()
+    exports.build(tmp_path / "export")
     for runtime in ("openvino", "onnxruntime", "pytorch"):
-        runner = runtimes.load(
-            tmp_path / "export", work.ENTRIES[runtimes.RUNTIMES[runtime].files], runtime=runtime,
-            precision="fp32", batch_size=3, image_size=32, threads=2,
-        )  # fmt: skip
-        np.testing.assert_allclose(runner.run(noise(32, 3).numpy()), expected, rtol=1e-3, atol=1e-3)
+        runner = exports.load(tmp_path / "export", runtime, batch=3, size=32, classes=expected.shape[1])
+        found = exports.scores(runner, noise(32, 3).numpy())
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
         runner.close()
 
 

@@ -94,9 +94,7 @@ def test_no_verdict_that_is_open_is_worded_as_a_limit_to_loosen():
 )
 def test_verifying_calls_nothing_a_failure_that_is_open(answers, said):
     checks = tuple(Check(name="x", answer=a, observed=None, limit=None, reason="r") for a in answers)
-    facts = v.RunnerFacts(
-        runtime="x", version="1", precision="fp32", threads=2, input_shape=(1,), output_shape=(1,)
-    )
+    facts = v.RunnerFacts(runtime="x", version="1", precision="fp32", threads=2, graphs=())
     outcome = Verification(artifact="winner", name="net", checks=checks, facts=facts, differences=())
     assert outcome.answer == said
     if outcome.holds:

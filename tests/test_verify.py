@@ -103,11 +103,12 @@ def test_an_intact_artifact_holds_in_its_own_place(artifact):
     outcome.require()
 
 
-def tilt(scores: np.ndarray, size: float) -> np.ndarray:
+def tilt(outputs: dict[str, np.ndarray], size: float) -> dict[str, np.ndarray]:
     """Move each row by `size` of its norm, lowering its last-ranked score, so that no top-1 changes."""
+    scores = outputs["scores"]
     step = np.zeros_like(scores)
     step[np.arange(len(scores)), scores.argmin(axis=1)] = np.linalg.norm(scores, axis=1) * size
-    return scores - step
+    return {"scores": scores - step}
 
 
 @pytest.mark.parametrize(
@@ -130,20 +131,22 @@ def test_outputs_that_moved_are_a_broken_claim(bundle, tmp_path, which, size, br
 
 
 def test_changed_preprocessing_is_seen(bundle, tmp_path):
-    other = dataclasses.replace(bundle.preprocess, interpolation="bilinear")
+    other = dataclasses.replace(bundle.task.preprocess, interpolation="bilinear")
     candidate = dataclasses.replace(bundle.variant.candidate, preprocess=other)
     variant = dataclasses.replace(bundle.variant, candidate=candidate)
-    changed = dataclasses.replace(bundle, preprocess=other, variant=variant)
+    changed = dataclasses.replace(
+        bundle, task=dataclasses.replace(bundle.task, preprocess=other), variant=variant
+    )
     outcome = verify(write(tmp_path / "w", changed).path)
     assert answers(outcome)["relative error to fp32"] == "fail"
 
 
 def test_a_flipped_decided_photo_is_seen(bundle, tmp_path):
     wide = dataclasses.replace(bundle.bounds, cosine=0.01, relative_error=0.99)
-    outputs, rows = bundle.fp32_outputs.copy(), np.arange(len(bundle.fp32_outputs))
+    outputs, rows = bundle.fp32_outputs["scores"].copy(), np.arange(len(bundle.photos))
     first, second = np.argsort(-outputs, axis=1)[:, :2].T
     outputs[rows, first], outputs[rows, second] = outputs[rows, second], outputs[rows, first]
-    flipped = dataclasses.replace(bundle, fp32_outputs=outputs, bounds=wide)
+    flipped = dataclasses.replace(bundle, fp32_outputs={"scores": outputs}, bounds=wide)
     outcome = verify(write(tmp_path / "w", flipped).path)
     assert {n for n, a in answers(outcome).items() if a == "fail"} == {"top-1 of fp32"}
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import exports
 import open_clip
 import pytest
 import timm
@@ -631,7 +632,6 @@ def foreign(dialect: str) -> torch.nn.Module:
 @pytest.mark.parametrize("dialect", ["torchvision", "transformers"])
 def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_path, monkeypatch):
     """The candidate of `select --weights`, then the files that would be measured and ship, on an engine."""
-    from vitrail import runtimes
     from vitrail.export import work
     from vitrail.measure import sandbox
     from vitrail.selection.own import OwnWeights, own_candidate
@@ -669,16 +669,8 @@ def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_
             "threads": 2,
         }
     )
-    runner = runtimes.load(
-        tmp_path / "export",
-        work.ONNX_FILE,
-        runtime="onnxruntime",
-        precision="fp32",
-        batch_size=2,
-        image_size=224,
-        threads=2,
-    )
-    assert_equal(torch.from_numpy(runner.run(batch.numpy())), expected, 1e-4)
+    runner = exports.load(tmp_path / "export", "onnxruntime", batch=2, size=224, classes=5)
+    assert_equal(torch.from_numpy(exports.scores(runner, batch.numpy())), expected, 1e-4)
 
 
 def test_a_classifier_that_select_cannot_keep_is_answered_with_train(tmp_path):

@@ -124,14 +124,16 @@ def test_what_ships_of_a_siglip_says_that_each_score_stands_alone(small, tmp_pat
     here = SimpleNamespace(run=lambda _, request, **__: work.export(msgspec.to_builtins(request)))
     monkeypatch.setattr(own, "workshop", here)
     export = own.export(form, 60.0)
-    monkeypatch.setattr(own, "reference_scores", lambda variant: np.zeros((1, 1, 3), np.float32))
-    launch = SimpleNamespace(scores=lambda *_: np.zeros((1, 1, 3), np.float32), close=lambda: None)
-    monkeypatch.setattr(own, "subject", lambda *_: SimpleNamespace(launch=lambda _: launch))
+    outputs = {"scores": np.zeros((1, 1, 3), np.float32)}
+    monkeypatch.setattr(own, "reference_outputs", lambda variant: outputs)
+    launch = SimpleNamespace(outputs=lambda *_: outputs, close=lambda: None)
+    subject = SimpleNamespace(launch=lambda _: launch, task=own.task(form))
+    monkeypatch.setattr(own, "subject", lambda *_: subject)
     evidence = Evidence(requirements=Requirements(), workload=Workload(threads=2))
     made = write(tmp_path / "artifact", own.bundle(form, export, None, evidence))
-    assert made.manifest.probability == kind
+    assert made.task.probability == kind
     with load(made.path) as predictor:
-        assert predictor.probability == kind
+        assert predictor.task.probability == kind
 
 
 def test_the_same_names_are_folded_once_and_other_ones_anew(small, monkeypatch):

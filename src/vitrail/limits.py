@@ -7,6 +7,8 @@ stop mistakes and nothing else.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 from vitrail.errors import InputError
@@ -56,16 +58,18 @@ def whole(name: str, value: object, said: str | None = None) -> int:
     return number
 
 
-def input_bytes(batch_size: int, image_size: int) -> int:
-    """Bytes of a float32 input (B, 3, S, S), both numbers checked alone and together.
+def input_bytes(shapes: Iterable[Sequence[int]]) -> int:
+    """Bytes of the float32 inputs of these shapes together.
 
     Raises:
-        InputError: a number out of its range, or an input beyond `LARGEST_INPUT_BYTES`.
+        InputError: they are beyond `LARGEST_INPUT_BYTES`.
     """
-    size = 12 * whole("batch_size", batch_size) * whole("image_size", image_size) ** 2
+    shapes = list(shapes)
+    size = sum(4 * math.prod(shape) for shape in shapes)
     if size > LARGEST_INPUT_BYTES:
+        shown = " and ".join("×".join(map(str, shape)) for shape in shapes)
         raise InputError(
-            f"A batch of {batch_size} images of {image_size} px takes {size / 2**30:.0f} GiB as input alone, "
-            f"and {LARGEST_INPUT_BYTES >> 30} GiB are the most: give a smaller batch."
+            f"An input of {shown} takes {size / 2**30:.0f} GiB, and {LARGEST_INPUT_BYTES >> 30} GiB are the "
+            "most: give a smaller batch."
         )
     return size

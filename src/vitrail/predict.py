@@ -1,154 +1,141 @@
-"""From images to labels: the one path that measuring, predict, batch and serve share.
+"""From images to results: the one pipeline that measuring, predicting, probing and embedding share.
 
-A request is decode -> preprocess -> run -> top-k; its stages are methods, so that measuring can time the
-whole and the model alone. Shapes: B batch, n images at hand, K classes, S image size.
+A request is decode -> prepare -> run -> finish, one after another. Many images are decoded and prepared by
+threads while the engine runs. What the tensors mean is the task's. n images at hand, B the loaded batch.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from vitrail import runtimes
-from vitrail.artifact import Artifact, Probability, open_artifact
-from vitrail.errors import ClaimError, InputError
+from vitrail import runtimes, tasks
+from vitrail.artifact import Artifact, open_artifact
+from vitrail.errors import InputError
+from vitrail.hardware import usable_cores
 from vitrail.images.decode import decode
 from vitrail.images.limits import LIMITS, Limits
-from vitrail.images.preprocess import prepare_batch, resized_short_side
-from vitrail.limits import whole
-from vitrail.vocabulary import Preprocess
+from vitrail.images.preprocess import resized_short_side
+from vitrail.tasks import Arrays, Source, Task
+from vitrail.tasks.classify import Prediction, Ranked
+from vitrail.vocabulary import Graph
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["Prediction", "Predictor", "Ranked", "Source", "from_artifact", "load"]
 
-__all__ = ["Prediction", "Predictor", "Ranked", "Source", "from_artifact", "load", "probabilities"]
-
-Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray"
-"""What one image may be: a path, encoded bytes, a PIL image, or an array as images/decode.py takes it."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One label of a prediction, with its class index and its probability in [0, 1]."""
-
-    label: str
-    index: int
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable labels of one image, best first."""
-
-    top: tuple[Ranked, ...]
-
-    @property
-    def label(self) -> str:
-        """The best label."""
-        return self.top[0].label
-
-    @property
-    def probability(self) -> float:
-        """The best label's probability."""
-        return self.top[0].probability
+AHEAD = 2
+"""Batches that are prepared ahead of the engine."""
 
 
 class Predictor:
-    """A loaded export with its preprocessing and labels. Not thread-safe: one request at a time.
+    """A loaded export with its task. Not thread-safe: one request at a time.
 
-    `probability` says how scores become probabilities: `softmax` over the classes, `sigmoid` of each alone.
+    Args:
+        runner: the loaded graph.
+        task: what goes in and comes out.
+        limits: what one image may ask for.
+        workers: threads that decode and prepare; None: one for each usable core.
     """
 
     def __init__(
         self,
         runner: runtimes.Runner,
-        preprocess: Preprocess,
-        labels: Sequence[str],
-        probability: Probability = "softmax",
+        task: Task,
         *,
         limits: Limits = LIMITS,
+        workers: int | None = None,
     ) -> None:
-        batch, classes = runner.facts.input_shape[0], runner.facts.output_shape[-1]
-        if classes != len(labels):
-            raise InputError(
-                f"The model scores {classes} classes and {len(labels)} labels are given: fix labels."
-            )
         self.runner = runner
-        self.preprocess = preprocess
-        self.labels = tuple(labels)
-        self.probability = probability
+        self.task = task
         self.limits = limits
-        self.batch_size = batch
+        self.workers = workers or usable_cores()
+        (graph,) = runner.facts.graphs
+        self.batch_size = int(graph.inputs[0].shape[0])
+        wanted = runtimes.sized(task.graph(graph.entry), {"B": self.batch_size})
+        if (wanted.inputs, wanted.outputs) != (graph.inputs, graph.outputs):
+            raise InputError(
+                f"The model is {_said(graph)} and its task {_said(wanted)}: give it the labels and the image "
+                "size that it was made for."
+            )
         # The photo is resized to this side anyway, so a JPEG may be decoded at a lower scale.
-        self._short_side = resized_short_side(preprocess)
+        self._short_side = resized_short_side(task.preprocess)
 
-    def predict(self, sources: Source | Iterable[Source], top: int = 5) -> list[Prediction]:
-        """Classify images of any number; one image alone may come without a list.
+    def predict(self, sources: Source | Iterable[Source], **options: Any) -> list[Any]:
+        """One result for each image, of any number; one image alone may come without a list.
+
+        `options` are the task's: `top=5` for classification.
 
         Raises:
-            InputError: an image cannot be used (the first such), or `top` is out of range.
+            InputError: an image cannot be used (the first such), or an option is out of range.
         """
-        predictions = []
-        for outcome in self.predict_each(sources, top):
+        results = []
+        for outcome in self.predict_each(sources, **options):
             if isinstance(outcome, InputError):
                 raise outcome
-            predictions.append(outcome)
-        return predictions
+            results.append(outcome)
+        return results
 
-    def predict_each(
-        self, sources: Source | Iterable[Source], top: int = 5
-    ) -> Iterator[Prediction | InputError]:
-        """Classify images as `predict` does, but give an image's InputError in its place and go on."""
-        waiting = iter(_as_images(sources))
-        while chunk := list(islice(waiting, self.batch_size)):
-            yield from self._chunk(chunk, top)
+    def predict_each(self, sources: Source | Iterable[Source], **options: Any) -> Iterator[Any]:
+        """As `predict`, as they come, but with an image's InputError in its place."""
+        for slots, outputs in self.outputs(sources):
+            results = iter(self.task.finish(outputs, **options) if outputs is not None else ())
+            yield from (next(results) if slot is None else slot for slot in slots)
 
-    def request(self, sources: Sequence[Source], top: int = 5) -> list[Prediction]:
-        """One production request, all of it: decode, preprocess, run, top-k.
+    def outputs(
+        self, sources: Source | Iterable[Source]
+    ) -> Iterator[tuple[list[InputError | None], Arrays | None]]:
+        """Batch after batch: an error or None for each image, and the outputs of those without one.
+
+        Outputs are None where no image of a batch could be used. Images are read ahead, `AHEAD` batches.
+        """
+        prepared = self._prepared(iter(_as_images(sources)))
+        while True:
+            slots: list[InputError | None] = []
+            parts: list[Arrays] = []
+            for outcome in prepared:
+                if isinstance(outcome, InputError):
+                    slots.append(outcome)
+                else:
+                    slots.append(None)
+                    parts.append(outcome)
+                if len(parts) == self.batch_size:
+                    break
+            if not slots:
+                return
+            yield slots, self.run(_joined(parts)) if parts else None
+
+    def request(self, sources: Sequence[Source], **options: Any) -> list[Any]:
+        """One production request, all of it: decode, prepare, run, finish.
 
         Raises:
-            InputError: an image cannot be used, or `top` is out of range.
+            InputError: an image cannot be used, or an option is out of range.
         """
-        return self.rank(self.run(self.prepare(sources)), top)
+        return self.task.finish(self.run(self.prepare(sources)), **options)
 
-    def prepare(self, sources: Sequence[Source], *, scaled: bool = True) -> np.ndarray:
-        """Decode and preprocess n images -> float32 (n, 3, S, S).
+    def prepare(self, sources: Sequence[Source], *, scaled: bool = True) -> Arrays:
+        """Decode and prepare n images -> named inputs of n rows.
 
         `scaled=False` decodes JPEG in full where production may decode at a lower scale; the stored
         outputs of an artifact belong to fully decoded photos.
         """
         short_side = self._short_side if scaled else None
-        images = [decode(source, short_side=short_side, limits=self.limits) for source in sources]
-        return prepare_batch(images, self.preprocess)
+        return self.task.prepare(
+            [decode(source, short_side=short_side, limits=self.limits) for source in sources]
+        )
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Scores of float32 (n, 3, S, S) -> float32 (n, K), for any n: cut into batches, the last padded."""
-        if len(batch) == self.batch_size:
-            return self.runner.run(batch)
-        scores = [self._padded(batch[i : i + self.batch_size]) for i in range(0, len(batch), self.batch_size)]
-        return np.concatenate(scores) if scores else np.empty((0, len(self.labels)), np.float32)
-
-    def rank(self, scores: np.ndarray, top: int = 5) -> list[Prediction]:
-        """Probabilities and the `top` best of each row of scores (n, K); equal scores keep the labels' order.
-
-        Raises:
-            InputError: `top` is out of range.
-            ClaimError: the engine gave scores that are not finite.
-        """
-        whole("top", top)
-        if not np.isfinite(scores).all():
-            raise ClaimError("The model gave scores that are not finite: run vitrail verify on the artifact.")
-        found = probabilities(scores, self.probability)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        return [
-            Prediction(tuple(Ranked(self.labels[k], int(k), float(row[k])) for k in best))
-            for row, best in zip(found, order, strict=True)
+    def run(self, inputs: Arrays) -> Arrays:
+        """Named outputs of n rows for inputs of n rows, any n >= 1: cut into batches, the last padded."""
+        if len(next(iter(inputs.values()))) == self.batch_size:
+            return self.runner.run(inputs)
+        found = [
+            {name: values[:real] for name, values in self.runner.run(batch).items()}
+            for batch, real in tasks.batches(inputs, self.batch_size)
         ]
+        return _joined(found)
 
     def close(self) -> None:
         """Free the engine."""
@@ -160,34 +147,38 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _chunk(self, sources: list[Source], top: int) -> list[Prediction | InputError]:
-        outcomes: list[Any] = []
-        images = []
-        for source in sources:
+    def _prepared(self, sources: Iterator[Source]) -> Iterator[Arrays | InputError]:
+        """Inputs of one row for each image, in order; some are prepared ahead by threads."""
+
+        def one(source: Source) -> Arrays | InputError:
             try:
-                images.append(decode(source, short_side=self._short_side, limits=self.limits))
-                outcomes.append(None)
+                return self.prepare([source])
             except InputError as error:
-                outcomes.append(error)
-        if images:
-            ranked = iter(self.rank(self.run(prepare_batch(images, self.preprocess)), top))
-            outcomes = [next(ranked) if outcome is None else outcome for outcome in outcomes]
-        return outcomes
+                return error
 
-    def _padded(self, batch: np.ndarray) -> np.ndarray:
-        missing = self.batch_size - len(batch)
-        # Repeating a real image keeps the padding inside the range of values the engine was checked with.
-        full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
-        return self.runner.run(np.ascontiguousarray(full))[: len(batch)]
+        waiting: deque[Future[Arrays | InputError]] = deque()
+        with ThreadPoolExecutor(max_workers=self.workers) as pool:
+            try:
+                for source in sources:
+                    waiting.append(pool.submit(one, source))
+                    if len(waiting) > AHEAD * self.batch_size + self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:  # somebody stopped asking
+                    future.cancel()
 
 
-def probabilities(scores: np.ndarray, kind: Probability) -> np.ndarray:
-    """Scores (n, K) -> float64 (n, K): each row's softmax (sums to 1), or the sigmoid of each score alone."""
-    wide = scores.astype(np.float64)
-    if kind == "sigmoid":
-        return np.exp(-np.logaddexp(0.0, -wide))  # no overflow, whatever the sign
-    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _said(graph: Graph) -> str:
+    sides = (", ".join(f"{spec.name} {spec.shape}" for spec in s) for s in (graph.inputs, graph.outputs))
+    return " -> ".join(sides)
 
 
 def _as_images(sources: Source | Iterable[Source]) -> Iterable[Source]:
@@ -235,20 +226,14 @@ def from_artifact(
     engine = runtimes.RUNTIMES.get(manifest.variant.runtime)
     if engine is not None and engine.reference:
         raise InputError(f"{artifact.path} names {engine.label}, which is never shipped: do not use it.")
+    (graph,) = manifest.graphs
     runner = runtimes.load(
         artifact.model_folder,
-        manifest.entry,
+        graph,
         runtime=manifest.variant.runtime,
         precision=manifest.variant.precision,
-        batch_size=batch_size,
-        image_size=manifest.preprocess.image_size,
-        threads=threads if threads is not None else _usable_cores(),
+        sizes={"B": batch_size},
+        threads=threads if threads is not None else usable_cores(),
         settings=dict(manifest.variant.settings),
     )
-    return Predictor(runner, manifest.preprocess, artifact.labels(), manifest.probability, limits=limits)
-
-
-def _usable_cores() -> int:
-    from vitrail.hardware import usable_cores
-
-    return usable_cores()
+    return Predictor(runner, artifact.task, limits=limits)

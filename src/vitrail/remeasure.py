@@ -56,10 +56,13 @@ def measure_artifact(
     photos = _photos(artifact, workload)
     subject = ExportSubject(
         variant=manifest.variant,
-        export=Export(folder=str(artifact.model_folder), files=(manifest.entry,), entry=manifest.entry),
+        export=Export(
+            folder=str(artifact.model_folder),
+            files=tuple(graph.entry for graph in manifest.graphs),
+            graphs=manifest.graphs,
+        ),
         workload=workload,
-        preprocess=manifest.preprocess,
-        labels=artifact.labels(),
+        task=artifact.task,
         photos=photos,
         threads=workload.threads,
     )

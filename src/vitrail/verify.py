@@ -15,9 +15,9 @@ import numpy as np
 
 from vitrail.artifact import Artifact, Evidence, Manifest, ParityBounds, open_artifact
 from vitrail.errors import ClaimError
-from vitrail.measure.parity import cosines, decided_photos, relative_errors
 from vitrail.predict import Predictor, from_artifact
 from vitrail.requirements import check
+from vitrail.tasks import Arrays, agreement
 from vitrail.vocabulary import Answer, Observation, Requirements, RunnerFacts, Verdict, Workload
 from vitrail.words import counted
 
@@ -153,7 +153,7 @@ def _differences(manifest: Manifest, facts: RunnerFacts) -> tuple[str, ...]:
     pairs = (
         ("engine", f"{claimed.runtime} {claimed.version}", f"{facts.runtime} {facts.version}"),
         ("threads", claimed.threads, facts.threads),
-        ("batch", claimed.input_shape[0], facts.input_shape[0]),
+        ("sizes", _sizes(claimed), _sizes(facts)),
         ("hardware", environment.hardware, hardware.fingerprint(hardware.facts())),
     )
     return tuple(f"{what}: {now} here, {then} there" for what, then, now in pairs if then != now)
@@ -162,58 +162,45 @@ def _differences(manifest: Manifest, facts: RunnerFacts) -> tuple[str, ...]:
 # --- outputs --------------------------------------------------------------------------------------
 
 
+def _sizes(facts: RunnerFacts) -> str:
+    shapes = (spec.shape for graph in facts.graphs for spec in graph.inputs)
+    return ", ".join("×".join(map(str, shape)) for shape in shapes)
+
+
 def _outputs(artifact: Artifact, predictor: Predictor, *, same_place: bool) -> list[Check]:
-    scores = predictor.run(predictor.prepare(artifact.photos, scaled=False))
-    if not np.isfinite(scores).all():
+    outputs = predictor.run(predictor.prepare(artifact.photos, scaled=False))
+    if not all(np.isfinite(values).all() for values in outputs.values()):
         return [
             Check(name="reference outputs", answer="fail", observed=None, limit=None, reason="not finite")
         ]
     bounds = artifact.manifest.reference.bounds
+    against_fp32 = predictor.task.checks(artifact.fp32_outputs(), outputs, bounds)
     return [
-        *_against_fp32(artifact.fp32_outputs(), scores, bounds),
-        _against_own(artifact, scores, bounds, same_place=same_place),
+        *map(_answered, against_fp32),
+        _against_own(artifact, outputs, bounds, same_place=same_place),
     ]
 
 
-def _against_fp32(reference: np.ndarray, scores: np.ndarray, bounds: ParityBounds) -> list[Check]:
-    cosine = float(cosines(reference, scores).min())
-    error = float(relative_errors(reference, scores).max())
-    decided, agreeing = decided_photos(reference[:, None], scores[:, None])
-    share = agreeing / decided if decided else None
-    return [
-        _bounded("cosine to fp32", cosine, bounds.cosine, cosine >= bounds.cosine, "at least"),
-        _bounded(
-            "relative error to fp32", error, bounds.relative_error, error <= bounds.relative_error, "at most"
-        ),
-        Check(
-            name="top-1 of fp32",
-            # Without a decided photo nothing contradicts the claim; the two checks above still bind.
-            answer="pass" if share is None or share >= bounds.agreement else "fail",
-            observed=share,
-            limit=bounds.agreement,
-            reason=f"{agreeing} of {decided} decided photos agree ({counted(len(reference), 'photo')})",
-        ),
-    ]
+def _answered(found: agreement.Check) -> Check:
+    return Check(
+        name=found.name,
+        answer="pass" if found.holds else "fail",
+        observed=found.observed,
+        limit=found.limit,
+        reason=found.reason,
+    )
 
 
-def _against_own(artifact: Artifact, scores: np.ndarray, bounds: ParityBounds, *, same_place: bool) -> Check:
-    error = float(relative_errors(artifact.own_outputs(), scores).max())
+def _against_own(artifact: Artifact, outputs: Arrays, bounds: ParityBounds, *, same_place: bool) -> Check:
+    before = artifact.own_outputs()
+    error = max(float(agreement.relative_errors(before[name], outputs[name]).max()) for name in before)
     # Another engine version or CPU may round differently, but never by more than the precision is allowed.
     tight = OWN_TOLERANCE[artifact.manifest.variant.precision]
     limit = min(tight, bounds.relative_error) if same_place else bounds.relative_error
     where = "the same engine, CPU and threads" if same_place else "another engine, CPU or threads"
-    check = _bounded("relative error to its own outputs", error, limit, error <= limit, "at most")
-    return Check(**{**vars(check), "reason": f"{check.reason} ({where})"})
-
-
-def _bounded(name: str, observed: float, limit: float, holds: bool, word: str) -> Check:
-    return Check(
-        name=name,
-        answer="pass" if holds else "fail",
-        observed=observed,
-        limit=limit,
-        reason=f"{observed:.6g}, {word} {limit:.6g} asked",
-    )
+    name = "relative error to its own outputs"
+    check = _answered(agreement.bounded(name, error, limit, error <= limit, "at most"))
+    return replace(check, reason=f"{check.reason} ({where})")
 
 
 # --- speed and memory -----------------------------------------------------------------------------

@@ -150,6 +150,8 @@ class Candidate:
     labels: str = "imagenet-1k"
     """Name of a label set, or path of a file with one label a line."""
     note: str = ""
+    task: str = "classify"
+    """What goes in and what comes out: a name of `tasks.TASKS`."""
     trained_with: Implementation | None = None
     """Whose code trained the weights here, and so alone runs them; None: whoever has the architecture."""
 
@@ -183,13 +185,33 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One named input or output of a graph."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """Letters stand for sizes that are chosen when the graph is loaded: `("B", 3, 224, 224)`."""
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One computation of a model. Most models have one; a promptable one has an encoder and a decoder."""
+
+    name: str = "model"
+    entry: str = ""
+    """The file (or the reference runner's description) that the runtime loads."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """A variant's files, made with torch and run without; `files` are relative to `folder`."""
 
     folder: str
     files: tuple[str, ...]
-    entry: str
-    """The file (or the reference runner's description) that the runtime loads."""
+    graphs: tuple[Graph, ...]
     seconds: float = 0.0
     random_weights: bool = False
     toolchain: tuple[tuple[str, str], ...] = ()
@@ -207,8 +229,8 @@ class RunnerFacts:
     version: str
     precision: str
     threads: int
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    graphs: tuple[Graph, ...]
+    """What was loaded, with numbers for all sizes."""
     details: tuple[tuple[str, str], ...] = ()
 
 
@@ -273,6 +295,8 @@ class Parity:
     loss_bound: float | None
     """One-sided 95 % upper bound of `loss`; None below the number of photos that supports one."""
     reason: str = ""
+    worst: str = ""
+    """The photo that differs most, by `relative_error`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from vitrail.artifact.bundle import (
     write,
 )
 from vitrail.artifact.manifest import SCHEMA_VERSION
-from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Probability, Reference
+from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Reference
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -22,7 +22,6 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "ParityBounds",
-    "Probability",
     "Reference",
     "TextTower",
     "check_target",

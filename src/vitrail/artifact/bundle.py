@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -15,23 +16,24 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import store
+from vitrail import store, tasks
 from vitrail.artifact.manifest import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, decode, encode
-from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Probability, Reference
+from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Reference
+from vitrail.document.older import upgraded_facts
 from vitrail.errors import InputError
 from vitrail.store import atomic_folder, sha256_file, writing
+from vitrail.tasks import Task
 from vitrail.version import __version__
-from vitrail.vocabulary import Export, Measurement, Preprocess, Selection, Variant
+from vitrail.vocabulary import Export, Measurement, Selection, Variant
 
 MODEL_FOLDER = "model"
-LABELS_FILE = "labels.txt"
 MEASUREMENT_FILE = "evidence/measurement.json"
 SPLITS_FILE = "evidence/splits.json"
 TEXT_TOWER_FOLDER = "text-tower"
 TEXT_TOWER_FACTS = "text-tower/origin.json"
 PHOTO_FOLDER = "reference/photos"
-FP32_OUTPUTS = "reference/fp32_outputs.npy"
-OWN_OUTPUTS = "reference/own_outputs.npy"
+FP32_OUTPUTS, OWN_OUTPUTS = "reference/fp32", "reference/own"
+"""Folders of the outputs, one `.npy` each."""
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest is some tens of kilobytes; a larger file is not read into memory."""
 
@@ -57,24 +59,21 @@ class Bundle:
     """All that goes into an artifact."""
 
     variant: Variant
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    """K labels in the order of the scores."""
+    task: Task
     export: Export
     evidence: Evidence
     photos: tuple[Path, ...]
     """P photos, copied as they are; small ones, PNG or JPEG."""
-    fp32_outputs: np.ndarray
-    """float32 (P, K): scores of the fp32 eager reference for `prepare(decode(photo), preprocess)`."""
-    own_outputs: np.ndarray
-    """float32 (P, K): scores of `export` for the same inputs."""
+    fp32_outputs: dict[str, np.ndarray]
+    """float32 (P, ...) by name: what the fp32 eager reference gives for the photos, decoded in full."""
+    own_outputs: dict[str, np.ndarray]
+    """float32 (P, ...) by name: what `export` gives for the same inputs."""
     bounds: ParityBounds
     measurement: Measurement | None = None
     splits: dict[str, dict[str, str]] | None = None
     """{split: {sha256 of an image: its class}} of the user's labelled images; None: there were none."""
     text_tower: TextTower | None = None
     """None: the artifact cannot be given other classes."""
-    probability: Probability = "softmax"
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,11 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    task: Task
 
     @property
     def model_folder(self) -> Path:
-        """Folder of the export, for `runtimes.load(model_folder, manifest.entry, ...)`."""
+        """Folder of the export, for `runtimes.load(model_folder, graph, ...)`."""
         return self.path / self.manifest.folder
 
     @property
@@ -94,30 +94,12 @@ class Artifact:
         """The reference photos."""
         return tuple(self.path / name for name in self.manifest.reference.photos)
 
-    def labels(self) -> tuple[str, ...]:
-        """K labels in the order of the scores."""
-        place = self.path / self.manifest.labels
-        try:
-            text = place.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{place} is not UTF-8 text at byte {error.start}: write the artifact again."
-            ) from None
-        # Not splitlines(): a label may hold a form feed or a Unicode separator.
-        labels = tuple(text.removesuffix("\n").split("\n"))
-        if len(labels) != self.manifest.classes or not all(labels):
-            raise InputError(
-                f"{place} holds {sum(map(bool, labels))} labels for {self.manifest.classes} classes: "
-                "write the artifact again."
-            )
-        return labels
-
-    def fp32_outputs(self) -> np.ndarray:
-        """float32 (P, K): the fp32 eager reference's scores of the reference photos."""
+    def fp32_outputs(self) -> dict[str, np.ndarray]:
+        """float32 (P, ...) by name: what the fp32 eager reference gave for the reference photos."""
         return self._outputs(self.manifest.reference.fp32_outputs)
 
-    def own_outputs(self) -> np.ndarray:
-        """float32 (P, K): this export's scores of the reference photos when it was written."""
+    def own_outputs(self) -> dict[str, np.ndarray]:
+        """float32 (P, ...) by name: what this export gave for the reference photos when it was written."""
         return self._outputs(self.manifest.reference.own_outputs)
 
     def measurement(self) -> Measurement | None:
@@ -130,8 +112,11 @@ class Artifact:
             return None
         place = self.path / self.manifest.measurement
         try:
-            return msgspec.json.decode(place.read_bytes(), type=Measurement)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            document = msgspec.json.decode(place.read_bytes())
+            if self.manifest.schema_version < 3 and isinstance(document.get("facts"), dict):
+                document["facts"] = upgraded_facts(document["facts"])
+            return msgspec.convert(document, Measurement)
+        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError) as error:
             raise InputError(f"{place} is not valid ({error}): write the artifact again.") from None
 
     def text_tower(self) -> TextTower | None:
@@ -155,17 +140,23 @@ class Artifact:
             ) from None
         return found
 
-    def _outputs(self, name: str) -> np.ndarray:
-        expected = (len(self.manifest.reference.photos), self.manifest.classes)
-        values = _float32((self.path / name).read_bytes(), expected)
-        if values is None or not np.isfinite(values).all():
-            raise InputError(
-                f"{self.path / name} is not float32 {expected} of finite numbers: write the artifact again."
-            )
-        return values
+    def _outputs(self, names: dict[str, str]) -> dict[str, np.ndarray]:
+        shapes = {spec.name: spec.shape for spec in self.manifest.graphs[-1].outputs}
+        photos = len(self.manifest.reference.photos)
+        found = {}
+        for output, name in names.items():
+            expected = (photos, *(int(side) for side in shapes[output][1:]))
+            values = _float32((self.path / name).read_bytes(), expected)
+            if values is None or not np.isfinite(values).all():
+                raise InputError(
+                    f"{self.path / name} is not float32 {expected} of finite numbers: "
+                    "write the artifact again."
+                )
+            found[output] = values
+        return found
 
 
-def _float32(data: bytes, shape: tuple[int, int]) -> np.ndarray | None:
+def _float32(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array of a `.npy` file (version 1), None: it is another; its header is believed only if it fits."""
     file = io.BytesIO(data)
     try:
@@ -174,7 +165,7 @@ def _float32(data: bytes, shape: tuple[int, int]) -> np.ndarray | None:
         found = np.lib.format.read_array_header_1_0(file)
     except (ValueError, EOFError):
         return None
-    if found != (shape, False, np.dtype(np.float32)) or len(data) - file.tell() != 4 * shape[0] * shape[1]:
+    if found != (shape, False, np.dtype(np.float32)) or len(data) - file.tell() != 4 * math.prod(shape):
         return None
     return np.frombuffer(data, np.float32, offset=file.tell()).reshape(shape).copy()
 
@@ -249,24 +240,24 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
 
 
 def _check(bundle: Bundle) -> None:
+    variant = bundle.variant
+    if bundle.task.preprocess.image_size != variant.image_size:
+        raise ValueError("preprocess and variant differ in image size")
+    if bundle.task.preprocess != replace(variant.candidate.preprocess, image_size=variant.image_size):
+        raise ValueError("preprocess is not the candidate's")
     if bundle.export.random_weights or bundle.variant.reference:
         raise ValueError("random weights and reference variants are never shipped")
-    if bundle.export.entry not in bundle.export.files:
-        raise ValueError(f"entry {bundle.export.entry!r} is not among the export's files")
-    if bundle.preprocess.image_size != bundle.variant.image_size:
-        raise ValueError("preprocess and variant differ in image size")
-    if bundle.preprocess != replace(
-        bundle.variant.candidate.preprocess, image_size=bundle.variant.image_size
-    ):
-        raise ValueError("preprocess is not the candidate's")
-    if any(not label or "\n" in label for label in bundle.labels):
-        raise ValueError("a label must be one line that is not empty")
+    for graph in bundle.export.graphs:
+        if graph.entry not in bundle.export.files:
+            raise ValueError(f"entry {graph.entry!r} is not among the export's files")
     if not bundle.photos:
         raise ValueError("an artifact without reference photos cannot be verified")
-    shape = (len(bundle.photos), len(bundle.labels))
+    shapes = {spec.name: spec.shape[1:] for spec in bundle.export.graphs[-1].outputs}
     for name, outputs in (("fp32", bundle.fp32_outputs), ("own", bundle.own_outputs)):
-        if outputs.shape != shape or not np.isfinite(outputs).all():
-            raise ValueError(f"{name} outputs {outputs.shape} are not finite {shape}")
+        expected = {output: (len(bundle.photos), *sides) for output, sides in shapes.items()}
+        found = {output: values.shape for output, values in outputs.items()}
+        if found != expected or not all(np.isfinite(values).all() for values in outputs.values()):
+            raise ValueError(f"{name} outputs {found} are not finite {expected}")
 
 
 def _fill(folder: Path, bundle: Bundle) -> None:
@@ -275,9 +266,13 @@ def _fill(folder: Path, bundle: Bundle) -> None:
     photos = tuple(f"{PHOTO_FOLDER}/{i:02d}{photo.suffix.lower()}" for i, photo in enumerate(bundle.photos))
     for source, name in zip(bundle.photos, photos, strict=True):
         _copy(source, folder / name)
-    (folder / LABELS_FILE).write_bytes("".join(f"{label}\n" for label in bundle.labels).encode("utf-8"))
-    for name, outputs in ((FP32_OUTPUTS, bundle.fp32_outputs), (OWN_OUTPUTS, bundle.own_outputs)):
-        np.save(folder / name, np.ascontiguousarray(outputs, dtype=np.float32), allow_pickle=False)
+    for name, data in bundle.task.files().items():
+        (folder / _inside(name)).write_bytes(data)
+    for place, outputs in ((FP32_OUTPUTS, bundle.fp32_outputs), (OWN_OUTPUTS, bundle.own_outputs)):
+        for name, file in _output_files(place, outputs).items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            values = np.ascontiguousarray(outputs[name], dtype=np.float32)
+            np.save(folder / file, values, allow_pickle=False)
     for name, record in ((MEASUREMENT_FILE, bundle.measurement), (SPLITS_FILE, bundle.splits)):
         if record is not None:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -300,20 +295,24 @@ def _manifest(bundle: Bundle, photos: tuple[str, ...], files: dict[str, FileEntr
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         name=bundle.variant.name,
         variant=bundle.variant,
-        preprocess=bundle.preprocess,
-        classes=len(bundle.labels),
-        labels=LABELS_FILE,
+        task=bundle.task.facts(),
         folder=MODEL_FOLDER,
-        entry=bundle.export.entry,
-        probability=bundle.probability,
+        graphs=bundle.export.graphs,
         toolchain=bundle.export.toolchain,
         evidence=bundle.evidence,
         measurement=MEASUREMENT_FILE if bundle.measurement is not None else None,
         reference=Reference(
-            photos=photos, fp32_outputs=FP32_OUTPUTS, own_outputs=OWN_OUTPUTS, bounds=bundle.bounds
+            photos=photos,
+            fp32_outputs=_output_files(FP32_OUTPUTS, bundle.fp32_outputs),
+            own_outputs=_output_files(OWN_OUTPUTS, bundle.own_outputs),
+            bounds=bundle.bounds,
         ),
         files=files,
     )
+
+
+def _output_files(place: str, outputs: Iterable[str]) -> dict[str, str]:
+    return {name: f"{place}/{name}.npy" for name in outputs}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -361,8 +360,7 @@ def open_artifact(path: Path | str) -> Artifact:
         _check_tree(manifest, path)
         for name, entry in manifest.files.items():
             _check_file(path / name, entry)
-        artifact = Artifact(path=path, manifest=manifest)
-        artifact.labels()
+        artifact = Artifact(path=path, manifest=manifest, task=_task(manifest, path))
         artifact.fp32_outputs()
         artifact.own_outputs()
     except OSError as error:
@@ -370,6 +368,29 @@ def open_artifact(path: Path | str) -> Artifact:
             f"{error.filename or path} cannot be read ({error.strerror}): check its permissions."
         ) from error
     return artifact
+
+
+def _task(manifest: Manifest, path: Path) -> Task:
+    """What the manifest's facts describe; it must be of one mind with the rest."""
+
+    def file(name: str) -> bytes:
+        if name not in manifest.files:
+            raise InputError(
+                f"{path / MANIFEST_FILE} uses {name!r} without listing it: write the artifact again."
+            )
+        return (path / name).read_bytes()
+
+    where = path / MANIFEST_FILE
+    task = tasks.read(manifest.task, file, str(where))
+    preprocess = replace(manifest.variant.candidate.preprocess, image_size=manifest.variant.image_size)
+    if task.preprocess != preprocess:
+        raise InputError(
+            f"{where} is not valid (preprocess is the candidate's at the variant's image size): "
+            "write the artifact again."
+        )
+    if tuple(task.graph(graph.entry) for graph in manifest.graphs) != manifest.graphs:
+        raise InputError(f"{where} is not valid (the graph is the task's): write the artifact again.")
+    return task
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -395,8 +416,8 @@ def _check_names(manifest: Manifest, path: Path) -> None:
         if not _is_contained(name) or name == MANIFEST_FILE:
             raise InputError(f"{path / MANIFEST_FILE} lists {name!r}, outside the artifact: do not use it.")
     reference = manifest.reference
-    used = [f"{manifest.folder}/{manifest.entry}", manifest.labels, *reference.photos]
-    used += [reference.fp32_outputs, reference.own_outputs]
+    used = [f"{manifest.folder}/{graph.entry}" for graph in manifest.graphs]
+    used += [*reference.photos, *reference.fp32_outputs.values(), *reference.own_outputs.values()]
     used += [manifest.measurement] if manifest.measurement is not None else []
     for name in used:
         if name not in manifest.files:

@@ -8,14 +8,17 @@ from typing import Any
 
 import msgspec
 
+from vitrail.artifact.older import upgraded
 from vitrail.artifact.records import Manifest
 from vitrail.artifact.values import check_complete, check_values
 from vitrail.errors import InputError
 from vitrail.store import canonical_json
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 2
-"""2: every value that decides answers is there; 1 left some out, which then mean their default."""
+SCHEMA_VERSION = 3
+"""2: every value that decides answers is there; 1 left some out, which then mean their default.
+
+3: `task` and `graphs` instead of one classifier's values. Older ones are read."""
 MANIFEST_FILE = "manifest.json"
 
 
@@ -52,11 +55,11 @@ def decode(data: bytes, where: str) -> Manifest:
     claimed = document.get("digest")
     if claimed is None or claimed != _digest_or_none(document):
         raise InputError(f"{where} was changed after it was written: restore it or write the artifact again.")
+    check_complete(document, where)
     try:
-        manifest = msgspec.convert(document, Manifest)
+        manifest = msgspec.convert(upgraded(document), Manifest)
     except (msgspec.ValidationError, OverflowError) as error:
         raise InputError(f"{where} is not valid ({error}): write the artifact again.") from None
-    check_complete(document, manifest.schema_version, where)
     check_values(manifest, where)
     return manifest
 

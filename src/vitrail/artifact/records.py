@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from vitrail.vocabulary import (
     Accuracy,
     Classification,
     Environment,
+    Graph,
     LatencyFigures,
     Memory,
     Parity,
-    Preprocess,
     Requirements,
     RunnerFacts,
     Training,
@@ -20,9 +20,6 @@ from vitrail.vocabulary import (
     Verdict,
     Workload,
 )
-
-Probability: TypeAlias = Literal["softmax", "sigmoid"]
-"""How scores become probabilities: over all classes, or each by itself (SigLIP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +75,10 @@ class Reference:
     """Photos with their outputs, for checking the artifact without torch; paths inside the artifact."""
 
     photos: tuple[str, ...]
-    fp32_outputs: str
-    """`.npy`, float32 (photos, K): the fp32 eager reference's scores of each photo's evaluation crop."""
-    own_outputs: str
-    """`.npy`, float32 (photos, K): what this artifact's export gave when it was written."""
+    fp32_outputs: dict[str, str]
+    """{output: `.npy`}, float32 (photos, ...): what the fp32 eager reference gave for each photo."""
+    own_outputs: dict[str, str]
+    """{output: `.npy`}, float32 (photos, ...): what this artifact's export gave when it was written."""
     bounds: ParityBounds
 
 
@@ -98,17 +95,12 @@ class Manifest:
     name: str
     """`Variant.name`."""
     variant: Variant
-    preprocess: Preprocess
-    classes: int
-    """K, the number of labels."""
-    labels: str
-    """UTF-8 text file inside the artifact, one label a line, line i for class i - 1."""
+    task: dict[str, Any]
+    """What goes in and comes out, as the task of its `name` says it (tasks/)."""
     folder: str
     """Folder of the export inside the artifact."""
-    entry: str
-    """File inside `folder` that the engine loads."""
-    probability: Probability = "softmax"
-    """The first manifests of schema 1 do not say it."""
+    graphs: tuple[Graph, ...]
+    """What the engine loads: names and shapes, `entry` a file inside `folder`."""
     toolchain: tuple[tuple[str, str], ...]
     """(library, version) of everything that made the export."""
     evidence: Evidence

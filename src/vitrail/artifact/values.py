@@ -7,14 +7,13 @@ value missing or absurd, which would load and answer otherwise than what was mea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from vitrail.artifact.records import Evidence, Manifest
 from vitrail.errors import InputError
 from vitrail.images.preprocess import check_preprocess
-from vitrail.limits import whole
 from vitrail.requirements import check
 from vitrail.vocabulary import (
     Candidate,
@@ -22,12 +21,12 @@ from vitrail.vocabulary import (
     Preprocess,
     Requirements,
     RunnerFacts,
+    TensorSpec,
     Variant,
     Workload,
 )
 
 DECIDING: dict[tuple[str, ...], type] = {
-    ("preprocess",): Preprocess,
     ("variant",): Variant,
     ("variant", "candidate"): Candidate,
     ("variant", "candidate", "preprocess"): Preprocess,
@@ -35,29 +34,38 @@ DECIDING: dict[tuple[str, ...], type] = {
     ("evidence", "workload"): Workload,
 }
 """Records that decide what an artifact answers or how it is verified: none of their fields has a default in a
-file, whatever the record has in Python."""
+file, whatever the record has in Python. The task's own values are checked by its file in tasks/."""
 
-SCHEMA_2 = {
+SINCE_2 = {
     ("probability",),
     ("variant", "candidate", "trained_with"),
     ("evidence", "requirements", "min_recall"),
     ("evidence", "workload", "data"),
 }
 """What schema 1 came to write only after its first manifests, which mean the default."""
+SINCE_3 = {("variant", "candidate", "task")}
 
 LARGEST = 1e15
 """Of any figure: beyond it nothing was measured."""
 
 
-def check_complete(document: Mapping[str, Any], version: int, where: str) -> None:
-    """Refuse a manifest that leaves out a value which decides answers.
+def check_complete(document: Mapping[str, Any], where: str) -> None:
+    """Refuse a manifest, of whichever schema, that leaves out a value which decides answers.
 
     Raises:
         InputError: which one.
     """
-    needed = [("probability",), *((*path, f.name) for path, kind in DECIDING.items() for f in fields(kind))]
+    version = document.get("schema_version")
+    needed = [(*path, field.name) for path, kind in DECIDING.items() for field in fields(kind)]
+    if type(version) is int and version in (1, 2):
+        prepared: tuple[str, ...] = ("preprocess",)
+        needed = [("probability",), *(path for path in needed if path not in SINCE_3)]
+    else:
+        prepared = ("task", "preprocess")
+        needed = [("task", "name"), *needed]
+    needed = [*((*prepared, field.name) for field in fields(Preprocess)), *needed]
     for path in needed:
-        if version == 1 and path in SCHEMA_2:
+        if version == 1 and path in SINCE_2:
             continue
         found: Any = document
         for name in path:
@@ -73,10 +81,8 @@ def check_values(manifest: Manifest, where: str) -> None:
         InputError: the first such.
     """
     try:
-        check_preprocess(manifest.preprocess)
         check_preprocess(manifest.variant.candidate.preprocess)
         check(manifest.evidence.requirements, manifest.evidence.workload)
-        whole("classes", manifest.classes)
     except InputError as error:
         raise InputError(f"{where} is not valid: {error}") from None
     for rule, holds in _rules(manifest):
@@ -86,16 +92,16 @@ def check_values(manifest: Manifest, where: str) -> None:
 
 def _rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """(what must hold, whether it does)."""
-    variant, preprocess = manifest.variant, manifest.preprocess
+    variant = manifest.variant
     candidate = variant.candidate
-    usual = {f.name: getattr(candidate.preprocess, f.name) for f in fields(Preprocess)}
-    usual["image_size"] = variant.image_size
     yield "schema_version is 1 or more", manifest.schema_version >= 1
     yield "name is the variant's", manifest.name == variant.name and manifest.name.isprintable()
     yield "a reference variant is never shipped", not variant.reference
-    yield "preprocess is the candidate's at the variant's image size", preprocess == Preprocess(**usual)
+    yield "task is the candidate's", manifest.task.get("name") == candidate.task
     yield "parameters and macs are counts", all(0 <= n <= LARGEST for n in _counts(candidate))
-    yield "entry is a file of folder", bool(manifest.folder) and bool(manifest.entry)
+    entries = [graph.entry for graph in manifest.graphs]
+    yield "graphs have entries in folder", bool(manifest.folder) and bool(entries) and all(entries)
+    yield from _graph_rules(manifest)
     photos = manifest.reference.photos
     yield "reference.photos names each photo once", 0 < len(photos) == len(set(photos))
     bounds = manifest.reference.bounds
@@ -132,11 +138,40 @@ def _figure(value: float) -> bool:
     return 0 < value <= LARGEST and math.isfinite(value)
 
 
+def _graph_rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    specs = [spec for graph in manifest.graphs for spec in (*graph.inputs, *graph.outputs)]
+    sides = [side for spec in specs for side in spec.shape]
+    yield "graphs have inputs and outputs", all(g.inputs and g.outputs for g in manifest.graphs)
+    yield (
+        "graphs have sizes of 1 to 1,000,000, or letters",
+        all(s.isidentifier() if isinstance(s, str) else 1 <= s <= 1_000_000 for s in sides),
+    )
+    outputs = {spec.name for spec in manifest.graphs[-1].outputs} if manifest.graphs else set()
+    for name in ("fp32_outputs", "own_outputs"):
+        yield f"reference.{name} are the last graph's", set(getattr(manifest.reference, name)) == outputs
+
+
 def _facts_rules(facts: RunnerFacts, manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    size, variant = manifest.preprocess.image_size, manifest.variant
+    variant = manifest.variant
     same = (facts.runtime, facts.precision) == (variant.runtime, variant.precision)
     yield "evidence.facts are of the variant's engine and precision", same
-    batch = facts.input_shape[:1]
-    yield "evidence.facts.input_shape is (B, 3, S, S)", facts.input_shape == (*batch, 3, size, size)
-    yield "evidence.facts.output_shape is (B, K)", facts.output_shape == (*batch, manifest.classes)
+    names = [graph.name for graph in manifest.graphs]
+    yield "evidence.facts.graphs are the manifest's", [graph.name for graph in facts.graphs] == names
+    for ours, theirs in zip(manifest.graphs, facts.graphs, strict=False):
+        for which in ("inputs", "outputs"):
+            fits = _fits(getattr(ours, which), getattr(theirs, which))
+            yield f"evidence.facts.graphs have the manifest's {which}", fits
     yield "evidence.facts.threads is from 1 to 65536", 1 <= facts.threads <= 65_536
+
+
+def _fits(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> bool:
+    """Whether the same tensors were loaded, with one number for each letter."""
+    sizes: dict[str, int | str] = {}
+    for a, b in zip(asked, found, strict=False):
+        for letter, number in zip(a.shape, b.shape, strict=False):
+            if isinstance(number, str) or (letter != number and not isinstance(letter, str)):
+                return False
+            if isinstance(letter, str) and sizes.setdefault(letter, number) != number:
+                return False
+    shapes = [(a.name, a.dtype, len(a.shape)) for a in asked]
+    return shapes == [(b.name, b.dtype, len(b.shape)) for b in found]

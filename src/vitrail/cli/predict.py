@@ -8,7 +8,6 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from vitrail.words import counted, shown
 
 if TYPE_CHECKING:
     from vitrail.predict import Prediction, Predictor
+    from vitrail.tasks.classify import Classify
 
 SCHEMA_VERSION = 1
 BAR_WIDTH = 20
@@ -80,10 +80,13 @@ def run(args: argparse.Namespace) -> int:
     items = _items(args)
     from vitrail.images.limits import LIMITS, Limits
     from vitrail.predict import load
+    from vitrail.tasks.classify import Classify
 
     limits = LIMITS if args.max_megapixels is None else Limits.of_megapixels(args.max_megapixels)
     with load(args.artifact, threads=args.threads, limits=limits) as predictor:
-        output = _Output(args, predictor, len(items))
+        if not isinstance(predictor.task, Classify):
+            raise InputError(f"{args.artifact} was not made to classify: its task is {predictor.task.name}.")
+        output = _Output(args, predictor.task, len(items))
         try:
             with _progress(args, len(items)) as step:
                 for name, outcome in _outcomes(predictor, items, args.top):
@@ -154,13 +157,11 @@ def _listed(source: str) -> list[str]:
 def _outcomes(
     predictor: Predictor, items: Sequence[Item], top: int
 ) -> Iterator[tuple[str, Prediction | InputError]]:
-    """Each name with its prediction or error, in order; a batch of images is held at a time."""
-    waiting = iter(items)
-    while chunk := list(islice(waiting, predictor.batch_size)):
-        good = [name if data is None else data for name, data in chunk if not isinstance(data, InputError)]
-        outcomes = iter(predictor.predict_each(good, top))
-        for name, data in chunk:
-            yield name, data if isinstance(data, InputError) else next(outcomes)
+    """Each name with its prediction or error, in order; some images are decoded ahead."""
+    good = (name if data is None else data for name, data in items if not isinstance(data, InputError))
+    outcomes = predictor.predict_each(good, top=top)
+    for name, data in items:
+        yield name, data if isinstance(data, InputError) else next(outcomes)
 
 
 @contextmanager
@@ -188,10 +189,10 @@ def _progress(args: argparse.Namespace, total: int) -> Iterator[Callable[[], obj
 class _Output:
     """Text, CSV and JSON: lines and rows as they come, documents and files at the end."""
 
-    def __init__(self, args: argparse.Namespace, predictor: Predictor, total: int) -> None:
+    def __init__(self, args: argparse.Namespace, task: Classify, total: int) -> None:
         self._args, self._total = args, total
-        self._kind = predictor.probability
-        self._top = min(args.top, len(predictor.labels))
+        self._kind = task.probability
+        self._top = min(args.top, len(task.labels))
         self._rows: list[dict[str, Any]] = []
         self._table = io.StringIO()
         self._csv = csv.writer(self._table, lineterminator="\n")

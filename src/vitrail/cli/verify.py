@@ -124,8 +124,8 @@ def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload
         for field in fields(Workload)
         if field.name in said or getattr(workload, field.name) != field.default  # from a profile
     }
-    if changes.get("image_size") not in (None, manifest.preprocess.image_size):
-        size = manifest.preprocess.image_size
+    if changes.get("image_size") not in (None, manifest.variant.image_size):
+        size = manifest.variant.image_size
         raise InputError(f"{path} asks for another image size than the artifact's {size}: leave it out.")
     return requirements, replace(evidence.workload, **changes)
 

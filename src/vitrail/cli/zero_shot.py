@@ -14,7 +14,7 @@ from vitrail.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from vitrail.artifact import Probability
+    from vitrail.tasks.classify import Probability
     from vitrail.zeroshot.loading import Loaded
 
 SCHEMA_VERSION = 1
@@ -136,7 +136,7 @@ def _document(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from vitrail.predict import probabilities
+    from vitrail.tasks.classify import probabilities
 
     # SigLIP was trained to judge each class by itself, CLIP to choose among them.
     kind: Probability = "softmax" if loaded.model.logit_bias is None else "sigmoid"

@@ -11,6 +11,7 @@ import msgspec
 
 from vitrail import vocabulary as v
 from vitrail.document import messages, schema
+from vitrail.document.older import upgraded_facts
 from vitrail.document.records import selection_of
 from vitrail.errors import InputError
 
@@ -46,6 +47,7 @@ _UNSTATED_VARIANT: JsonObject = {
     **dict.fromkeys(schema.VariantDoc.__struct_fields__),  # null, unless said otherwise here
     "name": "",
     "family": "",
+    "task": "classify",
     "labels": "imagenet-1k",
     "note": "",
     "public_weights": 0,
@@ -208,6 +210,10 @@ def _complete_row(row: Any, place: str, percentile: object, source: str) -> Json
         full["status"] = "meets"
     if "confirmed" not in row and isinstance(full["reasons"], list):  # older versions said it in words only
         full["confirmed"] = not any(str(reason).startswith(_SCREENED) for reason in full["reasons"])
+    if isinstance(engine := row.get("engine"), dict):  # versions up to 4 had shapes without names
+        full["engine"] = upgraded_facts(engine)
+    if isinstance(parity := row.get("parity"), dict):
+        full["parity"] = {"worst": "", **parity}
     weights = row.get("weights", {})
     full["weights"] = {**_UNSTATED_WEIGHTS, **weights} if isinstance(weights, dict) else weights
     full["accuracy"] = _complete_accuracy(row["accuracy"], place, source)

@@ -127,4 +127,14 @@ def _classification(row: schema.ClassificationDoc | None) -> v.Classification | 
 
 
 def _facts(row: schema.EngineDoc | None) -> v.RunnerFacts | None:
-    return None if row is None else _record(v.RunnerFacts, row, details=tuple(row.details.items()))
+    if row is None:
+        return None
+    graphs = tuple(_graph(graph) for graph in row.graphs)
+    return _record(v.RunnerFacts, row, graphs=graphs, details=tuple(row.details.items()))
+
+
+def _graph(row: schema.GraphDoc) -> v.Graph:
+    inputs, outputs = (
+        tuple(_record(v.TensorSpec, spec) for spec in specs) for specs in (row.inputs, row.outputs)
+    )
+    return _record(v.Graph, row, inputs=inputs, outputs=outputs)

@@ -10,11 +10,12 @@ from msgspec import Meta
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """2: labelled images (`data`, `min_recall`, `classification`, `test`).
 
 3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`, `confirmed`; status `meets` for
-`feasible`, and `not measured`. Older ones are read as well."""
+`feasible`, and `not measured`. 5: `task`, `worst`; an engine's `graphs` for
+`input_shape` and `output_shape`. Older ones are read as well."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -153,6 +154,7 @@ class ParityDoc(_Doc):
     loss: float | None
     loss_bound: float | None
     reason: str
+    worst: Annotated[str, Meta(description="the photo that differs most; empty: not known")]
 
 
 class RecallDoc(_Doc):
@@ -203,6 +205,23 @@ class TrainingDoc(_Doc):
     history: tuple[EpochDoc, ...]
 
 
+class TensorDoc(_Doc):
+    """A named input or output of a graph."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class GraphDoc(_Doc):
+    """One computation of a model, as the engine loaded it."""
+
+    name: str
+    entry: str
+    inputs: tuple[TensorDoc, ...]
+    outputs: tuple[TensorDoc, ...]
+
+
 class EngineDoc(_Doc):
     """What the engine says it really does, read back after loading."""
 
@@ -210,8 +229,7 @@ class EngineDoc(_Doc):
     version: str
     precision: str
     threads: Count
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    graphs: tuple[GraphDoc, ...]
     details: dict[str, str]
 
 
@@ -242,6 +260,7 @@ class VariantDoc(_Doc):
     model: Annotated[str, Meta(description="timm's architecture.tag")]
     architecture: str
     family: str
+    task: Annotated[str, Meta(description="what goes in and comes out, e.g. classify")]
     weights: WeightsDoc
     labels: str
     note: str

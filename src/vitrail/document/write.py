@@ -61,7 +61,7 @@ def _variant(entry: v.LedgerEntry) -> dict[str, Any]:
         "settings": dict(variant.settings),
         "verdicts": [_fields(schema.VerdictDoc, verdict) for verdict in entry.verdicts],
     }
-    for key in ("architecture", "family", "labels", "note", "public_weights"):
+    for key in ("architecture", "family", "task", "labels", "note", "public_weights"):
         described[key] = getattr(candidate, key)
     for key in ("parameters", "macs", "activations"):
         described[key] = getattr(candidate, key) or None
@@ -88,7 +88,7 @@ def _evidence(observation: v.Observation) -> dict[str, Any]:
         "memory_above_baseline_mib": memory.above_baseline if memory else None,
         "parity": _maybe(schema.ParityDoc, observation.parity),
         "classification": _classification(observation.classification),
-        "engine": _maybe(schema.EngineDoc, facts, details=dict(facts.details) if facts else {}),
+        "engine": _engine(facts),
         "environment": _maybe(schema.EnvironmentDoc, environment),
         "measured": _measured(measurement) if measurement else None,
         "random_weights": observation.random_weights
@@ -97,6 +97,21 @@ def _evidence(observation: v.Observation) -> dict[str, Any]:
         "pruned": observation.pruned,
         "flags": observation.flags,
     }
+
+
+def _engine(facts: v.RunnerFacts | None) -> dict[str, Any] | None:
+    if facts is None:
+        return None
+    graphs = [
+        _fields(
+            schema.GraphDoc,
+            graph,
+            inputs=[_fields(schema.TensorDoc, spec) for spec in graph.inputs],
+            outputs=[_fields(schema.TensorDoc, spec) for spec in graph.outputs],
+        )
+        for graph in facts.graphs
+    ]
+    return _fields(schema.EngineDoc, facts, graphs=graphs, details=dict(facts.details))
 
 
 def _classification(seen: v.Classification | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""One ONNX file with a dynamic batch, and from it OpenVINO's IR: the two file sets all engines read."""
+"""One ONNX file with a dynamic batch, from which engines build what they read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from vitrail import runtimes
 from vitrail.errors import VitrailError
 from vitrail.export import attention
-from vitrail.privacy import import_engine
+from vitrail.vocabulary import Graph
 from vitrail.weights.finite import check_outputs
 
-INPUT, OUTPUT = "images", "scores"
 TRACED_BATCH = 2
 CHECKED_BATCH = 3
 """A batch size that was not traced: a frozen batch dimension shows here."""
@@ -43,22 +43,23 @@ class ExportMismatch(VitrailError):
     """The exported file does not compute what the module computes."""
 
 
-def write_onnx(model: nn.Module, image_size: int, path: Path) -> None:
-    """Trace (B, 3, S, S) -> (B, K) and write one ONNX file whose batch is dynamic.
+def write_onnx(model: nn.Module, graph: Graph, path: Path) -> None:
+    """Trace the module and write one ONNX file whose batch is dynamic, with the graph's names.
 
     Raises:
         ExportMismatch: the exporter made the batch, or another traced value, a constant of the file.
     """
-    example = torch.zeros(TRACED_BATCH, 3, image_size, image_size)
+    traced = runtimes.sized(graph, {"B": TRACED_BATCH})
+    examples = tuple(torch.zeros(*map(int, spec.shape)) for spec in traced.inputs)
     size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     with _frozen_values_are_errors(), _nothing_in_place(model):
         program = torch.onnx.export(
             model,
-            (example,),
+            examples,
             dynamo=True,
-            dynamic_shapes=({0: Dim("batch", min=1)},),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            dynamic_shapes=tuple({0: Dim("batch", min=1)} for _ in examples),
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
             custom_translation_table=attention.translations(),
             verbose=False,
         )
@@ -108,47 +109,33 @@ def _frozen_values_are_errors() -> Iterator[None]:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def write_openvino(onnx_path: Path, path: Path) -> None:
-    """Convert the ONNX file to OpenVINO's IR with its weights left in fp32."""
-    from vitrail.runtimes.openvino import core
-
-    ov, passes = import_engine("openvino"), import_engine("openvino.passes")
-    # Not ov.convert_model: it folds too, but would report if somebody else imported OpenVINO first.
-    model = core().read_model(onnx_path)
-    manager = passes.Manager()
-    manager.register_pass(passes.ConstantFolding())
-    manager.run_passes(model)
-    ov.save_model(model, path, compress_to_fp16=False)
-
-
-def check(
-    model: nn.Module, onnx_path: Path, image_size: int, *, tolerance: float = EXPORT_TOLERANCE
-) -> float:
+def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EXPORT_TOLERANCE) -> float:
     """Run the file at a batch size that was not traced; return its relative difference to the module.
 
     Raises:
         InputError: the module's own scores are not finite: no fault of the file.
         ExportMismatch: the difference is above `tolerance`, or the batch size was frozen.
     """
-    from vitrail import runtimes
-
-    shape = (CHECKED_BATCH, 3, image_size, image_size)
-    batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    sizes = {"B": CHECKED_BATCH}
+    rng = np.random.default_rng(0)
+    inputs = {
+        spec.name: rng.standard_normal([int(side) for side in spec.shape], dtype=np.float32)
+        for spec in runtimes.sized(graph, sizes).inputs
+    }
     with torch.inference_mode():
-        scores = model(torch.from_numpy(batch))
+        scores = model(*map(torch.from_numpy, inputs.values()))
     check_outputs(scores, "this model", "scores")
     expected = scores.numpy()
     try:
         runner = runtimes.load(
-            onnx_path.parent,
-            onnx_path.name,
+            folder,
+            graph,
             runtime="onnxruntime",
             precision="fp32",
-            batch_size=CHECKED_BATCH,
-            image_size=image_size,
+            sizes=sizes,
             threads=torch.get_num_threads(),
         )
-        found = runner.run(batch)
+        found = runner.run(inputs)[graph.outputs[0].name]
         runner.close()
     except Exception as error:  # a batch frozen inside the graph shows as whatever the engine raises
         raise ExportMismatch(

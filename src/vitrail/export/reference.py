@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,8 @@ from torch import nn
 from vitrail.errors import InputError
 from vitrail.export import source
 from vitrail.export.work import ExportRequest
-from vitrail.runtimes import EngineMismatch
-from vitrail.vocabulary import RunnerFacts
+from vitrail.runtimes import Arrays, EngineMismatch
+from vitrail.vocabulary import Graph, RunnerFacts
 
 
 class EagerRunner:
@@ -24,20 +25,20 @@ class EagerRunner:
         self._dtype = dtype
         self.facts = facts
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """float32 (B, 3, H, W) -> float32 (B, K)."""
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named inputs in the order of the module's arguments -> its one output."""
+        (graph,) = self.facts.graphs
+        given = [torch.from_numpy(inputs[spec.name]).to(self._dtype) for spec in graph.inputs]
         with torch.inference_mode():
-            scores = self._model(torch.from_numpy(batch).to(self._dtype))
-        return np.asarray(scores.float().numpy())
+            output = self._model(*given)
+        return {graph.outputs[0].name: np.asarray(output.float().numpy())}
 
     def close(self) -> None:
         """Drop the module."""
         del self._model
 
 
-def load(
-    path: Path, *, precision: str, batch_size: int, image_size: int, threads: int, settings: dict[str, str]
-) -> EagerRunner:
+def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]) -> EagerRunner:
     """Build the module that the export's `reference.json` describes; it takes no engine settings.
 
     Raises:
@@ -54,18 +55,18 @@ def load(
     if torch.get_num_threads() != threads:
         raise EngineMismatch(f"PyTorch was asked for {threads} threads and uses {torch.get_num_threads()}.")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    model = source.module(request, image_size).to(dtype)
+    model = source.module(request, request.image_size).to(dtype)
     with torch.inference_mode():
-        output = model(torch.zeros(batch_size, 3, image_size, image_size, dtype=dtype))
+        output = model(*(torch.zeros(*map(int, spec.shape), dtype=dtype) for spec in graph.inputs))
     if output.dtype != dtype:
         raise EngineMismatch(f"PyTorch was asked for {precision} and gives {output.dtype}.")
+    (result,) = graph.outputs
     facts = RunnerFacts(
         runtime="pytorch",
         version=str(torch.__version__),
         precision=precision,
         threads=torch.get_num_threads(),
-        input_shape=(batch_size, 3, image_size, image_size),
-        output_shape=tuple(output.shape),
+        graphs=(replace(graph, outputs=(replace(result, shape=tuple(output.shape)),)),),
         details=(("parameters", str(next(model.parameters()).dtype).removeprefix("torch.")),),
     )
     return EagerRunner(model, dtype, facts)

@@ -71,10 +71,11 @@ def module(source: Source, image_size: int) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -> None:
-    """Finite scores; and same weights, same numbers: our module against timm's, on one batch of noise.
+def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -> int:
+    """The width of the module's output, once two checks hold.
 
-    Not the second where the image does not divide into windows: there timm lets padding take part in
+    Finite scores; and same weights, same numbers: our module against timm's, on one batch of noise. Not the
+    second where the image does not divide into windows: there timm lets padding take part in
     attention and our module does not, so the two differ by design; nor of CLIP, which timm has in halves;
     nor where the request says not to, because the weights were trained with our code: that is then what they
     mean.
@@ -89,7 +90,7 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
     check_outputs(ours, source.weights or source.architecture, "scores")
     own_only = source.architecture in clip.VARIANTS or not getattr(source, "compare", True)
     if source.implementation == "timm" or own_only or getattr(model, "pads", False):
-        return
+        return int(ours.shape[-1])
     with torch.inference_mode():
         timms = _of_timm(source, image_size)
         if getattr(source, "features", False):
@@ -101,6 +102,7 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
             f"our {source.architecture} differs from timm's by {difference:.1e} (relative) with these "
             "weights; choose timm's code with --implementations timm"
         )
+    return int(ours.shape[-1])
 
 
 def _zero_shot(source: Source, image_size: int) -> nn.Module:

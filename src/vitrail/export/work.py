@@ -13,20 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import store
+from vitrail import store, tasks
 from vitrail.vocabulary import Implementation, Preprocess
 
 MANIFEST = "export.json"
-ONNX_FILE, IR_FILE, REFERENCE_FILE = "model.onnx", "model.xml", "reference.json"
+ONNX_FILE, REFERENCE_FILE = "model.onnx", "reference.json"
 LABELS_FILE = "labels.txt"
-EXPORT_VERSION = 3
+EXPORT_VERSION = 4
 """Part of an export's key: raise it when the files made from the same weights change."""
-
-ENTRIES = {"onnx": ONNX_FILE, "openvino-ir": IR_FILE, "torch": REFERENCE_FILE}
-"""The file an engine loads, by the file set it reads (`Runtime.files`)."""
-
-FILE_SETS = {"onnx": (ONNX_FILE, ONNX_FILE + ".data"), "openvino-ir": (IR_FILE, "model.bin"), "torch": ()}
-"""Files that ship with each set, where they exist."""
 
 
 class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +34,25 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None
     folder: str
     threads: int
-    features: bool = False
-    """Without the classifier: (B, 3, S, S) -> (B, D) features."""
+    task: str = "classify"
+    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features."""
     compare: bool = True
     """A module of ours with timm's of the same weights."""
+
+    @property
+    def features(self) -> bool:
+        """Whether the classifier is left out."""
+        return self.task == "embed"
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine's files to build from an export's graph."""
+
+    folder: str
+    """Of the export."""
+    runtime: str
+    target: str
+    """The folder to make."""
 
 
 class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,11 +70,12 @@ class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which scores of the fp32 eager reference to compute, and for how long at most; `weights` as above."""
+    """Which outputs of the fp32 eager reference to compute, and for how long at most; `weights` as above."""
 
     architecture: str
     implementation: Implementation
-    preprocess: Preprocess
+    task: dict[str, Any]
+    """As `tasks.pack` gives it."""
     labels: str
     weights: str | None
     photos: list[str]
@@ -74,6 +84,11 @@ class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     minimum: int
     target: str
     threads: int
+
+    @property
+    def features(self) -> bool:
+        """Whether the classifier is left out."""
+        return bool(self.task["facts"]["name"] == "embed")
 
 
 class Workshop:
@@ -88,13 +103,17 @@ class Workshop:
         """See `export`."""
         return export(payload)
 
+    def build(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """See `build`."""
+        return build(payload)
+
     def write_head(self, payload: dict[str, Any]) -> dict[str, Any]:
         """See `write_head`."""
         return write_head(payload)
 
-    def reference_scores(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """See `reference_scores`."""
-        return reference_scores(payload)
+    def reference_outputs(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """See `reference_outputs`."""
+        return reference_outputs(payload)
 
 
 def workshop(_: dict[str, Any]) -> Workshop:
@@ -103,7 +122,7 @@ def workshop(_: dict[str, Any]) -> Workshop:
 
 
 def export(payload: dict[str, Any]) -> dict[str, Any]:
-    """Write all file sets of one model into a new folder; the folder appears whole or not at all."""
+    """Write one model's graph into a new folder, which appears whole or not at all."""
     import torch
 
     from vitrail.export import onnx, source
@@ -115,22 +134,38 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     names = () if request.features else labels(request.labels)
     model = source.module(request, request.image_size)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
-    source.check(model, request, request.image_size, tolerance)
+    width = source.check(model, request, request.image_size, tolerance)
+    facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": width}
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
-        onnx.write_onnx(model, request.image_size, folder / ONNX_FILE)
-        difference = onnx.check(model, folder / ONNX_FILE, request.image_size, tolerance=tolerance)
-        onnx.write_openvino(folder / ONNX_FILE, folder / IR_FILE)
-        (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
         (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        preprocess = Preprocess(image_size=request.image_size)  # the graph needs its size alone
+        task = tasks.known(request.task).of_export(
+            preprocess, facts, lambda name: (folder / name).read_bytes()
+        )
+        graph = task.graph(ONNX_FILE)
+        onnx.write_onnx(model, graph, folder / ONNX_FILE)
+        difference = onnx.check(model, folder, graph, tolerance=tolerance)
+        (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
         manifest = {
             "seconds": time.perf_counter() - begin,
             "relative_difference": difference,
             "random_weights": request.weights is None,
             "toolchain": toolchain(),
-            "probability": getattr(model, "probability", "softmax"),
+            **facts,
         }
         (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return manifest
+
+
+def build(payload: dict[str, Any]) -> dict[str, Any]:
+    """Build one engine's files from an export's ONNX file; the folder appears whole or not at all."""
+    from vitrail import runtimes
+
+    request = msgspec.convert(payload, BuildRequest)
+    begin = time.perf_counter()
+    with store.atomic_folder(Path(request.target), overwrite=True) as folder:
+        runtimes.implementation(request.runtime).build(Path(request.folder) / ONNX_FILE, folder)
+    return {"seconds": time.perf_counter() - begin}
 
 
 def write_head(payload: dict[str, Any]) -> dict[str, Any]:
@@ -151,8 +186,8 @@ def write_head(payload: dict[str, Any]) -> dict[str, Any]:
     return {"tensors": len(tensors)}
 
 
-def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
-    """Scores of the fp32 eager model on the photos' crops, saved as float32 (photos, crops, K).
+def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
+    """Outputs of the fp32 eager model on the photos' crops, saved as named arrays (photos, crops, ...).
 
     Photos are taken in order until the time is up, but never fewer than `minimum` of them.
     """
@@ -160,21 +195,22 @@ def reference_scores(payload: dict[str, Any]) -> dict[str, Any]:
 
     from vitrail.export import source
     from vitrail.images.decode import decode
-    from vitrail.images.preprocess import crops
     from vitrail.weights.finite import check_outputs
 
     request = msgspec.convert(payload, ReferenceRequest)
     torch.set_num_threads(request.threads)
-    model = source.module(request, request.preprocess.image_size)
+    task = tasks.unpack(request.task)
+    graph = task.graph(REFERENCE_FILE)
+    (output,) = graph.outputs
+    model = source.module(request, task.preprocess.image_size)
     begin, rows = time.perf_counter(), []
     with torch.inference_mode():
         for photo in _until(request.photos, begin + request.seconds, request.minimum):
-            batch = crops(decode(photo), request.preprocess, request.crops_per_photo)
-            scores = model(torch.from_numpy(batch)).float()
-            check_outputs(scores, request.weights or request.architecture, "scores")
-            rows.append(scores.numpy())
-    with open(request.target, "wb") as target:
-        np.save(target, np.stack(rows), allow_pickle=False)
+            views = task.views(decode(photo), request.crops_per_photo)
+            found = model(*(torch.from_numpy(views[spec.name]) for spec in graph.inputs)).float()
+            check_outputs(found, request.weights or request.architecture, output.name)
+            rows.append(found.numpy())
+    tasks.write_arrays(request.target, {output.name: np.stack(rows)})
     return {"photos": len(rows)}
 
 

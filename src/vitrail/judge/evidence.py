@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vitrail import stats
 from vitrail.measure import latency
-from vitrail.measure.parity import MIN_DECIDED_PHOTOS
+from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS
 from vitrail.vocabulary import (
     Accuracy,
     Answer,

@@ -1,78 +1,85 @@
-"""Features of many images through an export, inside a process of its own; decoding as production does.
-
-Shapes: n images, B batch, S image size, D features.
-"""
+"""Outputs of many images through an export, inside a process of its own, by the pipeline of `predict`."""
 
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from vitrail import runtimes
+from vitrail import runtimes, tasks
 from vitrail.errors import InputError
-from vitrail.images.decode import decode
-from vitrail.images.preprocess import prepare_batch, resized_short_side
-from vitrail.vocabulary import Preprocess
+from vitrail.predict import Predictor
+from vitrail.vocabulary import Graph
 
 
 class FeaturesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which export on which images; `target` is the `.npy` file to write."""
 
     folder: str
-    entry: str
+    graph: Graph
     runtime: str
     precision: str
     batch_size: int
     threads: int
-    preprocess: Preprocess
+    task: dict[str, Any]
+    """As `tasks.pack` gives it; its graph has one output."""
     images: list[str]
     target: str
 
 
 def extract(payload: dict[str, Any]) -> dict[str, float]:
-    """Save float32 (n, D) features of the images in their order; returns ms of the engine alone per image.
+    """Save float32 (n, D) outputs of the images in their order; returns ms of the engine alone per image.
 
     Raises:
         InputError: an image that cannot be decoded.
     """
     request = msgspec.convert(payload, FeaturesRequest)
-    size, batch = request.preprocess.image_size, request.batch_size
-    runner = runtimes.load(
-        Path(request.folder),
-        request.entry,
-        runtime=request.runtime,
-        precision=request.precision,
-        batch_size=batch,
-        image_size=size,
-        threads=request.threads,
-        settings={},
+    (output,) = request.graph.outputs
+    runner = _Timed(
+        runtimes.load(
+            Path(request.folder),
+            request.graph,
+            runtime=request.runtime,
+            precision=request.precision,
+            sizes={"B": request.batch_size},
+            threads=request.threads,
+        )
     )
-    short_side = resized_short_side(request.preprocess)
-
-    def prepared(path: str) -> np.ndarray:
-        try:
-            return prepare_batch([decode(path, short_side=short_side)], request.preprocess)[0]
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-
-    rows, seconds = [], []
-    with ThreadPoolExecutor(max_workers=request.threads) as pool:
-        for begin in range(0, len(request.images), batch):
-            names = request.images[begin : begin + batch]
-            inputs = np.zeros((batch, 3, size, size), np.float32)
-            for slot, image in zip(inputs, pool.map(prepared, names), strict=False):
-                slot[:] = image
-            start = time.perf_counter()
-            # The runner may hand out its own buffer, which the next call overwrites.
-            rows.append(np.array(runner.run(inputs)[: len(names)]))
-            seconds.append(time.perf_counter() - start)
+    rows: list[np.ndarray] = []
+    done = 0
+    with Predictor(runner, tasks.unpack(request.task), workers=request.threads) as predictor:
+        for slots, outputs in predictor.outputs(request.images):
+            for path, slot in zip(request.images[done:], slots, strict=False):
+                if slot is not None:
+                    raise InputError(f"{path}: {slot}")
+            done += len(slots)
+            assert outputs is not None
+            rows.append(outputs[output.name])
     features = np.concatenate(rows).astype(np.float32)
     with open(request.target, "wb") as target:
         np.save(target, features.reshape(len(features), -1), allow_pickle=False)
     # The first call pays for what is set up lazily.
-    return {"ms": float(np.median(seconds[1:] or seconds)) / batch * 1e3}
+    seconds = runner.seconds[1:] or runner.seconds
+    return {"ms": float(np.median(seconds)) / request.batch_size * 1e3}
+
+
+class _Timed:
+    """A runner that notes how long each call took."""
+
+    def __init__(self, runner: runtimes.Runner) -> None:
+        self._runner, self.facts = runner, runner.facts
+        self.seconds: list[float] = []
+
+    def run(self, inputs: runtimes.Arrays) -> dict[str, np.ndarray]:
+        """As the runner."""
+        begin = time.perf_counter()
+        outputs = self._runner.run(inputs)
+        self.seconds.append(time.perf_counter() - begin)
+        return outputs
+
+    def close(self) -> None:
+        """As the runner."""
+        self._runner.close()

@@ -5,16 +5,17 @@ This joins sandbox.py (the process), session.py (what happens inside it) and lat
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import psutil
 
 from vitrail.images.photos import PhotoSet
 from vitrail.measure.sandbox import Child
-from vitrail.vocabulary import Block, Export, Memory, Preprocess, RunnerFacts, Scope, Variant, Workload
+from vitrail.tasks import Arrays, Task, pack, read_arrays
+from vitrail.vocabulary import Block, Export, Memory, RunnerFacts, Scope, Variant, Workload
 
 MIB = 1024 * 1024
 LOAD_TIMEOUT_S = 120.0
@@ -44,8 +45,7 @@ class ExportSubject:
     variant: Variant
     export: Export
     workload: Workload
-    preprocess: Preprocess
-    labels: tuple[str, ...]
+    task: Task
     photos: PhotoSet
     threads: int
     seen: Seen = field(default_factory=Seen)
@@ -72,13 +72,12 @@ class Launch:
         self._seen = subject.seen
         payload = {
             "folder": str(Path(subject.export.folder).absolute()),
-            "entry": subject.export.entry,
+            "graph": msgspec.to_builtins(subject.export.graphs[0]),
             "runtime": subject.variant.runtime,
             "precision": subject.variant.precision,
             "batch_size": subject.workload.batch_size,
             "threads": subject.threads,
-            "preprocess": msgspec.to_builtins(subject.preprocess),
-            "labels": list(subject.labels),
+            "task": pack(subject.task),
             "photos": list(subject.photos.paths),
             "settings": dict(subject.variant.settings),
             "seed": number,
@@ -110,13 +109,15 @@ class Launch:
             involuntary_switches=answer["involuntary_switches"],
         )
 
-    def scores(self, photos: tuple[str, ...], crops_per_photo: int, target: Path) -> np.ndarray:
-        """Scores of the photos' crops as float32 (photos, crops, K), by way of the file `target`."""
+    def outputs(self, photos: tuple[str, ...], crops_per_photo: int) -> Arrays:
+        """Outputs of the photos' crops as named float32 arrays (photos, crops, ...)."""
         timeout = CALL_TIMEOUT_S + 5.0 * len(photos) * crops_per_photo
-        self._child.call(
-            "outputs", timeout, photos=list(photos), crops_per_photo=crops_per_photo, target=str(target)
-        )
-        return np.asarray(np.load(target, allow_pickle=False))
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "outputs.npz"
+            self._child.call(
+                "outputs", timeout, photos=list(photos), crops_per_photo=crops_per_photo, target=str(target)
+            )
+            return read_arrays(target)
 
     def close(self) -> None:
         """End the process."""

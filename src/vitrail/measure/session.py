@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import runtimes
+from vitrail import runtimes, tasks
 from vitrail.images.decode import decode
-from vitrail.images.preprocess import crops, resized_short_side
+from vitrail.images.preprocess import resized_short_side
 from vitrail.predict import Predictor
-from vitrail.vocabulary import Preprocess
+from vitrail.vocabulary import Graph
 
 SPEED_REPEATS = 7
 MIB = 1024 * 1024
@@ -37,13 +37,13 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a launch needs to know; paths are absolute."""
 
     folder: str
-    entry: str
+    graph: Graph
     runtime: str
     precision: str
     batch_size: int
     threads: int
-    preprocess: Preprocess
-    labels: list[str]
+    task: dict[str, Any]
+    """As `tasks.pack` gives it."""
     photos: list[str]
     settings: dict[str, str] = {}
     seed: int = 0
@@ -55,24 +55,24 @@ class Session:
     def __init__(self, request: SessionRequest) -> None:
         self._request = request
         self._speed = _SpeedReference()
-        _warm_libraries(request)
+        task = tasks.unpack(request.task)
+        _warm_libraries(request, task)
         self._baseline = _resident_mib()
         begin = time.perf_counter()
         self._runner = runtimes.load(
             Path(request.folder),
-            request.entry,
+            request.graph,
             runtime=request.runtime,
             precision=request.precision,
-            batch_size=request.batch_size,
-            image_size=request.preprocess.image_size,
+            sizes={"B": request.batch_size},
             threads=request.threads,
             settings=request.settings,
         )
         self._load_s = time.perf_counter() - begin
-        self._predictor = Predictor(self._runner, request.preprocess, tuple(request.labels))
+        self._predictor = Predictor(self._runner, task)
         self._order = np.random.default_rng(request.seed).permutation(len(request.photos))
         self._next = 0
-        self._tensor = self._predictor.prepare(self._photos())
+        self._inputs = self._predictor.prepare(self._photos())
 
     def facts(self) -> dict[str, Any]:
         """The engine's facts as read back, and how long loading took, in s."""
@@ -84,7 +84,7 @@ class Session:
         begin, done = time.perf_counter(), 0
         while done < calls or time.perf_counter() - begin < seconds:
             self._predictor.request(self._photos())
-            self._runner.run(self._tensor)
+            self._runner.run(self._inputs)
             done += 1
             if time.perf_counter() - begin > 10 * seconds and done >= 2:
                 break
@@ -103,7 +103,7 @@ class Session:
             if batches is None:
                 for i in range(calls):
                     begin = clock()
-                    self._runner.run(self._tensor)
+                    self._runner.run(self._inputs)
                     samples[i] = clock() - begin
             else:
                 for i, batch in enumerate(batches):
@@ -128,21 +128,12 @@ class Session:
         return {"peak": peak, "steady": _resident_mib(), "above_baseline": max(peak - self._baseline, 0.0)}
 
     def outputs(self, photos: list[str], crops_per_photo: int, target: str) -> dict[str, Any]:
-        """Scores of the photos' crops, saved to `target` as float32 (photos, crops, K)."""
-        rows = [
-            self._run_all(crops(decode(photo), self._request.preprocess, crops_per_photo)) for photo in photos
-        ]
-        np.save(target, np.stack(rows), allow_pickle=False)
+        """Outputs of the photos' crops, saved to `target` (`.npz`) as named arrays (photos, crops, ...)."""
+        task = self._predictor.task
+        rows = [self._predictor.run(task.views(decode(photo), crops_per_photo)) for photo in photos]
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        tasks.write_arrays(target, stacked)
         return {"photos": len(rows)}
-
-    def _run_all(self, inputs: np.ndarray) -> np.ndarray:
-        size = self._request.batch_size
-        parts = []
-        for begin in range(0, len(inputs), size):
-            part = inputs[begin : begin + size]
-            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            parts.append(self._runner.run(np.ascontiguousarray(padded))[: len(part)])
-        return np.concatenate(parts)
 
     def _photos(self) -> list[str]:
         photos, chosen = self._request.photos, []
@@ -178,10 +169,10 @@ def machine_speed(payload: dict[str, Any]) -> dict[str, float]:
     return {"speed_ms": float(np.median(readings))}
 
 
-def _warm_libraries(request: SessionRequest) -> None:
+def _warm_libraries(request: SessionRequest, task: tasks.Task) -> None:
     # Importing the engine and decoding one photo belong to the baseline: they are the same for all models.
     __import__(runtimes.RUNTIMES[request.runtime].module)
-    decode(request.photos[0], short_side=resized_short_side(request.preprocess))
+    decode(request.photos[0], short_side=resized_short_side(task.preprocess))
 
 
 def _steal_s() -> float:

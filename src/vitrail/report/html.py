@@ -163,7 +163,8 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
         found.append(("parity", f"{p.answer}: {numbers}, {agree}{loss}. {p.reason}"))
     facts = seen.facts or (seen.measurement.facts if seen.measurement else None)
     if facts is not None:
-        shape = "×".join(str(side) for side in facts.input_shape)
+        specs = [spec for graph in facts.graphs for spec in graph.inputs]
+        shape = ", ".join("×".join(map(str, spec.shape)) for spec in specs)
         details = "".join(f", {name} {value}" for name, value in facts.details)
         head = f"{facts.runtime} {facts.version}, {facts.precision}"
         found.append(("engine says", f"{head}, {counted(facts.threads, 'thread')}, input {shape}{details}"))

@@ -1,7 +1,12 @@
 """Engines that run an export's files without torch: one table, one file per engine.
 
-Adding an engine is one new file with a `load` function and one line in `RUNTIMES`. The places for the
-engines to come are named by their future lines:
+Adding an engine is one new file and one line in `RUNTIMES`. The file has
+
+    load(path, graph, *, precision, threads, settings) -> Runner
+    build(onnx, folder)               where the engine reads other files than ONNX
+    probe(n, precision, threads)      seconds of one n x n matrix product, for the floors of latencies
+
+The places for the engines to come are named by their future lines:
 
     "pytorch-compiled"  export/compiled.py   (reference)      needs torch
     "tensorrt"          runtimes/tensorrt.py                   needs an NVIDIA GPU
@@ -15,18 +20,33 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
-from vitrail.vocabulary import Precision, RunnerFacts
+from vitrail.vocabulary import Graph, Precision, RunnerFacts, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["RUNTIMES", "EngineMismatch", "Runner", "Runtime", "installed", "load", "version"]
+__all__ = [
+    "RUNTIMES",
+    "Arrays",
+    "EngineMismatch",
+    "Runner",
+    "Runtime",
+    "implementation",
+    "installed",
+    "load",
+    "sized",
+    "version",
+]
+
+Arrays: TypeAlias = "Mapping[str, np.ndarray]"
+"""Tensors by their names."""
 
 
 class EngineMismatch(VitrailError):
@@ -34,12 +54,12 @@ class EngineMismatch(VitrailError):
 
 
 class Runner(Protocol):
-    """A loaded export."""
+    """A loaded graph of an export."""
 
     facts: RunnerFacts
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """Score a batch: float32 (B, 3, H, W) of exactly the loaded shape -> float32 (B, K), a copy."""
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named inputs of exactly the loaded shapes -> named outputs, which are copies."""
 
     def close(self) -> None:
         """Free the engine's memory."""
@@ -47,18 +67,20 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One engine: how to load it, what it can do, and how to install it."""
+    """One engine: where its code is, what it can do, and how to install it."""
 
     label: str
-    loader: str
-    """`module:function`, imported only when the engine is used."""
+    code: str
+    """The module that has `load`, imported only when the engine is used."""
     distribution: str
     """The PyPI distribution whose version is part of every measurement's key."""
     module: str
     install: str
     precisions: tuple[Precision, ...]
-    files: str
-    """Which of an export's file sets the engine reads: `openvino-ir`, `onnx` or `torch`."""
+    files: tuple[str, ...]
+    """What the engine reads, first the file that it is given; those beside it may be absent."""
+    builds: bool = False
+    """Whether these files are built from the ONNX file, by `build`."""
     settings: tuple[str, ...] = ()
     """Engine options beyond threads and precision that a variant may name: they change the speed alone.
     Others write files, or change the precision behind the checks."""
@@ -69,35 +91,41 @@ class Runtime:
 RUNTIMES: dict[str, Runtime] = {
     "openvino": Runtime(
         label="OpenVINO",
-        loader="vitrail.runtimes.openvino:load",
+        code="vitrail.runtimes.openvino",
         distribution="openvino",
         module="openvino",
         install="pip install vitrail",
         precisions=("fp32", "bf16"),
-        files="openvino-ir",
+        files=("model.xml", "model.bin"),
+        builds=True,
         settings=("NUM_STREAMS", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
     ),
     "onnxruntime": Runtime(
         label="ONNX Runtime",
-        loader="vitrail.runtimes.onnxruntime:load",
+        code="vitrail.runtimes.onnxruntime",
         distribution="onnxruntime",
         module="onnxruntime",
         install="pip install vitrail",
         precisions=("fp32",),
-        files="onnx",
+        files=("model.onnx", "model.onnx.data"),
         settings=("session.intra_op.allow_spinning",),
     ),
     "pytorch": Runtime(
         label="PyTorch eager",
-        loader="vitrail.export.reference:load",
+        code="vitrail.export.reference",
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
         precisions=("fp32", "bf16"),
-        files="torch",
+        files=("reference.json",),
         reference=True,
     ),
 }
+
+
+def implementation(name: str) -> ModuleType:
+    """The module of a runtime of the table; importing it imports the engine."""
+    return importlib.import_module(RUNTIMES[name].code)
 
 
 def version(name: str) -> str | None:
@@ -116,33 +144,47 @@ def installed() -> dict[str, str]:
     return {name: found for name, found in versions.items() if found is not None}
 
 
+def sized(graph: Graph, sizes: Mapping[str, int]) -> Graph:
+    """The graph with a number for each letter of its shapes.
+
+    Raises:
+        InputError: a letter that `sizes` does not have.
+    """
+
+    def fixed(spec: TensorSpec) -> TensorSpec:
+        missing = [side for side in spec.shape if isinstance(side, str) and side not in sizes]
+        if missing:
+            raise InputError(f"{graph.name} needs a size for {missing[0]} of {spec.name}: give one.")
+        return replace(spec, shape=tuple(sizes[s] if isinstance(s, str) else s for s in spec.shape))
+
+    return replace(graph, inputs=tuple(map(fixed, graph.inputs)), outputs=tuple(map(fixed, graph.outputs)))
+
+
 def load(
     folder: Path,
-    entry: str,
+    graph: Graph,
     *,
     runtime: str,
     precision: str,
-    batch_size: int,
-    image_size: int,
+    sizes: Mapping[str, int],
     threads: int,
     settings: Mapping[str, str] | None = None,
 ) -> Runner:
-    """Load an export's file with the engine set as asked, and check that the engine agrees.
+    """Load a graph with the engine set as asked, and check that the engine agrees.
 
     Args:
         folder: the export's (or artifact's) folder.
-        entry: file inside `folder` that the engine loads.
+        graph: its `entry` is the file inside `folder`.
         runtime: a name of `RUNTIMES`.
         precision: one of that runtime's precisions.
-        batch_size: B; the runner takes exactly this batch.
-        image_size: H = W in pixels.
+        sizes: a number for each letter of the graph's shapes, e.g. `{"B": 8}`; the runner takes just these.
         threads: number of inference threads, >= 1.
         settings: engine options beyond these, as the variant names them.
 
     Raises:
         InputError: unknown runtime, a precision or setting that it does not have, or a number out of range.
         MissingExtraError: the engine is not installed.
-        EngineMismatch: precision, threads or shapes read back differ from what was asked.
+        EngineMismatch: precision, threads, names or shapes read back differ from what was asked.
     """
     if runtime not in RUNTIMES:
         raise InputError(f"Unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}.")
@@ -155,25 +197,32 @@ def load(
     if version(runtime) is None:
         raise MissingExtraError(engine.label, engine.install)
     whole("threads", threads)
-    input_bytes(batch_size, image_size)
-    module, function = engine.loader.split(":")
-    runner: Runner = getattr(importlib.import_module(module), function)(
-        folder / entry,
+    if "B" in sizes:
+        whole("batch_size", sizes["B"])
+    asked = sized(graph, sizes)
+    input_bytes([[int(side) for side in spec.shape] for spec in asked.inputs])
+    runner: Runner = implementation(runtime).load(
+        folder / graph.entry,
+        asked,
         precision=precision,
-        batch_size=batch_size,
-        image_size=image_size,
         threads=threads,
         settings=dict(settings or {}),
     )
-    _check_shapes(runner.facts, batch_size, image_size)
+    _check_shapes(runner.facts, asked)
     return runner
 
 
-def _check_shapes(facts: RunnerFacts, batch_size: int, image_size: int) -> None:
-    asked = (batch_size, 3, image_size, image_size)
-    if facts.input_shape != asked:
-        raise EngineMismatch(f"{facts.runtime} takes input {facts.input_shape}, asked was {asked}.")
-    if facts.output_shape[0] != batch_size:
-        raise EngineMismatch(
-            f"{facts.runtime} gives output {facts.output_shape} for a batch of {batch_size}."
-        )
+def _check_shapes(facts: RunnerFacts, asked: Graph) -> None:
+    (found,) = facts.graphs
+    for which in ("inputs", "outputs"):
+        verb = "takes" if which == "inputs" else "gives"
+        theirs = {spec.name: spec for spec in getattr(found, which)}
+        for spec in getattr(asked, which):
+            other = theirs.get(spec.name)
+            if other is None:
+                raise EngineMismatch(f"{facts.runtime} {verb} no {spec.name}, only {', '.join(theirs)}.")
+            if (other.shape, other.dtype) != (spec.shape, spec.dtype):
+                raise EngineMismatch(
+                    f"{facts.runtime} {verb} {spec.name} as {other.dtype} {other.shape}, "
+                    f"asked was {spec.dtype} {spec.shape}."
+                )

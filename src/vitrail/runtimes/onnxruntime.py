@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from vitrail.errors import InputError
 from vitrail.privacy import import_engine
-from vitrail.runtimes import EngineMismatch
-from vitrail.vocabulary import RunnerFacts
+from vitrail.runtimes import Arrays, EngineMismatch
+from vitrail.runtimes.matmul import MATMUL, fastest, square
+from vitrail.runtimes.names import matched
+from vitrail.vocabulary import Graph, RunnerFacts, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -18,34 +20,38 @@ else:
     ort = import_engine("onnxruntime")
 
 PROVIDER = "CPUExecutionProvider"
+KINDS = {"float": "float32", "float16": "float16", "int64": "int64", "int32": "int32", "bool": "bool"}
+
+_Names: TypeAlias = "tuple[dict[str, str], dict[str, str]]"
+"""The file's names of inputs and outputs -> the graph's."""
 
 
 class ONNXRunner:
     """An inference session bound to one static batch."""
 
-    def __init__(self, session: ort.InferenceSession, facts: RunnerFacts) -> None:
+    def __init__(self, session: ort.InferenceSession, names: _Names, facts: RunnerFacts) -> None:
         self._session = session
-        self._input = session.get_inputs()[0].name
+        self._inputs, outputs = names
+        self._outputs, self._keys = list(outputs), list(outputs.values())
         self.facts = facts
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """float32 (B, 3, H, W) -> float32 (B, K)."""
-        return np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32)
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named inputs -> named outputs, new arrays."""
+        given = {theirs: inputs[ours] for theirs, ours in self._inputs.items()}
+        return dict(zip(self._keys, self._session.run(self._outputs, given), strict=True))
 
     def close(self) -> None:
         """Drop the session."""
         del self._session
 
 
-def load(
-    path: Path, *, precision: str, batch_size: int, image_size: int, threads: int, settings: dict[str, str]
-) -> ONNXRunner:
-    """Open a session with the batch dimension fixed before the graph is optimised."""
+def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]) -> ONNXRunner:
+    """Open a session with the sizes fixed before the graph is optimised."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_free_dimension_override_by_name("batch", batch_size)
+    options.add_free_dimension_override_by_name("batch", int(graph.inputs[0].shape[0]))
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
     try:
@@ -54,25 +60,52 @@ def load(
         raise InputError(
             f"ONNX Runtime cannot read {path.name}: export it again ({str(error).splitlines()[0]})."
         ) from None
-    return ONNXRunner(session, _facts(session, precision, batch_size, threads))
+    names = (
+        matched(graph.inputs, [found.name for found in session.get_inputs()]),
+        matched(graph.outputs, [found.name for found in session.get_outputs()]),
+    )
+    return ONNXRunner(session, names, _facts(session, names, graph, precision, threads))
 
 
-def _facts(session: ort.InferenceSession, precision: str, batch_size: int, threads: int) -> RunnerFacts:
+def probe(n: int, precision: str, threads: int) -> float:
+    """Seconds of one product of n x n matrices."""
+    assert precision == "fp32", precision
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(MATMUL), options, providers=[PROVIDER])
+    inputs = {"a": square(n), "b": square(n)}
+    return fastest(lambda: session.run(None, inputs))
+
+
+def _facts(
+    session: ort.InferenceSession, names: _Names, graph: Graph, precision: str, threads: int
+) -> RunnerFacts:
     providers = session.get_providers()
     if providers != [PROVIDER]:
         raise EngineMismatch(f"ONNX Runtime uses {', '.join(providers)} where only {PROVIDER} was asked for.")
     real_threads = session.get_session_options().intra_op_num_threads
     if real_threads != threads:
         raise EngineMismatch(f"ONNX Runtime was asked for {threads} threads and uses {real_threads}.")
-    source, result = session.get_inputs()[0], session.get_outputs()[0]
-    if source.type != "tensor(float)" or result.type != "tensor(float)":
-        raise EngineMismatch(f"The ONNX file takes {source.type} and gives {result.type}; fp32 is float.")
+    inputs, outputs = names
+    loaded = Graph(
+        name=graph.name,
+        entry=graph.entry,
+        inputs=tuple(_spec(found, inputs, graph) for found in session.get_inputs()),
+        outputs=tuple(_spec(found, outputs, graph) for found in session.get_outputs()),
+    )
     return RunnerFacts(
         runtime="onnxruntime",
         version=ort.__version__,
         precision=precision,
         threads=real_threads,
-        input_shape=tuple(source.shape),
-        output_shape=tuple(batch_size if size == "batch" else size for size in result.shape),
+        graphs=(loaded,),
         details=(("provider", PROVIDER),),
     )
+
+
+def _spec(found: ort.NodeArg, names: dict[str, str], graph: Graph) -> TensorSpec:
+    # The free dimension was fixed, but outputs keep its letter.
+    batch = graph.inputs[0].shape[0]
+    shape = tuple(batch if side == "batch" else side for side in found.shape)
+    kind = found.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(name=names[found.name], shape=shape, dtype=KINDS.get(kind, kind))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ import numpy as np
 
 from vitrail.errors import InputError
 from vitrail.privacy import import_engine
-from vitrail.runtimes import EngineMismatch
-from vitrail.vocabulary import RunnerFacts
+from vitrail.runtimes import Arrays, EngineMismatch
+from vitrail.runtimes.matmul import fastest, square
+from vitrail.runtimes.names import matched
+from vitrail.vocabulary import Graph, RunnerFacts, TensorSpec
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -41,38 +44,58 @@ def core() -> ov.Core:
 class OpenVINORunner:
     """A compiled model with one infer request; `run` is not thread-safe."""
 
-    def __init__(self, compiled: ov.CompiledModel, facts: RunnerFacts) -> None:
+    def __init__(self, compiled: ov.CompiledModel, graph: Graph, facts: RunnerFacts) -> None:
         self._request = compiled.create_infer_request()
-        self._output = self._request.get_output_tensor()
+        inputs = matched(graph.inputs, [_name(port, i) for i, port in enumerate(compiled.inputs)])
+        outputs = matched(graph.outputs, [_name(port, i) for i, port in enumerate(compiled.outputs)])
+        self._inputs = list(enumerate(inputs.values()))
+        self._outputs = [
+            (name, self._request.get_output_tensor(i)) for i, name in enumerate(outputs.values())
+        ]
         self.facts = facts
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """float32 (B, 3, H, W) -> float32 (B, K); the engine's own buffer is copied, never aliased."""
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named inputs -> named outputs; the engine's own buffers are copied, never aliased."""
         # Binding the array's memory is 0.1 ms faster per call than infer([batch]), and copies nothing.
-        self._request.set_input_tensor(ov.Tensor(np.ascontiguousarray(batch), shared_memory=True))
+        for place, name in self._inputs:
+            tensor = ov.Tensor(np.ascontiguousarray(inputs[name]), shared_memory=True)
+            self._request.set_input_tensor(place, tensor)
         self._request.infer()
-        return np.array(self._output.data, dtype=np.float32)
+        return {name: np.array(tensor.data) for name, tensor in self._outputs}
 
     def close(self) -> None:
         """Drop the request; OpenVINO frees the compiled model with it."""
-        del self._request, self._output
+        del self._request, self._outputs
+
+
+def build(onnx: Path, folder: Path) -> None:
+    """Convert an ONNX file to OpenVINO's IR in `folder`, its weights left in fp32."""
+    passes = import_engine("openvino.passes")
+    # Not ov.convert_model: it folds too, but would report if somebody else imported OpenVINO first.
+    model = core().read_model(onnx)
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(model)
+    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
 def load(
-    path: Path, *, precision: str, batch_size: int, image_size: int, threads: int, settings: dict[str, str]
+    path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]
 ) -> OpenVINORunner:
-    """Read, reshape to the static batch (9 % faster than dynamic in fp32) and compile."""
+    """Read, reshape to the static sizes (9 % faster than dynamic in fp32) and compile."""
     try:
         model = core().read_model(path)
     except Exception as error:  # also what Python makes of a message that is not UTF-8
         raise InputError(
             f"OpenVINO cannot read {path.name}: export it again ({_last_line(error)})."
         ) from None
-    shape = [batch_size, 3, image_size, image_size]
+    names = matched(graph.inputs, [_name(port, i) for i, port in enumerate(model.inputs)])
+    shapes = {spec.name: list(spec.shape) for spec in graph.inputs}
     try:
-        model.reshape(shape)
+        model.reshape({i: shapes[name] for i, name in enumerate(names.values())})
     except Exception:
-        raise EngineMismatch(f"OpenVINO cannot give {path.name} an input of {tuple(shape)}.") from None
+        asked = ", ".join(str(tuple(shape)) for shape in shapes.values())
+        raise EngineMismatch(f"OpenVINO cannot give {path.name} an input of {asked}.") from None
     config = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "INFERENCE_NUM_THREADS": threads,
@@ -87,10 +110,26 @@ def load(
             f"OpenVINO cannot compile {path.name} ({_last_line(error)}): "
             "check the settings, or export it again."
         ) from None
-    return OpenVINORunner(compiled, _facts(compiled, precision, threads))
+    return OpenVINORunner(compiled, graph, _facts(compiled, graph, precision, threads))
 
 
-def _facts(compiled: ov.CompiledModel, precision: str, threads: int) -> RunnerFacts:
+def probe(n: int, precision: str, threads: int) -> float:
+    """Seconds of one product of n x n matrices; raises ValueError if the engine changes the precision."""
+    ops = import_engine("openvino.opset13")
+    left = ops.parameter([n, n], np.float32)
+    model = ov.Model([ops.matmul(left, ops.constant(square(n)), False, True)], [left], "matmul")
+    hint = HINTS[precision]
+    config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"}
+    compiled = core().compile_model(model, "CPU", config)
+    real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if real != hint:
+        raise ValueError(f"asked for {precision}, OpenVINO set {real}")
+    request = compiled.create_infer_request()
+    values = square(n)
+    return fastest(lambda: request.infer([values], share_inputs=True, share_outputs=True))
+
+
+def _facts(compiled: ov.CompiledModel, graph: Graph, precision: str, threads: int) -> RunnerFacts:
     operations = _operation_precisions(compiled)
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     real_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
@@ -105,18 +144,36 @@ def _facts(compiled: ov.CompiledModel, precision: str, threads: int) -> RunnerFa
         raise EngineMismatch("OpenVINO was asked for bf16 and runs no operation in bf16 on this CPU.")
     if real_threads != threads:
         raise EngineMismatch(f"OpenVINO was asked for {threads} threads and uses {real_threads}.")
+    loaded = Graph(
+        name=graph.name,
+        entry=graph.entry,
+        inputs=_specs(compiled.inputs, graph.inputs),
+        outputs=_specs(compiled.outputs, graph.outputs),
+    )
     return RunnerFacts(
         runtime="openvino",
         version=ov.get_version().split("-")[0],
         precision=precision,
         threads=real_threads,
-        input_shape=tuple(compiled.input(0).shape),
-        output_shape=tuple(compiled.output(0).shape),
+        graphs=(loaded,),
         details=(
             ("operations", " ".join(f"{name}:{count}" for name, count in sorted(operations.items()))),
             ("streams", str(compiled.get_property("NUM_STREAMS"))),
         ),
     )
+
+
+def _specs(ports: Sequence[ov.ConstOutput], asked: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    names = matched(asked, [_name(port, i) for i, port in enumerate(ports)])
+    return tuple(
+        TensorSpec(name=name, shape=tuple(port.shape), dtype=np.dtype(port.element_type.to_dtype()).name)
+        for name, port in zip(names.values(), ports, strict=True)
+    )
+
+
+def _name(port: ov.ConstOutput, place: int) -> str:
+    names = port.get_names()
+    return str(port.get_any_name()) if names else f"#{place}"
 
 
 def _operation_precisions(compiled: ov.CompiledModel) -> Counter[str]:

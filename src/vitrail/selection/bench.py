@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,15 +20,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import hardware, runtimes, stats, store
+from vitrail import hardware, runtimes, stats, store, tasks
 from vitrail.artifact import Bundle, Evidence, ParityBounds
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
-from vitrail.images.labels import read_labels
 from vitrail.images.photos import PhotoSet
-from vitrail.measure import accuracy, parity, sandbox
+from vitrail.measure import sandbox
 from vitrail.measure.launch import ExportSubject
 from vitrail.selection.workshop import Workshop
+from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS
 from vitrail.version import __version__
 from vitrail.vocabulary import (
     Candidate,
@@ -143,7 +144,7 @@ class Bench:
                 weights=self._weights_path(located),
                 folder=str(folder),
                 threads=self.threads,
-                features=features,
+                task="embed" if features else variant.candidate.task,
                 compare=variant.candidate.trained_with is None,
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,21 @@ class Bench:
             except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
                 store.sweep(folder.parent)
                 raise
-        return self._read_export(folder, variant)
+        return self._read_export(folder, variant, self._built(folder, variant, timeout_s), features)
+
+    def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
+        """The folder with the files that the variant's engine reads, built now unless it is there."""
+        if not runtimes.RUNTIMES[variant.runtime].builds:
+            return folder
+        target = folder / variant.runtime
+        if not target.is_dir():
+            request = work.BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
+            try:
+                self.workshop.run("build", request, timeout_s=timeout_s, name="building")
+            except BaseException:
+                store.sweep(folder)
+                raise
+        return target
 
     def discard(self, variant: Variant) -> None:
         """Remove an export with random weights: its timing is kept, its files are worth nothing."""
@@ -165,20 +180,25 @@ class Bench:
             variant=variant,
             export=export,
             workload=self.workload,
-            preprocess=preprocess_of(variant),
-            labels=read_labels(Path(export.folder) / work.LABELS_FILE),
+            task=self.task(variant),
             photos=self.photos,
             threads=self.threads,
         )
 
-    def _read_export(self, folder: Path, variant: Variant) -> Export:
+    def task(self, variant: Variant, *, features: bool = False) -> tasks.Task:
+        """What the variant's export is for; the export was made before."""
+        folder = self._export_folder(variant, features=features)
+        return tasks.known("embed" if features else variant.candidate.task).of_export(
+            preprocess_of(variant), _export_facts(folder), lambda name: (folder / name).read_bytes()
+        )
+
+    def _read_export(self, folder: Path, variant: Variant, files_at: Path, features: bool) -> Export:
         manifest = _export_facts(folder)
-        files_of = runtimes.RUNTIMES[variant.runtime].files
-        files = tuple(name for name in work.FILE_SETS[files_of] if (folder / name).is_file())
+        wanted = runtimes.RUNTIMES[variant.runtime].files
         return Export(
-            folder=str(folder),
-            files=files,
-            entry=work.ENTRIES[files_of],
+            folder=str(files_at),
+            files=tuple(name for name in wanted if (files_at / name).is_file()),
+            graphs=(self.task(variant, features=features).graph(wanted[0]),),
             seconds=float(manifest["seconds"]),
             random_weights=bool(manifest["random_weights"]),
             toolchain=tuple(sorted(manifest["toolchain"].items())),
@@ -195,8 +215,8 @@ class Bench:
             "toolchain": work.toolchain(),
             "version": work.EXPORT_VERSION,
         }
-        if features:
-            key["features"] = True
+        if features or variant.candidate.task != "classify":
+            key["task"] = "embed" if features else variant.candidate.task
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
 
@@ -278,22 +298,20 @@ class Bench:
         assert self.dataset is not None, "there are no labelled images"
         examples = self.dataset.of(split)
         subject = self.subject(variant, export)
-        # A model answers in the order of its own labels, which another program may have chosen.
-        order = [subject.labels.index(name) for name in self.dataset.classes]
         launch = subject.launch(0)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                paths = tuple(example.path for example in examples)
-                scores = launch.scores(paths, 1, Path(folder) / "scores.npy")[:, 0]
+            outputs = launch.outputs(tuple(example.path for example in examples), 1)
         finally:
             launch.close()
-        return accuracy.classify(
-            scores[:, order],
+        found = subject.task.score(
+            {name: values[:, 0] for name, values in outputs.items()},
             [example.label for example in examples],
             self.dataset.classes,
             split=split,
             data=self.dataset.digest,
         )
+        assert found is not None, "labelled images are for tasks with classes"
+        return found
 
     # --- parity -----------------------------------------------------------------------------------
 
@@ -308,7 +326,7 @@ class Bench:
         """
         variant = subject.variant
         with ThreadPoolExecutor(max_workers=1) as pool, ExitStack() as open_launch:
-            making = pool.submit(self.reference_scores, variant, left_s)
+            making = pool.submit(self.reference_outputs, variant, left_s)
             try:
                 launch = subject.launch(0)
                 open_launch.callback(launch.close)
@@ -316,13 +334,14 @@ class Bench:
             except BaseException:
                 self.workshop.close()  # nobody waits for the reference any more
                 raise
-            photos = self._parity_photos[: len(reference)]
-            with tempfile.TemporaryDirectory() as folder:
-                scores = launch.scores(photos, reference.shape[1], Path(folder) / "scores.npy")
-        return parity.compare(reference, scores, variant.precision)
+            count, crops = next(iter(reference.values())).shape[:2]
+            photos = self._parity_photos[:count]
+            outputs = launch.outputs(photos, crops)
+        found = subject.task.compare(reference, outputs, variant.precision)
+        return dataclasses.replace(found, worst=photos[int(found.worst)] if found.worst else "")
 
-    def reference_scores(self, variant: Variant, left_s: float = REFERENCE_SECONDS) -> np.ndarray:
-        """float32 (photos, crops, K) of the fp32 eager model; made once for all of a candidate's variants."""
+    def reference_outputs(self, variant: Variant, left_s: float = REFERENCE_SECONDS) -> tasks.Arrays:
+        """The fp32 eager model's outputs (photos, crops, ...), made once for all variants of a candidate."""
         located = self.weights(variant.candidate)
         assert located is not None, "random weights have no parity"
         crops = max(1, min(MAX_CROPS, PARITY_IMAGES // len(self.photos.paths)))
@@ -339,37 +358,39 @@ class Bench:
             "images": image_libraries(),
             "method": METHOD_VERSION,
         }
+        if variant.candidate.task != "classify":
+            key["task"] = variant.candidate.task
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
-        target = self._cache / "references" / f"{digest}.npy"
+        target = self._cache / "references" / f"{digest}.npz"
         if not target.is_file():
             self._make_reference(variant, located, crops, target, left_s)
         try:
-            return np.asarray(np.load(target, allow_pickle=False))
-        except (ValueError, EOFError):  # cut off by a crash of the machine: as if it were not there
+            return tasks.read_arrays(target)
+        except (ValueError, EOFError, zipfile.BadZipFile):  # cut off by a crash of the machine
             self._make_reference(variant, located, crops, target, left_s)
-            return np.asarray(np.load(target, allow_pickle=False))
+            return tasks.read_arrays(target)
 
     def _make_reference(
         self, variant: Variant, located: Located, crops: int, target: Path, left_s: float
     ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            partial = Path(folder) / "scores.npy"
+            partial = Path(folder) / "outputs.npz"
             request = work.ReferenceRequest(
                 architecture=variant.candidate.architecture,
                 implementation=variant.implementation,
-                preprocess=preprocess_of(variant),
+                task=tasks.pack(self.task(variant)),
                 labels=variant.candidate.labels,
                 weights=self._weights_path(located),
                 photos=list(self._parity_photos),
                 crops_per_photo=crops,
                 seconds=min(self._reference_s, max(left_s / 2, 1.0)),
-                minimum=min(len(self.photos.paths), 2 * parity.MIN_DECIDED_PHOTOS),
+                minimum=min(len(self.photos.paths), 2 * MIN_DECIDED_PHOTOS),
                 target=str(partial),
                 threads=self.threads,
             )
             self.workshop.run(
-                "reference_scores",
+                "reference_outputs",
                 request,
                 timeout_s=max(left_s, REFERENCE_LEAST_SECONDS),
                 name="the fp32 reference",
@@ -384,20 +405,20 @@ class Bench:
         """What the winner ships: its files, evidence, and reference photos with both sets of outputs."""
         located = self.weights(variant.candidate)
         assert located is not None, "random weights are never shipped"
-        reference = self.reference_scores(variant)[:MAX_REFERENCE_PHOTOS, 0]
-        photos = self._parity_photos[: len(reference)]
-        launch = self.subject(variant, export).launch(0)
+        found = self.reference_outputs(variant)
+        reference = {name: values[:MAX_REFERENCE_PHOTOS, 0] for name, values in found.items()}
+        photos = self._parity_photos[: len(next(iter(reference.values())))]
+        subject = self.subject(variant, export)
+        launch = subject.launch(0)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                own = launch.scores(photos, 1, Path(folder) / "scores.npy")[:, 0]
+            own = {name: values[:, 0] for name, values in launch.outputs(photos, 1).items()}
         finally:
             launch.close()
-        bounds = parity.BOUNDS[variant.precision]
+        bounds = BOUNDS[variant.precision]
         candidate = dataclasses.replace(variant.candidate, weights=located.weights)
         return Bundle(
             variant=dataclasses.replace(variant, candidate=candidate),
-            preprocess=preprocess_of(variant),
-            labels=read_labels(Path(export.folder) / work.LABELS_FILE),
+            task=subject.task,
             export=export,
             evidence=evidence,
             photos=tuple(Path(photo) for photo in photos),
@@ -406,7 +427,6 @@ class Bench:
             bounds=ParityBounds(**dataclasses.asdict(bounds)),
             measurement=measurement,
             splits=None if self.dataset is None else splits_of(self.dataset),
-            probability=_export_facts(export.folder)["probability"],
         )
 
 

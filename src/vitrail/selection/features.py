@@ -15,10 +15,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from vitrail import store
+from vitrail import store, tasks
 from vitrail.data import Example
-from vitrail.measure import features, parity, sandbox
+from vitrail.measure import features, sandbox
 from vitrail.selection.bench import Bench, image_libraries, preprocess_of
+from vitrail.tasks import agreement
 from vitrail.vocabulary import SearchSettings, Variant
 
 TRIAL_IMAGES = 24
@@ -116,12 +117,12 @@ class Features:
             target = Path(folder) / "features.npy"
             request = features.FeaturesRequest(
                 folder=str(Path(export.folder).absolute()),
-                entry=export.entry,
+                graph=export.graphs[0],
                 runtime=variant.runtime,
                 precision=variant.precision,
                 batch_size=BATCH,
                 threads=self._bench.threads,
-                preprocess=preprocess_of(variant),
+                task=tasks.pack(self._bench.task(variant, features=True)),
                 images=[example.path for example in examples],
                 target=str(target),
             )
@@ -139,9 +140,9 @@ def disagreement(reference: np.ndarray, rows: np.ndarray, precision: str) -> str
     """Why features (n, D) are not the reference's, by the bounds of parity; None: they are."""
     if not np.isfinite(rows).all():
         return "features are not finite"
-    bounds = parity.BOUNDS[precision]
-    cosine = float(parity.cosines(reference, rows).min())
-    error = float(parity.relative_errors(reference, rows).max())
+    bounds = agreement.BOUNDS[precision]
+    cosine = float(agreement.cosines(reference, rows).min())
+    error = float(agreement.relative_errors(reference, rows).max())
     if cosine < bounds.cosine:
         return f"cosine {cosine:.5f} is below {bounds.cosine}"
     if error > bounds.relative_error:

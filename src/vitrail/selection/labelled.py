@@ -7,8 +7,8 @@ from dataclasses import replace
 from vitrail import data
 from vitrail.errors import InputError
 from vitrail.images.photos import MAX_PHOTOS, PhotoSet, digest_of, evenly_spaced, photo_folder, sample_photos
-from vitrail.measure import accuracy
 from vitrail.selection.search import Search
+from vitrail.tasks import accuracy
 from vitrail.vocabulary import Requirements, Selection, Workload
 from vitrail.words import counted
 

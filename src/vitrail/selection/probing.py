@@ -20,10 +20,11 @@ from vitrail import store
 from vitrail.data import Dataset, Example
 from vitrail.errors import VitrailError
 from vitrail.export import work
-from vitrail.measure import accuracy, sandbox
+from vitrail.measure import sandbox
 from vitrail.selection.bench import Bench
 from vitrail.selection.features import Engine, Features
 from vitrail.selection.prune import at_size, variants
+from vitrail.tasks import accuracy
 from vitrail.vocabulary import (
     Accuracy,
     Candidate,

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from vitrail.measure.parity import softmax
+from vitrail.tasks.agreement import softmax
 from vitrail.vocabulary import Classification, Recall
 
 __all__ = ["apart", "calibration_error", "classify", "expected_share", "share_interval"]

@@ -1,0 +1,202 @@
+"""What a model is for: what goes in and out, how outputs are compared, how good they are. One file per task.
+
+Nothing else knows what a tensor means. Adding a task is one new file and one line in `TASKS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from vitrail.errors import InputError
+from vitrail.vocabulary import Classification, Graph, Parity, Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+__all__ = [
+    "TASKS",
+    "Arrays",
+    "Bounds",
+    "Check",
+    "Source",
+    "Task",
+    "batches",
+    "known",
+    "pack",
+    "read",
+    "read_arrays",
+    "unpack",
+    "write_arrays",
+]
+
+Arrays: TypeAlias = "dict[str, np.ndarray]"
+"""Tensors by their names; the first axis of each counts images."""
+
+Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray"
+"""What one image may be: a path, encoded bytes, a PIL image, or an array as images/decode.py takes it."""
+
+TASKS: dict[str, str] = {
+    "classify": "vitrail.tasks.classify:Classify",
+    "embed": "vitrail.tasks.embed:Embed",
+}
+"""name -> `module:class`, imported only when the task is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One comparison of outputs with recorded ones."""
+
+    name: str
+    observed: float | None
+    limit: float
+    holds: bool
+    reason: str
+
+
+class Bounds(Protocol):
+    """What outputs must hold against the fp32 eager reference."""
+
+    @property
+    def cosine(self) -> float: ...
+    @property
+    def relative_error(self) -> float: ...
+    @property
+    def agreement(self) -> float: ...
+
+
+class Task(Protocol):
+    """A task with all that it needs to know of one model."""
+
+    name: str
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes the first input."""
+
+    def graph(self, entry: str) -> Graph:
+        """Names and shapes of what goes in and comes out, with `B` for the number of images."""
+
+    def prepare(self, images: Sequence[Image.Image]) -> Arrays:
+        """Decoded images -> named inputs."""
+
+    def finish(self, outputs: Mapping[str, np.ndarray], **options: Any) -> list[Any]:
+        """Named outputs -> one result for each image. Raises ClaimError for outputs that are not finite."""
+
+    def views(self, image: Image.Image, count: int) -> Arrays:
+        """`count` different crops of one image as named inputs, the first as `prepare` makes it."""
+
+    def compare(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str
+    ) -> Parity:
+        """Judge outputs (photos, crops, ...) against the reference's; `worst` is the photo's number."""
+
+    def checks(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
+    ) -> list[Check]:
+        """The same of one crop a photo (photos, ...), against the bounds of an artifact."""
+
+    def score(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        *,
+        split: str,
+        data: str,
+    ) -> Classification | None:
+        """How good outputs (n, ...) of labelled images are; None: labels say nothing about this task."""
+
+    def facts(self) -> dict[str, Any]:
+        """What an artifact says of it, as JSON; large parts are files, named here."""
+
+    def files(self) -> dict[str, bytes]:
+        """The files that `facts` names."""
+
+    @classmethod
+    def of_export(
+        cls, preprocess: Preprocess, facts: Mapping[str, Any], file: Callable[[str], bytes]
+    ) -> Task:
+        """The task of an export just made: `facts` are what the exporter wrote beside it."""
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], file: Callable[[str], bytes]) -> Task:
+        """The task that `facts` and its files describe. Raises InputError for a value out of range."""
+
+
+def known(name: str) -> type[Task]:
+    """The class of a task. Raises InputError for a name that is not in the table."""
+    if name not in TASKS:
+        raise InputError(f"Unknown task {name!r}: choose one of {', '.join(TASKS)}.")
+    module, kind = TASKS[name].split(":")
+    found: type[Task] = getattr(importlib.import_module(module), kind)
+    return found
+
+
+def read(facts: object, file: Callable[[str], bytes], where: str) -> Task:
+    """The task that an artifact's `facts` describe; `file` gives the content of one of its files.
+
+    Raises:
+        InputError: an unknown task, or values that are missing, out of range or in contradiction.
+    """
+    if not isinstance(facts, Mapping) or not isinstance(facts.get("name"), str):
+        raise InputError(f"{where} does not say task.name: write the artifact again.")
+    try:
+        return known(facts["name"]).read(facts, file)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where} is not valid (task: {error}): write the artifact again.") from None
+
+
+def pack(task: Task) -> dict[str, Any]:
+    """The task as JSON, for another process."""
+    return {
+        "facts": task.facts(),
+        "files": {name: data.decode("utf-8", "surrogatepass") for name, data in task.files().items()},
+    }
+
+
+def unpack(packed: Mapping[str, Any]) -> Task:
+    """What `pack` packed."""
+    files: dict[str, str] = packed["files"]
+    return read(packed["facts"], lambda name: files[name].encode("utf-8", "surrogatepass"), "the task")
+
+
+def write_arrays(path: str | Path, arrays: Arrays) -> None:
+    """Save named arrays as `.npz`."""
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: str | Path) -> Arrays:
+    """The named arrays of an `.npz` file. Raises ValueError, EOFError or BadZipFile if it is cut off."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def batches(inputs: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:
+    """Inputs of n images cut into batches of `size`, the last padded, each with its number of real images.
+
+    Repeating a real image keeps the padding inside the range of values that the engine was checked with.
+    """
+    import numpy as np
+
+    count = len(next(iter(inputs.values())))
+    for begin in range(0, count, size):
+        part = {name: values[begin : begin + size] for name, values in inputs.items()}
+        real = min(size, count - begin)
+        if real < size:
+            part = {
+                name: np.concatenate([values, np.repeat(values[-1:], size - real, axis=0)])
+                for name, values in part.items()
+            }
+        yield {name: np.ascontiguousarray(values) for name, values in part.items()}, real

@@ -1,0 +1,295 @@
+"""Images -> scores of K classes, the most probable named.
+
+Shapes: n images, P photos, C crops, K classes, S image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from vitrail import stats
+from vitrail.errors import ClaimError, InputError
+from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
+from vitrail.limits import whole
+from vitrail.tasks import Arrays, Bounds, Check, agreement
+from vitrail.tasks.accuracy import classify as classified
+from vitrail.tasks.agreement import (
+    BOUNDS,
+    MIN_DECIDED_PHOTOS,
+    cosines,
+    judged,
+    refused,
+    relative_errors,
+    softmax,
+)
+from vitrail.vocabulary import Classification, Graph, Parity, Preprocess, TensorSpec
+from vitrail.words import counted
+
+__all__ = ["Classify", "Prediction", "Probability", "Ranked", "labels_of", "probabilities"]
+
+IMAGES, SCORES = "images", "scores"
+LABELS_FILE = "labels.txt"
+
+DECIDED_MARGIN = 0.1
+"""A crop is decided if the reference's top-1 leads its top-2 by this much in probability."""
+
+Probability: TypeAlias = Literal["softmax", "sigmoid"]
+"""How scores become probabilities: over all classes, or each by itself (SigLIP)."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One label of a prediction, with its class index and its probability in [0, 1]."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable labels of one image, best first."""
+
+    top: tuple[Ranked, ...]
+
+    @property
+    def label(self) -> str:
+        """The best label."""
+        return self.top[0].label
+
+    @property
+    def probability(self) -> float:
+        """The best label's probability."""
+        return self.top[0].probability
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an artifact says; no value that decides answers has a default here."""
+
+    name: Literal["classify"]
+    preprocess: Preprocess
+    classes: int
+    """K, the number of labels."""
+    labels: str
+    """UTF-8 text file of the artifact, one label a line, line i for class i - 1."""
+    probability: Probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Classification with one model's preprocessing and labels."""
+
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    probability: Probability = "softmax"
+    name: str = "classify"
+
+    def __post_init__(self) -> None:
+        if any(not label or "\n" in label for label in self.labels):
+            raise ValueError("a label must be one line that is not empty")
+
+    def graph(self, entry: str) -> Graph:
+        """images (B, 3, S, S) -> scores (B, K)."""
+        size = self.preprocess.image_size
+        return Graph(
+            entry=entry,
+            inputs=(TensorSpec(name=IMAGES, shape=("B", 3, size, size)),),
+            outputs=(TensorSpec(name=SCORES, shape=("B", len(self.labels))),),
+        )
+
+    def prepare(self, images: Sequence[Image.Image]) -> Arrays:
+        """Decoded images -> float32 (n, 3, S, S)."""
+        return {IMAGES: prepare_batch(images, self.preprocess)}
+
+    def views(self, image: Image.Image, count: int) -> Arrays:
+        """`count` crops of one image, the first the one that `prepare` makes."""
+        return {IMAGES: crops(image, self.preprocess, count)}
+
+    def finish(self, outputs: Mapping[str, np.ndarray], *, top: int = 5) -> list[Prediction]:
+        """Probabilities and the `top` best of each row of scores; equal scores keep the labels' order.
+
+        Raises:
+            InputError: `top` is out of range.
+            ClaimError: the engine gave scores that are not finite.
+        """
+        whole("top", top)
+        scores = outputs[SCORES]
+        if not np.isfinite(scores).all():
+            raise ClaimError("The model gave scores that are not finite: run vitrail verify on the artifact.")
+        found = probabilities(scores, self.probability)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+        return [
+            Prediction(tuple(Ranked(self.labels[k], int(k), float(row[k])) for k in best))
+            for row, best in zip(found, order, strict=True)
+        ]
+
+    def compare(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str
+    ) -> Parity:
+        """Judge scores (P, C, K) against the reference's of the same shape."""
+        return compare(reference[SCORES], outputs[SCORES], precision)
+
+    def checks(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
+    ) -> list[Check]:
+        """Cosine, relative error and top-1 of scores (P, K)."""
+        expected, scores = reference[SCORES], outputs[SCORES]
+        decided, agreeing = decided_photos(expected[:, None], scores[:, None])
+        share = agreeing / decided if decided else None
+        return [
+            *agreement.numeric(expected, scores, bounds),
+            Check(
+                name="top-1 of fp32",
+                # Without a decided photo nothing contradicts the claim; the two checks above still bind.
+                holds=share is None or share >= bounds.agreement,
+                observed=share,
+                limit=bounds.agreement,
+                reason=f"{agreeing} of {decided} decided photos agree ({counted(len(expected), 'photo')})",
+            ),
+        ]
+
+    def score(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        *,
+        split: str,
+        data: str,
+    ) -> Classification:
+        """How scores (n, K) agree with the labels (n) of images of `classes`, in any order of these."""
+        order = [self.labels.index(name) for name in classes]
+        return classified(outputs[SCORES][:, order], labels, classes, split=split, data=data)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Facts`."""
+        facts = Facts(
+            name="classify",
+            preprocess=self.preprocess,
+            classes=len(self.labels),
+            labels=LABELS_FILE,
+            probability=self.probability,
+        )
+        built: dict[str, Any] = msgspec.to_builtins(facts)
+        return built
+
+    def files(self) -> dict[str, bytes]:
+        """The labels."""
+        text = "".join(f"{label}\n" for label in self.labels)
+        return {LABELS_FILE: text.encode("utf-8", "surrogatepass")}
+
+    @classmethod
+    def of_export(
+        cls, preprocess: Preprocess, facts: Mapping[str, Any], file: Callable[[str], bytes]
+    ) -> Classify:
+        """From an export's labels and the kind of its probabilities."""
+        labels = labels_of(file(LABELS_FILE), LABELS_FILE)
+        return cls(preprocess=preprocess, labels=labels, probability=facts["probability"])
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], file: Callable[[str], bytes]) -> Classify:
+        """From an artifact's facts.
+
+        Raises:
+            InputError: a value out of range, or other labels than it says.
+        """
+        said = msgspec.convert(facts, Facts)
+        check_preprocess(said.preprocess)
+        whole("classes", said.classes)
+        labels = labels_of(file(said.labels), said.labels)
+        if len(labels) != said.classes or not all(labels):
+            raise InputError(
+                f"{said.labels} holds {sum(map(bool, labels))} labels for {said.classes} classes: "
+                "write the artifact again."
+            )
+        return cls(preprocess=said.preprocess, labels=labels, probability=said.probability)
+
+
+def labels_of(data: bytes, where: str) -> tuple[str, ...]:
+    """Labels, one a line. Raises InputError, naming `where`, for text that is not UTF-8."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where} is not UTF-8 text at byte {error.start}: write the artifact again."
+        ) from None
+    # Not splitlines(): a label may hold a form feed or a Unicode separator.
+    return tuple(text.removesuffix("\n").split("\n"))
+
+
+def probabilities(scores: np.ndarray, kind: Probability) -> np.ndarray:
+    """Scores (n, K) -> float64 (n, K): each row's softmax (sums to 1), or the sigmoid of each score alone."""
+    wide = scores.astype(np.float64)
+    if kind == "sigmoid":
+        return np.exp(-np.logaddexp(0.0, -wide))  # no overflow, whatever the sign
+    return softmax(wide)
+
+
+# --- parity ---------------------------------------------------------------------------------------
+
+
+def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity:
+    """Judge float32 scores (P photos, C crops, K) against the reference's of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != scores.shape:
+        raise ValueError(f"reference {reference.shape} and scores {scores.shape} differ in shape")
+    bounds = BOUNDS[precision]
+    photos = len(reference)
+    if not np.isfinite(scores).all():
+        return refused(photos, "outputs are not finite")
+    errors = relative_errors(reference, scores)
+    cosine, error = float(cosines(reference, scores).min()), float(errors.max())
+    decided, agreeing = decided_photos(reference, scores)
+    losses = loss_per_photo(reference, scores)
+    bound = stats.mean_upper_bound(losses)
+    answer, reason = judged(bounds, cosine, error, decided, agreeing, "top-1")
+    if answer == "pass" and decided < MIN_DECIDED_PHOTOS:
+        answer, reason = "not assessed", _too_few(decided, photos)
+    return Parity(
+        answer=answer,
+        cosine=cosine,
+        relative_error=error,
+        photos=photos,
+        decided=decided,
+        agreeing=agreeing,
+        loss=float(losses.mean()),
+        loss_bound=bound,
+        reason=reason,
+        worst=str(int(errors.max(axis=1).argmax())),
+    )
+
+
+def decided_photos(reference: np.ndarray, scores: np.ndarray) -> tuple[int, int]:
+    """(decided, agreeing) photos: decided if any crop is, agreeing if all decided crops keep their top-1."""
+    probabilities = softmax(reference)
+    ordered = np.sort(probabilities, axis=-1)
+    crop_decided = ordered[..., -1] - ordered[..., -2] >= DECIDED_MARGIN
+    crop_agrees = reference.argmax(-1) == scores.argmax(-1)
+    decided = crop_decided.any(axis=1)
+    agreeing = decided & (crop_agrees | ~crop_decided).all(axis=1)
+    return int(decided.sum()), int(agreeing.sum())
+
+
+def loss_per_photo(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(P,) mean over crops of p_ref(reference's top-1) - p_ref(variant's top-1), in points (%)."""
+    probabilities = softmax(reference)
+    best = probabilities.max(-1)
+    chosen = np.take_along_axis(probabilities, scores.argmax(-1)[..., None], axis=-1)[..., 0]
+    return np.asarray((best - chosen).mean(axis=1) * 100, dtype=np.float64)
+
+
+def _too_few(decided: int, photos: int) -> str:
+    """More photos help a model that is sure of what it sees; an unsure one needs others, or more training."""
+    said = f"only {decided} of {photos} photos are decided, {MIN_DECIDED_PHOTOS} needed"
+    if 2 * decided >= photos:
+        return f"{said}: add photos"
+    return f"{said}: the model is unsure of the others, so give photos of what it knows, or train it longer"

@@ -1,0 +1,185 @@
+"""Images -> vectors of D numbers, alike where the images are alike.
+
+Shapes: n images, P photos, C crops, D width, S image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from vitrail.errors import ClaimError
+from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
+from vitrail.limits import whole
+from vitrail.tasks import Arrays, Bounds, Check, agreement
+from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS, cosines, judged, refused, relative_errors
+from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
+
+__all__ = ["Embed", "nearest"]
+
+IMAGES, VECTORS = "images", "vectors"
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an artifact says; no value that decides answers has a default here."""
+
+    name: Literal["embed"]
+    preprocess: Preprocess
+    width: int
+    """D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Embedding with one model's preprocessing. Vectors are as the model gives them, not of unit length."""
+
+    preprocess: Preprocess
+    width: int
+    name: str = "embed"
+
+    def graph(self, entry: str) -> Graph:
+        """images (B, 3, S, S) -> vectors (B, D)."""
+        size = self.preprocess.image_size
+        return Graph(
+            entry=entry,
+            inputs=(TensorSpec(name=IMAGES, shape=("B", 3, size, size)),),
+            outputs=(TensorSpec(name=VECTORS, shape=("B", self.width)),),
+        )
+
+    def prepare(self, images: Sequence[Image.Image]) -> Arrays:
+        """Decoded images -> float32 (n, 3, S, S)."""
+        return {IMAGES: prepare_batch(images, self.preprocess)}
+
+    def views(self, image: Image.Image, count: int) -> Arrays:
+        """`count` crops of one image, the first the one that `prepare` makes."""
+        return {IMAGES: crops(image, self.preprocess, count)}
+
+    def finish(self, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """One float32 (D) for each image. Raises ClaimError for vectors that are not finite."""
+        vectors = outputs[VECTORS]
+        if not np.isfinite(vectors).all():
+            raise ClaimError(
+                "The model gave vectors that are not finite: run vitrail verify on the artifact."
+            )
+        return list(vectors)
+
+    def compare(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str
+    ) -> Parity:
+        """Judge vectors (P, C, D): by cosine, relative error, and whether each crop's nearest one stays.
+
+        Nearest among all other photos' crops of the reference, by cosine; a photo agrees if it does so for
+        all its crops whose nearest leads the next by 0.01 (those are decided).
+        """
+        expected, vectors = reference[VECTORS], outputs[VECTORS]
+        if expected.shape != vectors.shape:
+            raise ValueError(f"reference {expected.shape} and vectors {vectors.shape} differ in shape")
+        photos = len(expected)
+        if not np.isfinite(vectors).all():
+            return refused(photos, "outputs are not finite")
+        errors = relative_errors(expected, vectors)
+        cosine, error = float(cosines(expected, vectors).min()), float(errors.max())
+        decided, agreeing = nearest(expected, vectors)
+        answer, reason = judged(BOUNDS[precision], cosine, error, decided, agreeing, "nearest neighbour")
+        if answer == "pass" and decided < MIN_DECIDED_PHOTOS:
+            answer = "not assessed"
+            reason = f"only {decided} of {photos} photos have a clear nearest neighbour: add photos"
+        return Parity(
+            answer=answer,
+            cosine=cosine,
+            relative_error=error,
+            photos=photos,
+            decided=decided,
+            agreeing=agreeing,
+            loss=None,
+            loss_bound=None,
+            reason=reason,
+            worst=str(int(errors.max(axis=1).argmax())),
+        )
+
+    def checks(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
+    ) -> list[Check]:
+        """Cosine, relative error and nearest neighbours of vectors (P, D)."""
+        expected, vectors = reference[VECTORS], outputs[VECTORS]
+        decided, agreeing = nearest(expected[:, None], vectors[:, None])
+        share = agreeing / decided if decided else None
+        return [
+            *agreement.numeric(expected, vectors, bounds),
+            Check(
+                name="nearest neighbours of fp32",
+                holds=share is None or share >= bounds.agreement,
+                observed=share,
+                limit=bounds.agreement,
+                reason=f"{agreeing} of {decided} photos with a clear nearest neighbour keep it",
+            ),
+        ]
+
+    def score(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        *,
+        split: str,
+        data: str,
+    ) -> None:
+        """Nothing: class names say nothing about vectors."""
+
+    def facts(self) -> dict[str, Any]:
+        """See `Facts`."""
+        built: dict[str, Any] = msgspec.to_builtins(
+            Facts(name="embed", preprocess=self.preprocess, width=self.width)
+        )
+        return built
+
+    def files(self) -> dict[str, bytes]:
+        """None: all is in the facts."""
+        return {}
+
+    @classmethod
+    def of_export(
+        cls, preprocess: Preprocess, facts: Mapping[str, Any], file: Callable[[str], bytes]
+    ) -> Embed:
+        """From the width of an export's output."""
+        return cls(preprocess=preprocess, width=int(facts["width"]))
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], file: Callable[[str], bytes]) -> Embed:
+        """From an artifact's facts. Raises InputError for a value out of range."""
+        said = msgspec.convert(facts, Facts)
+        check_preprocess(said.preprocess)
+        return cls(preprocess=said.preprocess, width=whole("classes", said.width, "width"))
+
+
+CLEAR = 0.01
+"""By how much in cosine the nearest must lead the next one to be called clear."""
+
+
+def nearest(reference: np.ndarray, vectors: np.ndarray) -> tuple[int, int]:
+    """(decided, agreeing) photos of (P, C, D): whose nearest neighbour is clear, and is found again."""
+    photos, crops_each = reference.shape[:2]
+    if photos < 3:
+        return 0, 0
+    owner = np.repeat(np.arange(photos), crops_each)
+    before, after = _similarities(reference, owner), _similarities(vectors, owner)
+    ordered = np.sort(before, axis=1)
+    decided = ordered[:, -1] - ordered[:, -2] >= CLEAR
+    agrees = before.argmax(axis=1) == after.argmax(axis=1)
+    decided, agrees = decided.reshape(photos, crops_each), agrees.reshape(photos, crops_each)
+    counted = decided.any(axis=1)
+    return int(counted.sum()), int((counted & (agrees | ~decided).all(axis=1)).sum())
+
+
+def _similarities(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Cosines between all rows; those of one photo with itself count as -1."""
+    flat = vectors.reshape(-1, vectors.shape[-1]).astype(np.float64)
+    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    cosine = flat @ flat.T
+    cosine[owner[:, None] == owner[None, :]] = -1.0
+    return np.asarray(cosine)
