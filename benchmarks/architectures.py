@@ -27,12 +27,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import engines
 import numpy as np
 import torch
 from architecture_peers import CASES, build
 
-from vitrail import hardware, runtimes
-from vitrail.export import onnx, work
+from vitrail import hardware
+from vitrail.export import work
 from vitrail.measure import sandbox
 from vitrail.profiling import process
 
@@ -136,8 +137,7 @@ def exported(case: str, seconds: float) -> list[dict[str, object]]:
                 model = build(case, name, size)
                 assert model is not None
                 (Path(folder) / name).mkdir()
-                onnx.write_onnx(model, size, Path(folder) / name / work.ONNX_FILE)
-                onnx.write_openvino(Path(folder) / name / work.ONNX_FILE, Path(folder) / name / work.IR_FILE)
+                engines.write(model, Path(folder) / name, size)
                 del model
             for image_size, batch in settings(case):
                 if image_size == size:
@@ -151,17 +151,16 @@ def exported(case: str, seconds: float) -> list[dict[str, object]]:
 def _engine(
     case: str, folder: Path, size: int, batch: int, engine: str, precision: str, seconds: float
 ) -> dict[str, object]:
-    entry = work.ENTRIES[runtimes.RUNTIMES[engine].files]
     runners = {
-        name: runtimes.load(
-            folder / name, entry, runtime=engine, precision=precision, batch_size=batch, image_size=size,
-            threads=THREADS,
+        name: engines.load(
+            folder / name, engine, size=size, batch=batch, precision=precision, threads=THREADS
         )
         for name in ("vitrail", "timm")
-    }  # fmt: skip
+    }
     images = np.random.default_rng(0).standard_normal((batch, 3, size, size), dtype=np.float32)
-    outputs = {name: torch.from_numpy(runner.run(images)) for name, runner in runners.items()}
-    times = in_turns({n: (lambda r=runner: r.run(images)) for n, runner in runners.items()}, seconds, least=5)
+    inputs = {engines.INPUT: images}
+    outputs = {name: torch.from_numpy(r.run(inputs)[engines.OUTPUT]) for name, r in runners.items()}
+    times = in_turns({n: (lambda r=runner: r.run(inputs)) for n, runner in runners.items()}, seconds, least=5)
     for runner in runners.values():
         runner.close()
     apart = _difference(outputs["vitrail"], outputs["timm"])

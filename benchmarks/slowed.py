@@ -25,19 +25,19 @@ def start(payload: dict[str, Any]) -> session.Session:
         def __init__(self, runner: runtimes.Runner) -> None:
             self.inner, self.facts = runner, runner.facts
 
-        def run(self, batch):
-            return _longer(share, lambda: self.inner.run(batch))
+        def run(self, inputs):
+            return _longer(share, lambda: self.inner.run(inputs))
 
         def close(self) -> None:
             self.inner.close()
 
     class SlowedPredictor(Predictor):
-        def __init__(self, runner, preprocess, labels) -> None:
+        def __init__(self, runner, task) -> None:
             # A request is lengthened as a whole, so the model inside it is the unchanged one.
-            super().__init__(runner.inner, preprocess, labels)
+            super().__init__(runner.inner, task)
 
-        def request(self, sources, top=5):
-            return _longer(share, lambda: super(SlowedPredictor, self).request(sources, top))
+        def request(self, sources, **options):
+            return _longer(share, lambda: super(SlowedPredictor, self).request(sources, **options))
 
     runtimes.load = lambda *args, **options: SlowedRunner(load(*args, **options))
     session.Predictor = SlowedPredictor

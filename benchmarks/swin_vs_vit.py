@@ -135,40 +135,42 @@ def _times(call: Callable[[], Any], seconds: float) -> list[float]:
 
 def _openvino_times(point: Point, exports: Path, threads: int) -> list[float]:
     """Times of the export, through the runner that is shipped; it refuses another precision than asked."""
+    import engines
     import numpy as np
 
-    from vitrail import runtimes
-
-    file = _export_file(exports, point)
-    runner = runtimes.load(
-        file.parent, file.name, runtime="openvino", precision=point.precision, batch_size=point.batch,
-        image_size=point.size, threads=threads,
-    )  # fmt: skip
+    runner = engines.load(
+        _export_folder(exports, point),
+        "openvino",
+        size=point.size,
+        batch=point.batch,
+        precision=point.precision,
+        threads=threads,
+    )
     images = np.random.default_rng(0).random((point.batch, 3, point.size, point.size), dtype=np.float32)
     for _ in range(2):
-        runner.run(images)
-    times = _times(lambda: runner.run(images), point.seconds)
+        runner.run({engines.INPUT: images})
+    times = _times(lambda: runner.run({engines.INPUT: images}), point.seconds)
     runner.close()
     return times
 
 
 def export_here(payload: dict[str, Any]) -> None:
     """Write the point's ONNX and OpenVINO files."""
+    import engines
     import torch
 
-    from vitrail.export import onnx
     from vitrail.models import build
 
     point = Point(**payload["point"])
     torch.manual_seed(0)
     model = build(point.model, image_size=point.size)
-    file = _export_file(Path(payload["exports"]), point)
-    onnx.write_onnx(model, point.size, file.with_suffix(".onnx"))
-    onnx.write_openvino(file.with_suffix(".onnx"), file)
+    folder = _export_folder(Path(payload["exports"]), point)
+    folder.mkdir(parents=True)
+    engines.write(model, folder, point.size)
 
 
-def _export_file(exports: Path, point: Point) -> Path:
-    return exports / f"{point.model}-{point.size}.xml"
+def _export_folder(exports: Path, point: Point) -> Path:
+    return exports / f"{point.model}-{point.size}"
 
 
 # --- the parent -----------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ class Machine:
         from vitrail.measure.sandbox import ChildFailure
 
         if point.key not in self._known:
-            if point.runtime == "openvino" and not _export_file(self.work, point).exists():
+            if point.runtime == "openvino" and not _export_folder(self.work, point).exists():
                 say(f"exporting {point.model}")
                 self._child("export_here", point)
             row: dict[str, Any] = {"point": asdict(point), "load_before": round(os.getloadavg()[0], 2)}

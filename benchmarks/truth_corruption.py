@@ -25,13 +25,13 @@ from truth_kinds import KINDS, Place, Weights
 from truth_timing import Part, Say, wilson
 
 from vitrail import runtimes
-from vitrail.export.onnx import write_openvino
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import crops
-from vitrail.measure import parity
 from vitrail.measure.launch import ExportSubject
 from vitrail.privacy import import_engine
 from vitrail.selection.bench import Bench
+from vitrail.tasks.agreement import BOUNDS
+from vitrail.tasks.classify import IMAGES, SCORES, compare
 from vitrail.vocabulary import Preprocess
 
 ov = import_engine("openvino")
@@ -57,10 +57,10 @@ class Engine:
 
     def __init__(self, bench: Bench, subject: ExportSubject) -> None:
         self.precision = subject.variant.precision
-        self.reference = bench.reference_scores(subject.variant)
-        self.preprocess = subject.preprocess
+        self.reference = bench.reference_outputs(subject.variant)[SCORES]
+        self.preprocess = subject.task.preprocess
         self._subject = subject
-        self._model = onnx.load(Path(subject.export.folder) / "model.onnx")
+        self._model = onnx.load(Path(subject.export.folder).parent / "model.onnx")
         tensors = {each.name: each for each in self._model.graph.initializer}
         arrays = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
         self.weights = {name: array for name, array in arrays.items() if array.dtype == np.float32}
@@ -72,7 +72,7 @@ class Engine:
         self._views: dict[tuple[Preprocess, bool], Views] = {}
         runner = self._load({})
         self._clean_held_out = self._run(runner, self.views(self.preprocess, held_out=True))
-        self.clean = parity.compare(
+        self.clean = compare(
             self.reference, self._run(runner, self.views(self.preprocess, held_out=False)), self.precision
         )
         self._clean_runner = runner
@@ -120,23 +120,22 @@ class Engine:
             onnx.save(self._model, file)
             for name in changed:
                 self._tensors[name].CopyFrom(numpy_helper.from_array(self.weights[name], name))
-            write_openvino(file, file.with_suffix(".xml"))
+            runtimes.implementation("openvino").build(file, Path(folder))
             return self._open(file.with_suffix(".xml"), self.precision)
 
     def _open(self, file: Path, precision: str) -> runtimes.Runner:
         return runtimes.load(
             file.parent,
-            file.name,
+            self._subject.task.graph(file.name),
             runtime="openvino",
             precision=precision,
-            batch_size=len(self.reference),
-            image_size=self.preprocess.image_size,
+            sizes={"B": len(self.reference)},
             threads=self._subject.threads,
         )
 
     def mistakes(self) -> dict[str, dict[str, Any]]:
         """Mistakes of a toolchain that have no amount: what parity says of them under these bounds."""
-        source = Path(self._subject.export.folder) / self._subject.export.entry
+        source = Path(self._subject.export.folder) / self._subject.export.graphs[0].entry
         told = {}
         with tempfile.TemporaryDirectory() as folder:
             small = Path(folder) / "model.xml"
@@ -149,13 +148,14 @@ class Engine:
                     told[name] = {"answer": "refused while loading", "reason": str(error)}
                     continue
                 views = self.views(self.preprocess, held_out=False)
-                result = parity.compare(self.reference, self._run(runner, views), self.precision)
+                result = compare(self.reference, self._run(runner, views), self.precision)
                 told[name] = {"answer": result.answer, "reason": result.reason}
         return told
 
     def _run(self, runner: runtimes.Runner, views: Views) -> np.ndarray:
         columns = [
-            runner.run(np.ascontiguousarray(views[:, k], dtype=np.float32)) for k in range(views.shape[1])
+            runner.run({IMAGES: np.ascontiguousarray(views[:, k], dtype=np.float32)})[SCORES]
+            for k in range(views.shape[1])
         ]
         return np.stack(columns, axis=1)
 
@@ -201,7 +201,7 @@ def _curve(
     bench: Bench, subject: ExportSubject, seeds: int, sizes: Sequence[float], say: Say
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     engine, records = Engine(bench, subject), []
-    bound = parity.BOUNDS[engine.precision].relative_error
+    bound = BOUNDS[engine.precision].relative_error
     for seed in range(seeds):
         kind = list(KINDS)[seed % len(KINDS)]
         head = {"precision": engine.precision, "seed": seed, "kind": kind}
@@ -246,7 +246,7 @@ def _row(engine: Engine, place: Place, asked: float, bound: float) -> dict[str, 
     if found is None:
         return row
     amount, size, scores = found
-    result = parity.compare(engine.reference, scores(), engine.precision)
+    result = compare(engine.reference, scores(), engine.precision)
     return row | {
         "amount": amount,
         "size": size / bound,

@@ -1,0 +1,45 @@
+"""One engine on one exported classifier, for the benchmarks that time exports beside eager code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from vitrail import runtimes
+from vitrail.export import onnx, work
+from vitrail.vocabulary import Graph, TensorSpec
+
+INPUT, OUTPUT = "images", "scores"
+
+
+def graph_of(size: int, classes: int, entry: str) -> Graph:
+    """images (B, 3, size, size) -> scores (B, classes)."""
+    return Graph(
+        entry=entry,
+        inputs=(TensorSpec(name=INPUT, shape=("B", 3, size, size)),),
+        outputs=(TensorSpec(name=OUTPUT, shape=("B", classes)),),
+    )
+
+
+def write(model: nn.Module, folder: Path, size: int, classes: int = 1000) -> None:
+    """The ONNX file and what each engine builds of it."""
+    onnx.write_onnx(model, graph_of(size, classes, work.ONNX_FILE), folder / work.ONNX_FILE)
+    for name, engine in runtimes.RUNTIMES.items():
+        if engine.builds:
+            work.build({"folder": str(folder), "runtime": name, "target": str(folder / name)})
+
+
+def load(
+    folder: Path, engine: str, *, size: int, batch: int, precision: str, threads: int, classes: int = 1000
+) -> runtimes.Runner:
+    """The engine with the files in `folder`."""
+    row = runtimes.RUNTIMES[engine]
+    return runtimes.load(
+        folder / engine if row.builds else folder,
+        graph_of(size, classes, row.files[0]),
+        runtime=engine,
+        precision=precision,
+        sizes={"B": batch},
+        threads=threads,
+    )
