@@ -20,6 +20,7 @@ from vitrail.judge import (
     observe,
     verdicts,
 )
+from vitrail.judge.answers import ADVICE
 from vitrail.measure.latency import Plan, finals, screen
 from vitrail.requirements import OPTIONS, resolve
 from vitrail.stats import ratio_interval
@@ -317,7 +318,7 @@ def test_no_advice_is_stricter_than_the_limit_set(samples, launches, limit, perc
     for verdict in verdicts(observe(one, taken, max_latency_ms=limit), limits, load):
         if verdict.answer == "undecided":
             assert verdict.admit is None
-            assert "raise --budget" in verdict.reason
+            assert verdict.reason.endswith(ADVICE)
         if verdict.admit is not None:
             changed, field = follow(verdict.admit, limits)
             was, now = getattr(limits, field), getattr(changed, field)
@@ -413,6 +414,25 @@ def test_one_launch_never_passes_a_latency_limit():
     observed = observe(one, measured(one, 20.0, launches=False), max_latency_ms=50.0)
     assert observed.latency_answer == "undecided"
     assert decide([observed], max_latency_ms=50.0).selected is None
+
+
+def test_what_is_undecided_names_its_cause():
+    """More calls are advised where they would decide; a machine that comes and goes is another matter."""
+
+    def reason(**subject):
+        one = variant()
+        limits = v.Requirements(max_latency_ms=60.0)
+        found = verdicts(observe(one, measured(one, **subject), max_latency_ms=60.0), limits, LOAD)
+        return next(each.reason for each in found if each.requirement == "max_latency")
+
+    assert reason(ms=20.0, launches=False).endswith("calls do not decide; raise --budget for more calls")
+    differing = reason(ms=20.0, launch_sigma=0.5)
+    assert "the medians of its launches differ by" in differing
+    phases = reason(ms=10.0, rho=0.999, sigma=0.3, launches=False)
+    assert "come in fast and slow phases" in phases
+    for other in (differing, phases):
+        assert "calls do not decide" not in other
+        assert other.endswith("ask again when the machine is quiet")
 
 
 def test_the_schedules_own_answer_comes_first():

@@ -30,6 +30,9 @@ __all__ = ["measure_artifact"]
 
 MOST_SECONDS = 60.0
 CALLS_PER_LAUNCH = 100
+LAUNCHES = 5
+"""Two more than a limit needs: the interval of a median from three launches is wider than the change that
+`verify` promises to see."""
 PATIENCE_S = 5.0
 
 
@@ -38,7 +41,7 @@ def measure_artifact(
     requirements: Requirements,
     workload: Workload,
     *,
-    launches: int = LAUNCHES_TO_PASS,
+    launches: int = LAUNCHES,
     tell: Callable[[quiet.Reading], None] = lambda _: None,
 ) -> Observation:
     """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
@@ -74,7 +77,7 @@ def measure_artifact(
         batch_size=workload.batch_size,
         final_s=MOST_SECONDS,
         launches=launches,
-        max_launches=2 * launches,
+        max_launches=launches + LAUNCHES_TO_PASS,
         final_calls=CALLS_PER_LAUNCH * launches,
     )
     before = quiet.wait(PATIENCE_S, tell)

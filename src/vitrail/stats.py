@@ -166,6 +166,8 @@ class LimitState:
     """Every limit from here on is passed; None: not enough evidence for any."""
     calls: int
     launches: int
+    passed_by_calls: float | None = None
+    """`upper` as the calls alone would have it, without what launches may differ by."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -205,6 +207,7 @@ class LimitTest:
         count = len({block.launch for block in blocks if block.samples_ms})
         below, above = self._launch_guard(blocks)
         lower, upper = self._call_bounds(calls, value)
+        alone = upper
         if len(calls) < CALLS_TO_FAIL or len(series) < BLOCKS_TO_FAIL:
             lower = None
         lower = None if lower is None else min(lower, value * below)
@@ -215,7 +218,7 @@ class LimitTest:
                 answer = "pass"
             elif lower is not None and limit_ms < lower:
                 answer = "fail"
-        return LimitState(answer, value, lower, upper, len(calls), count)
+        return LimitState(answer, value, lower, upper, len(calls), count, alone)
 
     def _call_bounds(self, calls: Floats, value: float) -> tuple[float | None, float | None]:
         """The largest limit that the calls fail and the smallest one that they pass, in ms."""
@@ -314,6 +317,27 @@ def launch_medians(blocks: Iterable[Block]) -> dict[int, float]:
     filled = {launch: calls for launch, calls in samples.items() if calls}
     enough = {launch: calls for launch, calls in filled.items() if len(calls) >= CALLS_TO_FAIL}
     return {launch: percentile(calls, 50) for launch, calls in sorted((enough or filled).items())}
+
+
+def median_interval(
+    blocks: Sequence[Block], *, alpha: float = 0.05, launch_spread: float = ASSUMED_LAUNCH_SPREAD
+) -> tuple[float, float, float] | None:
+    """(median, low, high) of the latency in ms of one scope's calls; None without calls.
+
+    Launches are the units, because calls of one launch say nothing about the next. From three launches on
+    their own spread counts, yet never less than the assumed one: three that agree by chance prove little.
+    """
+    calls = [sample for block in blocks for sample in block.samples_ms]
+    if not calls:
+        return None
+    logs = np.log(list(launch_medians(blocks).values()))
+    if len(logs) >= LAUNCHES_TO_PASS:
+        half = t_quantile(1 - alpha / 2, len(logs) - 1) * max(float(logs.std(ddof=1)), launch_spread)
+    else:
+        half = NormalDist().inv_cdf(1 - alpha / 2) * launch_spread
+    factor = math.exp(half / math.sqrt(len(logs)))
+    value = percentile(calls, 50)
+    return value, value / factor, value * factor
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from vitrail.judge.evidence import decided_photos_agree, throughput
 from vitrail.measure import latency
 from vitrail.vocabulary import (
     Answer,
+    Block,
     Classification,
     LatencyFigures,
     Observation,
@@ -21,7 +22,14 @@ from vitrail.vocabulary import (
 from vitrail.words import counted
 
 MORE = "raise --budget for more calls"
-"""The advice to whoever gets `undecided`."""
+QUIETER = "ask again when the machine is quiet"
+ADVICE = (MORE, QUIETER)
+"""The advice to whoever gets `undecided`: what more time would decide, and what it would not."""
+
+MANY_BEYOND = 8
+"""With so many calls expected beyond the percentile, independent calls of a clear case would have decided."""
+LAUNCHES_DIFFER = 1.05
+"""Ratio of the slowest launch's median to the fastest one's from which the launches are the reason."""
 
 _NOTHING_SEEN = Classification(
     split="",
@@ -177,11 +185,40 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
     needed = max(value, interval[1]) if interval else value
     option = _option("--max-latency", needed, limit, up=True, unit="ms")
     if answer == "undecided":
-        why = "within its uncertainty of the limit" if interval else f"{figures.calls} calls do not decide"
-        if interval and interval[1] <= limit:
-            why = "too few launches to pass"
-        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}; {MORE}"
+        why = _why_undecided(observation, figures, limit, workload)
+        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}"
     return _numeric("max_latency", answer, value, limit, margin, reason, option)
+
+
+def _why_undecided(
+    observation: Observation, figures: LatencyFigures, limit: float, workload: Workload
+) -> str:
+    """What the evidence lacks against the limit, and what would give it."""
+    interval, calls = figures.judged.interval, counted(figures.calls, "call")
+    blocks: list[Block] = []
+    if observation.measurement is not None:
+        blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
+    state = stats.LimitTest(percentile=workload.percentile).evaluate(blocks)
+    if state is None:  # figures of a record, without their calls
+        if interval is None:
+            return f"{calls} do not decide; {MORE}"
+        few = "too few launches to pass"
+        return f"{few if interval[1] <= limit else 'within its uncertainty of the limit'}; {MORE}"
+    medians = stats.launch_medians(blocks).values()
+    differ = max(medians) / min(medians)
+    if state.passed_by_calls is not None and state.passed_by_calls <= limit:
+        if state.launches < stats.LAUNCHES_TO_PASS:
+            made = counted(state.launches, "launch", "launches")
+            return f"{made} of the {stats.LAUNCHES_TO_PASS} that a pass needs; {MORE}"
+        if state.upper is not None and state.upper <= limit:
+            return f"the launch that was to confirm it did not; {QUIETER}"
+        return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
+    many = state.calls * (1 - workload.percentile / 100) >= MANY_BEYOND
+    if figures.judged.value <= limit and state.upper is None and many:
+        if differ > LAUNCHES_DIFFER:
+            return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
+        return f"its {calls} come in fast and slow phases and tell as little as a few would; {QUIETER}"
+    return f"within its uncertainty of the limit; {MORE}" if interval else f"{calls} do not decide; {MORE}"
 
 
 def _latency_answer(
