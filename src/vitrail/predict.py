@@ -39,6 +39,7 @@ class Predictor:
         task: what goes in and comes out.
         limits: what one image may ask for.
         workers: threads that decode and prepare; None: one for each usable core.
+        scaled: whether a JPEG may be decoded at a lower scale, which is faster and all but equal.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Predictor:
         *,
         limits: Limits = LIMITS,
         workers: int | None = None,
+        scaled: bool = True,
     ) -> None:
         self.runner = runner
         self.task = task
@@ -62,7 +64,8 @@ class Predictor:
                 "size that it was made for."
             )
         # The photo is resized to this side anyway, so a JPEG may be decoded at a lower scale.
-        self._short_side = resized_short_side(task.preprocess)
+        short_side = resized_short_side(task.preprocess)
+        self._short_side = short_side if scaled else None
 
     def predict(self, sources: Source | Iterable[Source], **options: Any) -> list[Any]:
         """One result for each image, of any number; one image alone may come without a list.
@@ -217,8 +220,9 @@ def from_artifact(
     threads: int | None = None,
     batch_size: int | None = None,
     limits: Limits = LIMITS,
+    scaled: bool = True,
 ) -> Predictor:
-    """Load an opened artifact; arguments and errors as `load`."""
+    """Load an opened artifact; `scaled` as in `Predictor`, the other arguments and errors as `load`."""
     manifest = artifact.manifest
     workload = manifest.evidence.workload
     threads = threads if threads is not None else workload.threads
@@ -236,4 +240,4 @@ def from_artifact(
         threads=threads if threads is not None else usable_cores(),
         settings=dict(manifest.variant.settings),
     )
-    return Predictor(runner, artifact.task, limits=limits)
+    return Predictor(runner, artifact.task, limits=limits, scaled=scaled)

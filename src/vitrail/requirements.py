@@ -25,6 +25,7 @@ from vitrail.vocabulary import (
     Requirements,
     Scope,
     SearchSettings,
+    TaskName,
     Workload,
 )
 from vitrail.words import is_utf8, utf8
@@ -211,6 +212,11 @@ OPTIONS: dict[str, Option] = {
         record=SearchSettings, field="layout", parse=_one_of(*get_args(Layout)),
         metavar="|".join(get_args(Layout)),
         help="what the folders of --data are, where that could be taken for two things",
+    ),
+    "task": Option(
+        record=SearchSettings, field="task", parse=_one_of(*get_args(TaskName)),
+        metavar="|".join(get_args(TaskName)),
+        help="what the winner is for: to classify, or to embed images as vectors (default classify)",
     ),
     "models": Option(
         record=SearchSettings, field="models", parse=_names, metavar="GLOB", many=True,

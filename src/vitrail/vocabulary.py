@@ -15,6 +15,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
 Layout = Literal["class", "split/class", "class/split"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
+TaskName = Literal["classify", "embed"]
 Provenance = Literal["published", "declared", "measured", "estimated"]
 Answer = Literal["pass", "fail", "undecided", "not assessed"]
 Status = Literal["selected", "meets", "undecided", "not measured", "rejected", "reference"]
@@ -77,6 +78,8 @@ class SearchSettings:
     """Ignore recorded measurements and measure all again."""
     layout: Layout | None = None
     """What the folders of `Workload.data` are; None: what they are recognised as."""
+    task: TaskName = "classify"
+    """What the winner is for."""
     exhaustive: bool = False
     """Measure whatever facts do not rule out, also what can no longer win."""
 

@@ -16,11 +16,14 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.embeddings import Table
+    from vitrail.embeddings.artifact import ArtifactEmbedder
     from vitrail.vocabulary import Weights
     from vitrail.zeroshot.embed import ModelEmbedder
 
 SCHEMA_VERSION = 1
 HUB = "hub:"
+BATCH = 4
+"""Images per call of an artifact's engine: most of what larger batches bring on a CPU."""
 ENDINGS = (".parquet", ".pq")
 MIB = 1024 * 1024
 
@@ -29,9 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="folder of images, one image, or with --text a file")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write, .parquet or .pq")
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="of the catalogue, timm's, or for a CLIP open_clip's"
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--artifact", metavar="DIR", help="what `vitrail select --task embed` shipped; needs no torch"
     )
+    which.add_argument("--model", metavar="NAME", help="of the catalogue, timm's, or for a CLIP open_clip's")
     parser.add_argument(
         "--weights", metavar="FILE|hub:REPO", help="a file, or for a CLIP a repository (the published ones)"
     )
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.embeddings.table import check_installed
 
     check_installed()
+    _check_artifact(args)
     _check_out(args.out, overwrite=args.overwrite)
     names = text_lines(args.source) if args.text else image_paths(args.source)
     with _embedder(args) as embedder:
@@ -69,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     return 1 if table.broken else 0
 
 
-def _embedder(args: argparse.Namespace) -> ModelEmbedder:
+def _embedder(args: argparse.Namespace) -> ArtifactEmbedder | ModelEmbedder:
+    if args.artifact is not None:
+        return _of_artifact(args)
     from vitrail.models.table import MODELS
     from vitrail.weights.find import WeightsFinder
     from vitrail.zeroshot.embed import open_embedder
@@ -90,6 +98,18 @@ def _embedder(args: argparse.Namespace) -> ModelEmbedder:
         finder=finder,
         threads=args.threads,
     )
+
+
+def _check_artifact(args: argparse.Namespace) -> None:
+    for name in ("weights", "tag", "text", "tokenizer", "offline"):
+        if args.artifact is not None and getattr(args, name) not in (None, False):
+            raise InputError(f"--{name} is about --model: an artifact has its own weights. Leave it out.")
+
+
+def _of_artifact(args: argparse.Namespace) -> ArtifactEmbedder:
+    from vitrail.embeddings.artifact import ArtifactEmbedder
+
+    return ArtifactEmbedder(args.artifact, threads=args.threads, batch_size=BATCH)
 
 
 def _of_clip(model: str, weights: str | None, tag: str | None) -> tuple[str | Weights, dict[str, Any]]:

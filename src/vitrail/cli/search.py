@@ -11,7 +11,9 @@ from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_line
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
-    from vitrail.embeddings import Hit, Index
+    from vitrail.embeddings import Hit, Index, Origin
+    from vitrail.embeddings.artifact import ArtifactEmbedder
+    from vitrail.zeroshot.embed import ModelEmbedder
 
 SCHEMA_VERSION = 1
 
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top", type=whole_number("top"), default=10, metavar="K", help="how many to show (10)"
     )
     parser.add_argument("--text", action="store_true", help="QUERY is a text, even if a file is named so")
+    parser.add_argument("--artifact", metavar="DIR", help="the index's artifact, if it was moved")
     parser.add_argument("--weights", metavar="FILE", help="the index's weights, if they were moved")
     parser.add_argument("--tokenizer", metavar="FILE", help="the index's tokenizer.json, if it was moved")
     parser.add_argument("--offline", action="store_true", help="use weights that are on this machine only")
@@ -38,9 +41,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from vitrail.embeddings import Index
     from vitrail.images.find import called_image
-    from vitrail.weights.find import WeightsFinder
-    from vitrail.zeroshot.embed import reopen
-    from vitrail.zeroshot.hub import Finder
 
     index = Index.read(args.index)
     origin = index.table.origin
@@ -52,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.index} was made by {origin.model}, which embeds images only: search by an image "
             f"({args.query!r} is no file), or embed again with a CLIP, e.g. --model ViT-B-32."
         )
-    # A CLIP's files have other names on the hub than a classifier's.
-    finder = (Finder if origin.reads_text else WeightsFinder)(offline=args.offline)
-    with reopen(origin, weights=args.weights, tokenizer=args.tokenizer, finder=finder) as embedder:
+    with _embedder(args, origin) as embedder:
         index.check(embedder)
         query = embedder.images([args.query]) if is_image else embedder.texts([args.query])
     (hits,) = index.search(query, top=args.top)
@@ -63,6 +61,26 @@ def run(args: argparse.Namespace) -> int:
     if args.json != STDOUT:
         write_lines(f"{hit.score:7.4f}  {hit.name}" for hit in hits)
     return 0
+
+
+def _embedder(args: argparse.Namespace, origin: Origin) -> ArtifactEmbedder | ModelEmbedder:
+    artifact = args.artifact or origin.artifact
+    if artifact is not None and (args.artifact or os.path.isdir(artifact)):
+        from vitrail.embeddings.artifact import ArtifactEmbedder
+
+        return ArtifactEmbedder(artifact, batch_size=1)
+    if origin.precision != "fp32":
+        raise InputError(
+            f"The index was made in {origin.precision} by the artifact {artifact}, which is gone: say where "
+            "it is now with --artifact DIR."
+        )
+    from vitrail.weights.find import WeightsFinder
+    from vitrail.zeroshot.embed import reopen
+    from vitrail.zeroshot.hub import Finder
+
+    # A CLIP's files have other names on the hub than a classifier's.
+    finder = (Finder if origin.reads_text else WeightsFinder)(offline=args.offline)
+    return reopen(origin, weights=args.weights, tokenizer=args.tokenizer, finder=finder)
 
 
 def _document(args: argparse.Namespace, index: Index, hits: list[Hit], *, is_image: bool) -> dict[str, Any]:

@@ -183,6 +183,8 @@ def _complete(data: JsonObject, source: str) -> JsonObject:
         _complete_row(row, messages.place(data, i), percentile, source)
         for i, row in enumerate(data["variants"])
     ]
+    if isinstance(settings := data.get("settings"), dict):  # versions up to 4 knew one task
+        data = {**data, "settings": {"task": "classify", **settings}}
     given = {"workload": workload, "requirements": requirements, "variants": rows}
     return {**_UNSTATED_DOCUMENT, **data, **given}
 

@@ -67,6 +67,7 @@ class SettingsDoc(_Doc):
     layout: Annotated[
         v.Layout | None, Meta(description="what the folders of `data` are; null: as recognised")
     ]
+    task: v.TaskName
     exhaustive: bool
 
 

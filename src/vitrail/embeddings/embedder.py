@@ -15,7 +15,7 @@ import numpy as np
 
 from vitrail import store
 from vitrail.errors import InputError
-from vitrail.vocabulary import Implementation, Preprocess, Weights
+from vitrail.vocabulary import Implementation, Precision, Preprocess, Weights
 
 __all__ = ["Embedder", "Origin"]
 
@@ -38,6 +38,9 @@ class Origin:
     tokenizer: str | None = None
     """The tokenizer's file, where the package does not hold it (SigLIP)."""
     tokenizer_sha256: str | None = None
+    artifact: str | None = None
+    """The artifact that ran the weights; None: the model's own code did."""
+    precision: Precision = "fp32"
 
     @property
     def digest(self) -> str:
@@ -45,12 +48,14 @@ class Origin:
 
         Not over whose code ran the weights, nor where the file lay: neither changes what is computed.
         """
-        decisive = {
+        decisive: dict[str, object] = {
             "architecture": self.architecture,
             "weights": self.weights.sha256,
             "preprocess": asdict(self.preprocess),
             "tokenizer": self.tokenizer_sha256,
         }
+        if self.precision != "fp32":
+            decisive["precision"] = self.precision
         return hashlib.sha256(store.canonical_json(decisive)).hexdigest()
 
 

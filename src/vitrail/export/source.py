@@ -62,9 +62,9 @@ def module(source: Source, image_size: int) -> nn.Module:
         model = _of_timm(source, image_size)
         return without_classifier(model) if without_head else model
     if without_head:
-        assert source.weights is not None, "features of random weights are worth nothing"
         model = models.build(source.architecture, image_size=image_size, num_classes=0)
-        models.load_weights(model, source.weights, replace_head=True)
+        weights = source.weights or _of_timm(source, image_size).state_dict()
+        models.load_weights(model, weights, replace_head=True)
         return model.requires_grad_(False)
     model = models.build(source.architecture, image_size=image_size, num_classes=len(labels(source.labels)))
     models.load_weights(model, source.weights or _of_timm(source, image_size).state_dict())

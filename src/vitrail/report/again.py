@@ -72,6 +72,7 @@ def _settings(settings: SearchSettings) -> list[tuple[str, object]]:
         ("implementations", list(settings.implementations) or None),
         ("budget", _unit(settings.budget_s, "s")),
         ("layout", settings.layout),
+        ("task", None if settings.task == "classify" else settings.task),
         ("max-download", _unit(settings.max_download_mib, "MiB")),
         *((name, True) for name in ("offline", "fresh", "exhaustive") if getattr(settings, name)),
     ]

@@ -210,9 +210,12 @@ def _failures(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     return [f"{name}   {reason}" for reason, name in first.items()]
 
 
-def written(artifact: str | None, report: str | None) -> str:
+def written(artifact: str | None, report: str | None, task: str = "classify") -> str:
     """The last line: what was written where, and what to do next; empty if nothing was."""
     said = [f"{artifact.rstrip('/')}/ written, verified"] if artifact else []
     said += [report] if report else []
-    said += [f"next: vitrail predict {artifact.rstrip('/')} IMAGE"] if artifact else []
+    if artifact:
+        folder = artifact.rstrip("/")
+        embed = f"vitrail embed PHOTOS --artifact {folder} --out FILE.parquet"
+        said.append(f"next: {embed if task == 'embed' else f'vitrail predict {folder} IMAGE'}")
     return " · ".join(said)

@@ -269,6 +269,7 @@ class Bench:
             "images": image_libraries(),
             "export": work.EXPORT_VERSION,
             "data": self.dataset.digest if self.dataset else None,
+            **({"task": variant.candidate.task} if variant.candidate.task != "classify" else {}),
         }
 
     def _same_speed(self, measurement: Measurement) -> bool:

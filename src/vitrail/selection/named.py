@@ -30,7 +30,8 @@ def asked_candidates(
     """
     if names is None:
         assert not isinstance(own, OwnCLIP)
-        return of_catalogue(own, settings), ()
+        found = of_catalogue(own, settings)
+        return tuple(replace(candidate, task=settings.task) for candidate in found), ()
     alone = own is not None and not settings.models
     rows = () if alone else matching(settings.models)
     if alone or not with_data:

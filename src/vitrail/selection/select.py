@@ -101,6 +101,8 @@ def select(
     requirements, settings = requirements or Requirements(), settings or SearchSettings()
     watcher = watcher or Watcher()
     check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
+    if settings.task != "classify":
+        _refuse_classes(requirements, workload, names, trained)
     runs = read_runs(trained, settings)
     own_licenses = (*((own.license,) if own else ()), *(record.license for record in runs.records))
     catalog.check_requirement(requirements.license, also=own_licenses)
@@ -128,6 +130,21 @@ def select(
             watcher.note(ship(selection, entry, search, Path(out), overwrite=overwrite, text_tower=tower))
     notebook.show_in_notebooks()
     return selection
+
+
+def _refuse_classes(
+    requirements: Requirements, workload: Workload | None, names: Names | None, trained: Sequence[str | Path]
+) -> None:
+    """Vectors know no classes."""
+    given = {
+        "data": workload is not None and workload.data is not None,
+        "classes": names is not None,
+        "trained": bool(trained),
+        "min-recall": bool(requirements.min_recall),
+    }
+    for name, wanted in given.items():
+        if wanted:
+            raise InputError(f"--{name} is about classes, and --task embed gives vectors: leave it out.")
 
 
 @dataclass

@@ -1,0 +1,178 @@
+"""Embedding with an artifact: vectors, the file of an index, the search over it. About 3 s."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import artifacts
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as ops
+
+from vitrail import runtimes
+from vitrail.artifact import write
+from vitrail.cli import main
+from vitrail.embeddings import read_table
+from vitrail.embeddings.artifact import ArtifactEmbedder
+from vitrail.errors import InputError
+from vitrail.images.decode import decode
+from vitrail.images.preprocess import prepare_batch
+from vitrail.predict import load
+from vitrail.tasks.embed import Embed, nearest
+from vitrail.vocabulary import Export
+
+pytest.importorskip("pyarrow", reason="needs the extra search")
+
+TASK = Embed(preprocess=artifacts.PREPROCESS, width=8)
+
+
+def features(batch: np.ndarray) -> np.ndarray:
+    """The small network before its head, without an engine: float64 (n, 8)."""
+    windows = np.lib.stride_tricks.sliding_window_view(batch.astype(np.float64), (3, 3), axis=(2, 3))
+    maps = np.maximum(np.einsum("nchwij,fcij->nfhw", windows, artifacts.FILTERS.astype(np.float64)), 0)
+    return maps.mean(axis=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def winner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embed")
+    size = artifacts.SIZE
+    image = ops.parameter([-1, 3, size, size], np.float32, name="images")
+    maps = ops.relu(ops.convolution(image, ops.constant(artifacts.FILTERS), [1, 1], [0, 0], [0, 0], [1, 1]))
+    model = ov.Model([ops.reduce_mean(maps, ops.constant([2, 3]), keep_dims=False)], [image], "tiny")
+    (folder / "model").mkdir()
+    ov.save_model(model, folder / "model" / "model.xml", compress_to_fp16=False)
+    bundle = artifacts.make_bundle(folder)
+    photos = [decode(photo) for photo in bundle.photos]
+    outputs = {"vectors": features(prepare_batch(photos, TASK.preprocess)).astype(np.float32)}
+    graph = TASK.graph("model.xml")
+    variant = replace(bundle.variant, candidate=replace(bundle.variant.candidate, task="embed"))
+    facts = replace(bundle.evidence.facts, graphs=(runtimes.sized(graph, {"B": 2}),))
+    files = ("model.xml", "model.bin")
+    shipped = replace(
+        bundle,
+        task=TASK,
+        variant=variant,
+        export=Export(folder=str(folder / "model"), files=files, graphs=(graph,)),
+        fp32_outputs=outputs,
+        own_outputs=outputs,
+        evidence=replace(bundle.evidence, facts=facts),
+    )
+    return write(folder / "winner", shipped)
+
+
+@pytest.fixture
+def photos(winner, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for photo in winner.photos:
+        shutil.copy(photo, folder / photo.name)
+    return folder
+
+
+def expected(paths) -> np.ndarray:
+    vectors = features(prepare_batch([decode(path) for path in paths], TASK.preprocess))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_vectors_are_the_networks_at_any_batch(winner, photos):
+    paths = sorted(str(path) for path in photos.iterdir())
+    for batch in (1, 2, 5):
+        with ArtifactEmbedder(winner.path, threads=1, batch_size=batch) as embedder:
+            found = embedder.images(paths)
+            assert embedder.origin.dimension == 8
+        np.testing.assert_allclose(found, expected(paths), atol=1e-6)
+
+
+def test_embed_and_search_with_an_artifact(winner, photos, tmp_path, capsys):
+    (photos / "broken.png").write_bytes((photos / "00.png").read_bytes()[:200])
+    out = tmp_path / "photos.parquet"
+    assert main(["embed", str(photos), "--artifact", str(winner.path), "--out", str(out)]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    table = read_table(out)
+    assert [name.rsplit("/")[-1] for name in table.names] == ["00.png", "01.jpg", "02.png"]
+    np.testing.assert_allclose(table.vectors_ND, expected(table.names), atol=1e-6)
+    assert main(["search", str(out), str(photos / "02.png"), "--json", "-"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert hits[0]["name"].endswith("02.png")
+    assert hits[0]["score"] == pytest.approx(1.0, abs=1e-5)
+    moved = shutil.copytree(winner.path, tmp_path / "moved")
+    assert main(["search", str(out), str(photos / "02.png"), "--artifact", str(moved)]) == 0
+
+
+def test_neither_task_takes_the_others_artifact(winner, photos, tmp_path, capsys):
+    assert main(["predict", str(winner.path), str(photos)]) == 2
+    assert "was not made to classify: its task is embed" in capsys.readouterr().err
+    classifier = artifacts.make_artifact(tmp_path / "classifier").path
+    with pytest.raises(InputError, match=r"its task is classify.*--task embed"):
+        ArtifactEmbedder(classifier)
+    with load(winner.path) as predictor:
+        (vector,) = predictor.predict(winner.photos[0])
+        assert vector.shape == (8,)
+
+
+@pytest.mark.parametrize("extra", [["--weights", "x"], ["--text"], ["--tag", "y"], ["--offline"]])
+def test_what_is_about_models_is_refused_with_an_artifact(winner, photos, tmp_path, extra, capsys):
+    command = ["embed", str(photos), "--artifact", str(winner.path), "--out", str(tmp_path / "o.parquet")]
+    assert main([*command, *extra]) == 2
+    assert f"{extra[0]} is about --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [["--data", "x"], ["--classes", "a,b"], ["--trained", "x"]])
+def test_select_refuses_classes_with_vectors(extra, capsys):
+    assert main(["select", "--task", "embed", *extra]) == 2
+    assert f"{extra[0]} is about classes" in capsys.readouterr().err
+
+
+def test_embedding_with_an_artifact_loads_no_torch(winner, photos, tmp_path):
+    code = (
+        "import sys; from vitrail.cli import main; "
+        f"code = main(['embed', {str(photos)!r}, '--artifact', {str(winner.path)!r}, "
+        f"'--out', {str(tmp_path / 'o.parquet')!r}]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# --- parity ---------------------------------------------------------------------------------------
+
+
+def test_nearest_neighbours_against_a_loop():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(9, 2, 16)).astype(np.float32)
+    vectors = reference + 0.4 * rng.normal(size=reference.shape).astype(np.float32)
+    flat, moved = (
+        v.reshape(18, 16) / np.linalg.norm(v.reshape(18, 16), axis=1)[:, None] for v in (reference, vectors)
+    )
+    decided = agreeing = 0
+    for photo in range(9):
+        clear, same = [], []
+        for crop in (2 * photo, 2 * photo + 1):
+            others = [k for k in range(18) if k // 2 != photo]
+            before = sorted(others, key=lambda k: -(flat[crop] @ flat[k]))
+            after = max(others, key=lambda k: moved[crop] @ moved[k])
+            clear.append(flat[crop] @ flat[before[0]] - flat[crop] @ flat[before[1]] >= 0.01)
+            same.append(before[0] == after)
+        decided += any(clear)
+        agreeing += any(clear) and all(s for s, c in zip(same, clear, strict=True) if c)
+    assert nearest(reference, vectors) == (decided, agreeing)
+    assert 0 < agreeing < decided
+
+
+def test_parity_of_vectors():
+    rng = np.random.default_rng(1)
+    reference = {"vectors": rng.normal(size=(12, 1, 16)).astype(np.float32)}
+    assert TASK.compare(reference, reference, "fp32").answer == "pass"
+    few = {"vectors": reference["vectors"][:5]}
+    assert "clear nearest neighbour: add photos" in TASK.compare(few, few, "fp32").reason
+    wrong = {"vectors": reference["vectors"].copy()}
+    wrong["vectors"][7] = wrong["vectors"][3]
+    found = TASK.compare(reference, wrong, "bf16")
+    assert (found.answer, found.worst) == ("fail", "7")
+    wrong["vectors"][0, 0, 0] = np.nan
+    assert TASK.compare(reference, wrong, "fp32").reason == "outputs are not finite"
