@@ -273,7 +273,7 @@ def test_every_image_finds_itself_first(tiny, capsys):
 
 
 def test_a_tag_can_mean_another_preprocess_and_so_another_index(tiny, monkeypatch, capsys):
-    from vitrail.catalog import clip as published
+    from vitrail.zeroshot import published
 
     for tag, kind in (("usual", published.OPENAI), ("half", published.HALF)):
         row = published.Published("tiny-clip", tag, f"some/{tag}", "mit", kind, None)

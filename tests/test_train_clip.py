@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.catalog import clip as published
 from vitrail.cli import main
 from vitrail.learn import clip as clip_run
 from vitrail.learn import pairs_room
@@ -21,6 +20,7 @@ from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import Watcher
 from vitrail.models import clip, factory, table
 from vitrail.text.tokenizer import load_tokenizer
+from vitrail.zeroshot import published
 
 pytestmark = pytest.mark.slow
 
