@@ -300,7 +300,7 @@ def test_blocked_counts_the_same_products_on_the_meta_device():
     ("options", "message"),
     [
         ({"kernel": "Flash"}, "There is no attention kernel 'Flash': choose one of auto, naive, fused"),
-        ({"kernel": "efficient"}, "'efficient' is not to be had for torch.float32 on cpu"),
+        ({"kernel": "efficient"}, "'efficient' is not available for torch.float32 on cpu"),
         ({"kernel": "blocked", "causal": True}, "no causal mask"),
         ({"kernel": "blocked", "bias": torch.zeros(5, 5)}, "takes no bias"),
         ({"bias": torch.zeros(5, 5, dtype=torch.bool)}, "boolean mask is no bias"),

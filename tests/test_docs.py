@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SOURCE = Path(__file__).parents[1] / "src" / "vitrail" / "models"
 PAGES = sorted((DOCS / "architectures").glob("*.md"))
 TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
-REFERENCE = re.compile(r"`(\w+\.py): (\w+)(?:\.(\w+))?(?:\([^`]*\))?`")
+REFERENCE = re.compile(r"`([\w/]+\.py): (\w+)(?:\.(\w+))?(?:\([^`]*\))?`")
 
 
 def examples(text):
@@ -132,7 +132,8 @@ def test_what_the_tables_refer_to_is_in_the_code(page):
 
 def names_of(file):
     """Functions and classes of a module of ours, and what each class defines."""
-    tree = ast.parse((SOURCE / file).read_text(encoding="utf-8"))
+    folder = SOURCE.parent if "/" in file else SOURCE
+    tree = ast.parse((folder / file).read_text(encoding="utf-8"))
     return {
         node.name: {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)}
         for node in tree.body

@@ -418,5 +418,5 @@ def test_an_image_without_direction_is_listed(tmp_path):
         [str(tmp_path / "dark.png"), str(tmp_path / "light.png")], str(tmp_path / "v.npy")
     )
     assert list(errors) == ["0"]
-    assert "no direction" in errors["0"]
+    assert "no usable vector" in errors["0"]
     np.testing.assert_allclose(np.linalg.norm(np.load(tmp_path / "v.npy"), axis=1), [1.0], atol=1e-6)

@@ -375,7 +375,7 @@ def test_texts_are_one_where_the_model_reads_them_alike(tmp_path):
     assert texts.right == ((0, 1), (0,))
     assert texts.tokens_TL.shape == (2, 4), "start, two words, end: what follows is never read"
     assert texts.padded_IR.tolist() == [[0, 1], [0, -1]]
-    for bad, said in (("\x01", "is no word to this model"), ("cat " * 40, "column text")):
+    for bad, said in (("\x01", "reads nothing in the text"), ("cat " * 40, "column text")):
         with pytest.raises(InputError, match=said):
             read_texts([pair_of(tmp_path, bad)], BPETokenizer(context_length=config.context_length), config)
 

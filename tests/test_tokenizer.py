@@ -157,7 +157,9 @@ def test_a_context_of_another_length():
 
 class TestBadInput:
     def test_a_long_text_is_refused_with_the_limit(self):
-        with pytest.raises(InputError, match=r"is 202 tokens long and the model reads 77.*truncate=True"):
+        with pytest.raises(
+            InputError, match=r"is 202 tokens long, but the model reads only 77.*truncate=True"
+        ):
             ours()("cat " * 200)
         assert ours()("cat " * 200, truncate=True)[0, -1] == ours().end_id
 
@@ -245,7 +247,7 @@ class TestFileTokenizer:
         assert_equal(mine(texts, truncate=True), reference(texts).numpy())
 
     def test_a_long_text_is_refused_with_the_limit(self, pair):
-        with pytest.raises(InputError, match="the model reads 12"):
+        with pytest.raises(InputError, match="the model reads only 12"):
             pair[0]("the lazy dog " * 9)
         # The refusal left no state behind.
         assert_equal(pair[0]("a cat"), pair[1]("a cat").numpy())
@@ -281,7 +283,7 @@ class TestFileTokenizer:
         import dataclasses
 
         config = dataclasses.replace(clip.VARIANTS["ViT-B-16-SigLIP"].text, vocab_size=10)
-        with pytest.raises(InputError, match="the text tower 10"):
+        with pytest.raises(InputError, match="the text tower has 10"):
             load_tokenizer(config, file=sentencepiece_folder / "tokenizer.json")
 
 

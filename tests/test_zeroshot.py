@@ -171,11 +171,11 @@ class TestHead:
     def test_wrong_use_is_told(self, pairs, tokenizer):
         ours, _ = pairs["CLIP"]
         cases = [
-            (CLASSES, (), {}, "no template"),
+            (CLASSES, (), {}, "no templates"),
             (CLASSES, TEMPLATES, {"batch": 0}, "batch is 0: give 1 to"),
-            (("cat", "CAT "), TEMPLATES, {}, "the same class at places 1 and 2"),
+            (("cat", "CAT "), TEMPLATES, {}, "the same class at positions 1 and 2"),
             (("cat", "word " * 100), TEMPLATES, {}, "shorten it.$"),
-            (("cat", "\x00\x01"), TEMPLATES, {}, "no word to this model"),
+            (("cat", "\x00\x01"), TEMPLATES, {}, "reads nothing in the class name"),
         ]
         for classes, templates, options, message in cases:
             with pytest.raises(InputError, match=message):
@@ -188,9 +188,9 @@ class TestHead:
     def test_names_are_judged_as_the_tokenizer_reads_them(self):
         canonical = BPETokenizer(clean="canonicalize")
         check_names(BPETokenizer(), ["!?", "cat", "cat!"])
-        with pytest.raises(InputError, match="'!\\?' is no word"):
+        with pytest.raises(InputError, match="in the class name '!\\?'"):
             check_names(canonical, ["cat", "!?"])
-        with pytest.raises(InputError, match="'cat' and 'cat!' alike"):
+        with pytest.raises(InputError, match="'cat' and 'cat!' apart"):
             check_names(canonical, ["cat", "cat!"])
 
 
@@ -242,7 +242,7 @@ def test_templates_by_name_or_from_a_file(tmp_path):
         (b"a {}\n\na cat\n", "no {} at line 3"),
         (b"a {} {}\n", "2 {} at line 1"),
         (b"a {}\nb {}\n a {}", "lines 1 and 3"),
-        (b" \n", "holds no templates"),
+        (b" \n", "has no templates"),
         (b"\xff\xfe{}", "not UTF-8"),
     ],
 )
@@ -271,12 +271,12 @@ def test_classes_from_the_command_line_or_a_file(tmp_path):
     [
         ("cat", "neither a file nor several"),
         ("", "neither a file nor several"),
-        ("cat,,dog", "empty name at place 2"),
-        ("cat,dog,", "empty name at place 3"),
-        ("cat,dog, Cat", "places 1 and 3"),
-        ("caf\u00e9,cafe\u0301", "places 1 and 2"),
-        ("stra\u00dfe,STRASSE", "places 1 and 2"),
-        ("hot  dog,hot dog", "places 1 and 2"),
+        ("cat,,dog", "empty name at position 2"),
+        ("cat,dog,", "empty name at position 3"),
+        ("cat,dog, Cat", "positions 1 and 3"),
+        ("caf\u00e9,cafe\u0301", "positions 1 and 2"),
+        ("stra\u00dfe,STRASSE", "positions 1 and 2"),
+        ("hot  dog,hot dog", "positions 1 and 2"),
     ],
 )
 def test_bad_classes_are_told(source, message):
@@ -287,7 +287,7 @@ def test_bad_classes_are_told(source, message):
 def test_one_class_is_nothing_to_choose_between(tmp_path):
     file = tmp_path / "classes.txt"
     file.write_text("cat\n")
-    with pytest.raises(InputError, match="only 'cat': there is nothing to choose between"):
+    with pytest.raises(InputError, match="only 'cat': give at least two classes"):
         prompts.parse_classes(str(file))
     with pytest.raises(InputError, match="names no class"):
         prompts.class_names([])

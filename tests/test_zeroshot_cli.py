@@ -179,10 +179,10 @@ def test_wrong_use_is_one_sentence_with_the_fix(weights, photos, tmp_path, capsy
         ([*cat, "--model", "ViT-B-32"], "choose one with --tag"),
         ([*cat, *ours, "--tag", "openai"], "use --model ViT-B-32-quickgelu"),
         ([*cat, *ours, "--tokenizer", str(plain)], "leave the tokenizer file out"),
-        ([*score, "word " * 90, *ours], "the model reads 77: shorten it."),
+        ([*score, "word " * 90, *ours], "the model reads only 77: shorten it."),
         ([*score, "  ", *ours], "text is empty"),
         (["score", str(tmp_path / "none.jpg"), "a cat", *ours], "does not exist"),
-        ([*score, "a cat", "--model", "ViT-L-14", *ours[2:]], "different preprocessings"),
+        ([*score, "a cat", "--model", "ViT-L-14", *ours[2:]], "several kinds of preprocessing"),
     ]
     for argv, message in cases:
         assert message in complaint(capsys, *argv), argv

@@ -67,19 +67,19 @@ def of_hub(model: str, hub: str) -> Published | None:
 
 
 def published(model: str, tag: str | None) -> Published:
-    """The row of a model and a tag; without a tag the only row of the model.
+    """The row with this model and tag; without a tag, the model's only row.
 
     Raises:
-        InputError: no such row, or several and no tag.
+        InputError: no such row, or no tag and several rows.
     """
     known = {row.tag: row for row in of_model(model)}
     if not known:
-        raise InputError(f"No published weights of {model} are known here: give a file with --weights FILE.")
+        raise InputError(f"Vitrail knows no published weights of {model}: give a file with --weights FILE.")
     if tag is None:
         if len(known) == 1:
             return next(iter(known.values()))
         raise InputError(
-            f"{model} was published with several weights: choose one with --tag {' or '.join(known)}, or "
+            f"There are several published weights of {model}: choose one with --tag {' or '.join(known)}, or "
             "give a file with --weights FILE."
         )
     if tag in known:
@@ -92,7 +92,7 @@ def published(model: str, tag: str | None) -> Published:
         )
     near = difflib.get_close_matches(tag, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose {' or '.join(known)}."
-    raise InputError(f"No weights {tag!r} of {model} are known here: {hint}")
+    raise InputError(f"Vitrail knows no weights {tag!r} of {model}: {hint}")
 
 
 def preprocess_of(model: str, image_size: int, row: Published | None) -> Preprocess:
@@ -101,18 +101,18 @@ def preprocess_of(model: str, image_size: int, row: Published | None) -> Preproc
     Args:
         model: the name.
         image_size: pixels of the model's input.
-        row: which weights; None: unknown ones, which is an answer only where all rows of the model agree.
+        row: which weights; None if unknown, which works only if all rows of the model agree.
 
     Raises:
-        InputError: the weights are unknown and the model was published with different preprocessings.
+        InputError: the weights are unknown, and the model was published with several kinds of preprocessing.
     """
     kinds = {(r.normalisation, r.crop_mode) for r in (of_model(model) if row is None else [row])}
     kinds |= {OWN[model]} if model in OWN else set()
     if len(kinds) != 1:
         tags = " or ".join(r.tag for r in of_model(model)) or "none is known"
         raise InputError(
-            f"Weights of {model} were trained with different preprocessings and a file does not say which: "
-            f"name the published weights it came from with --tag ({tags})."
+            f"{model} was published with several kinds of preprocessing, and a file does not say which: "
+            f"name the published weights it was derived from with --tag ({tags})."
         )
     ((normalisation, crop_mode),) = kinds
     mean, std = NORMALISATIONS[normalisation]

@@ -70,7 +70,7 @@ def continued(asked: Asked, folder: Path, record: Record | None, *, extend: bool
         extend: a finished run may be asked for more epochs, and only for those.
 
     Raises:
-        InputError: the run was asked something else, or cannot be extended; its file is damaged.
+        InputError: the run has different settings, or cannot be extended; its file is damaged.
     """
     place = folder / ASKED
     if not place.is_file():
@@ -83,8 +83,8 @@ def continued(asked: Asked, folder: Path, record: Record | None, *, extend: bool
     ended = record.epochs if record is not None and is_done(record, asked) else None
     if changed and {key for key, _ in changed} != {"recipe.epochs"}:
         raise InputError(
-            f"The run in {folder} was asked something else: {'; '.join(said for _, said in changed)}. Ask "
-            "the same again to go on with it, or give --out a new folder."
+            f"The run in {folder} was started with other settings: {'; '.join(said for _, said in changed)}. "
+            "Repeat its settings to go on with it, or give --out a new folder."
         )
     planned, epochs = int(before["recipe"]["epochs"]), int(asked.recipe["epochs"])
     if not changed and (not extend or extended or ended is None):

@@ -83,7 +83,7 @@ def read_texts(pairs: Sequence[Pair], tokenizer: Tokenizer, config: TextConfig) 
     for text, row in zip(distinct, rows, strict=True):
         if row == nothing:
             raise InputError(
-                f"The text {text!r} is no word to this model: write it in letters, or remove it."
+                f"This model reads nothing in the text {text!r}: write it in letters, or remove it."
             )
         number_of[text] = numbers.setdefault(tuple(row), len(numbers))
     tokens_TL = torch.tensor(list(numbers))

@@ -106,7 +106,7 @@ class Run:
         extend: the finished run that is there goes on to more epochs.
 
     Raises:
-        InputError: the folder's run was asked something else, or the folder is no run's (`asked.continued`).
+        InputError: the folder's run has different settings, or the folder is not a run's (`asked.continued`).
     """
 
     folder: Path

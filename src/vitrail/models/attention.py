@@ -153,7 +153,7 @@ def _torch_kernel(
         if not str(error).startswith(_NO_KERNEL):
             raise
         raise InputError(
-            f"The attention kernel {kernel!r} is not to be had for {q.dtype} on {q.device.type} with these "
+            f"The attention kernel {kernel!r} is not available for {q.dtype} on {q.device.type} with these "
             "shapes: use 'auto' or 'fused'; `vitrail attention` says what there is."
         ) from error
 

@@ -5,12 +5,12 @@ Shapes: B texts, L tokens (the context length).
     text ──clean──► words ──byte-pair encoding──► ids ──frame──► (B, L)
 
 `BPETokenizer` is CLIP's (Radford et al. 2021, section 2.4): byte-pair encoding (Sennrich et al. 2016,
-section 3.2) over bytes, so that no text is unknown to it. Its 49,408 ids are 256 bytes, 256 bytes that end a
-word, one id for each of 48,894 merges, and two that frame every text. `FileTokenizer` reads a
-`tokenizer.json`; SigLIP's vocabulary is not part of this package.
+section 3.2) over bytes, so it can encode any text. Its 49,408 ids are 256 bytes, 256 bytes that end a word,
+one id for each of 48,894 merges, and two that frame every text. `FileTokenizer` reads a `tokenizer.json`;
+SigLIP's vocabulary is not part of this package.
 
 Tokens are NumPy arrays, so that an artifact can read texts without torch. The libraries that clean and split
-texts belong to the extra `text` and are imported when a tokenizer is made.
+texts belong to the extra `text`, and are imported when a tokenizer is made.
 """
 
 from __future__ import annotations
@@ -45,36 +45,36 @@ TEXT_INSTALL = 'pip install "vitrail[text]"'
 SIGLIP_INSTALL = 'pip install "vitrail[siglip]"'
 
 CLIP_TOKENIZER = "clip"
-"""`TokenizerConfig.tokenizer` of the towers that read CLIP's own vocabulary, which ships in this package."""
+"""`TokenizerConfig.tokenizer` of towers that read CLIP's vocabulary, which ships with this package."""
 
 MERGES = 49_152 - 256 - 2
-"""CLIP uses this many of the file's merges, the most frequent ones."""
+"""CLIP uses only this many of the file's merges, the most frequent ones."""
 
 START, END = "<start_of_text>", "<end_of_text>"
 WORD_END = "</w>"
 
 WORD = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
-"""A frame token, an English ending, a run of letters, one digit, or a run of anything else; not spaces."""
+"""A frame token, an English contraction, a run of letters, a single digit, or a run of other non-spaces."""
 
 CACHED_WORDS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """What a text tower says of its tokenizer."""
+    """Which tokenizer a text tower needs, and how its rows are laid out."""
 
     tokenizer: str = CLIP_TOKENIZER
-    """`CLIP_TOKENIZER`, or the id on the Hugging Face hub of the vocabulary."""
+    """`CLIP_TOKENIZER`, or the vocabulary's repository on the Hugging Face hub."""
     context_length: int = 77
-    """L, the frame included."""
+    """L, including the frame tokens."""
     vocab_size: int = 49_408
-    """V, the number of different tokens."""
+    """V, the number of distinct tokens."""
     pad_id: int = 0
-    """What fills a row after the end of its text."""
+    """Fills a row after the end of its text."""
 
 
 class Tokenizer(Protocol):
-    """What turns texts into the token numbers one text tower reads."""
+    """Turns texts into the token numbers that one text tower reads."""
 
     context_length: int
 
@@ -87,23 +87,23 @@ class Tokenizer(Protocol):
 
 
 class BPETokenizer:
-    """CLIP's tokenizer; equal to open_clip's `SimpleTokenizer` on any text.
+    """CLIP's tokenizer; gives the same ids as open_clip's `SimpleTokenizer` for any text.
 
-    One difference is deliberate: open_clip cuts a long text in silence, here that has to be asked for.
+    One difference is deliberate: open_clip silently truncates a long text; here `truncate` has to be set.
 
     Args:
-        context_length: L, both frame tokens included.
+        context_length: L, including both frame tokens.
         clean: "lower" (CLIP) or "canonicalize" (`canonicalize` after repairing the text).
 
     Raises:
-        InputError: a context too short for the frame, or an unknown way of cleaning.
+        InputError: a context too short for the frame, or an unknown value of `clean`.
         MissingExtraError: the extra `text` is not installed.
     """
 
     def __init__(self, *, context_length: int = 77, clean: str = "lower") -> None:
         if context_length < 2:
             raise InputError(
-                f"A context of {context_length} has no room for the start and the end: use 2 or more."
+                f"A context of {context_length} has no room for the start and end tokens: use 2 or more."
             )
         self.context_length = context_length
         self._clean = _cleaner(clean)
@@ -114,11 +114,11 @@ class BPETokenizer:
         self._symbols = symbols
         self.vocab_size = len(symbols)
         self.start_id, self.end_id = self._ids[START], self._ids[END]
-        # An end token written out in a text is one, as in open_clip.
+        # An end token spelled out in a text counts as one, as in open_clip.
         self._word_ids = lru_cache(CACHED_WORDS)(self._encode_word)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text, without frame or padding.
+        """The ids of one text, without frame tokens or padding.
 
         Raises:
             InputError: not a text.
@@ -133,7 +133,7 @@ class BPETokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of a row of ids, in lower case, each word followed by a space.
 
-        Frame tokens show as they are written; bytes that are no UTF-8 as U+FFFD.
+        Frame tokens appear as they are spelled, invalid UTF-8 as U+FFFD.
 
         Raises:
             InputError: an id outside the vocabulary.
@@ -141,7 +141,7 @@ class BPETokenizer:
         numbers = [int(i) for i in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise InputError(f"{number} is no token of CLIP: ids go from 0 to {self.vocab_size - 1}.")
+                raise InputError(f"{number} is not a token of CLIP: ids go from 0 to {self.vocab_size - 1}.")
         bytes_of = {letter: byte for byte, letter in _byte_letters().items()}
         raw = bytes(bytes_of[letter] for number in numbers for letter in self._symbols[number])
         return raw.decode(errors="replace").replace(WORD_END, " ")
@@ -151,7 +151,7 @@ class BPETokenizer:
 
         Args:
             texts: what to encode.
-            truncate: cut a long text to L − 1 tokens and the end token, instead of refusing it.
+            truncate: cut a long text to L − 1 tokens and the end token instead of refusing it.
 
         Raises:
             InputError: no texts, something that is not a text, or one that is too long.
@@ -168,16 +168,16 @@ class BPETokenizer:
         return rows_BL
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        """Ids of one word, given as its bytes' letters."""
+        """Ids of one word, given as the letters of its bytes."""
         if word in (START, END):
             return (self._ids[word],)
         return tuple(self._ids[symbol] for symbol in self._merged([*word[:-1], word[-1] + WORD_END]))
 
     def _merged(self, symbols: list[str]) -> list[str]:
-        """Join the pair of lowest rank wherever it stands, from left to right; repeat while one has a rank.
+        """Join the pair of lowest rank wherever it occurs, left to right; repeat while any pair has a rank.
 
-        A heap of places beside a linked list takes n log n steps. Scanning the word once per merge, as the
-        algorithm is usually written, takes n²: 8 s against 0.06 s for a run of 20,000 random letters.
+        A heap of positions and a linked list take n log n steps. Scanning the word once per merge, as the
+        algorithm is usually written, takes n²: 8 s instead of 0.06 s for a run of 20,000 random letters.
         """
         end = len(symbols)
         before, after = list(range(-1, end - 1)), list(range(1, end + 1))
@@ -196,29 +196,29 @@ class BPETokenizer:
             first, second = self._merges[rank]
             right = after[left]
             if right == end or symbols[left] != first or symbols[right] != second:
-                continue  # one of the two was joined to something else since
+                continue  # one of the two has since been joined to something else
             symbols[left], symbols[right] = first + second, ""
             after[left] = after[right]
             if after[left] < end:
                 before[after[left]] = left
-            # Merges only join what earlier ones made, so new pairs come after all places of this one.
+            # Merges only join what earlier merges made, so new pairs rank after every occurrence of this one.
             note(before[left])
             note(left)
         return [symbol for symbol in symbols if symbol]
 
 
 class FileTokenizer:
-    """A tokenizer read from a `tokenizer.json`, as SigLIP's towers need; wants the library `tokenizers`.
+    """A tokenizer read from a `tokenizer.json`, as SigLIP's towers need; uses the library `tokenizers`.
 
     Args:
-        path: the file. Nothing in it is run.
+        path: the file. No code in it is run.
         context_length: L.
-        pad_id: what fills a row after the text's end.
+        pad_id: fills a row after the end of the text.
         clean: "canonicalize" (SigLIP) or "lower".
 
     Raises:
         MissingExtraError: the extra `siglip` is not installed.
-        InputError: no such file, or not a tokenizer's.
+        InputError: the file does not exist, or is not a tokenizer.
     """
 
     def __init__(self, path: Path, *, context_length: int, pad_id: int, clean: str = "canonicalize") -> None:
@@ -231,14 +231,14 @@ class FileTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception
-            raise InputError(f"{path} is not a tokenizer.json ({error}): fetch it again.") from None
+            raise InputError(f"{path} is not a tokenizer.json ({error}): download it again.") from None
         self.context_length = context_length
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self._pad_id = pad_id
         self._clean = _cleaner(clean)
 
     def __call__(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
-        """One text or several as (B, L) int64: ids, what the file ends a text with, then `pad_id`.
+        """One text or several as (B, L) int64: ids, the end tokens that the file adds, then `pad_id`.
 
         Raises:
             InputError: no texts, something that is not a text, or one that is too long.
@@ -252,7 +252,7 @@ class FileTokenizer:
             if len(ids) > self.context_length and not truncate:
                 raise _too_long(text, len(ids), self.context_length)
         if any(len(ids) > self.context_length for ids in rows):
-            # Only the library knows which ids are the text's and which the file adds at its end.
+            # Only the library knows which ids belong to the text and which the file adds at the end.
             self._tokenizer.enable_truncation(self.context_length)
             rows = [encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)]
         rows_BL = np.full((len(rows), self.context_length), self._pad_id, np.int64)
@@ -265,33 +265,33 @@ def load_tokenizer(config: TokenizerConfig, *, file: Path | None = None) -> Toke
     """The tokenizer a text tower was trained with.
 
     Args:
-        config: what the tower says of it.
-        file: its `tokenizer.json`, for towers whose vocabulary is not part of this package.
+        config: the tower's.
+        file: the `tokenizer.json`, for towers whose vocabulary is not part of this package.
 
     Raises:
-        InputError: the vocabulary has to be fetched, or the file's does not fit the tower.
+        InputError: the vocabulary has to be downloaded first, or the file does not fit the tower.
         MissingExtraError: the extra `text` (`siglip` for a file) is not installed.
     """
     if config.tokenizer == CLIP_TOKENIZER:
         if file is not None:
-            raise InputError("This text tower reads CLIP's own tokens: leave the tokenizer file out.")
+            raise InputError("This text tower uses CLIP's own vocabulary: leave the tokenizer file out.")
         return BPETokenizer(context_length=config.context_length)
     if file is None:
         raise InputError(
-            f"The vocabulary of this text tower is not part of Vitrail: fetch tokenizer.json from "
+            f"The vocabulary of this text tower is not part of Vitrail: download tokenizer.json from "
             f"https://huggingface.co/{config.tokenizer} and give its path."
         )
     tokenizer = FileTokenizer(file, context_length=config.context_length, pad_id=config.pad_id)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"{file} has {tokenizer.vocab_size} tokens and the text tower {config.vocab_size}: "
-            f"take the tokenizer.json of https://huggingface.co/{config.tokenizer}."
+            f"{file} has {tokenizer.vocab_size} tokens, but the text tower has {config.vocab_size}: "
+            f"use the tokenizer.json from https://huggingface.co/{config.tokenizer}."
         )
     return tokenizer
 
 
 def canonicalize(text: str) -> str:
-    """SigLIP's form of a text: no ASCII punctuation, lower case, single spaces (underscores count as one)."""
+    """SigLIP's form of a text: no ASCII punctuation, lower case, single spaces (an underscore is a space)."""
     return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
 
@@ -305,14 +305,14 @@ def _cleaner(name: str) -> Callable[[str], str]:
         raise MissingExtraError("ftfy, which repairs texts before they are read,", TEXT_INSTALL) from None
 
     def repaired(text: str) -> str:
-        """Undo wrong decodings ("cafÃ©") and HTML's entities; twice, because captions were escaped twice."""
+        """Undo wrong decoding ("cafÃ©") and HTML escapes; twice, because some captions were escaped twice."""
         return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
     if name == "lower":
         return lambda text: " ".join(repaired(text).split()).lower()
     if name == "canonicalize":
         return lambda text: canonicalize(repaired(text))
-    raise InputError(f"There is no way of cleaning named {name!r}: use 'lower' or 'canonicalize'.")
+    raise InputError(f"There is no cleaning {name!r}: use 'lower' or 'canonicalize'.")
 
 
 @lru_cache(1)
@@ -326,9 +326,9 @@ def _word_pattern() -> Any:
 
 @lru_cache(1)
 def _byte_letters() -> dict[int, str]:
-    """A printable letter for each byte: itself in Latin-1 where that is printable, else U+0100 and after.
+    """A printable letter for each byte: its Latin-1 character if printable, else one from U+0100 on.
 
-    The order is the order of the first 256 ids.
+    The order is that of the first 256 ids.
     """
     printable = [
         *range(ord("!"), ord("~") + 1),
@@ -341,7 +341,7 @@ def _byte_letters() -> dict[int, str]:
 
 @lru_cache(1)
 def _vocabulary() -> tuple[list[tuple[str, str]], list[str]]:
-    """The merges by rank, and all symbols by id."""
+    """The merges in order of rank, and all symbols in order of id."""
     packed = files("vitrail.text") / "data" / "bpe_simple_vocab_16e6.txt.gz"
     with packed.open("rb") as file, gzip.open(file, "rt", encoding="utf-8") as lines:
         merges = [(first, second) for first, second in map(str.split, islice(lines, 1, 1 + MERGES))]
@@ -352,7 +352,7 @@ def _vocabulary() -> tuple[list[tuple[str, str]], list[str]]:
 
 def _checked(texts: str | Sequence[str]) -> list[str]:
     if not isinstance(texts, str | list | tuple):
-        raise InputError(f"A text or a list of texts is needed, not {type(texts).__name__}.")
+        raise InputError(f"Give a text or a list of texts, not {type(texts).__name__}.")
     batch = [texts] if isinstance(texts, str) else list(texts)
     if not batch:
         raise InputError("There is no text to encode: give at least one.")
@@ -369,5 +369,6 @@ def _check_text(text: object, place: int) -> None:
 def _too_long(text: str, tokens: int, limit: int) -> InputError:
     shown = text if len(text) <= 40 else text[:40] + "…"
     return InputError(
-        f"{shown!r} is {tokens} tokens long and the model reads {limit}: shorten it, or pass truncate=True."
+        f"{shown!r} is {tokens} tokens long, but the model reads only {limit}: "
+        "shorten it, or pass truncate=True."
     )

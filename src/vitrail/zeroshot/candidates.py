@@ -1,4 +1,4 @@
-"""Class names -> candidates: every CLIP and SigLIP whose weights are at hand, with a head of the names."""
+"""Class names -> candidates: every CLIP and SigLIP whose weights are at hand, with a head for these names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOLD_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """The classes and the sentences they are put into."""
+    """The classes and the templates their names are put into."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...]
@@ -39,7 +39,7 @@ class Names:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCLIP:
-    """A user's own weights of a CLIP: the file, open_clip's name, and which weights it came from."""
+    """A user's own CLIP weights: the file, open_clip's model name, and the weights it was derived from."""
 
     file: str
     arch: str
@@ -49,16 +49,16 @@ class OwnCLIP:
 
 @dataclass(frozen=True)
 class Found:
-    """Zero-shot candidates, and a note on the weights that could not be had."""
+    """Zero-shot candidates, and a note on weights that could not be found."""
 
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
     towers: dict[str, TextTower] = field(default_factory=dict)
-    """What each candidate was made from, by its name."""
+    """What each candidate was made from, by candidate name."""
 
 
 def matching(globs: Sequence[str]) -> tuple[Published, ...]:
-    """The published weights whose `model.tag` or model a glob matches (case ignored); no globs: all."""
+    """The published weights whose `model.tag` or model matches a glob (case ignored); no globs: all."""
     return tuple(
         row
         for row in all_published()
@@ -74,12 +74,13 @@ def matching(globs: Sequence[str]) -> tuple[Published, ...]:
 def of_names(
     names: Names, rows: Sequence[Published], own: OwnCLIP | None, finder: Finder, *, threads: int
 ) -> Found:
-    """A candidate for each of the rows whose weights can be had, and for the user's own weights.
+    """A candidate for each row whose weights can be found, and for the user's own weights.
 
-    A published figure is of ImageNet's classes. It orders the candidates and says nothing of these names.
+    Published figures are for ImageNet's classes: they order the candidates but say nothing of these names.
 
     Raises:
-        InputError: the user's own weights do not fit, names that a tokenizer cannot read, or nothing at hand.
+        InputError: the user's own weights do not fit, a tokenizer cannot read the names, or no weights are
+            at hand.
     """
     found: list[Candidate] = []
     missing: list[str] = []
@@ -113,18 +114,18 @@ def of_names(
         add(row.model, row.tag, located.path, located.weights, row)
     if not found:
         raise InputError(
-            f"No weights of a CLIP are at hand ({missing[0].rstrip('.') if missing else 'none asked for'}): "
+            f"No CLIP weights are at hand ({missing[0].rstrip('.') if missing else 'none were requested'}): "
             "give a file with --weights FILE --arch ViT-B-32."
         )
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    notes = (f"weights of a CLIP not at hand{more}: {missing[0]}",) if missing else ()
+    notes = (f"CLIP weights not at hand{more}: {missing[0]}",) if missing else ()
     return Found(tuple(found), notes, towers)
 
 
 def _candidate(
     names: Names, model: str, tag: str, path: Path, weights: Weights, row: Published | None, threads: int
 ) -> Candidate:
-    """The folded classifier as a candidate; made once for the same weights, names and templates."""
+    """The folded classifier as a candidate; made only once for the same weights, names and templates."""
     key: dict[str, object] = {
         "fold": FOLD_VERSION,
         "weights": weights.sha256,
@@ -157,7 +158,7 @@ def _candidate(
         labels=str(labels),
         note=f"{counted(len(names.classes), 'class name')} in "
         f"{counted(len(names.templates), 'sentence')} each, "
-        f"by the text tower of {weights.reference}",
+        f"read by the text tower of {weights.reference}",
     )
 
 

@@ -1,8 +1,8 @@
-"""Embedders that run a model's weights in PyTorch, in a child: this process never imports torch.
+"""Embedders that run a model in PyTorch, in a child process: this process never imports torch.
 
 open_embedder("tf_efficientnet_lite0")                     the catalogue's weights and preprocess
 open_embedder("ViT-B-32", weights="clip.safetensors")      images and texts
-reopen(index.table.origin)                                 the one that made an index
+reopen(index.table.origin)                                 the embedder that made an index
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ __all__ = ["ModelEmbedder", "open_embedder", "reopen"]
 
 MIB = 1024 * 1024
 MEMORY_SHARE = 0.8
-"""Share of this machine's memory at which the child is ended."""
+"""Share of this machine's memory above which the child is killed."""
 LOAD_TIMEOUT_S = 600.0
 CALL_TIMEOUT_S = 60.0
 EACH_TIMEOUT_S = 30.0
-"""For each image or text of a call beside that: the largest models take seconds."""
+"""Added for each image or text of a call: the largest models take seconds."""
 
 
 class ModelEmbedder(Embedder):
-    """Embeds with a model in a child process; close it when done.
+    """Embeds with a model in a child process; close it after use.
 
     Args:
         model: the name that `embed_session.Request` takes.
-        weights: with the file in which they lie on this disk.
-        file: that file.
+        weights: their record.
+        file: the local file that holds them.
         preprocess, changes, tokenizer: as `embed_session.Request`.
-        threads: for the model; None: all usable cores.
+        threads: number of threads for the model; None: all usable cores.
 
     Raises:
-        InputError: an unknown name, weights that do not fit, or a tokenizer that does not.
-        ChildFailure: the child crashed or went over the memory limit.
+        InputError: an unknown name, or weights or a tokenizer that do not fit.
+        ChildFailure: the child crashed or exceeded the memory limit.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class ModelEmbedder(Embedder):
 
     @property
     def origin(self) -> Origin:
-        """What it runs."""
+        """Record of what it runs."""
         return self._origin
 
     def images_each(self, paths: Sequence[str]) -> Iterator[np.ndarray | InputError]:
-        """A vector (D,) for each image, or in its place why there is none."""
+        """For each image a vector (D,), or the reason why there is none."""
         return self._each("images", paths=[str(path) for path in paths])
 
     def texts_each(self, texts: Sequence[str]) -> Iterator[np.ndarray | InputError]:
-        """A vector (D,) for each text, or in its place why there is none.
+        """For each text a vector (D,), or the reason why there is none.
 
         Raises:
-            InputError: the model reads no texts, or its tokenizer is missing.
+            InputError: the model does not read texts, or its tokenizer is missing.
         """
         return self._each("texts", texts=list(texts))
 
@@ -121,7 +121,7 @@ class ModelEmbedder(Embedder):
         return iter([InputError(errors[str(i)]) if str(i) in errors else next(rows) for i in range(count)])
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child process."""
         self._child.close()
         self._folder.cleanup()
 
@@ -144,16 +144,16 @@ def open_embedder(
     """An embedder by name.
 
     Args:
-        model: of the catalogue (with a tag or without), timm's, or for a CLIP open_clip's.
-        weights: a file, or where to find them; None: the catalogue's, of the first entry of that name whose
+        model: a catalogue name (with or without its tag), timm's name, or for a CLIP open_clip's.
+        weights: a file, or where to find them; None: the catalogue's, from the first entry of that name whose
             weights are at hand.
-        changes: fields of the preprocess that are others than the model's own.
+        changes: fields of the preprocess that differ from the model's own.
         tokenizer: tokenizer.json of a SigLIP.
-        finder: what finds the weights, for `offline` or other files of the hub; None: a usual one.
+        finder: what finds the weights, for `offline` or other files on the hub; None: the default.
         threads: None: all usable cores.
 
     Raises:
-        InputError: as `ModelEmbedder`, or weights that are not to be had.
+        InputError: as `ModelEmbedder`, or weights that cannot be found.
     """
     known = [c for c in catalog.candidates() if model in (c.name, c.architecture)]
     finder = finder or WeightsFinder()
@@ -166,8 +166,8 @@ def open_embedder(
         preprocess = candidate.preprocess
     else:
         near = catalog.nearest(model)
-        hint = f", or take one of the catalogue's, e.g. {' or '.join(near)}" if near else ""
-        raise InputError(f"The catalogue has no {model}: give its weights with --weights FILE{hint}.")
+        hint = f", or use a model from the catalogue, e.g. {' or '.join(near)}" if near else ""
+        raise InputError(f"{model} is not in the catalogue: give its weights with --weights FILE{hint}.")
     _check_file(tokenizer, "--tokenizer")
     located = finder.locate(candidate)
     return ModelEmbedder(
@@ -188,20 +188,20 @@ def reopen(
     tokenizer: str | None = None,
     finder: WeightsFinder | None = None,
 ) -> ModelEmbedder:
-    """The embedder that made something, with the very same weights.
+    """The embedder that a record describes, with exactly the same weights.
 
     Args:
-        origin: its record.
-        weights: the weights file, if it lies elsewhere now.
-        tokenizer: the tokenizer's file, if it lies elsewhere now.
+        origin: the record.
+        weights: the weights file, if it has moved.
+        tokenizer: the tokenizer's file, if it has moved.
         finder: as `open_embedder`.
 
     Raises:
-        InputError: weights or tokenizer are gone, or are not those of the record.
+        InputError: weights or tokenizer are missing, or are not those in the record.
     """
     asked = origin.weights if weights is None else _own(weights)
     if asked.source == "file":
-        where = "check --weights" if weights is not None else "say where it is now with --weights FILE"
+        where = "check --weights" if weights is not None else "give its new place with --weights FILE"
         check_file(asked.reference, f"{where} (the index was made with {origin.model})")
     finder = finder or WeightsFinder()
     located = finder.locate(_unlisted(origin.model, replace(asked, sha256=None)))
@@ -209,12 +209,12 @@ def reopen(
         raise InputError(
             f"{located.path} does not hold the weights that the index was made with (sha256 "
             f"{str(located.weights.sha256)[:12]}…, not {str(origin.weights.sha256)[:12]}…): "
-            "give those with --weights FILE, or make the index again."
+            "give the right file with --weights FILE, or make the index again."
         )
     file = tokenizer or origin.tokenizer
     _check_file(file, "--tokenizer")
     if file is not None and store.sha256_file(Path(file)) != origin.tokenizer_sha256:
-        raise InputError(f"{file} is not the tokenizer that the index was made with: give that one.")
+        raise InputError(f"{file} is not the tokenizer that the index was made with: give the right one.")
     return ModelEmbedder(
         origin.model, located.weights, located.path, preprocess=origin.preprocess, tokenizer=file
     )
@@ -231,7 +231,7 @@ def _check_file(path: str | None, option: str) -> None:
 
 
 def _unlisted(name: str, weights: Weights) -> Candidate:
-    """A candidate for `WeightsFinder`, which reads no more than name and weights."""
+    """A candidate for `WeightsFinder`, which reads only its name and weights."""
     return Candidate(
         name=name,
         architecture=name.split(".")[0],

@@ -1,7 +1,7 @@
-"""The child's side of `embed.py`: the model in memory, images and texts in, vectors out as files.
+"""The child's side of `embed.py`: holds the model in memory, takes images and texts, writes vectors to files.
 
-Images are decoded in full, not at a lower scale as `predict` may do: a vector is then the one that timm's or
-open_clip's evaluation transform gives, and can be compared with vectors made elsewhere.
+Images are decoded at full size, not at a lower scale as in `predict`: the vectors are then those of timm's or
+open_clip's evaluation transform, and can be compared with vectors made elsewhere.
 
 Shapes: B images, T texts, L tokens, D dimension.
 """
@@ -41,18 +41,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to load."""
 
     model: str
-    """A name of ours, or timm's (a tag chooses its preprocess)."""
+    """Our name, or timm's (its tag determines the preprocess)."""
     weights: str
     preprocess: Preprocess | None = None
     """None: the architecture's own."""
     changes: dict[str, Any] = {}
-    """Fields of the preprocess that are others than its own (`mean`, `std`, `crop_mode`)."""
+    """Fields of the preprocess to replace (`mean`, `std`, `crop_mode`)."""
     tokenizer: str | None = None
     threads: int = 1
 
 
 def start(payload: dict[str, Any]) -> Session | dict[str, str]:
-    """Load what the payload (a `Request`) names; a user's mistake comes back as `{"refused": sentence}`."""
+    """Load what the payload (a `Request`) names; a user's mistake is returned as `{"refused": sentence}`."""
     request = msgspec.convert(payload, Request)
     torch.set_num_threads(request.threads)
     try:
@@ -63,17 +63,17 @@ def start(payload: dict[str, Any]) -> Session | dict[str, str]:
 
 @dataclass
 class Session:
-    """A model that embeds images, and texts if it is a CLIP with a tokenizer."""
+    """A model that embeds images and, if it is a CLIP with a tokenizer, texts."""
 
     model: nn.Module
     preprocess: Preprocess
     implementation: Implementation
     tokenizer: Tokenizer | None = None
-    tokenizer_missing: str = "it reads images only"
-    """Why texts are refused where there is no tokenizer."""
+    tokenizer_missing: str = "it reads only images"
+    """Why texts are refused if there is no tokenizer."""
 
     def facts(self) -> dict[str, Any]:
-        """What the origin's record needs: preprocess, implementation, D, and whether texts are read."""
+        """What the origin's record needs: preprocess, implementation, D, and whether it reads texts."""
         size = self.preprocess.image_size
         noise = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
         return {
@@ -84,7 +84,7 @@ class Session:
         }
 
     def images(self, paths: list[str], target: str) -> dict[str, str]:
-        """Save the vectors of the usable images as float32 (B, D); answer the others' places with reasons."""
+        """Save the vectors of the usable images as float32 (B, D); return why the others have none."""
 
         def prepared(path: str) -> np.ndarray | InputError:
             try:
@@ -92,7 +92,7 @@ class Session:
             except InputError as error:
                 return error
 
-        # Pillow and NumPy work outside the interpreter's lock.
+        # Pillow and NumPy release the interpreter's lock.
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             outcomes: list[Any] = []
             for begin in range(0, len(paths), BATCH):
@@ -100,10 +100,10 @@ class Session:
         return _answer(outcomes, paths, target)
 
     def texts(self, texts: list[str], target: str) -> dict[str, str]:
-        """As `images`, of texts; `{"refused": sentence}` if the model cannot read any."""
+        """As `images`, for texts; `{"refused": sentence}` if the model cannot read any."""
         tokenizer = self.tokenizer
         if tokenizer is None:
-            return {"refused": f"This model embeds no texts: {self.tokenizer_missing}."}
+            return {"refused": f"This model cannot embed texts: {self.tokenizer_missing}."}
 
         def tokens(text: str) -> np.ndarray | InputError:
             try:
@@ -132,20 +132,22 @@ class Session:
 
 
 def _filled(inputs: list[Any], run: Callable[[np.ndarray], np.ndarray]) -> list[Any]:
-    """The model's vector in the place of each input; errors stay in theirs."""
+    """Each input replaced by the model's vector; errors stay where they are."""
     good = [item for item in inputs if not isinstance(item, InputError)]
     vectors = iter(run(np.stack(good)) if good else ())
     return [item if isinstance(item, InputError) else next(vectors) for item in inputs]
 
 
 def _answer(outcomes: list[Any], names: list[str], target: str) -> dict[str, str]:
-    """Save the vectors in their order; the reason for each place that has none."""
+    """Save the vectors in order; return the reason for each position that has none."""
     rows, errors = [], {}
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, InputError):
             errors[str(i)] = str(outcome)
         elif not abs(float(np.linalg.norm(outcome)) - 1) < 1e-3:  # zero, or not finite
-            errors[str(i)] = f"The model gives no direction for {names[i]}: check that its weights are whole."
+            errors[str(i)] = (
+                f"The model returns no usable vector for {names[i]}: check that its weights are intact."
+            )
         else:
             rows.append(outcome)
     with open(target, "wb") as file:
@@ -161,7 +163,7 @@ def _loaded(request: Request) -> Session:
     if MODELS.get(architecture, "").endswith(":CLIP"):
         return _clip(request, architecture)
     if request.tokenizer is not None:
-        raise InputError(f"{request.model} reads no texts: leave --tokenizer out.")
+        raise InputError(f"{request.model} does not read texts: remove --tokenizer.")
     preprocess = request.preprocess
     if preprocess is None:
         timm_models.check_known(architecture)
@@ -194,9 +196,9 @@ def _clip(request: Request, name: str) -> Session:
 
 
 def _clip_preprocess(model: CLIP) -> Preprocess:
-    """As the models were evaluated: CLIP by its centre, SigLIP squashed to a square.
+    """As the models were evaluated: a centre crop for CLIP, squashed to a square for SigLIP.
 
-    Some of open_clip's weights were trained with another mean: that is what the request's `changes` are for.
+    Some open_clip weights were trained with another mean, which the request's `changes` give.
     Source: open_clip's preprocess_cfg of its pretrained tags.
     """
     siglip = model.config.bias is not None
@@ -222,7 +224,7 @@ def _ours(architecture: str, image_size: int, weights: str) -> nn.Module:
 
 
 def _of_timm(architecture: str, image_size: int, weights: str) -> nn.Module:
-    """timm's model without its classifier; the file may have one, of any number of classes."""
+    """timm's model without its classifier; the file may have one, with any number of classes."""
     classes = timm_models.classes_in(architecture, checkpoints.read_state_dict(Path(weights)))
     try:
         model: Any = timm_models.build(

@@ -1,4 +1,4 @@
-"""Class names folded into a classifier's weights, in a process of its own: sandbox.py runs `fold`."""
+"""Class names folded into a classifier's weights, in a separate process: sandbox.py runs `fold`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class FoldRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fold(payload: dict[str, Any]) -> dict[str, Any]:
-    """Write the classifier and tell its preprocess and cost.
+    """Write the classifier, and return its preprocessing and cost.
 
-    What a user got wrong comes back as `{"refused": sentence}`.
+    A user's mistake is returned as `{"refused": sentence}`.
     """
     try:
         return _fold(msgspec.convert(payload, FoldRequest))

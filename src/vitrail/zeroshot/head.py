@@ -5,8 +5,8 @@
     weight_KE = scale · class_E,   bias_K = the model's bias (SigLIP)
     logits_BK = normalise(image tower(images)) weight_KEᵀ [+ bias_K]
 
-The scale is part of the weight, so what is left is an ordinary classifier without a text tower. A softmax
-over the logits is CLIP's answer, a sigmoid of each SigLIP's; which class comes first is the same for both.
+The scale is part of the weight, so the result is an ordinary classifier without a text tower. CLIP's
+probabilities are a softmax over the logits, SigLIP's a sigmoid of each; the ranking is the same for both.
 
 Shapes: B images, K classes, P templates, L tokens, E width of the shared embedding.
 """
@@ -30,16 +30,16 @@ from vitrail.zeroshot.prompts import class_names, filled
 __all__ = ["TextHead", "ZeroShotClassifier", "check_names", "classifier", "text_head", "tokens_of"]
 
 TEXT_BATCH = 256
-"""Prompts that the text tower reads at once."""
+"""Prompts per pass of the text tower."""
 
 
 class TextHead(NamedTuple):
-    """A linear head from text embeddings."""
+    """A linear head made from text embeddings."""
 
     weight_KE: Tensor
     """The class embeddings times the scale; fp32."""
     bias_K: Tensor | None
-    """SigLIP's bias, the same for all classes; None: CLIP."""
+    """SigLIP's bias, the same for all classes; None for CLIP."""
 
 
 def text_head(
@@ -54,18 +54,18 @@ def text_head(
 
     Args:
         model: CLIP or SigLIP, in evaluation mode.
-        tokenizer: its own (`load_tokenizer(model.config.text)`).
-        classes: K names, checked as `prompts.class_names` and `check_names` do.
+        tokenizer: the model's own (`load_tokenizer(model.config.text)`).
+        classes: K names, checked by `prompts.class_names` and `check_names`.
         templates: P sentences with one `{}` each.
-        batch: prompts per pass of the text tower; only time and memory depend on it.
+        batch: prompts per pass of the text tower; it affects only time and memory.
 
     Raises:
-        InputError: names that are empty, repeat or are nothing to the tokenizer; no template; a prompt that
-            is longer than the model reads; embeddings that are not finite.
+        InputError: names that are empty, repeated or without tokens; no template; a prompt longer than the
+            model's context; embeddings that are not finite.
     """
     names = class_names(classes)
     if not templates:
-        raise InputError("There is no template to put the class names into: give at least one.")
+        raise InputError("There are no templates to put the class names into: give at least one.")
     whole("batch_size", batch, "batch")
     check_names(tokenizer, names)
     prompts = [filled(template, name) for name in names for template in templates]
@@ -80,54 +80,54 @@ def text_head(
         weight_KE = (class_KE * model.scale()).float()
         bias_K = None if model.logit_bias is None else model.logit_bias.float().repeat(len(names))
     check_outputs(weight_KE, "this model", "text embeddings")
-    # Tensors made under inference mode cannot become parameters that are saved or trained; copies can.
+    # Tensors created in inference mode cannot become trainable parameters; copies can.
     return TextHead(weight_KE.clone(), None if bias_K is None else bias_K.clone())
 
 
 def classifier(model: CLIP, weight_KE: Tensor, bias_K: Tensor | None = None) -> ZeroShotClassifier:
     """An ordinary classifier from a CLIP's image tower and a head of `text_head`, in evaluation mode.
 
-    It takes gradients nowhere and exports as any other classifier (`vitrail.export.onnx.write_onnx`).
+    It requires no gradients and exports like any other classifier (`vitrail.export.onnx.write_onnx`).
 
     Raises:
-        InputError: a head of another width than the model's embeddings, or a bias of another length.
+        InputError: the head's width is not that of the model's embeddings, or the bias has another length.
     """
     width = model.config.embed_width
     if weight_KE.ndim != 2 or weight_KE.shape[1] != width:
         raise InputError(
-            f"The head has the shape {tuple(weight_KE.shape)} and the image tower gives {width} features: "
+            f"The head has the shape {tuple(weight_KE.shape)}, but the image tower returns {width} features: "
             "make the head with this model's own text tower."
         )
     if bias_K is not None and bias_K.shape != weight_KE.shape[:1]:
         raise InputError(
-            f"The head has {len(weight_KE)} classes and the bias the shape {tuple(bias_K.shape)}: "
+            f"The head has {len(weight_KE)} classes, but the bias has the shape {tuple(bias_K.shape)}: "
             "give both for the same classes."
         )
     return ZeroShotClassifier(model.image, weight_KE, bias_K).requires_grad_(False).eval()
 
 
 def check_names(tokenizer: Tokenizer, names: Sequence[str]) -> None:
-    """Refuse names that this tokenizer cannot tell from nothing, or from one another.
+    """Refuse names of which this tokenizer keeps nothing, and names that it cannot tell apart.
 
-    CLIP's drops control characters, SigLIP's all ASCII punctuation; both drop case and space.
+    CLIP's drops control characters, SigLIP's all ASCII punctuation; both ignore case and extra spaces.
 
     Raises:
-        InputError: such a name, or one that alone is longer than the model reads.
+        InputError: such a name, or one that is already longer than the model's context.
     """
     nothing, *rows = tokens_of(tokenizer, ["", *names]).tolist()
     seen: dict[tuple[int, ...], str] = {}
     for name, row in zip(names, rows, strict=True):
         if row == nothing:
-            raise InputError(f"The class name {name!r} is no word to this model: write it in letters.")
+            raise InputError(f"This model reads nothing in the class name {name!r}: write it in letters.")
         other = seen.setdefault(tuple(row), name)
         if other != name:
             raise InputError(
-                f"This model reads the class names {other!r} and {name!r} alike: name them differently."
+                f"This model cannot tell the class names {other!r} and {name!r} apart: rename one of them."
             )
 
 
 def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """(N, L) int64; a text that is too long is refused, because cutting it would change what it says.
+    """(N, L) int64; a text that is too long is refused, because truncating it would change its meaning.
 
     Raises:
         InputError: such a text.
@@ -135,5 +135,5 @@ def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     try:
         return torch.from_numpy(tokenizer(list(texts)))
     except InputError as error:
-        # The tokenizer's sentence also offers its own argument, which nobody who calls us can pass.
+        # The tokenizer's message also offers `truncate`, which our callers cannot pass.
         raise InputError(str(error).replace(", or pass truncate=True", "")) from None

@@ -1,4 +1,4 @@
-"""CLIP's files from the Hugging Face hub, fetched as `weights.find` fetches those of classifiers."""
+"""CLIP's files on the Hugging Face hub, fetched the way `weights.find` fetches those of classifiers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def repository(reference: str) -> str:
-    """A repository's id, without a slash at its end.
+    """A repository's id, without a trailing slash.
 
     Raises:
         InputError: not OWNER/NAME.
@@ -25,17 +25,17 @@ def repository(reference: str) -> str:
     name = reference.rstrip("/")
     if not REPOSITORY.fullmatch(name):
         raise InputError(
-            f"{reference!r} is no repository of the hub: write --weights hub:OWNER/NAME, such as "
+            f"{reference!r} is not a repository on the hub: write --weights hub:OWNER/NAME, such as "
             "hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K."
         )
     return name
 
 
 def weights_files(reference: str) -> tuple[str, ...]:
-    """The files that may hold both towers, the best first.
+    """The files that may hold both towers, best first.
 
-    Repositories of transformers use the general names. Under these timm's hold the image tower alone, and
-    the cache may have them for the classifier that timm makes of it.
+    transformers repositories use the general names. In timm's, the files with those names hold only the image
+    tower, and may already be in the cache for the classifier that timm makes of it.
     """
     return OPEN_CLIP_FILES if reference.startswith("timm/") else OPEN_CLIP_FILES + HUB_FILES
 
@@ -44,7 +44,7 @@ def fetch(name: str, weights: Weights, files: tuple[str, ...]) -> tuple[Path, We
     """The first of the files that the repository has, from the cache or downloaded, at the locked commit.
 
     Args:
-        name: what the file is of, for messages.
+        name: what the file belongs to, for messages.
         weights: of source "hub".
         files: names to try.
 
@@ -59,7 +59,7 @@ def fetch(name: str, weights: Weights, files: tuple[str, ...]) -> tuple[Path, We
 
 
 def bare(name: str, architecture: str, weights: Weights) -> Candidate:
-    """As much of a candidate as finding its weights takes."""
+    """As much of a candidate as is needed to find its weights."""
     return Candidate(
         name=name,
         architecture=architecture,
@@ -73,7 +73,7 @@ def bare(name: str, architecture: str, weights: Weights) -> Candidate:
 
 
 class Finder(WeightsFinder):
-    """A `WeightsFinder` for other files than a classifier's; None: those that hold both towers of a CLIP."""
+    """A `WeightsFinder` for files other than a classifier's; None: those that hold both towers of a CLIP."""
 
     OTHERWISE = "choose another repository, or pass a file with --weights FILE"
 

@@ -1,4 +1,4 @@
-"""A name and where its weights are -> CLIP ready to use: model, tokenizer and preprocessing together."""
+"""A name and the place of its weights -> a CLIP ready to use: model, tokenizer and preprocessing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNSTATED = "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A CLIP or SigLIP with all that belongs to its weights."""
+    """A CLIP or SigLIP with everything that belongs to its weights."""
 
     name: str
     model: CLIP
@@ -33,26 +33,26 @@ class Loaded:
     tokenizer: Tokenizer
     preprocess: Preprocess
     weights: Weights
-    """With sha256, and for the hub the commit."""
+    """With sha256 and, if from the hub, the commit."""
     published: Published | None
-    """The row of the table that the weights are of: by their repository, or because a tag says so."""
+    """The table row that describes the weights: found by their repository, or named by a tag."""
 
 
 def load(
     name: str, *, weights: str | None = None, tag: str | None = None, tokenizer: Path | None = None
 ) -> Loaded:
-    """Find the weights (downloading them if they are on the hub only), and load all.
+    """Find the weights (downloading them if they are only on the hub), and load everything.
 
     Args:
         name: open_clip's name of the architecture, one of `vitrail.models.clip.VARIANTS`.
         weights: a file; `hub:REPO_ID`; None: the published ones.
-        tag: which published weights; beside `weights` it says where they come from, hence how images are
-            preprocessed.
+        tag: which published weights; together with `weights`, which ones they were derived from, and so how
+            images are preprocessed.
         tokenizer: `tokenizer.json` of a SigLIP; None: fetched from the hub where one is needed.
 
     Raises:
-        InputError: an unknown name or tag, weights that cannot be had, read or do not fit, a preprocessing
-            that cannot be known, or a tokenizer that cannot be had.
+        InputError: an unknown name or tag; weights that cannot be found or read, or do not fit; preprocessing
+            that cannot be determined; or a tokenizer that cannot be found.
     """
     config = _config(name)
     if weights is not None and weights.startswith(HUB):
@@ -63,7 +63,7 @@ def load(
     preprocess = preprocess_of(name, config.image_size[0], row)
     source = weights if weights is not None or row is None else HUB + row.hub
     assert source is not None
-    # What is small and can fail comes first: the file may be gigabytes.
+    # Small things that can fail come first: the weights may be gigabytes.
     if not source.startswith(HUB):
         check_file(source, _other_ways(name))
     reader = load_tokenizer(config.text, file=_tokenizer_file(config, tokenizer))
@@ -73,7 +73,7 @@ def load(
     try:
         factory.load_weights(model, path)
     except InputError as error:
-        # Its sentences speak of the class, or of a tensor only; the user can change the file or the model.
+        # Its message names only the class or a tensor; what the user can change is the file or the model.
         raise InputError(_named(str(error), path, name)) from None
     return Loaded(
         name=name,
@@ -90,7 +90,7 @@ def _config(name: str) -> CLIPConfig:
         return clip.VARIANTS[name]
     if name in MODELS:
         raise InputError(
-            f"{name} has no text tower to read class names with: choose a CLIP or SigLIP, such as ViT-B-32."
+            f"{name} has no text tower to read class names: choose a CLIP or SigLIP, such as ViT-B-32."
         )
     by_fold = {known.casefold(): known for known in clip.VARIANTS}
     near = difflib.get_close_matches(name.casefold(), by_fold, n=3)
@@ -109,7 +109,7 @@ def _found(name: str, source: str, row: Published | None) -> tuple[Path, Weights
         digest = store.sha256_file(path)
         return path, Weights(source="file", reference=source, tag=tag, sha256=digest, license=UNSTATED)
     repository = source.removeprefix(HUB)
-    # A tag given for another repository says what its weights derive from, not their license.
+    # A tag given for another repository says what its weights were derived from, not what their license is.
     license = row.license if row is not None and row.hub == repository else UNSTATED
     asked = Weights(source="hub", reference=repository, tag=tag, license=license)
     return hub.fetch(name, asked, hub.weights_files(repository))

@@ -1,8 +1,8 @@
-"""Class names and prompts: what the user writes, checked before any model is touched. Imports no torch.
+"""Class names and prompts: the user's input, checked before any model is loaded. Imports no torch.
 
 A template is a sentence with one `{}`, where the class name goes. The sets are those of CLIP's authors
 (https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb): 80 sentences, and
-the seven that a greedy search kept of them.
+the seven of them that a greedy search selected.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ DEFAULT = "imagenet"
 
 
 def templates(source: str) -> tuple[str, ...]:
-    """The templates of a set, or of a file with one a line (UTF-8; empty lines and space around are dropped).
+    """The templates of a set, or of a file with one per line (UTF-8; empty lines and outer spaces dropped).
 
     Raises:
-        InputError: neither a set nor a readable file, a line without exactly one `{}`, or a repeated one.
+        InputError: neither a set nor a readable file; a line without exactly one `{}`; a repeated line.
     """
     if source in SETS:
         return SETS[source]
@@ -136,27 +136,27 @@ def templates(source: str) -> tuple[str, ...]:
             )
         if template in seen:
             raise InputError(
-                f"{path} has the same template at lines {seen[template]} and {number}: leave one out."
+                f"{path} has the same template at lines {seen[template]} and {number}: remove one of them."
             )
         seen[template] = number
     if not seen:
-        raise InputError(f"{path} holds no templates: write one a line, such as `a photo of a {PLACE}.`")
+        raise InputError(f"{path} has no templates: write one per line, such as `a photo of a {PLACE}.`")
     return tuple(seen)
 
 
 def filled(template: str, name: str) -> str:
-    """The template with the class name in its place; the name may hold braces of its own."""
+    """The template with the class name filled in; the name may itself contain braces."""
     before, _, after = template.partition(PLACE)
     return f"{before}{name}{after}"
 
 
 def parse_classes(source: str) -> tuple[str, ...]:
-    """What `--classes` says: a file with one name a line (or a JSON list), else names with commas between.
+    """The value of `--classes`: a file with one name per line (or a JSON list), or names separated by commas.
 
-    A name with a comma needs a file.
+    A name that contains a comma needs a file.
 
     Raises:
-        InputError: as `class_names`; a file that cannot be read; no file of that name and no comma either.
+        InputError: as `class_names`; a file that cannot be read; neither a file nor a list with commas.
     """
     path = Path(source)
     if _is_file(path):
@@ -165,37 +165,39 @@ def parse_classes(source: str) -> tuple[str, ...]:
         return class_names(read_labels(path), source=source)
     if "," not in source:
         raise InputError(
-            f"{source!r} is neither a file nor several class names: write them with commas between, such as "
-            "--classes 'cat,dog', or give a file with one a line."
+            f"{source!r} is neither a file nor several class names: separate names with commas, such as "
+            "--classes 'cat,dog', or give a file with one per line."
         )
     return class_names(source.split(","), source="--classes")
 
 
 def class_names(names: Iterable[str], *, source: str = "The list of classes") -> tuple[str, ...]:
-    """The names without space around them; order is kept.
+    """The names without surrounding spaces, in the same order.
 
     Raises:
-        InputError: an empty name, fewer than two, or two that a person would read as the same (`key`).
+        InputError: an empty name, fewer than two names, or two that a person would read as the same (`key`).
     """
     stripped = [name.strip() for name in names]
     seen: dict[str, int] = {}
     for number, name in enumerate(stripped, start=1):
         if not name:
-            raise InputError(f"{source} has an empty name at place {number}: name that class or remove it.")
+            raise InputError(
+                f"{source} has an empty name at position {number}: name that class, or remove it."
+            )
         first = seen.setdefault(key(name), number)
         if first != number:
             raise InputError(
-                f"{source} names the same class at places {first} and {number} ({stripped[first - 1]!r} and "
-                f"{name!r}): make them differ, or leave one out."
+                f"{source} names the same class at positions {first} and {number} "
+                f"({stripped[first - 1]!r} and {name!r}): make them different, or remove one."
             )
     if len(stripped) < MIN_CLASSES:
         only = f"only {stripped[0]!r}" if stripped else "no class"
-        raise InputError(f"{source} names {only}: there is nothing to choose between, so give two or more.")
+        raise InputError(f"{source} names {only}: give at least two classes to choose between.")
     return tuple(stripped)
 
 
 def key(name: str) -> str:
-    """What names of the same class share: their caseless form (Unicode D145), composed, single spaces."""
+    """The same for all spellings of a class name: caseless (Unicode D145), composed, with single spaces."""
     decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
     return " ".join(unicodedata.normalize("NFC", decomposed).split())
 
@@ -204,12 +206,12 @@ def _lines(path: Path, source: str) -> Sequence[str]:
     if not _is_file(path):
         raise InputError(
             f"{source!r} is neither a set of prompts ({', '.join(SETS)}) nor a file: give a file with one "
-            "template a line."
+            "template per line."
         )
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text: save the templates as UTF-8, one a line.") from None
+        raise InputError(f"{path} is not UTF-8 text: save the templates as UTF-8, one per line.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
 
@@ -217,5 +219,5 @@ def _lines(path: Path, source: str) -> Sequence[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a long list of names is no possible path
+    except (OSError, ValueError):  # a long list of names cannot be a path
         return False

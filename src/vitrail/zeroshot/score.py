@@ -18,22 +18,22 @@ from vitrail.weights.finite import check_outputs
 __all__ = ["Score", "clip_score"]
 
 WEIGHT = 2.5
-"""w of the paper: it spreads the cosines of ViT-B/32, which seldom pass 0.4, over 0 to 1."""
+"""w in the paper: it stretches the cosines of ViT-B/32, which rarely exceed 0.4, to about 0 to 1."""
 
 
 class Score(NamedTuple):
-    """How well B pairs agree."""
+    """How well each of B pairs agrees."""
 
     clip_score_B: Tensor
-    """0 to 2.5, seldom above 1."""
+    """0 to 2.5, rarely above 1."""
     cosine_B: Tensor
     """−1 to 1."""
 
 
 def clip_score(model: CLIP, images_BCHW: Tensor, tokens_BL: Tensor) -> Score:
-    """CLIPScore and raw cosine of each image with the text beside it.
+    """CLIPScore and raw cosine of each image with the text in the same row.
 
-    The figures of two models cannot be compared; the paper's are of OpenAI's ViT-B/32, with
+    Scores from different models cannot be compared; the paper's are from OpenAI's ViT-B/32, with
     "A photo depicts " before each text.
 
     Raises:
