@@ -273,11 +273,13 @@ def test_every_image_finds_itself_first(tiny, capsys):
 
 
 def test_a_tag_can_mean_another_preprocess_and_so_another_index(tiny, monkeypatch, capsys):
-    from vitrail.zeroshot import published
+    from vitrail.catalog import clip as published
 
-    for tag, kind in (("usual", published.OPENAI), ("half", published.HALF)):
-        row = published.Published("tiny-clip", tag, f"some/{tag}", "mit", kind, None)
-        monkeypatch.setitem(published.PUBLISHED, tag, row)
+    rows = [
+        published.Published("tiny-clip", tag, f"some/{tag}", "mit", normalisation, "center", None)
+        for tag, normalisation in (("usual", "clip"), ("half", "half"))
+    ]
+    monkeypatch.setattr(published, "all_published", lambda: tuple(rows))
     assert embedded(tiny, "images")[0] == 2  # the file does not say which
     assert "--tag" in capsys.readouterr().err
     _, usual = embedded(tiny, "images", "--tag", "usual")

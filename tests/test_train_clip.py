@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vitrail.catalog import clip as published
+from vitrail.catalog.table import NORMALISATIONS
 from vitrail.cli import main
 from vitrail.learn import clip as clip_run
 from vitrail.learn import pairs_room
@@ -20,7 +22,6 @@ from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import Watcher
 from vitrail.models import clip, factory, table
 from vitrail.text.tokenizer import load_tokenizer
-from vitrail.zeroshot import published
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def tiny(monkeypatch):
     for name, changed in ((TINY, config), (f"{TINY}-sigmoid", dataclasses.replace(config, bias=-4.0))):
         monkeypatch.setitem(clip.VARIANTS, name, changed)
         monkeypatch.setitem(table.MODELS, name, "vitrail.models.clip:CLIP")
-        monkeypatch.setitem(published.OWN, name, published.OPENAI)
+        monkeypatch.setitem(published.OWN, name, ("clip", "center"))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def by_hand(model, weights, photo, text):
     built = factory.build(model)
     factory.load_weights(built, weights)
     pixels = np.asarray(Image.open(photo).resize((64, 64), Image.Resampling.BICUBIC), np.float32) / 255
-    mean, std = (np.array(v, np.float32) for v in (published.OPENAI.mean, published.OPENAI.std))
+    mean, std = (np.array(v, np.float32) for v in NORMALISATIONS["clip"])
     image_1CHW = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None]
     with torch.no_grad():
         image, words, *_ = built(image_1CHW, torch.from_numpy(load_tokenizer(built.config.text)([text])))
