@@ -321,7 +321,7 @@ NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
         (["embed", "images", *CLIP], "give a file with --weights"),
         (["embed", "images", "--out", "x.parquet", "--model", "my_model"], "give its weights with --weights"),
         (["embed", "images", *NO_NAME, "--tag", "openai"], "leave --tag out"),
-        (["embed", "images", *CLIP, "--weights", "hub:none"], "no repository of the hub"),
+        (["embed", "images", *CLIP, "--weights", "hub:none"], "not a repository on the hub"),
         (["embed", "images", *CLIP, "--weights", "hub:some/clip", "--offline"], "not on this machine"),
         (["embed", "empty", *CLIP, *SAME], "holds no images"),
         (["embed", "none", *CLIP, *SAME], "does not exist"),
