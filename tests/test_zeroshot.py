@@ -352,7 +352,7 @@ def test_which_published_weights_are_meant():
         ("ViT-B-32", "openai", "use --model ViT-B-32-quickgelu"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "no QuickGELU: use --model ViT-B-32\\."),
         ("ViT-B-32", "laion2b_s34b_b79", "did you mean laion2b_s34b_b79k"),
-        ("ViT-L-14-336", None, "No published weights"),
+        ("ViT-L-14-336", None, "no published weights"),
     ]:
         with pytest.raises(InputError, match=message):
             published(name, tag)
