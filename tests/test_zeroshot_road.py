@@ -163,7 +163,7 @@ def test_published_weights_that_are_not_here_are_counted(small):
     found = candidates.of_names(names, rows, own, Finder(offline=True), threads=2)
     assert len(found.candidates) == 1
     assert f"and {len(rows) - 1} more" in found.notes[0]
-    with pytest.raises(InputError, match="No weights of a CLIP"):
+    with pytest.raises(InputError, match="No CLIP weights are at hand"):
         candidates.of_names(names, rows, None, Finder(offline=True), threads=2)
 
 
