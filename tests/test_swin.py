@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from exports import graph_of
 from timm.models import swin_transformer as timm_v1
 from timm.models import swin_transformer_v2 as timm_v2
 from torch._dynamo.testing import CompileCounter
@@ -537,8 +538,9 @@ def test_exports(version, size, folded, tmp_path: Path, monkeypatch, recwarn):
 @pytest.mark.slow
 def test_the_products_own_export(tmp_path: Path):
     model = randomised(ours(1, (64, 64), depths=(1, 2), heads=(2, 4)).float())
-    export.write_onnx(model, 64, tmp_path / "model.onnx")
-    assert export.check(model, tmp_path / "model.onnx", 64) < 1e-5
+    graph = graph_of(64, model.config.num_classes, "model.onnx")
+    export.write_onnx(model, graph, tmp_path / graph.entry)
+    assert export.check(model, tmp_path, graph) < 1e-5
 
 
 def test_export_at_an_unprepared_size_says_what_to_do():
