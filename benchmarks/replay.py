@@ -25,7 +25,7 @@ from vitrail.vocabulary import (
     Variant,
     Workload,
 )
-from vitrail.weights.find import Located
+from vitrail.weights.find import Located, WeightsUnavailable
 
 BRACKET_S = 0.012
 """What the speed reference on both sides of a block takes."""
@@ -137,8 +137,8 @@ class ReplayBench:
     def weights(self, candidate: Candidate) -> Located | None:
         return None if candidate.name in self._missing else Located(Path("recorded"), candidate.weights)
 
-    def unavailable(self, candidate: Candidate) -> str:
-        return f"the weights of {candidate.name} are not at hand"
+    def unavailable(self, candidate: Candidate) -> WeightsUnavailable:
+        return WeightsUnavailable(f"the weights of {candidate.name} are not at hand", why="not recorded")
 
     def export(self, variant: Variant, timeout_s: float) -> Export:
         recording = self._recordings[variant.name]

@@ -128,6 +128,7 @@ def test_predict_writes_all_names_as_json_and_csv_and_text(artifact, strange, tm
     lines = files[1].read_text(encoding="utf-8").split("\n")
     assert len(lines) == 1 + 5 + 1
     assert sorted(Path(row["image"]).name for row in csv.DictReader(lines)) == SHOWN
+    done = vitrail("predict", artifact.path, strange, encoding=encoding)
     text = done.stdout.decode(encoding.partition(":")[0])
     heads = [Path(line).name for line in text.split("\n") if line.startswith("/")]
     assert len(heads) == 5
@@ -174,7 +175,7 @@ def test_what_was_computed_before_an_error_is_written(artifact, tmp_path, monkey
     document = json.loads(files[0].read_text())
     assert (document["images"], document["complete"], len(document["predictions"])) == (8, False, 4)
     assert len(files[1].read_text().splitlines()) == 1 + 4
-    assert capsys.readouterr().out.count("%") == 4 * 5
+    assert capsys.readouterr().out.startswith("4 images → ")
 
 
 def test_images_come_a_batch_at_a_time(artifact, tmp_path, monkeypatch):

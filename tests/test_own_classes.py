@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from selections import selection
 
 from vitrail import judge
 from vitrail import vocabulary as v
+from vitrail.data import load as read_data
 from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
 from vitrail.replay import judge_recorded
@@ -41,6 +43,46 @@ def recall_verdicts(seen, asked):
     requirements = v.Requirements(min_recall=tuple(asked.items()), license=("any",))
     verdicts = judge.verdicts(seen, requirements, v.Workload())
     return [each for each in verdicts if each.requirement == "min_recall"]
+
+
+def test_probabilities_far_from_what_they_say_are_noted(own):
+    from vitrail.selection.labelled import calibrated
+
+    def noted(error, images):
+        first = own.winner
+        seen = dataclasses.replace(
+            first.observation.classification, calibration_error=error, images=images, accuracy=95.0
+        )
+        entry = dataclasses.replace(
+            first, observation=dataclasses.replace(first.observation, classification=seen)
+        )
+        found = dataclasses.replace(own, ledger=(entry,), notes=())
+        return calibrated(found).notes
+
+    (note,) = noted(25.8, 48)
+    assert "25.8 points off on validation images" in note
+    assert noted(9.0, 5000) == ()
+    assert noted(15.0, 48) == (), "so few images are that far off by chance"
+
+
+def test_few_images_and_all_of_them_are_said_so(tmp_path):
+    from vitrail.selection.labelled import described, photos_of
+
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+                tmp_path / label / f"{i}.png"
+            )
+    dataset = read_data(tmp_path)
+    assert described(dataset).endswith(" · one folder per class")
+    validation = len(dataset.of("validation"))
+    photos = photos_of(v.Workload(), dataset)
+    assert photos.evidence == f"timing and parity on its {validation} validation images"
+    other = dataclasses.replace(dataset, found="split/class in b: Training is train")
+    assert other.laid_out == "a folder per split with one folder per class in b: Training is train"
+    assert dataclasses.replace(dataset, found="classes.csv").laid_out == "classes.csv"
 
 
 def test_a_recall_is_judged_class_by_class(own):

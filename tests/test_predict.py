@@ -258,11 +258,33 @@ def test_command_json_stands_alone(artifact, predictor, capsys):
     assert document["predictions"][0]["top"][0]["label"] in LABELS
 
 
-def test_command_json_file_beside_the_lines(artifact, capsys, tmp_path):
-    target = tmp_path / "out.json"
-    assert main(["predict", str(artifact.path), str(artifact.photos[0]), "--json", str(target)]) == 0
-    assert json.loads(target.read_text())["predictions"][0]["error"] is None
-    assert capsys.readouterr().out
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_answers_that_go_to_a_file_are_not_printed(artifact, capsys, tmp_path, option):
+    target, photos = tmp_path / "out", [str(photo) for photo in artifact.photos]
+    assert main(["predict", str(artifact.path), *photos, option, str(target)]) == 0
+    assert photos[0] in target.read_text()
+    assert capsys.readouterr().out == f"{len(photos)} images → {target}\n"
+
+
+def test_long_labels_leave_the_bars_in_their_column():
+    from vitrail.cli.predict import _lines
+    from vitrail.predict import Prediction, Ranked
+
+    top = tuple(
+        Ranked(label=label, index=i, probability=0.5) for i, label in enumerate(("cat", "x" * 41, "y" * 40))
+    )
+    _, short, cut, fits = _lines("a.png", Prediction(top=top))
+    assert len(short) == len(cut) == len(fits)
+    assert "y" * 40 in fits
+    assert "x" * 37 in cut
+    assert "x" * 40 not in cut
+
+
+def test_a_pattern_without_a_match_is_no_image(artifact, tmp_path, capsys):
+    photos = [str(photo) for photo in artifact.photos]
+    assert main(["predict", str(artifact.path), *photos, str(tmp_path / "*.png"), "--csv", "-"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"vitrail: 1 of {len(photos) + 1} sources could not be used."
 
 
 def test_one_bad_image_among_many_is_exit_code_1(artifact, bad, capsys):

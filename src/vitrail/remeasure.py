@@ -42,12 +42,13 @@ def measure_artifact(
     workload: Workload,
     *,
     launches: int = LAUNCHES,
+    patience_s: float = PATIENCE_S,
     tell: Callable[[quiet.Reading], None] = lambda _: None,
 ) -> Observation:
     """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
 
     Photos are the workload's folder where that exists on this machine, else the artifact's own. A busy
-    machine is waited for a few seconds, which `tell` hears of; figures taken nevertheless are flagged so.
+    machine is waited for, at most `patience_s`, which `tell` hears of; figures taken all the same say so.
 
     Raises:
         InputError: the photos cannot be used.
@@ -77,10 +78,10 @@ def measure_artifact(
         batch_size=workload.batch_size,
         final_s=MOST_SECONDS,
         launches=launches,
-        max_launches=launches + LAUNCHES_TO_PASS,
+        max_launches=min(2 * launches, launches + LAUNCHES_TO_PASS),
         final_calls=CALLS_PER_LAUNCH * launches,
     )
-    before = quiet.wait(PATIENCE_S, tell)
+    before = quiet.wait(patience_s, tell)
     outcome = finals([subject], plan, rng=random.Random(0))[subject.name]
     seen = subject.seen
     if outcome.failure is not None or seen.facts is None or seen.memory is None:

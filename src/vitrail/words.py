@@ -12,7 +12,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["counted", "is_utf8", "shown", "utf8", "utf8_all"]
+__all__ = ["NOT_AT_HAND", "counted", "is_utf8", "shown", "utf8", "utf8_all"]
+
+NOT_AT_HAND = "weights not at hand"
+"""How every place calls what could win and has no weights on this machine; notes on it begin so."""
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LONE = re.compile("[\ud800-\udfff]")

@@ -73,6 +73,25 @@ def write_lines(lines: Iterable[str], file: TextIO | None = None) -> None:
         print(shown(line), file=file)
 
 
+LABEL_WIDTH = 40
+"""Columns of a label beside its bar or number."""
+
+
+def short(label: str) -> str:
+    """The label as a terminal shows it, in at most `LABEL_WIDTH` columns: an ellipsis stands for its end."""
+    text, dots = shown(label), "…" if can_print("…") else "..."
+    return text if len(text) <= LABEL_WIDTH else text[: LABEL_WIDTH - len(dots)].rstrip() + dots
+
+
+def can_print(text: str) -> bool:
+    """Whether the encoding of standard output has these signs."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def complain(error: object) -> None:
     """Say on standard error, in one line, what is wrong with one input; the command goes on."""
     sys.stdout.flush()  # lines stand in the order in which they were written

@@ -16,7 +16,9 @@ from vitrail.cli.output import (
     APART,
     STDOUT,
     add_json_argument,
+    can_print,
     complain,
+    short,
     write_bytes,
     write_json,
     write_lines,
@@ -89,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
         output = _Output(args, predictor.task, len(items))
         try:
             with _progress(args, len(items)) as step:
+                nothing = {name for name, data in items if isinstance(data, InputError)}
                 for name, outcome in _outcomes(predictor, items, args.top):
-                    output.add(name, outcome)
+                    output.add(name, outcome, is_image=name not in nothing)
                     step()
         finally:
             output.end()
@@ -196,21 +199,22 @@ class _Output:
         self._rows: list[dict[str, Any]] = []
         self._table = io.StringIO()
         self._csv = csv.writer(self._table, lineterminator="\n")
-        self.done = self.failed = 0
+        self.done = self.failed = self.sources_failed = 0
         if args.csv is not None:
             ranks = range(1, self._top + 1)
             named = [column for k in ranks for column in (f"label_{k}", f"probability_{k}")]
             self._write_row(["image", "error", *named])
 
-    def add(self, name: str, outcome: Prediction | InputError) -> None:
-        """Take one image's outcome."""
+    def add(self, name: str, outcome: Prediction | InputError, *, is_image: bool = True) -> None:
+        """Take one image's outcome, or why a source named none."""
+        self.sources_failed += not is_image
         error = str(outcome) if isinstance(outcome, InputError) else None
         top = () if isinstance(outcome, InputError) else outcome.top
         self.done += 1
         if error is not None:
             self.failed += 1
             complain(error)
-        elif STDOUT not in (self._args.json, self._args.csv):
+        elif self._args.json is None and self._args.csv is None:
             write_lines(_lines(name, outcome))  # type: ignore[arg-type]
         if self._args.json is not None:
             self._rows.append({"image": name, "error": error, "top": top})
@@ -221,8 +225,8 @@ class _Output:
 
     def end(self) -> None:
         """Write what is written at the end, also when that is before the last image."""
-        as_text = STDOUT not in (self._args.json, self._args.csv)
-        if as_text and self._kind == "sigmoid" and self.failed < self.done:
+        targets = [target for target in (self._args.json, self._args.csv) if target is not None]
+        if not targets and self._kind == "sigmoid" and self.failed < self.done:
             print(APART)
         try:
             if self._args.csv not in (None, STDOUT):
@@ -230,9 +234,12 @@ class _Output:
         finally:
             if self._args.json is not None:
                 write_json(self._document(), self._args.json)
+        if targets and STDOUT not in targets:  # whoever writes to files reads them there
+            write_lines([f"{counted(self.done, 'image')} → {', '.join(targets)}"])
         if self.failed and self._total > 1:
-            images = counted(self._total, "image")
-            print(f"vitrail: {self.failed} of {images} could not be used.", file=sys.stderr)
+            # A pattern or a folder that gave nothing is no image.
+            named = counted(self._total, "source" if self.sources_failed else "image")
+            print(f"vitrail: {self.failed} of {named} could not be used.", file=sys.stderr)
 
     def _write_row(self, cells: Sequence[str]) -> None:
         # A name with a line break would be two lines for most tools, and a terminal obeys others.
@@ -255,20 +262,12 @@ class _Output:
 
 
 def _lines(image: str, prediction: Prediction) -> list[str]:
-    labels = [shown(ranked.label) for ranked in prediction.top]
-    width = min(max(map(len, labels), default=0), 40)
-    filled, empty = _bar_characters()
+    labels = [short(ranked.label) for ranked in prediction.top]
+    width = max(map(len, labels), default=0)
+    filled, empty = ("█", "·") if can_print("█·") else ("#", ".")
     lines = [image]
     for label, ranked in zip(labels, prediction.top, strict=True):
         length = round(ranked.probability * BAR_WIDTH)
         bar = filled * length + empty * (BAR_WIDTH - length)
         lines.append(f"  {label:<{width}}  {bar}  {ranked.probability:6.1%}")
     return lines
-
-
-def _bar_characters() -> tuple[str, str]:
-    try:
-        "█·".encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return "#", "."
-    return "█", "·"

@@ -131,7 +131,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
         from vitrail.report.terminal import written
 
         artifact = args.out if shipping(selection, provisional=args.ship_provisional) else None
-        write_lines([written(artifact, str(_report_path(args.out)), settings.task)])
+        write_lines([written(artifact, str(_report_path(args.out)), settings.task, out=args.out)])
     return selection
 
 

@@ -95,5 +95,7 @@ def _cut(text: str, left_s: float, width: int = 110) -> str:
 
 
 def _clock(left_s: float) -> str:
-    seconds = max(0, math.ceil(left_s))
+    seconds = math.ceil(left_s)
+    if seconds <= 0:
+        return "budget spent"
     return f"{seconds // 60}:{seconds % 60:02} left"

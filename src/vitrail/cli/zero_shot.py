@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import APART, STDOUT, add_json_argument, complain, write_json, write_lines
+from vitrail.cli.output import APART, STDOUT, add_json_argument, complain, short, write_json, write_lines
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,11 +172,13 @@ def _document(
 
 def _lines(document: dict[str, Any]) -> list[str]:
     done = [row for row in document["predictions"] if row["error"] is None]
-    width = min(40, max((len(ranked["label"]) for row in done for ranked in row["top"]), default=0))
+    width = max((len(short(ranked["label"])) for row in done for ranked in row["top"]), default=0)
     lines = []
     for row in done:
         lines.append(row["image"])
-        lines += [f"  {ranked['label']:<{width}}  {ranked['probability']:7.2%}" for ranked in row["top"]]
+        lines += [
+            f"  {short(ranked['label']):<{width}}  {ranked['probability']:7.2%}" for ranked in row["top"]
+        ]
     if done and document["probability"] == "sigmoid":
         lines.append(APART)
     return lines

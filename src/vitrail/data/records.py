@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -83,6 +84,13 @@ class Conflict:
     labels: tuple[str, ...]
 
 
+_LAID_OUT = {
+    "class": "one folder per class",
+    "split/class": "a folder per split with one folder per class",
+    "class/split": "one folder per class with a folder per split",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A labelled data set whose every example has been decoded once.
@@ -107,6 +115,14 @@ class Dataset:
     def duplicates(self) -> int:
         """Count of files that are byte-equal to an example with the same label and therefore left out."""
         return len(self.copies)
+
+    @property
+    def laid_out(self) -> str:
+        """`found` for people: what the folders are."""
+        for layout, words in _LAID_OUT.items():
+            if re.match(rf"{layout}(?![/\w])", self.found):
+                return words + self.found.removeprefix(layout)
+        return self.found
 
     def of(self, split: Split) -> tuple[Example, ...]:
         """The examples of one split, sorted by path."""

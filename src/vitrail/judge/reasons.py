@@ -33,7 +33,7 @@ def reasons_of(
     if status == "reference":
         return ("reference: measured and shown, never shipped",)
     if status == "selected":
-        return (_won(ranked, tied, requirements.objective),)
+        return (_won(ranked, tied, requirements.objective, workload),)
     if status == "meets":
         if observation.variant.name in tied:
             return (_tie(observation, ranked[0], requirements, workload),)
@@ -48,42 +48,66 @@ def reasons_of(
     if status != "rejected":
         missing_weights = not observation.weights_at_hand
         lines += [_line(v) for v in blocked if not (missing_weights and v.requirement == "parity")]
-    return _advised_once(tuple(dict.fromkeys(lines))[:REASONS])
+    return _advised_once(tuple(dict.fromkeys(lines))[:REASONS], advise=observation.weights_at_hand)
 
 
-def _advised_once(lines: tuple[str, ...]) -> tuple[str, ...]:
-    """What more time would decide is advised once, at the end, and not beside each verdict."""
+def _advised_once(lines: tuple[str, ...], *, advise: bool) -> tuple[str, ...]:
+    """What more time would decide is advised once, at the end, and not beside each verdict.
+
+    Not at all where weights are missing: no budget brings them.
+    """
     bare = tuple(_BUDGET.sub("", line) for line in lines)
-    return bare if bare == lines else (*bare[:-1], f"{bare[-1]} → needs a longer --budget")
+    return bare if bare == lines or not advise else (*bare[:-1], f"{bare[-1]} → needs a longer --budget")
 
 
 _BUDGET = re.compile(r"[:;] raise --budget( for more calls)?$")
 
 
 def _why_not_measured(observation: Observation) -> str:
-    why = observation.pruned or "no figure was taken"
-    return why if observation.weights_at_hand else f"{why}; its weights are not at hand"
+    why, lacks = observation.pruned or "no figure was taken", "its weights are not at hand"
+    return why if observation.weights_at_hand or lacks in why else f"{why}; {lacks}"
 
 
 def _line(verdict: Verdict) -> str:
     return verdict.reason if verdict.admit is None else f"{verdict.reason} → needs {verdict.admit}"
 
 
-def _won(ranked: Sequence[Observation], tied: Collection[str], objective: Objective) -> str:
+def _won(
+    ranked: Sequence[Observation], tied: Collection[str], objective: Objective, workload: Workload
+) -> str:
     if len(ranked) == 1:
         return "the only one that meets all"
     if not tied:
         return f"{MOST[objective]} of {len(ranked)} that meet all"
-    others = counted(len(tied), "other")
-    return f"{MOST[objective]} of {len(ranked)} that meet all, in a tie with {others}: {_RULE[objective]}"
+    others = [each for each in ranked if each.variant.name in tied]
+    criteria = [_decided_by(each, ranked[0], objective, workload) for each in others]
+    taken = " or ".join(dict.fromkeys(_TAKEN[criterion] for criterion in criteria))
+    of = f"{MOST[objective]} of {len(ranked)} that meet all"
+    return f"{of}, in a tie with {counted(len(others), 'other')}: {taken} was taken"
 
 
-_RULE: dict[Objective, str] = {
-    "accuracy": "the higher figure was taken",
-    "latency": "the more accurate was taken",
-    "throughput": "the more accurate was taken",
-    "memory": "the more accurate was taken",
+_TAKEN = {
+    "accuracy": "the more accurate",
+    "latency": "the faster",
+    "throughput": "the one with more images/s",
+    "memory": "the one with less memory",
+    "name": "the first by name",
 }
+
+
+def _decided_by(
+    observation: Observation, winner: Observation, objective: Objective, workload: Workload
+) -> str:
+    """In which criterion the winner is ahead of one that ties with it; `name` where in none.
+
+    The objective cannot part them, unless it is accuracy: then figures differ, which may be chance. Where
+    they are equal, latency could not part them either.
+    """
+    for criterion in CRITERIA[objective]:
+        apart = criterion != "latency" if objective == "accuracy" else criterion != objective
+        if apart and _difference(observation, winner, criterion, workload) > 0:
+            return criterion
+    return "name"
 
 
 def _tie(
@@ -91,12 +115,10 @@ def _tie(
 ) -> str:
     objective = requirements.objective
     text = f"meets all, a tie with the winner in {objective}"
-    for criterion in CRITERIA[objective]:
-        if criterion == objective and objective != "accuracy":
-            continue
-        if (behind := _difference(observation, winner, criterion, workload)) > 0:
-            return f"{text}: {_amount(behind, criterion)}"
-    return f"{text}: equal in all, the name decides"
+    criterion = _decided_by(observation, winner, objective, workload)
+    if criterion == "name":
+        return f"{text}: equal in all, the name decides"
+    return f"{text}: {_amount(_difference(observation, winner, criterion, workload), criterion)}"
 
 
 def _behind(

@@ -245,7 +245,7 @@ def _record(folder: Path) -> trained.Trained | None:
 def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
     counts = ", ".join(f"{len(dataset.of(split))} {split}" for split in data.SPLITS)
     classes = counted(len(dataset.classes), "class", "classes")
-    found = f" · folders are {dataset.found}" if dataset.found else ""
+    found = f" · {dataset.laid_out}" if dataset.found else ""
     size = start.preprocess.image_size
     return (
         f"{dataset.name}: {classes}, {counts}{found} · {start.architecture} at {size} px, "

@@ -110,6 +110,9 @@ def _nothing(selection: Selection) -> list[Markup]:
         figures, lacks = evidence_in_short(leader, selection.workload), phrases.reasons(leader)
         return [first, text.format(spelled(leader.variant.name), figures, options_as_code(lacks.rstrip(".")))]
     nearest = _nearest(selection)[:1]
+    if missing := phrases.without_weights(selection):
+        text = Markup("Of no model the weights are at hand: {}.")
+        return [first, text.format(options_as_code("; ".join(missing).rstrip(".")))]
     if not nearest:
         return [first, Markup("None has all the evidence that a winner needs.")]
     entry = nearest[0]

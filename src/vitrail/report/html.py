@@ -57,7 +57,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
     )
     environment.globals.update(number=phrases.number, look=look, spelled=spelled, coded=options_as_code)
     template = environment.get_template("page.html.j2")
-    order = {status: i for i, status in enumerate(phrases.STATUSES)}
+    order = {status: i for i, status in enumerate(phrases.PLACES)}
     rows = sorted((_row(entry, selection) for entry in selection.ledger), key=lambda row: _order(row, order))
     return template.render(
         selection=selection,
@@ -73,7 +73,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         rows=rows,
         task=chosen.task(selection),
         trainings=curves.shown(selection),
-        statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.STATUSES],
+        statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.PLACES],
         setting=setting(selection),
         toml=again.requirements_toml(selection.requirements, selection.workload, selection.settings),
         command=again.command(selection.arguments),
@@ -91,7 +91,8 @@ def _order(row: Row, order: dict[str, int]) -> tuple[float, ...]:
 def _row(entry: LedgerEntry, selection: Selection) -> Row:
     seen, variant = entry.observation, entry.variant
     latency = phrases.judged_figures(entry, selection.workload)
-    rank = phrases.STATUSES.index(entry.status)
+    status = phrases.place(entry)
+    rank = phrases.PLACES.index(status)
     passed = sum(verdict.answer == "pass" for verdict in entry.verdicts)
     sort: dict[str, Any] = {
         "status": rank,
@@ -110,7 +111,7 @@ def _row(entry: LedgerEntry, selection: Selection) -> Row:
     return Row(
         entry=entry,
         details=tuple(part for part in (tag, size, implementation) if part),
-        status=entry.status,
+        status=status,
         sort={key: str(value) for key, value in sort.items()},
         accuracy=seen.accuracy,
         latency=latency,

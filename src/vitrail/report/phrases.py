@@ -15,9 +15,12 @@ from vitrail.vocabulary import (
     Verdict,
     Workload,
 )
-from vitrail.words import counted
+from vitrail.words import NOT_AT_HAND, counted
 
 STATUSES = ("selected", "meets", "undecided", "not measured", "rejected", "reference")
+NO_WEIGHTS = "no weights at hand"
+PLACES = ("selected", "meets", "undecided", NO_WEIGHTS, "not measured", "rejected", "reference")
+"""The statuses as a ledger shows them: what no evidence helps, only weights, stands apart."""
 LABELS = {
     "max_latency": "latency",
     "min_accuracy": "accuracy",
@@ -249,8 +252,37 @@ def few(selection: Selection, count: int = 6) -> list[LedgerEntry]:
 
 
 def word(entry: LedgerEntry) -> str:
-    """One word for the variant's place: its status, unless it ties or would win."""
-    return "tie" if entry.tie else "would win" if entry.would_win else entry.status
+    """One word for the variant's place: its status, unless it ties, would win, or only lacks its weights."""
+    return "tie" if entry.tie else "would win" if entry.would_win else place(entry)
+
+
+def place(entry: LedgerEntry) -> str:
+    """The entry's status, in which those that no evidence helps, only weights, stand apart."""
+    open_ = entry.status in ("undecided", "not measured")
+    return NO_WEIGHTS if open_ and lacks_weights(entry) else entry.status
+
+
+def lacks_weights(entry: LedgerEntry) -> bool:
+    """Whether its weights were looked for and are not at hand, and no other fact had ruled it out."""
+    seen = entry.observation
+    if entry.status == "not measured":
+        return not seen.weights_at_hand and (seen.pruned or "").startswith("its weights")
+    return not seen.weights_at_hand or is_random(entry)
+
+
+def without_weights(selection: Selection) -> list[str]:
+    """Where weights are all that is missing: what to do for them, from the notes. Else nothing."""
+    considered = [entry for entry in selection.ledger if entry.status != "reference"]
+    seen = [entry for entry in considered if entry.observation.weights_at_hand and measured_or_failed(entry)]
+    if selection.winner or selection.leader or seen or not any(map(lacks_weights, considered)):
+        return []
+    return [note.removeprefix(f"{NOT_AT_HAND}: ") for note in selection.notes if note.startswith(NOT_AT_HAND)]
+
+
+def measured_or_failed(entry: LedgerEntry) -> bool:
+    """Whether anything was tried with the variant."""
+    seen = entry.observation
+    return bool(seen.request or seen.model or seen.failure)
 
 
 def _fails(entry: LedgerEntry) -> bool:
@@ -271,12 +303,12 @@ def _group(entry: LedgerEntry) -> str:
     if seen.failure is not None:
         return "could not be exported or run"
     if entry.status == "not measured":
-        return _why_not_measured(seen.pruned)
+        return NO_WEIGHTS if lacks_weights(entry) else _why_not_measured(seen.pruned)
     for verdict in entry.verdicts:
         if verdict.answer == "fail":
             return _FAILED.get(verdict.requirement, f"{verdict.requirement} not met")
-    if not seen.weights_at_hand or is_random(entry):
-        return "weights not at hand"
+    if lacks_weights(entry):
+        return NO_WEIGHTS
     return {"meets": "meeting all, but not the best"}.get(entry.status, entry.status)
 
 

@@ -8,6 +8,7 @@ from typing import TextIO
 from vitrail import words
 from vitrail.report import phrases
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
+from vitrail.words import NOT_AT_HAND
 
 _STYLES = {
     "SELECTED": "bold green",
@@ -21,12 +22,13 @@ _STYLES = {
     "would win": "cyan",
     "undecided": "yellow",
     "unmeasured": "dim",
+    "no weights": "dim",
     "rejected": "dim",
     "rest": "dim",
     "NOTE": "dim",
 }
 _INDENT = 11
-_WORDS = {"selected": "winner", "not measured": "unmeasured"}
+_WORDS = {"selected": "winner", "not measured": "unmeasured", phrases.NO_WEIGHTS: "no weights"}
 """What stands before a row of the table, where the status itself is not the word."""
 
 
@@ -50,7 +52,10 @@ def summary(
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
     lines += [_line("rest", " · ".join(groups))] if groups else []
     lines += [_line("FAILED", failure) for failure in _failures(selection, shown)]
-    lines += [_line("NOTE", note) for note in selection.notes]
+    notes = selection.notes
+    if phrases.without_weights(selection):  # then they stand above
+        notes = tuple(note for note in notes if not note.startswith(NOT_AT_HAND))
+    lines += [_line("NOTE", note) for note in notes]
     if last := written(artifact, report):
         lines.append(last)
     return "\n".join(map(words.shown, lines)) + "\n"
@@ -190,6 +195,9 @@ def _facts(entry: LedgerEntry, workload: Workload) -> str:
 def _nothing_meets_all(selection: Selection) -> list[str]:
     asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
     why = f"no variant was shown to meet {asked or 'what was asked'}"
+    if missing := phrases.without_weights(selection):
+        why = "of no model the weights are at hand"
+        return [_line("NOTHING", f"is selected: {why}"), *(_line("", each) for each in missing)]
     if not selection.nearest:  # nothing came near a limit or failed one: what is missing is evidence
         why = "no variant has all the evidence that a winner needs"
     lines = [_line("NOTHING", f"is selected: {why}")]
@@ -210,10 +218,16 @@ def _failures(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     return [f"{name}   {reason}" for reason, name in first.items()]
 
 
-def written(artifact: str | None, report: str | None, task: str = "classify") -> str:
-    """The last line: what was written where, and what to do next; empty if nothing was."""
+def written(
+    artifact: str | None, report: str | None, task: str = "classify", *, out: str | None = None
+) -> str:
+    """The last line: what was written where, and what to do next; empty if nothing was.
+
+    `out`: where an artifact was asked for, which says that there is none.
+    """
     said = [f"{artifact.rstrip('/')}/ written, verified"] if artifact else []
-    said += [report] if report else []
+    said += [report if artifact else f"report: {report}"] if report else []
+    said += [f"nothing was written to {out.rstrip('/')}/"] if out and not artifact else []
     if artifact:
         folder = artifact.rstrip("/")
         embed = f"vitrail embed PHOTOS --artifact {folder} --out FILE.parquet"

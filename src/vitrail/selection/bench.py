@@ -119,9 +119,11 @@ class Bench:
         found = self._located[candidate.name]
         return found if isinstance(found, Located) else None
 
-    def unavailable(self, candidate: Candidate) -> str:
-        """Why `weights` gave None, as one sentence."""
-        return str(self._located[candidate.name])
+    def unavailable(self, candidate: Candidate) -> WeightsUnavailable:
+        """Why `weights` gave None."""
+        found = self._located[candidate.name]
+        assert isinstance(found, WeightsUnavailable)
+        return found
 
     def exported(self, variant: Variant) -> bool:
         """Whether the variant's export is kept already."""

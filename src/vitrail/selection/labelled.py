@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from vitrail import data
@@ -12,7 +13,9 @@ from vitrail.tasks import accuracy
 from vitrail.vocabulary import Requirements, Selection, Workload
 from vitrail.words import counted
 
-__all__ = ["check_classes", "described", "doubts", "photos_of", "tested"]
+CALIBRATION_BINS, FAR_POINTS = 15, 10.0
+
+__all__ = ["calibrated", "check_classes", "described", "doubts", "photos_of", "tested"]
 
 
 def tested(selection: Selection, search: Search, requirements: Requirements) -> Selection:
@@ -35,7 +38,8 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
     missed = []
     if requirements.min_accuracy is not None and found.interval[0] < requirements.min_accuracy:
         missed.append(
-            f"{found.images} test images do not show at 95 % that the accuracy reaches "
+            f"{counted(found.images, 'test image is', 'test images are')} too few to show at 95 % that the "
+            f"accuracy reaches "
             f"{requirements.min_accuracy:g} %: {found.accuracy:.1f} % "
             f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
         )
@@ -45,7 +49,8 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
         lower, upper = accuracy.share_interval(round(recall.value * recall.images / 100), recall.images)
         if 100 * lower < least:
             missed.append(
-                f"{recall.images} test images do not show at 95 % that the recall of {label} reaches "
+                f"{counted(recall.images, 'test image is', 'test images are')} too few to show at 95 % that "
+                f"the recall of {label} reaches "
                 f"{least:g} %: {recall.value:.1f} % [{100 * lower:.1f}, {100 * upper:.1f}]"
             )
     if not low <= found.accuracy / 100 <= high:
@@ -61,10 +66,31 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
     )
 
 
+def calibrated(selection: Selection) -> Selection:
+    """The selection with a note where the winner's probabilities are far from what they say.
+
+    Far is twice what chance alone would show on so few images, and 10 points at least.
+    """
+    winner = selection.winner or selection.leader
+    seen = winner.observation.classification if winner is not None else None
+    if seen is None:
+        return selection
+    right = seen.accuracy / 100
+    # Mean absolute error of the bins' shares where each image is right by its true chance, at most.
+    chance = 100 * math.sqrt(2 / math.pi * right * (1 - right) * CALIBRATION_BINS / seen.images)
+    if seen.calibration_error <= max(FAR_POINTS, 2 * chance):
+        return selection
+    note = (
+        f"its probabilities are {seen.calibration_error:.1f} points off on {seen.split} images (calibration "
+        "error): they rank answers, and are no chances of being right"
+    )
+    return replace(selection, notes=(note, *selection.notes))
+
+
 def described(dataset: data.Dataset) -> str:
     """One line on the labelled images."""
     counts = ", ".join(f"{len(dataset.of(split))} {split}" for split in data.SPLITS)
-    found = f" · folders are {dataset.found}" if dataset.found else ""
+    found = f" · {dataset.laid_out}" if dataset.found else ""
     return f"{dataset.name}: {counted(len(dataset.classes), 'class', 'classes')}, {counts}{found}"
 
 
@@ -89,10 +115,12 @@ def photos_of(workload: Workload, dataset: data.Dataset | None) -> PhotoSet:
         return photo_folder(workload.images)
     if dataset is None:
         return sample_photos()
-    paths = evenly_spaced([example.path for example in dataset.of("validation")], MAX_PHOTOS)
+    everything = [example.path for example in dataset.of("validation")]
+    paths = evenly_spaced(everything, MAX_PHOTOS)
+    some = f"{len(paths)} of its {len(everything)}" if len(paths) < len(everything) else f"its {len(paths)}"
     return PhotoSet(
         name=dataset.name,
         paths=tuple(paths),
         digest=digest_of(paths),
-        evidence=f"timing and parity on {len(paths)} of its validation images",
+        evidence=f"timing and parity on {some} validation images",
     )

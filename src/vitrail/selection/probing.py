@@ -80,11 +80,12 @@ def probe(
     settings: SearchSettings,
     note: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    doing: Callable[[str], None] = lambda _: None,
 ) -> Probed:
     """Fit a head for every candidate whose weights are at hand, and drop those that others leave behind."""
-    race = _Race(
-        dataset, bench, requirements, workload, settings, note, clock() + SHARE * settings.budget_s, clock
-    )
+    deadline = clock() + SHARE * settings.budget_s
+    race = _Race(dataset, bench, requirements, workload, settings, note, doing, deadline, clock)
     return race.run(candidates)
 
 
@@ -97,12 +98,13 @@ class _Race:
         workload: Workload,
         settings: SearchSettings,
         note: Callable[[str], None],
+        doing: Callable[[str], None],
         deadline: float,
         clock: Callable[[], float],
     ) -> None:
         self._dataset, self._bench = dataset, bench
         self._requirements, self._workload, self._settings = requirements, workload, settings
-        self._note, self._deadline, self._clock = note, deadline, clock
+        self._note, self._doing, self._deadline, self._clock = note, doing, deadline, clock
         self._train = mixed(dataset.of("train"))
         self._validation = mixed(dataset.of("validation"))
         self._heads = store.RecordStore(store.cache_dir() / "probes")
@@ -112,7 +114,10 @@ class _Race:
     def run(self, candidates: Sequence[Candidate]) -> Probed:
         runners = self._starters(candidates)
         for images in rounds(len(self._train), len(self._dataset.classes)):
-            for runner in list(runners):
+            for number, runner in enumerate(racing := list(runners), 1):
+                self._doing(
+                    f"probing {number} of {counted(len(racing), 'model')} on {counted(images, 'image')}"
+                )
                 if not self._advance(runner, images):
                     runners.remove(runner)
             self._drop(runners, images)
@@ -122,7 +127,8 @@ class _Race:
         missing = sum(reason.startswith("its weights") for reason in self.excluded.values())
         notes = [f"{probed} of {len(candidates)} models were probed on {self._dataset.name}"]
         if missing:
-            notes[0] += f"; {missing} have no weights at hand (see the ledger)"
+            have = counted(missing, "model has", "models have")
+            notes[0] += f"; {have} no weights at hand (see the ledger)"
         return Probed(kept, self.excluded, tuple(notes))
 
     # --- the race ---------------------------------------------------------------------------------
@@ -130,7 +136,8 @@ class _Race:
     def _starters(self, candidates: Sequence[Candidate]) -> list[Runner]:
         """Candidates that can take part, those with the least arithmetic first."""
         runners: list[Runner] = []
-        for candidate in sorted(candidates, key=lambda each: each.macs):
+        for number, candidate in enumerate(sorted(candidates, key=lambda each: each.macs), 1):
+            self._doing(f"probing: preparing {number} of {counted(len(candidates), 'model')}")
             begin = self._clock()
             located = self._bench.weights(candidate)
             self._deadline += self._clock() - begin  # downloads are not charged

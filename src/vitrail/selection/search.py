@@ -38,11 +38,15 @@ from vitrail.vocabulary import (
     SearchSettings,
     Variant,
 )
-from vitrail.words import counted
+from vitrail.weights.find import missing
+from vitrail.words import NOT_AT_HAND, counted
 
 EXPORT_TIMEOUT_S = 180.0
 EXPORT_LEAST_S = 8.0
 """What an export is expected to take before one was made."""
+EXPORT_GRACE_S = 5.0
+"""What an export may take however little of the budget is left."""
+LACKS_WEIGHTS = "its weights are not at hand"
 EARLY_SHARE, EARLY_S = 1 / 3, 30.0
 """By when, as a part of the budget and in seconds, exploring gives way to the finals of a first winner."""
 LAUNCH_LEAST_S, REFERENCE_LEAST_S = 1.0, 2.0
@@ -149,7 +153,8 @@ class Search:
         )
         self._done = 0
         self._decided = False
-        self._export_s: list[float] = []
+        self._export_s: list[tuple[int, float]] = []
+        """Of each export made so far, the model's parameters and the seconds it took."""
         self._begin = 0.0
         self._late: list[str] = []
         self._patience_s = min(WAIT_SHARE * self.settings.budget_s, WAIT_MOST_S)
@@ -175,7 +180,7 @@ class Search:
         try:
             self._improve()
             self._measure_references()
-            self._explore(at_hand=False)
+            self._wish()
         except KeyboardInterrupt:
             self.interrupted = True
         best = self._best(at_hand=True)
@@ -184,6 +189,15 @@ class Search:
         if self.prove_provisional and not self.interrupted:
             self._prove_provisional()
         return self.observations()
+
+    def _wish(self) -> None:
+        """Time what would win if its weights were at hand, once nothing that can win is left to measure.
+
+        A wish never wins, so it is not worth a second that a variant at hand could have used, and what it
+        would take beyond the budget is worth nothing.
+        """
+        if self._next(self._best(at_hand=True), at_hand=True) is None:
+            self._explore(at_hand=False)
 
     def _prove_provisional(self) -> None:
         """Parity for the provisional best: nothing ships without it. One that fails leaves its place."""
@@ -236,12 +250,9 @@ class Search:
         if doubtful:
             failed = counted(doubtful, "variant missed its limits", "variants missed their limits")
             lines.append(f"{failed} while other processes took the machine: ask again when it is quiet")
-        candidates = [trial.variant.candidate for trial in self.trials.values() if not trial.at_hand]
-        missing = {candidate.name: candidate for candidate in candidates}
-        if missing:
-            first = self.bench.unavailable(candidates[0])
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            lines.append(f"weights not at hand{more}: {first}")
+        lost = {t.variant.candidate.name: t.variant.candidate for t in self.trials.values() if not t.at_hand}
+        reasons = missing(self.bench.unavailable(candidate) for candidate in lost.values())
+        lines += [f"{NOT_AT_HAND}: {reason}" for reason in reasons]
         best = self._best(at_hand=True)
         if best is not None and not best.confirmed:
             # What leads by the evidence is `provisional`; this one had the best hopes.
@@ -268,7 +279,10 @@ class Search:
             # With nothing in hand a try that may come too late loses nothing.
             latest = self.deadline if best is None else until
             if self.clock() + self._needed_s(trial) >= latest:
-                return best
+                if at_hand:
+                    return best
+                trial.pruned = LACKS_WEIGHTS  # a smaller one may still come in time
+                continue
             self._measure(trial, until)
             self._tell(trial)
 
@@ -298,8 +312,14 @@ class Search:
 
     def _needed_s(self, trial: Trial) -> float:
         """Least time that measuring the trial takes: its export, going by the ones made so far."""
-        kept = self.bench.exported(trial.variant) or self.bench.recorded(trial.variant) is not None
-        return 1.0 if kept else max(self._export_s, default=EXPORT_LEAST_S)
+        if self.bench.exported(trial.variant) or self.bench.recorded(trial.variant) is not None:
+            return 1.0
+        if trial.at_hand:
+            return max((seconds for _, seconds in self._export_s), default=EXPORT_LEAST_S)
+        # A wish may be of any size: exporting, timing and memory grow with its parameters.
+        size = trial.variant.candidate.parameters
+        grown = [seconds * max(1.0, size / other) for other, seconds in self._export_s]
+        return max(grown, default=EXPORT_LEAST_S)
 
     def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
         """The most promising open trial that could still beat the best one."""
@@ -422,16 +442,15 @@ class Search:
 
     def _close(self) -> None:
         """Say of every trial that is still open why it was not measured."""
-        best, wish = self._best(at_hand=True), self._best(at_hand=False)
+        best = self._best(at_hand=True)
         floor = self._memory_baseline()
         for trial in self.trials.values():
             if not trial.open:
                 continue
-            # Only what also lacks its weights is compared with a wish: that one cannot win itself.
-            ahead = (best,) if trial.at_hand else (best, wish)
-            rivals = [None if each is None else self._observe(each, hopeful=True) for each in ahead]
-            reasons = (self._excluded(trial, rival, floor) for rival in rivals)
-            trial.pruned = next((reason for reason in reasons if reason), None)
+            rival = None if best is None else self._observe(best, hopeful=True)
+            trial.pruned = self._excluded(trial, rival, floor)
+            if trial.pruned is None and not trial.at_hand:
+                trial.pruned = LACKS_WEIGHTS
 
     # --- one trial --------------------------------------------------------------------------------
 
@@ -486,11 +505,12 @@ class Search:
         begin, kept = self.clock(), self.bench.exported(trial.variant)
         if not kept:
             self._say(f"exporting {trial.variant.candidate.name}")
-        # A hang is cut by the time of its own; the budget alone never turns an export into a failure.
-        export = self.bench.export(trial.variant, EXPORT_TIMEOUT_S)
+        # What the budget cuts is no failure (see `_failed`); a hang is cut by a time of its own.
+        left_s = max(self.deadline - begin, EXPORT_GRACE_S)
+        export = self.bench.export(trial.variant, min(EXPORT_TIMEOUT_S, left_s))
         trial.subject = self.bench.subject(trial.variant, export)
         if not kept:
-            self._export_s.append(self.clock() - begin)
+            self._export_s.append((max(trial.variant.candidate.parameters, 1), self.clock() - begin))
 
     def _ready(self, trial: Trial) -> bool:
         """Have the trial's export at hand, also when its figures came from an earlier run."""
@@ -526,7 +546,8 @@ class Search:
     def _failed(self, trial: Trial, error: ChildFailure) -> None:
         """A child's end is the trial's failure, unless the budget alone ended it: then nothing is known."""
         if isinstance(error, ChildTimeout) and self.clock() >= self.deadline:
-            self._late.append(f"{trial.variant.name}: {error}, the rest of the budget: raise --budget")
+            if trial.at_hand:
+                self._late.append(f"{trial.variant.name}: {error}, the rest of the budget: raise --budget")
         else:
             trial.failure = str(error)
 

