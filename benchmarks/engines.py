@@ -8,7 +8,7 @@ from torch import nn
 
 from vitrail import runtimes
 from vitrail.export import onnx, work
-from vitrail.vocabulary import Graph, TensorSpec
+from vitrail.vocabulary import Graph, Target, TensorSpec
 
 INPUT, OUTPUT = "images", "scores"
 
@@ -38,8 +38,7 @@ def load(
     return runtimes.load(
         folder / engine if row.builds else folder,
         graph_of(size, classes, row.files[0]),
-        runtime=engine,
-        precision=precision,
+        Target(runtime=engine, precision=precision),
         sizes={"B": batch},
         threads=threads,
     )

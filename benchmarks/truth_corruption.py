@@ -32,7 +32,7 @@ from vitrail.privacy import import_engine
 from vitrail.selection.bench import Bench
 from vitrail.tasks.agreement import BOUNDS
 from vitrail.tasks.classify import IMAGES, SCORES, compare
-from vitrail.vocabulary import Preprocess
+from vitrail.vocabulary import Preprocess, Target
 
 ov = import_engine("openvino")
 Views = np.ndarray
@@ -127,8 +127,7 @@ class Engine:
         return runtimes.load(
             file.parent,
             self._subject.task.graph(file.name),
-            runtime="openvino",
-            precision=precision,
+            Target(runtime="openvino", precision=precision),
             sizes={"B": len(self.reference)},
             threads=self._subject.threads,
         )

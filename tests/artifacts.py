@@ -26,6 +26,7 @@ from vitrail.vocabulary import (
     Preprocess,
     Requirements,
     RunnerFacts,
+    Target,
     Variant,
     Weights,
     Workload,
@@ -114,8 +115,7 @@ def make_bundle(folder: Path, *, batch_size: int = 2) -> Bundle:
     runner = runtimes.load(
         Path(export.folder),
         export.graphs[0],
-        runtime="openvino",
-        precision="fp32",
+        Target(runtime="openvino", precision="fp32"),
         sizes={"B": batch_size},
         threads=1,
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from vitrail import runtimes
 from vitrail.export import onnx, work
-from vitrail.vocabulary import Graph, TensorSpec
+from vitrail.vocabulary import Graph, Target, TensorSpec
 
 
 def graph_of(size: int, classes: int, entry: str = work.ONNX_FILE) -> Graph:
@@ -48,8 +48,7 @@ def load(
     return runtimes.load(
         folder / runtime if engine.builds else folder,
         graph_of(size, classes, engine.files[0]),
-        runtime=runtime,
-        precision=precision,
+        Target(runtime=runtime, precision=precision),
         sizes={"B": batch},
         threads=threads,
     )

@@ -339,20 +339,21 @@ import sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from vitrail import runtimes
-from vitrail.vocabulary import Graph, TensorSpec
+from vitrail.vocabulary import Graph, Target, TensorSpec
 
 def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 before = peak()
-options = dict(runtime="onnxruntime", precision="fp32", sizes={"B": 1}, threads=2)
+options = dict(sizes={"B": 1}, threads=2)
+target = Target(runtime="onnxruntime", precision="fp32")
 graph = Graph(
     entry="model.onnx",
     inputs=(TensorSpec(name="images", shape=("B", 3, 256, 256)),),
     outputs=(TensorSpec(name="scores", shape=("B", 10)),),
 )
-runner = runtimes.load(Path(sys.argv[1]), graph, **options)
+runner = runtimes.load(Path(sys.argv[1]), graph, target, **options)
 runner.run({"images": np.zeros((1, 3, 256, 256), np.float32)})
 print(peak() - before)
 """

@@ -18,7 +18,7 @@ from vitrail.install import here
 from vitrail.runtimes import RUNTIMES, EngineMismatch
 from vitrail.runtimes.openvino import core
 from vitrail.tasks.classify import Classify
-from vitrail.vocabulary import Graph, Preprocess, TensorSpec
+from vitrail.vocabulary import Graph, Preprocess, Target, TensorSpec
 
 SIZE, CLASSES = 64, 10
 PAIRS = [(name, precision) for name, runtime in RUNTIMES.items() for precision in runtime.precisions]
@@ -26,11 +26,14 @@ CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def load(folder: Path, runtime: str, precision: str = "fp32", **changes):
+    device = changes.pop("device", "cpu")
     threads, batch, size = (changes.pop(k, v) for k, v in (("threads", 2), ("batch", 2), ("size", SIZE)))
     folder = folder / runtime if RUNTIMES[runtime].builds else folder
     graph = graph_of(RUNTIMES[runtime].files[0], size)
     arguments = {"sizes": {"B": batch}, "threads": threads, **changes}
-    return runtimes.load(folder, graph, runtime=runtime, precision=precision, **arguments)
+    return runtimes.load(
+        folder, graph, Target(runtime=runtime, precision=precision, device=device), **arguments
+    )
 
 
 def graph_of(entry: str, size: int = SIZE) -> Graph:
@@ -170,11 +173,11 @@ def test_a_model_dropped_in_another_thread_leaves_signals_working(tiny_export):
 import faulthandler, os, signal, threading
 from pathlib import Path
 from vitrail import runtimes
-from vitrail.vocabulary import Graph, TensorSpec
+from vitrail.vocabulary import Graph, Target, TensorSpec
 faulthandler.enable()
 runner = runtimes.load(
-    Path({str(tiny_export / "openvino")!r}), {graph_of("model.xml")!r}, runtime="openvino",
-    precision="fp32", sizes={{"B": 2}}, threads=1,
+    Path({str(tiny_export / "openvino")!r}), {graph_of("model.xml")!r}, Target(runtime="openvino",
+    precision="fp32"), sizes={{"B": 2}}, threads=1,
 )
 heard = []
 signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
@@ -247,11 +250,15 @@ def test_tensors_read_back_otherwise_are_refused(tiny_export, monkeypatch, which
 def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
     asked = {"sizes": {"B": 2}, "threads": 2}
     with pytest.raises(InputError, match=r"'tensorrt'.*openvino, onnxruntime, pytorch"):
-        runtimes.load(tiny_export, graph_of("model.xml"), runtime="tensorrt", precision="fp32", **asked)
+        runtimes.load(
+            tiny_export, graph_of("model.xml"), Target(runtime="tensorrt", precision="fp32"), **asked
+        )
     with pytest.raises(InputError, match="ONNX Runtime has no bf16 here: choose fp32"):
         load(tiny_export, "onnxruntime", "bf16")
     with pytest.raises(InputError, match="OpenVINO has no int8 here: choose fp32 or bf16"):
         load(tiny_export, "openvino", "int8")
+    with pytest.raises(InputError, match="OpenVINO has no cuda here: choose cpu"):
+        load(tiny_export, "openvino", device="cuda")
 
 
 @pytest.mark.parametrize("runtime", list(RUNTIMES))

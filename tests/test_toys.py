@@ -47,8 +47,7 @@ def session_of(artifact) -> Session:
         SessionRequest(
             folder=str(artifact.model_folder),
             graph=artifact.manifest.graphs[0],
-            runtime=variant.runtime,
-            precision=variant.precision,
+            target=variant.on("cpu"),
             batch_size=2,
             threads=1,
             task=tasks.pack(artifact.task),

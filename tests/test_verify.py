@@ -250,9 +250,7 @@ def timed(median_ms, seed=0, *, launch_sigma=0.015, slowness=0.0):
         variant=make_variant().name,
         workload=Workload(batch_size=2, threads=1),
         environment=Environment(hardware="h", engine="openvino", vitrail="1", photos="none"),
-        facts=RunnerFacts(
-            runtime="openvino", version="1", precision="fp32", threads=1, input_shape=(2,), output_shape=(2,)
-        ),
+        facts=RunnerFacts(runtime="openvino", version="1", precision="fp32", threads=1, graphs=()),
         blocks=outcome.blocks,
         memory=Memory(peak=200.0),
         parity=None,

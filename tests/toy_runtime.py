@@ -9,7 +9,7 @@ import numpy as np
 from artifacts import numpy_scores
 
 from vitrail.runtimes import Arrays
-from vitrail.vocabulary import Graph, RunnerFacts
+from vitrail.vocabulary import Graph, RunnerFacts, Target
 
 
 class ToyRunner:
@@ -31,11 +31,11 @@ def build(onnx: Path, folder: Path) -> None:
     (folder / "toy.txt").write_text(onnx.name)
 
 
-def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]) -> ToyRunner:
+def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]) -> ToyRunner:
     """What `build` wrote."""
     assert path.read_text() == "model.onnx"
     facts = RunnerFacts(
-        runtime="toy", version=np.__version__, precision=precision, threads=threads, graphs=(graph,)
+        runtime="toy", version=np.__version__, precision=target.precision, threads=threads, graphs=(graph,)
     )
     return ToyRunner(facts)
 

@@ -234,8 +234,7 @@ def from_artifact(
     runner = runtimes.load(
         artifact.model_folder,
         graph,
-        runtime=manifest.variant.runtime,
-        precision=manifest.variant.precision,
+        manifest.variant.on(workload.device),
         sizes={"B": batch_size},
         threads=threads if threads is not None else usable_cores(),
         settings=dict(manifest.variant.settings),

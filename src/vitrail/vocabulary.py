@@ -174,6 +174,10 @@ class Variant:
     reference: bool = False
     """Measured and shown, never shipped (eager and compiled PyTorch)."""
 
+    def on(self, device: str) -> Target:
+        """What its export is loaded for on a device."""
+        return Target(runtime=self.runtime, precision=self.precision, device=device)
+
     @property
     def name(self) -> str:
         """`architecture.tag@size runtime precision`, unique within one selection.
@@ -185,6 +189,15 @@ class Variant:
         if self.implementation != "timm":
             parts.insert(1, self.implementation)
         return " ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What an export is built and loaded for."""
+
+    runtime: str
+    precision: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +245,7 @@ class RunnerFacts:
     version: str
     precision: str
     threads: int
+    device: str = "cpu"
     graphs: tuple[Graph, ...]
     """What was loaded, with numbers for all sizes."""
     details: tuple[tuple[str, str], ...] = ()

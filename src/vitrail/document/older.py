@@ -11,7 +11,7 @@ def upgraded_facts(facts: JsonObject) -> JsonObject:
     """An engine's facts with the shapes of its one input and output as a graph."""
     if "graphs" in facts:
         return facts
-    new = dict(facts)
+    new = {"device": "cpu", **facts}
     new["graphs"] = [graph_of(new.pop("input_shape", None), new.pop("output_shape", None), "")]
     return new
 

@@ -230,6 +230,7 @@ class EngineDoc(_Doc):
     version: str
     precision: str
     threads: Count
+    device: str
     graphs: tuple[GraphDoc, ...]
     details: dict[str, str]
 

@@ -16,7 +16,7 @@ from torch.export import Dim
 from vitrail import runtimes
 from vitrail.errors import VitrailError
 from vitrail.export import attention
-from vitrail.vocabulary import Graph
+from vitrail.vocabulary import Graph, Target
 from vitrail.weights.finite import check_outputs
 
 TRACED_BATCH = 2
@@ -130,8 +130,7 @@ def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EX
         runner = runtimes.load(
             folder,
             graph,
-            runtime="onnxruntime",
-            precision="fp32",
+            Target(runtime="onnxruntime", precision="fp32"),
             sizes=sizes,
             threads=torch.get_num_threads(),
         )

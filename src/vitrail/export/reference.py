@@ -14,7 +14,7 @@ from vitrail.errors import InputError
 from vitrail.export import source
 from vitrail.export.work import ExportRequest
 from vitrail.runtimes import Arrays, EngineMismatch
-from vitrail.vocabulary import Graph, RunnerFacts
+from vitrail.vocabulary import Graph, RunnerFacts, Target
 
 
 class EagerRunner:
@@ -38,7 +38,7 @@ class EagerRunner:
         del self._model
 
 
-def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]) -> EagerRunner:
+def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]) -> EagerRunner:
     """Build the module that the export's `reference.json` describes; it takes no engine settings.
 
     Raises:
@@ -46,6 +46,7 @@ def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: di
         EngineMismatch: another number of threads or another precision than asked.
     """
     assert not settings, settings
+    precision = target.precision
     try:
         request = msgspec.json.decode(path.read_bytes(), type=ExportRequest)
     except (OSError, msgspec.DecodeError) as error:

@@ -12,22 +12,21 @@ import numpy as np
 from vitrail import runtimes, tasks
 from vitrail.errors import InputError
 from vitrail.predict import Predictor
-from vitrail.vocabulary import Graph
+from vitrail.vocabulary import Graph, Target
 
 
 class FeaturesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which export on which images; `target` is the `.npy` file to write."""
+    """Which export on which images; `out` is the `.npy` file to write."""
 
     folder: str
     graph: Graph
-    runtime: str
-    precision: str
+    target: Target
     batch_size: int
     threads: int
     task: dict[str, Any]
     """As `tasks.pack` gives it; its graph has one output."""
     images: list[str]
-    target: str
+    out: str
 
 
 def extract(payload: dict[str, Any]) -> dict[str, float]:
@@ -42,8 +41,7 @@ def extract(payload: dict[str, Any]) -> dict[str, float]:
         runtimes.load(
             Path(request.folder),
             request.graph,
-            runtime=request.runtime,
-            precision=request.precision,
+            request.target,
             sizes={"B": request.batch_size},
             threads=request.threads,
         )
@@ -59,8 +57,8 @@ def extract(payload: dict[str, Any]) -> dict[str, float]:
             assert outputs is not None
             rows.append(outputs[output.name])
     features = np.concatenate(rows).astype(np.float32)
-    with open(request.target, "wb") as target:
-        np.save(target, features.reshape(len(features), -1), allow_pickle=False)
+    with open(request.out, "wb") as out:
+        np.save(out, features.reshape(len(features), -1), allow_pickle=False)
     # The first call pays for what is set up lazily.
     seconds = runner.seconds[1:] or runner.seconds
     return {"ms": float(np.median(seconds)) / request.batch_size * 1e3}

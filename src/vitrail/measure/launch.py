@@ -73,8 +73,7 @@ class Launch:
         payload = {
             "folder": str(Path(subject.export.folder).absolute()),
             "graph": msgspec.to_builtins(subject.export.graphs[0]),
-            "runtime": subject.variant.runtime,
-            "precision": subject.variant.precision,
+            "target": msgspec.to_builtins(subject.variant.on(subject.workload.device)),
             "batch_size": subject.workload.batch_size,
             "threads": subject.threads,
             "task": pack(subject.task),

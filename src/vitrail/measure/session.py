@@ -22,7 +22,7 @@ from vitrail import runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
 from vitrail.predict import Predictor
-from vitrail.vocabulary import Graph
+from vitrail.vocabulary import Graph, Target
 
 SPEED_REPEATS = 7
 MIB = 1024 * 1024
@@ -38,8 +38,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     folder: str
     graph: Graph
-    runtime: str
-    precision: str
+    target: Target
     batch_size: int
     threads: int
     task: dict[str, Any]
@@ -62,8 +61,7 @@ class Session:
         self._runner = runtimes.load(
             Path(request.folder),
             request.graph,
-            runtime=request.runtime,
-            precision=request.precision,
+            request.target,
             sizes={"B": request.batch_size},
             threads=request.threads,
             settings=request.settings,
@@ -171,7 +169,7 @@ def machine_speed(payload: dict[str, Any]) -> dict[str, float]:
 
 def _warm_libraries(request: SessionRequest, task: tasks.Task) -> None:
     # Importing the engine and decoding one photo belong to the baseline: they are the same for all models.
-    __import__(runtimes.RUNTIMES[request.runtime].module)
+    __import__(runtimes.RUNTIMES[request.target.runtime].module)
     decode(request.photos[0], short_side=resized_short_side(task.preprocess))
 
 

@@ -2,7 +2,7 @@
 
 Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
-    load(path, graph, *, precision, threads, settings) -> Runner
+    load(path, graph, target, *, threads, settings) -> Runner
     build(onnx, folder)               where the engine reads other files than ONNX
     probe(n, precision, threads)      seconds of one n x n matrix product, for the floors of latencies
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
-from vitrail.vocabulary import Graph, Precision, RunnerFacts, TensorSpec
+from vitrail.vocabulary import Graph, Precision, RunnerFacts, Target, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,7 @@ class Runtime:
     module: str
     install: str
     precisions: tuple[Precision, ...]
+    devices: tuple[str, ...] = ("cpu",)
     files: tuple[str, ...]
     """What the engine reads, first the file that it is given; those beside it may be absent."""
     builds: bool = False
@@ -163,9 +164,8 @@ def sized(graph: Graph, sizes: Mapping[str, int]) -> Graph:
 def load(
     folder: Path,
     graph: Graph,
+    target: Target,
     *,
-    runtime: str,
-    precision: str,
     sizes: Mapping[str, int],
     threads: int,
     settings: Mapping[str, str] | None = None,
@@ -175,22 +175,24 @@ def load(
     Args:
         folder: the export's (or artifact's) folder.
         graph: its `entry` is the file inside `folder`.
-        runtime: a name of `RUNTIMES`.
-        precision: one of that runtime's precisions.
+        target: a runtime of `RUNTIMES` with one of its precisions and one of its devices.
         sizes: a number for each letter of the graph's shapes, e.g. `{"B": 8}`; the runner takes just these.
         threads: number of inference threads, >= 1.
         settings: engine options beyond these, as the variant names them.
 
     Raises:
-        InputError: unknown runtime, a precision or setting that it does not have, or a number out of range.
+        InputError: unknown runtime, a precision, device or setting that it does not have, or a number out of
+            range.
         MissingExtraError: the engine is not installed.
-        EngineMismatch: precision, threads, names or shapes read back differ from what was asked.
+        EngineMismatch: device, precision, threads, names or shapes read back differ from what was asked.
     """
+    runtime = target.runtime
     if runtime not in RUNTIMES:
         raise InputError(f"Unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}.")
     engine = RUNTIMES[runtime]
-    if precision not in engine.precisions:
-        raise InputError(f"{engine.label} has no {precision} here: choose {' or '.join(engine.precisions)}.")
+    for asked_for, offered in ((target.precision, engine.precisions), (target.device, engine.devices)):
+        if asked_for not in offered:
+            raise InputError(f"{engine.label} has no {asked_for} here: choose {' or '.join(offered)}.")
     unknown = [name for name in settings or {} if name not in engine.settings]
     if unknown:
         raise InputError(f"{engine.label} takes no setting {unknown[0]} here: check the settings.")
@@ -204,10 +206,14 @@ def load(
     runner: Runner = implementation(runtime).load(
         folder / graph.entry,
         asked,
-        precision=precision,
+        target,
         threads=threads,
         settings=dict(settings or {}),
     )
+    if runner.facts.device != target.device:
+        raise EngineMismatch(
+            f"{engine.label} was asked for {target.device} and runs on {runner.facts.device}."
+        )
     _check_shapes(runner.facts, asked)
     return runner
 

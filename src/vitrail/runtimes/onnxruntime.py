@@ -12,7 +12,7 @@ from vitrail.privacy import import_engine
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.runtimes.matmul import MATMUL, fastest, square
 from vitrail.runtimes.names import matched
-from vitrail.vocabulary import Graph, RunnerFacts, TensorSpec
+from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -45,7 +45,7 @@ class ONNXRunner:
         del self._session
 
 
-def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]) -> ONNXRunner:
+def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]) -> ONNXRunner:
     """Open a session with the sizes fixed before the graph is optimised."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -64,7 +64,7 @@ def load(path: Path, graph: Graph, *, precision: str, threads: int, settings: di
         matched(graph.inputs, [found.name for found in session.get_inputs()]),
         matched(graph.outputs, [found.name for found in session.get_outputs()]),
     )
-    return ONNXRunner(session, names, _facts(session, names, graph, precision, threads))
+    return ONNXRunner(session, names, _facts(session, names, graph, target.precision, threads))
 
 
 def probe(n: int, precision: str, threads: int) -> float:

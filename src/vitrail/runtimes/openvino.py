@@ -19,7 +19,7 @@ from vitrail.privacy import import_engine
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.runtimes.matmul import fastest, square
 from vitrail.runtimes.names import matched
-from vitrail.vocabulary import Graph, RunnerFacts, TensorSpec
+from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -80,7 +80,7 @@ def build(onnx: Path, folder: Path) -> None:
 
 
 def load(
-    path: Path, graph: Graph, *, precision: str, threads: int, settings: dict[str, str]
+    path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]
 ) -> OpenVINORunner:
     """Read, reshape to the static sizes (9 % faster than dynamic in fp32) and compile."""
     try:
@@ -97,7 +97,7 @@ def load(
         asked = ", ".join(str(tuple(shape)) for shape in shapes.values())
         raise EngineMismatch(f"OpenVINO cannot give {path.name} an input of {asked}.") from None
     config = {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_PRECISION_HINT": HINTS[target.precision],
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": "1",
         "PERFORMANCE_HINT": "LATENCY",
@@ -110,7 +110,7 @@ def load(
             f"OpenVINO cannot compile {path.name} ({_last_line(error)}): "
             "check the settings, or export it again."
         ) from None
-    return OpenVINORunner(compiled, graph, _facts(compiled, graph, precision, threads))
+    return OpenVINORunner(compiled, graph, _facts(compiled, graph, target.precision, threads))
 
 
 def probe(n: int, precision: str, threads: int) -> float:

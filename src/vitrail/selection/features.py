@@ -118,13 +118,12 @@ class Features:
             request = features.FeaturesRequest(
                 folder=str(Path(export.folder).absolute()),
                 graph=export.graphs[0],
-                runtime=variant.runtime,
-                precision=variant.precision,
+                target=variant.on(self._bench.workload.device),
                 batch_size=BATCH,
                 threads=self._bench.threads,
                 task=tasks.pack(self._bench.task(variant, features=True)),
                 images=[example.path for example in examples],
-                target=str(target),
+                out=str(target),
             )
             answer = sandbox.call(
                 "vitrail.measure.features:extract",
