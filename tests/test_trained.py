@@ -337,7 +337,7 @@ def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, da
     assert recorded.selection.winner.variant.candidate.trained_with == "timm"
     written = artifact.open_artifact(tmp_path / "winner")
     assert written.manifest.evidence.training == found.trainings[0]
-    assert written.labels() == tuple(classes)
+    assert written.task.labels == tuple(classes)
     predictor = predict.load(tmp_path / "winner")
     preprocess = v.Preprocess(image_size=SIZE)
     for example in dataset.of("test"):
