@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from architecture_peers import CASES, build
 
-from vitrail import hardware
+from vitrail import footprint, hardware
 from vitrail.export import work
 from vitrail.measure import sandbox
-from vitrail.profiling import process
+from vitrail.profiling import malloc
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("vitrail", "timm", "torchvision", "transformers")
@@ -114,11 +114,11 @@ def peak(payload: dict[str, object]) -> dict[str, float]:
         _warm_up(dtype)
         gc.collect()
         # Building ours frees a copy of timm's: what malloc kept of it must not serve the call for nothing.
-        process.give_back()
-        process.restart_peak()
-        before = process.peak_mib()
+        malloc.give_back()
+        footprint.restart_peak()
+        before = footprint.peak_mib()
         model(images)
-    return {"mib": process.peak_mib() - before}
+    return {"mib": footprint.peak_mib() - before}
 
 
 def _warm_up(dtype: torch.dtype) -> None:

@@ -95,8 +95,9 @@ def measure_here(payload: dict[str, Any]) -> dict[str, Any]:
         return {"ms": _openvino_times(point, Path(payload["exports"]), payload["threads"])}
     import torch
 
+    from vitrail import footprint
     from vitrail.models import build
-    from vitrail.profiling import process
+    from vitrail.profiling import malloc
 
     torch.set_num_threads(payload["threads"])
     torch.manual_seed(0)
@@ -104,14 +105,14 @@ def measure_here(payload: dict[str, Any]) -> dict[str, Any]:
     model = build(point.model, image_size=point.size, attention=point.attention).to(dtype)
     images = torch.rand(point.batch, 3, point.size, point.size).to(dtype)
     gc.collect()
-    process.give_back()
-    loaded = process.resident_mib()
-    process.restart_peak()
+    malloc.give_back()
+    loaded = footprint.resident_mib()
+    footprint.restart_peak()
     with torch.inference_mode():
         begin = time.perf_counter()
         model(images)
         first = time.perf_counter() - begin
-        peak = process.peak_mib()
+        peak = footprint.peak_mib()
         times = _times(lambda: model(images), point.seconds)
     return {
         "ms": times,

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail import catalog, cli
+from vitrail import catalog, cli, footprint
 from vitrail.errors import InputError
 from vitrail.models.linear import Linear
-from vitrail.profiling import heap, lifetimes, memory, memory_session, process
+from vitrail.profiling import heap, lifetimes, malloc, memory, memory_session
 from vitrail.profiling.heap import Heap
 from vitrail.profiling.memory import Setup
 from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out, variants
@@ -99,21 +99,21 @@ def test_freed_memory_is_kept_within_its_block_and_given_back_afterwards():
 
     def left_and_faults():
         """MiB that stay after 256 of them were written to and freed, and the page faults of doing so."""
-        begin, before = process.resident_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        begin, before = footprint.resident_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(64 * MIB)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        return process.resident_mib() - begin, faults
+        return footprint.resident_mib() - begin, faults
 
     assert left_and_faults()[0] < 50
-    before = process.resident_mib()
-    with contextlib.suppress(KeyError), process.freed_memory_kept():
+    before = footprint.resident_mib()
+    with contextlib.suppress(KeyError), malloc.freed_memory_kept():
         assert left_and_faults()[0] > 200
         # What alignment leaves beside a block is kept aside at first, and without it the block is too short.
         for _ in range(heap.KEPT_ASIDE + 2):
             left_and_faults()
         assert max(left_and_faults()[1] for _ in range(3)) < 0.1 * pages
         raise KeyError
-    assert process.resident_mib() < before + 50
+    assert footprint.resident_mib() < before + 50
     # Mapped and unmapped again; untouched, for a hole that 256 MiB left may be filled and stay.
     address_space = psutil.Process().memory_info().vms
     torch.empty(8192 * MIB, dtype=torch.uint8)

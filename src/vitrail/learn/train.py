@@ -41,7 +41,7 @@ from vitrail.learn.order import Steps, seed_of
 from vitrail.learn.progress import Progress
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
-from vitrail.profiling.process import freed_memory_kept
+from vitrail.profiling.malloc import freed_memory_kept
 
 __all__ = ["Task", "train"]
 

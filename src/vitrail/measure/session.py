@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import runtimes, tasks
+from vitrail import footprint, runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
 from vitrail.predict import Predictor
 from vitrail.vocabulary import Graph, Target
 
 SPEED_REPEATS = 7
-MIB = 1024 * 1024
 
 
 def start(payload: dict[str, Any]) -> Session:
@@ -56,7 +54,7 @@ class Session:
         self._speed = _SpeedReference()
         task = tasks.unpack(request.task)
         _warm_libraries(request, task)
-        self._baseline = _resident_mib()
+        self._baseline = footprint.resident_mib()
         begin = time.perf_counter()
         self._runner = runtimes.load(
             Path(request.folder),
@@ -122,8 +120,12 @@ class Session:
 
     def memory(self) -> dict[str, float]:
         """Peak, steady and above-baseline memory of this process in MiB."""
-        peak = _peak_mib()
-        return {"peak": peak, "steady": _resident_mib(), "above_baseline": max(peak - self._baseline, 0.0)}
+        peak = footprint.peak_mib()
+        return {
+            "peak": peak,
+            "steady": footprint.resident_mib(),
+            "above_baseline": max(peak - self._baseline, 0.0),
+        }
 
     def outputs(self, photos: list[str], crops_per_photo: int, target: str) -> dict[str, Any]:
         """Outputs of the photos' crops, saved to `target` (`.npz`) as named arrays (photos, crops, ...)."""
@@ -184,32 +186,3 @@ def _steal_s() -> float:
 
 def _involuntary_switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-def _status_mib(key: str) -> float | None:
-    try:
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith(key):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return None
-
-
-def _resident_mib() -> float:
-    resident = _status_mib("VmRSS:")
-    if resident is not None:
-        return resident
-    import psutil
-
-    return float(psutil.Process().memory_info().rss) / MIB
-
-
-def _peak_mib() -> float:
-    # ru_maxrss is inherited through exec on Linux, VmHWM is not; macOS has only ru_maxrss, in bytes.
-    peak = _status_mib("VmHWM:")
-    if peak is not None:
-        return peak
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MIB

@@ -5,17 +5,16 @@ Shapes: B batch, H heads, N tokens (queries and keys), d head width; R some of t
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from vitrail.errors import VitrailError
+from vitrail.footprint import peak_mib, resident_mib, restart_peak
 from vitrail.models.attention import attend
 
 __all__ = ["PRECISIONS", "PROBE_TOKENS", "Case", "Session", "inputs", "start"]
@@ -132,19 +131,11 @@ def _start_of_peak(device: str) -> float:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device)) / MIB
-    # Where Linux does not let us (or there is no Linux), the peak is that of the whole process: too high.
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")
-    return float(psutil.Process().memory_info().rss) / MIB
+    restart_peak()
+    return resident_mib()
 
 
 def _peak_mib(device: str) -> float:
     if device != "cpu":
         return float(torch.cuda.max_memory_allocated(device)) / MIB
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib()

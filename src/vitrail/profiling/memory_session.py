@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
+from vitrail.footprint import peak_mib, resident_mib, restart_peak
 from vitrail.models.table import MODELS
+from vitrail.profiling.malloc import give_back, malloc_state
 from vitrail.profiling.memory import MIB, ROLES, Setup
-from vitrail.profiling.process import give_back, malloc_state, peak_mib, resident_mib, restart_peak
 
 if TYPE_CHECKING:
     import torch

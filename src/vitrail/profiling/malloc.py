@@ -1,4 +1,4 @@
-"""Memory of this process as the system and malloc see it."""
+"""What malloc keeps of this process's memory, and how to have it kept or given back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
-
-from vitrail.errors import InputError
 from vitrail.profiling.heap import INITIAL_THRESHOLD, MOST_THRESHOLD, PAGE
 
-__all__ = ["freed_memory_kept", "give_back", "malloc_state", "peak_mib", "resident_mib", "restart_peak"]
+__all__ = ["freed_memory_kept", "give_back", "malloc_state"]
 
-MIB = 1024 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """glibc's names of what `mallopt` sets, malloc.h."""
 _MMAP_MAX = 65536
@@ -22,29 +18,6 @@ _MALLOC_FIELDS = (
     *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
     *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
 )
-
-
-def resident_mib() -> float:
-    """Memory of this process now."""
-    return float(psutil.Process().memory_info().rss) / MIB
-
-
-def peak_mib() -> float:
-    """Highest memory of this process since its start, or since `restart_peak`; Linux only."""
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    raise InputError("This system does not tell a process its peak memory: measure on Linux.")
-
-
-def restart_peak() -> None:
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        # Not allowed everywhere; the peak then includes the load's, which is lower.
-        return
 
 
 def give_back() -> None:
