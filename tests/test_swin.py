@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from vitrail.errors import InputError
 from vitrail.export import onnx as export
-from vitrail.models import load_weights, swin
+from vitrail.models import load_weights, swin_inplace, window_attention, windows
+from vitrail.models.offsets import relative_index
 from vitrail.models.swin import VARIANTS, Swin, SwinConfig
 from vitrail.models.table import OWN
-from vitrail.models.windows import relative_index
 from vitrail.runtimes.openvino import core
 from vitrail.weights.dialects import detect
 
@@ -199,9 +199,7 @@ def test_padding_does_not_leak(version, size):
         found = model.forward_pyramid(x)
         patches = F.pad(x, (0, -size[1] % 4, 0, -size[0] % 4))
         map_hwD = model.patch_embed.norm(model.patch_embed.proj(patches)[0].permute(1, 2, 0))
-        for index, (stage, tables) in enumerate(
-            zip(model.layers, model._tables[(*size, "cpu")], strict=True)
-        ):
+        for index, (stage, tables) in enumerate(zip(model.layers, model._tables.at(*size), strict=True)):
             if index:
                 even = F.pad(map_hwD, (0, 0, 0, map_hwD.shape[1] % 2, 0, map_hwD.shape[0] % 2))
                 four = [even[r::2, c::2] for c in (0, 1) for r in (0, 1)]
@@ -225,13 +223,13 @@ def test_what_padding_holds_does_not_matter(version):
     with torch.no_grad():
         expected = model(x)
         changed = []
-        for tables in model._tables[key]:
+        for tables in model._tables.at(*size):
             source = tables.enter_regular_N4.clone()
             padding = ~tables.plan.regular.real_N
             source[padding] = torch.randint(0, int(source.max()) + 1, source[padding].shape)
             changed.append(dataclasses.replace(tables, enter_regular_N4=source))
         assert any((~t.plan.regular.real_N).any() for t in changed)
-        model._tables[key] = tuple(changed)
+        model._tables.kept[key] = tuple(changed)
         assert torch.equal(model(x), expected)
 
 
@@ -242,8 +240,8 @@ def test_chunks_do_not_change_the_numbers(version, monkeypatch):
     x = images(3, size)
     expected = model(x).detach()
     for tokens in ((1, 49), (1, 100), (400, 1000), (10**6, 10**6)):
-        monkeypatch.setattr(swin, "CHUNK_TOKENS", tokens)
-        monkeypatch.setattr(swin, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(swin_inplace, "CHUNK_TOKENS", tokens)
+        monkeypatch.setattr(swin_inplace, "CHUNK_BYTES", 1)
         with torch.no_grad():
             assert relative(model(x), expected) < 1e-12
     with torch.inference_mode():
@@ -316,7 +314,7 @@ def test_variants_are_timms():
         assert {k: v.shape for k, v in model.state_dict().items()} == wanted, name
         if config.version == 2:
             for stage, theirs, side in zip(
-                model._tables[(*config.image_size, "cpu")],
+                model._tables.at(*config.image_size),
                 reference.layers,
                 config.pretrained_window,
                 strict=True,
@@ -498,7 +496,7 @@ def test_exports(version, size, folded, tmp_path: Path, monkeypatch, recwarn):
     # A table that is not folded makes a graph that is slow to trace: there one stage has to do.
     depths, heads = ((2, 2), (2, 4)) if folded else ((2,), (2,))
     if not folded:
-        monkeypatch.setattr(swin, "FOLDED_BIAS", 0)
+        monkeypatch.setattr(window_attention, "FOLDED_BIAS", 0)
     model = randomised(
         ours(version, size, depths=depths, heads=heads, pretrained_window=(0,) * len(depths)).float()
     )
@@ -605,9 +603,9 @@ def test_warns_where_accuracy_falls():
 def test_tables_of_few_sizes_are_kept():
     model = ours(1, (64, 64), depths=(1, 1), heads=(2, 2))
     with torch.no_grad():
-        for side in range(32, 32 + 4 * (swin.SIZES_KEPT + 3), 4):
+        for side in range(32, 32 + 4 * (windows.SIZES_KEPT + 3), 4):
             model(images(1, (side, side)))
-    assert len(model._tables) == swin.SIZES_KEPT
+    assert len(model._tables.kept) == windows.SIZES_KEPT
 
 
 def test_no_head():

@@ -17,7 +17,7 @@ from torch import nn
 
 from vitrail.errors import InputError
 from vitrail.export.onnx import write_onnx
-from vitrail.models import layers, load_weights
+from vitrail.models import inplace, load_weights
 from vitrail.models.table import MODELS, OWN
 from vitrail.models.vit import VARIANTS, Block, ViT, ViTConfig, resample_positions
 
@@ -201,7 +201,7 @@ def test_inference_in_parts_equals_the_path_of_training(monkeypatch):
         batch = images(2, 3, 40, 40).float()
         expected = model(batch)
         # 7 rows a part, which divides neither 25 patches nor 26 tokens
-        monkeypatch.setattr(layers, "CHUNK_BYTES", 7 * 64 * 4)
+        monkeypatch.setattr(inplace, "ROWS_BYTES", 7 * 64 * 4)
         with torch.inference_mode():
             assert_equal(model(batch), expected.detach(), 1e-5)
         monkeypatch.undo()
@@ -209,7 +209,7 @@ def test_inference_in_parts_equals_the_path_of_training(monkeypatch):
 
 def test_hidden_activations_stay_small_in_inference(monkeypatch):
     seen = []
-    monkeypatch.setattr(layers, "CHUNK_BYTES", 10 * 64 * 8)
+    monkeypatch.setattr(inplace, "ROWS_BYTES", 10 * 64 * 8)
     model = small()
     for block in model.blocks:
         block.mlp.fc1.register_forward_hook(lambda _module, _args, out: seen.append(out.numel() // 64))

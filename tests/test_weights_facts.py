@@ -23,10 +23,10 @@ from vitrail import cli, models
 from vitrail.errors import InputError
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP, VARIANTS
+from vitrail.models.offsets import relative_index
 from vitrail.models.swin import Swin, SwinConfig
 from vitrail.models.table import MODELS
 from vitrail.models.vit import ViT
-from vitrail.models.windows import relative_index
 from vitrail.profiling.describe import describe
 from vitrail.weights import checkpoints
 from vitrail.weights.finite import is_finite

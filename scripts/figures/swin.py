@@ -12,7 +12,8 @@ from torch import Tensor
 from figures import photo
 from figures.canvas import BLUE, FAINT, GREEN, INK, KINDS, MUTED, ORANGE, PURPLE, RED, Canvas, shaded
 from vitrail.models import build
-from vitrail.models.windows import Order, StagePlan, log_coordinates, plan_stage, relative_index
+from vitrail.models.offsets import log_coordinates, relative_index
+from vitrail.models.windows import Order, StagePlan, plan_stage
 
 __all__ = ["bias", "masks", "pyramid", "reach", "windows"]
 

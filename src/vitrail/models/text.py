@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.models.attention import check_kernel
-from vitrail.models.layers import ACTIVATIONS, inferring
+from vitrail.models.inplace import inferring
+from vitrail.models.layers import ACTIVATIONS
 from vitrail.models.vit import Block
 from vitrail.text.tokenizer import TokenizerConfig
 

@@ -15,34 +15,29 @@ Shapes: h w tokens of a map, M tokens of a window, nW windows, N = nW · M slots
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.errors import InputError
+from vitrail.models.offsets import log_coordinates, relative_index, resample_offsets
 
 __all__ = [
     "Order",
     "Runs",
     "StagePlan",
     "StageTables",
-    "fit_table",
+    "TablesBySize",
     "image_tables",
-    "log_coordinates",
     "merge_index",
-    "parts",
     "plan_stage",
-    "relative_index",
-    "resample_offsets",
     "window_and_shift",
-    "window_of_index",
-    "within",
 ]
+
+SIZES_KEPT = 8
+"""Image sizes whose tables a model remembers."""
 
 ACROSS = -100.0
 """Added to the score between tokens that only the cyclic shift brought together. The published weights were
@@ -102,6 +97,10 @@ class StagePlan:
         """Whether the two orders differ."""
         return any(self.shift)
 
+    def slot_hw(self, shifted: bool) -> Tensor:
+        """Slot of each token of the map, row by row, in one of the orders."""
+        return self.slot_shifted_hw if shifted else self.slot_regular_hw
+
     @property
     def has_padding(self) -> bool:
         """Whether the map is not a multiple of the window."""
@@ -129,6 +128,42 @@ class StageTables:
     def to(self, device: torch.device | str) -> StageTables:
         """The same with its tensors on another device."""
         return _moved(self, device)
+
+
+class TablesBySize:
+    """A model's tables for the image sizes that it saw last, on the devices where it saw them.
+
+    Args:
+        patch: side of a patch in pixels.
+        window, built, pretrained: as `image_tables` takes them.
+    """
+
+    def __init__(
+        self,
+        patch: int,
+        window: tuple[int, int],
+        built: tuple[tuple[int, int], ...],
+        pretrained: tuple[int, ...] | None,
+    ) -> None:
+        self.patch, self.window, self.built, self.pretrained = patch, window, built, pretrained
+        self.kept: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
+
+    def has(self, height: int, width: int, device: torch.device | str = "cpu") -> bool:
+        """Whether they are there."""
+        return (height, width, str(device)) in self.kept
+
+    def at(self, height: int, width: int, device: torch.device | str = "cpu") -> tuple[StageTables, ...]:
+        """Those of an image of so many pixels, per stage; made now if they are not there."""
+        key = (height, width, str(device))
+        if key not in self.kept:
+            while len(self.kept) >= SIZES_KEPT:
+                del self.kept[next(iter(self.kept))]
+            grid = (-(-height // self.patch), -(-width // self.patch))
+            # Made under inference_mode too, they must serve a later training step.
+            with torch.inference_mode(False):
+                tables = image_tables(grid, self.window, self.built, self.pretrained)
+                self.kept[key] = tuple(stage.to(device) for stage in tables)
+        return self.kept[key]
 
 
 def image_tables(
@@ -296,112 +331,6 @@ def merge_index(size: tuple[int, int], slot_hw: Tensor, following: StagePlan) ->
     return slot_hw[_tensor(np.stack(parts, 1).reshape(-1))].view(-1, 4), torch.from_numpy(np.stack(exist, 1))
 
 
-def relative_index(window: tuple[int, int]) -> Tensor:
-    """(M, M): row of the offset table, (2mh-1)(2mw-1) long, for query minus key (Liu et al. 2021, eq. 4)."""
-    row, column = (axis.reshape(-1) for axis in np.mgrid[: window[0], : window[1]])
-    down = row[:, None] - row[None, :] + window[0] - 1
-    right = column[:, None] - column[None, :] + window[1] - 1
-    return _tensor(down * (2 * window[1] - 1) + right)
-
-
-def log_coordinates(window: tuple[int, int], reference: tuple[int, int]) -> Tensor:
-    """(T, 2): the offsets on a logarithmic scale, sign(o) log₂(1 + |o|) / log₂ 8.
-
-    o = 8 · offset / (reference - 1), where `reference` is the window the model was trained with (Liu et al.
-    2022, §3.3). In fp32, as the published models have it, whatever the weights are.
-    """
-    steps = [
-        torch.arange(-(m - 1), m, dtype=torch.float32, device="cpu") / max(r - 1, 1)
-        for m, r in zip(window, reference, strict=True)
-    ]
-    offset_T2 = 8 * torch.cartesian_prod(*steps)
-    return torch.sign(offset_T2) * torch.log2(offset_T2.abs() + 1) / math.log2(8)
-
-
-def resample_offsets(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """(T', T): the matrix that makes an offset table for the window `new` from one for `old`.
-
-    The old entries are placed at geometrically growing distances that end at the new window's edge, so that
-    near offsets, which matter most, keep their values; linear between them (the scheme of BEiT, as in timm).
-    """
-    if old == new:
-        return torch.eye((2 * old[0] - 1) * (2 * old[1] - 1), device="cpu")
-    down, right = (_resample_axis(a, b) for a, b in zip(old, new, strict=True))
-    return torch.from_numpy(np.kron(down, right).astype(np.float32))
-
-
-def window_of_index(index: Tensor) -> tuple[int, int] | None:
-    """(rows, columns) of the window that a file's `relative_position_index`, (M, M) or (M · M), is of; None:
-    of none."""
-    tokens = math.isqrt(index.numel())
-    found = index.reshape(-1)
-    for rows in range(1, tokens + 1):
-        window = (rows, tokens // rows)
-        if tokens % rows == 0 and torch.equal(found.long().cpu(), relative_index(window).reshape(-1)):
-            return window
-    return None
-
-
-def fit_table(table_TH: Tensor, window: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
-    """A file's offset table, (T, H), for this window; `old` is the file's own. Where that is not known it is
-    taken to be square, unless no square window's table has that length.
-
-    Raises:
-        InputError: an `old` of another length, or a length that is both this oblong window's and a square's.
-    """
-    rows = len(table_TH)
-    if old is not None and (2 * old[0] - 1) * (2 * old[1] - 1) != rows:
-        raise InputError(
-            f"A table of {rows} offsets is not of windows of {old[0]} × {old[1]} tokens: give the window "
-            "that the weights were trained with."
-        )
-    if old is None:
-        side = math.isqrt(rows)
-        square = side * side == rows and side % 2 == 1
-        if square and window[0] != window[1] and (2 * window[0] - 1) * (2 * window[1] - 1) == rows:
-            raise InputError(
-                f"A table of {rows} offsets is of this model's windows of {window[0]} × {window[1]} tokens "
-                f"or of {(side + 1) // 2} × {(side + 1) // 2}: say which by load_weights(…, window={window}) "
-                f"or window={(side + 1) // 2}."
-            )
-        if not square:
-            return table_TH
-        old = ((side + 1) // 2,) * 2
-    if old == window:
-        return table_TH
-    matrix_TT = resample_offsets(old, window).to(table_TH.device)
-    return (matrix_TT @ table_TH.float()).to(table_TH.dtype)
-
-
-def _resample_axis(old: int, new: int) -> np.ndarray:
-    """(2 new - 1, 2 old - 1): linear interpolation between geometrically spaced points."""
-    points = _geometric(old - 1, new - 1)
-    wanted = np.arange(-(new - 1), new, dtype=np.float64)
-    if len(points) == 1:
-        return np.ones((len(wanted), 1))
-    left = (np.searchsorted(points, wanted, side="right") - 1).clip(0, len(points) - 2)
-    share = ((wanted - points[left]) / (points[left + 1] - points[left])).clip(0, 1)
-    matrix = np.zeros((len(wanted), len(points)))
-    lines = np.arange(len(wanted))
-    matrix[lines, left] = 1 - share
-    matrix[lines, left + 1] += share
-    return matrix
-
-
-def _geometric(steps: int, reach: int) -> np.ndarray:
-    """Positions -p … 0 … p of 2 · steps + 1 points: 1, 1 + q, 1 + q + q² …, the last at about `reach`."""
-    low, high = 1.01, 1.5
-    q = low
-    while high - low > 1e-6:
-        q = (low + high) / 2
-        if (1 - q**steps) / (1 - q) > reach:
-            high = q
-        else:
-            low = q
-    side = np.cumsum(q ** np.arange(steps))
-    return np.concatenate([-side[::-1], [0.0], side])
-
-
 def _moved(record: Any, device: torch.device | str) -> Any:
     changed = {}
     for field in fields(record):
@@ -421,23 +350,3 @@ def _inverse(permutation_N: Tensor) -> Tensor:
 
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
-
-
-def parts(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Cut (batch, count) into pieces of about `at_once`: several whole images, or equal parts of each one."""
-    images = _bounds(batch, max(1, at_once // count))
-    pieces = _bounds(count, at_once)
-    for first, last in pairwise(images):
-        for start, end in pairwise(pieces):
-            yield slice(first, last), slice(start, end)
-
-
-def _bounds(count: int, size: int) -> list[int]:
-    pieces = -(-count // size)
-    return [i * count // pieces for i in range(pieces + 1)]
-
-
-def within(runs: Runs, windows: slice) -> Runs:
-    """The parts of the runs that lie among these windows."""
-    cut = [(max(start, windows.start), min(end, windows.stop), mask) for start, end, mask in runs]
-    return tuple(run for run in cut if run[0] < run[1])
