@@ -6,7 +6,7 @@ EXTRAS ?= workbench,train,demo,dev
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test quick check dist examples cli-surface clean
+.PHONY: demo test test-quick check dist examples cli-surface clean
 .DELETE_ON_ERROR:
 
 # Three models whose weights a package carries, on two engines: what wins is shipped, used and verified. The
@@ -29,7 +29,7 @@ test: check
 	$(BIN)/python -m pytest -m alone
 
 # Lint, types and what takes no seconds: about a minute.
-quick: check
+test-quick: check
 	$(PARALLEL) -m "not alone and not slow"
 
 # The wheel and the source archive in dist/, the wheel tried in a new environment.
