@@ -393,6 +393,18 @@ def test_what_was_only_screened_never_wins():
     assert decide([replace(screened, confirmed=True)]).selected == screened.variant.name
 
 
+def test_finals_that_did_not_decide_are_not_called_missing():
+    one = variant()
+    taken = measured(one, 20.0, launch_sigma=0.5)
+    seen = replace(observe(one, taken, max_latency_ms=60.0), confirmed=False)
+    (found,) = decide([seen], max_latency_ms=60.0, license=("any",)).ledger
+    assert found.status == "undecided"
+    assert any("launches differ" in reason for reason in found.reasons)
+    assert not any("no finals" in reason or "--budget" in reason for reason in found.reasons)
+    (found,) = decide([seen], license=("any",)).ledger
+    assert found.reasons == ("not confirmed in a new launch → needs a longer --budget",)
+
+
 def test_a_number_with_calls_but_no_interval_is_undecided():
     few = recorded("net", 80.0, 20.0, calls=30)
     assert decide([few], max_latency_ms=50).ledger[0].status == "undecided"

@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vitrail.data import Example
+from vitrail.catalog import candidates
+from vitrail.data import Example, load
 from vitrail.errors import InputError
 from vitrail.learn import probe
 from vitrail.selection import probing
+from vitrail.vocabulary import Requirements, SearchSettings, Workload
+from vitrail.weights.find import WeightsUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,28 @@ def test_the_nearest_neighbours_by_hand():
     new = np.array([[5, 0.1], [0.1, 3]], np.float32)
     # Of five neighbours asked and four there, two of each class: a tie goes to the first.
     assert probe.knn_accuracy(features[:3], labels[:3], new, np.array([0, 0])) == 100.0
+
+
+def test_each_model_is_said_before_it_is_prepared(tmp_path):
+    said = []
+
+    class Bench:
+        def weights(self, candidate):
+            return None
+
+        def unavailable(self, candidate):
+            return WeightsUnavailable("They are elsewhere.")
+
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(8):
+            pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
+    asked = (Requirements(), Workload(), SearchSettings())
+    probed = probing.probe(candidates()[:3], load(tmp_path), Bench(), *asked, doing=said.append)
+    assert said == [f"probing: preparing {i} of 3 models" for i in (1, 2, 3)]
+    assert "3 models have no weights at hand" in probed.notes[0]
 
 
 # --- the race -------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_weights_not_at_hand_never_win_but_are_named():
     assert [e.variant.candidate.name for e in wish] == [missing]
     assert "would win if its weights were at hand" in wish[0].reasons
     assert wish[0].observation.measurement.random_weights
-    assert "weights not at hand: 1 model: not recorded" in search.notes()
+    assert "weights not at hand for 1 model: not recorded" in search.notes()
     # One launch decides no limit, so under one nobody is said to win.
     limited, _, _ = run(grid, missing=[missing], max_latency_ms=30.0, **limits)
     assert not any(e.would_win for e in limited.ledger)
@@ -156,6 +156,26 @@ def test_wishes_wait_for_what_is_at_hand_and_keep_to_the_budget(budget_s):
     if wished:  # then nothing at hand that could have won was left out for want of time
         at_hand = [e for e in found.ledger if e.variant.candidate.name not in missing]
         assert not any(e.observation.pruned is None and e.status == "not measured" for e in at_hand)
+
+
+def test_an_export_that_the_budget_cuts_off_is_no_failure_and_ends_with_it():
+    from vitrail.measure.sandbox import ChildTimeout
+
+    class Cut(ReplayBench):
+        def export(self, variant, timeout_s):
+            recording = self._recordings[variant.name]
+            if recording.export_s > timeout_s:
+                self._clock.now += timeout_s
+                raise ChildTimeout(f"exporting timed out after {timeout_s:.0f} s")
+            return super().export(variant, timeout_s)
+
+    slow = {name: Recording(**{**vars(each), "export_s": 100.0}) for name, each in grid_of().items()}
+    bench = Cut(slow, WORKLOAD, Clock())
+    found, _, _ = run(slow, bench=bench, budget_s=60.0, max_latency_ms=100.0)
+    assert bench._clock.now == 60.0
+    assert found.selected is None
+    assert not any(entry.observation.failure for entry in found.ledger)
+    assert any("exporting timed out" in note and "raise --budget" in note for note in found.notes)
 
 
 def test_what_cannot_win_prunes_nothing_that_could():

@@ -23,8 +23,11 @@ def blocking(observation: Observation, own: Sequence[Verdict], *, shipping: bool
         and not (verdict.answer == "not assessed" and verdict.requirement in unstated)
     ]
     if not observation.confirmed and observation.weights_at_hand and timed(observation):
-        reason = "screened in one launch, no finals: raise --budget"
-        blocks.append(_open("finals", "undecided", reason))
+        taken = observation.measurement
+        if taken is None or len({block.launch for block in taken.blocks}) == 1:
+            blocks.append(_open("finals", "undecided", "screened in one launch, no finals: raise --budget"))
+        elif not any(verdict.answer == "undecided" for verdict in blocks):  # which would be the reason
+            blocks.append(_open("finals", "undecided", "not confirmed in a new launch: raise --budget"))
     order = ("fail", "undecided", "not assessed")
     return sorted(blocks, key=lambda verdict: order.index(verdict.answer))
 

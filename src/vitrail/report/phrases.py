@@ -276,7 +276,9 @@ def without_weights(selection: Selection) -> list[str]:
     seen = [entry for entry in considered if entry.observation.weights_at_hand and measured_or_failed(entry)]
     if selection.winner or selection.leader or seen or not any(map(lacks_weights, considered)):
         return []
-    return [note.removeprefix(f"{NOT_AT_HAND}: ") for note in selection.notes if note.startswith(NOT_AT_HAND)]
+    return [
+        note.removeprefix(f"{NOT_AT_HAND} for ") for note in selection.notes if note.startswith(NOT_AT_HAND)
+    ]
 
 
 def measured_or_failed(entry: LedgerEntry) -> bool:

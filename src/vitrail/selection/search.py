@@ -252,7 +252,7 @@ class Search:
             lines.append(f"{failed} while other processes took the machine: ask again when it is quiet")
         lost = {t.variant.candidate.name: t.variant.candidate for t in self.trials.values() if not t.at_hand}
         reasons = missing(self.bench.unavailable(candidate) for candidate in lost.values())
-        lines += [f"{NOT_AT_HAND}: {reason}" for reason in reasons]
+        lines += [f"{NOT_AT_HAND} for {reason}" for reason in reasons]
         best = self._best(at_hand=True)
         if best is not None and not best.confirmed:
             # What leads by the evidence is `provisional`; this one had the best hopes.

@@ -328,7 +328,7 @@ class _Road:
 def _why_none(probed: Probed, backbones: Sequence[Candidate], bench: Bench) -> str:
     lost = [each for each in backbones if bench.weights(each) is None]
     if lost and len(lost) == len(probed.excluded):
-        return f"{NOT_AT_HAND}, {'; '.join(missing(map(bench.unavailable, lost)))}."
+        return f"{NOT_AT_HAND} for {'; for '.join(missing(map(bench.unavailable, lost)))}."
     name, reason = next(iter(probed.excluded.items()))
     more = f" (and {len(probed.excluded) - 1} more)" if len(probed.excluded) > 1 else ""
     return f"{name}: {reason}{more}"
