@@ -22,7 +22,7 @@ demo: $(READY)
 # Two workers of one thread: on several, small models mostly wait for each other. Tests of one file stay together,
 # because they share what is dear to make. What measures has the machine for itself, afterwards.
 WORKERS ?= 2
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(PARALLEL) -m "not alone"

@@ -13,6 +13,19 @@ quiet_process()  # before any test imports an engine by itself: nothing reports 
 
 CLASSES = 10
 
+LONGEST = (
+    "test_train.py", "test_weights_facts.py", "test_export.py", "test_clip.py", "test_swin.py",
+    "test_search.py", "test_privacy.py", "test_vit.py", "test_memory.py", "test_train_clip.py", "test_pairs.py",
+    "test_losses.py", "test_embeddings_models.py", "test_attention.py", "test_zeroshot.py", "test_docs.py",
+)  # fmt: skip
+"""Files that take half a minute or more, the longest first: begun last, one would run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; what is not named keeps its order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:

@@ -219,6 +219,7 @@ def test_no_option_is_left_out_of_what_the_report_prints():
             offline=True,
             fresh=True,
             layout="class",
+            task="embed",
             exhaustive=True,
         ),
     )
