@@ -16,7 +16,8 @@ CLASSES = 10
 LONGEST = (
     "test_train.py", "test_weights_facts.py", "test_export.py", "test_clip.py", "test_swin.py",
     "test_search.py", "test_privacy.py", "test_vit.py", "test_memory.py", "test_train_clip.py",
-    "test_pairs.py", "test_losses.py", "test_embeddings_models.py", "test_attention.py", "test_zeroshot.py", "test_docs.py",
+    "test_pairs.py", "test_losses.py", "test_embeddings_models.py", "test_attention.py",
+    "test_zeroshot.py", "test_docs.py",
 )  # fmt: skip
 """Files that take half a minute or more, the longest first: begun last, one would run alone at the end."""
 
