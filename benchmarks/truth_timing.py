@@ -323,7 +323,7 @@ def _ours(subject: ExportSubject, workload: Workload, seconds: float) -> dict[st
 
 def _theirs(subject: ExportSubject, workload: Workload, seconds: float) -> dict[str, Any]:
     """One run of benchmark_app: its own median and the settings that it prints as really used."""
-    size, batch = subject.preprocess.image_size, workload.batch_size
+    size, batch = subject.task.preprocess.image_size, workload.batch_size
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
@@ -334,7 +334,7 @@ def _theirs(subject: ExportSubject, workload: Workload, seconds: float) -> dict[
         config = Path(folder) / "config.json"
         config.write_text(json.dumps({"CPU": settings}))
         command = [sys.executable, "-c", BENCHMARK_TOOL]
-        command += ["-m", str(Path(subject.export.folder) / subject.export.entry), "-d", "CPU"]
+        command += ["-m", str(Path(subject.export.folder) / subject.export.graphs[0].entry), "-d", "CPU"]
         command += ["-shape", f"[{batch},3,{size},{size}]", "-ip", "f32", "-api", "sync"]
         command += ["-load_config", str(config), "-t", f"{max(round(seconds), 1)}"]
         command += ["-report_type", "no_counters", "-json_stats", "-report_folder", folder]

@@ -400,6 +400,37 @@ def test_pickle_in_place_of_outputs_is_not_loaded(winner):
         open_artifact(winner).own_outputs()
 
 
+def resigned(winner, name, data):
+    """One file made another, with a manifest that fits."""
+    (winner / name).parent.mkdir(exist_ok=True)
+    (winner / name).write_bytes(data)
+
+    def change(document):
+        document["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        if name.startswith("evidence"):
+            document["measurement"] = name
+
+    edit(winner, change)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{'descr': " + 3 * b"'" + b"abc", b"-" * 9000 + b"1", b"{[]:1}", b"{1:2,'a':3}", b"(" * 9000],
+    ids=range(5),
+)
+def test_a_header_that_numpy_cannot_read_is_no_traceback(winner, header):
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    resigned(winner, "reference/own/scores.npy", data)
+    with pytest.raises(InputError, match="is not float32"):
+        open_artifact(winner)
+
+
+def test_a_measurement_of_a_million_brackets_is_no_traceback(winner):
+    resigned(winner, "evidence/measurement.json", b"[" * 1_000_000)
+    with pytest.raises(InputError, match=r"measurement\.json is not valid"):
+        open_artifact(winner).measurement()
+
+
 def test_the_folder_may_move_and_be_reached_by_a_link(winner, tmp_path):
     winner.rename(tmp_path / "moved")
     (tmp_path / "current").symlink_to(tmp_path / "moved", target_is_directory=True)

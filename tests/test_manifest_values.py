@@ -134,6 +134,10 @@ def everywhere(name, value):
         (lambda d: d["graphs"][0]["inputs"][0].update(shape=["B", 3, 64, 64]), "graph"),
         (lambda d: d["graphs"][0]["outputs"][0].update(shape=["B", 10**9]), "sizes of 1 to 1,000,000"),
         (lambda d: d["graphs"].append(d["graphs"][0]), "graphs"),
+        (
+            lambda d: (d["graphs"].append(d["graphs"][0]), d["evidence"].update(facts=None)),
+            "graph is the task",
+        ),
         (lambda d: d["task"].update(name="embed"), "task is the candidate's"),
         (lambda d: d["task"].update(classes=6), "5 labels for 6 classes"),
         (lambda d: d["evidence"]["request"].update(p50=-1.0), "evidence.request is of times above 0"),

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from artifacts import LABELS, PREPROCESS, SIZE, make_artifact, numpy_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageSequence
 from scipy.special import expit, softmax
 
 from vitrail import predict, runtimes
@@ -326,6 +328,7 @@ def test_damaged_artifact_is_exit_code_2(artifact, tmp_path, capsys):
 def test_command_imports_neither_torch_nor_what_it_does_not_need(artifact):
     code = """
 import sys
+import threading
 from vitrail.cli import main
 assert main(["predict", sys.argv[1], sys.argv[2]]) == 0
 heavy = {"torch", "timm", "onnx", "onnxruntime", "rich", "jinja2", "psutil", "platformdirs", "scipy"}
@@ -338,3 +341,80 @@ print(sorted(heavy & set(sys.modules)))
         check=True,
     )
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+# --- many images ----------------------------------------------------------------------------------
+
+
+def means(predictor, sources):
+    """The class that Recorder's mean falls into is no matter: what each image's mean was."""
+    return [float(outputs["scores"][0, 0]) for _, outputs in predictor.outputs(sources)]
+
+
+def test_memory_that_is_used_again_is_read_before_the_next_image(tmp_path):
+    """A camera's loop gives one buffer again and again; Pillow's frames and arrays share their file too."""
+    buffer = np.empty((40, 50, 3), np.uint8)
+
+    def frames():
+        for value in range(0, 200, 5):
+            buffer[:] = value
+            yield buffer
+
+    found = means(Predictor(Recorder(1), classify("abc"), workers=4), frames())
+    assert found == means(
+        Predictor(Recorder(1), classify("abc"), workers=4), [flat(v) for v in range(0, 200, 5)]
+    )
+    pages = [Image.fromarray(flat(value)) for value in (10, 60, 110, 160)]
+    pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
+    with Image.open(tmp_path / "pages.tiff") as file:
+        read = means(Predictor(Recorder(1), classify("abc"), workers=4), ImageSequence.Iterator(file))
+    assert read == sorted(read)
+    assert len(set(read)) == 4
+
+
+def test_what_the_sources_raise_comes_after_the_results_before_it(artifact):
+    photo = artifact.photos[0]
+
+    def sources():
+        yield from [photo] * 7
+        raise OSError("the camera is gone")
+
+    found = []
+    predictions = Predictor(Recorder(2), classify("abc"), workers=3).predict_each(sources())
+    with pytest.raises(OSError, match="the camera is gone"):
+        deque(map(found.append, predictions), maxlen=0)
+    assert len(found) == 7
+
+
+def test_errors_are_not_held_back(tmp_path):
+    taken = []
+
+    def junk():
+        for number in range(500):
+            taken.append(number)
+            yield b"no image"
+
+    predictor = Predictor(Recorder(8), classify("abc"), workers=2)
+    outcomes = predictor.predict_each(junk())
+    assert isinstance(next(outcomes), InputError)
+    assert len(taken) < 60
+    outcomes.close()
+
+
+def test_threads_end_with_an_engine_that_fails(artifact):
+    class Failing(Recorder):
+        def run(self, inputs):
+            raise RuntimeError("out of memory")
+
+    before = threading.active_count()
+    predictor = Predictor(Failing(1), classify("abc"), workers=3)
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        predictor.predict([artifact.photos[0]] * 9)
+    assert raised.value.__traceback__ is not None
+    assert threading.active_count() == before
+
+
+def test_no_image_has_no_outputs():
+    predictor = Predictor(Recorder(2, 3), classify("abc"))
+    assert predictor.request([]) == []
+    assert predictor.run(predictor.prepare([]))["scores"].shape == (0, 3)

@@ -7,8 +7,10 @@ threads while the engine runs. What the tensors mean is the task's. n images at 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from vitrail.vocabulary import Graph
 
 __all__ = ["Prediction", "Predictor", "Ranked", "Source", "from_artifact", "load"]
 
+MOST_WORKERS = 8
+"""Each may hold one decoded image, which takes up to `Limits.memory_bytes`."""
 AHEAD = 2
 """Batches that are prepared ahead of the engine."""
 
@@ -38,7 +42,7 @@ class Predictor:
         runner: the loaded graph.
         task: what goes in and comes out.
         limits: what one image may ask for.
-        workers: threads that decode and prepare; None: one for each usable core.
+        workers: threads that decode and prepare; None: one for each usable core, at most 8.
         scaled: whether a JPEG may be decoded at a lower scale, which is faster and all but equal.
     """
 
@@ -54,7 +58,7 @@ class Predictor:
         self.runner = runner
         self.task = task
         self.limits = limits
-        self.workers = workers or usable_cores()
+        self.workers = workers or min(usable_cores(), MOST_WORKERS)
         (graph,) = runner.facts.graphs
         self.batch_size = int(graph.inputs[0].shape[0])
         wanted = runtimes.sized(task.graph(graph.entry), {"B": self.batch_size})
@@ -93,23 +97,28 @@ class Predictor:
     ) -> Iterator[tuple[list[InputError | None], Arrays | None]]:
         """Batch after batch: an error or None for each image, and the outputs of those without one.
 
-        Outputs are None where no image of a batch could be used. Images are read ahead, `AHEAD` batches.
+        Outputs are None where no image of a batch could be used. Up to `AHEAD` batches of files are read
+        ahead; what `sources` itself raises comes after the results of all that it gave before.
         """
-        prepared = self._prepared(iter(_as_images(sources)))
-        while True:
-            slots: list[InputError | None] = []
-            parts: list[Arrays] = []
-            for outcome in prepared:
-                if isinstance(outcome, InputError):
-                    slots.append(outcome)
-                else:
-                    slots.append(None)
-                    parts.append(outcome)
-                if len(parts) == self.batch_size:
+        failure: Exception | None = None
+        with closing(self._prepared(iter(_as_images(sources)))) as prepared:
+            while failure is None:
+                slots: list[InputError | None] = []
+                parts: list[Arrays] = []
+                try:
+                    for outcome in islice(prepared, self.batch_size):
+                        if isinstance(outcome, InputError):
+                            slots.append(outcome)
+                        else:
+                            slots.append(None)
+                            parts.append(outcome)
+                except Exception as error:
+                    failure = error
+                if not slots:
                     break
-            if not slots:
-                return
-            yield slots, self.run(_joined(parts)) if parts else None
+                yield slots, self.run(_joined(parts)) if parts else None
+        if failure is not None:
+            raise failure
 
     def request(self, sources: Sequence[Source], **options: Any) -> list[Any]:
         """One production request, all of it: decode, prepare, run, finish.
@@ -131,7 +140,10 @@ class Predictor:
         )
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Named outputs of n rows for inputs of n rows, any n >= 1: cut into batches, the last padded."""
+        """Named outputs of n rows for inputs of n rows, any n: cut into batches, the last padded."""
+        if not len(next(iter(inputs.values()))):
+            (graph,) = self.runner.facts.graphs
+            return {spec.name: np.empty((0, *map(int, spec.shape[1:])), spec.dtype) for spec in graph.outputs}
         if len(next(iter(inputs.values()))) == self.batch_size:
             return self.runner.run(inputs)
         found = [
@@ -150,8 +162,11 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepared(self, sources: Iterator[Source]) -> Iterator[Arrays | InputError]:
-        """Inputs of one row for each image, in order; some are prepared ahead by threads."""
+    def _prepared(self, sources: Iterator[Source]) -> Generator[Arrays | InputError]:
+        """Inputs of one row for each image, in order; files are prepared ahead by threads.
+
+        Everything else is decoded before the next one is asked for: its memory may be used again.
+        """
 
         def one(source: Source) -> Arrays | InputError:
             try:
@@ -159,11 +174,23 @@ class Predictor:
             except InputError as error:
                 return error
 
+        failure: Exception | None = None
         waiting: deque[Future[Arrays | InputError]] = deque()
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
             try:
-                for source in sources:
-                    waiting.append(pool.submit(one, source))
+                while failure is None:
+                    try:
+                        source = next(sources)
+                    except StopIteration:
+                        break
+                    except Exception as error:  # first what was given before it
+                        failure = error
+                        break
+                    if isinstance(source, (str, Path, bytes)):
+                        waiting.append(pool.submit(one, source))
+                    else:
+                        waiting.append(Future())
+                        waiting[-1].set_result(one(source))
                     if len(waiting) > AHEAD * self.batch_size + self.workers:
                         yield waiting.popleft().result()
                 while waiting:
@@ -171,6 +198,8 @@ class Predictor:
             finally:
                 for future in waiting:  # somebody stopped asking
                     future.cancel()
+        if failure is not None:
+            raise failure
 
 
 def _joined(parts: Sequence[Arrays]) -> Arrays:

@@ -116,7 +116,7 @@ class Artifact:
             if self.manifest.schema_version < 3 and isinstance(document.get("facts"), dict):
                 document["facts"] = upgraded_facts(document["facts"])
             return msgspec.convert(document, Measurement)
-        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
             raise InputError(f"{place} is not valid ({error}): write the artifact again.") from None
 
     def text_tower(self) -> TextTower | None:
@@ -163,7 +163,7 @@ def _float32(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
         if np.lib.format.read_magic(file) != (1, 0):
             return None
         found = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, EOFError):
+    except Exception:  # NumPy reads the header as Python text, which may fail in any way
         return None
     if found != (shape, False, np.dtype(np.float32)) or len(data) - file.tell() != 4 * math.prod(shape):
         return None
@@ -388,7 +388,7 @@ def _task(manifest: Manifest, path: Path) -> Task:
             f"{where} is not valid (preprocess is the candidate's at the variant's image size): "
             "write the artifact again."
         )
-    if tuple(task.graph(graph.entry) for graph in manifest.graphs) != manifest.graphs:
+    if (task.graph(manifest.graphs[0].entry),) != manifest.graphs:
         raise InputError(f"{where} is not valid (the graph is the task's): write the artifact again.")
     return task
 

@@ -64,15 +64,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embedder(args: argparse.Namespace, origin: Origin) -> ArtifactEmbedder | ModelEmbedder:
-    artifact = args.artifact or origin.artifact
-    if artifact is not None and (args.artifact or os.path.isdir(artifact)):
+    if args.artifact and (args.weights or args.tokenizer):
+        raise InputError("An --artifact has its own weights: leave --weights and --tokenizer out.")
+    artifact = args.artifact or (None if args.weights else origin.artifact)
+    if artifact is not None:
+        if not args.artifact and not os.path.isdir(artifact):
+            raise InputError(
+                f"The index was made by the artifact {artifact}, which is gone: say where it is now with "
+                "--artifact DIR, or give the weights with --weights FILE."
+            )
         from vitrail.embeddings.artifact import ArtifactEmbedder
 
         return ArtifactEmbedder(artifact, batch_size=1)
     if origin.precision != "fp32":
         raise InputError(
-            f"The index was made in {origin.precision} by the artifact {artifact}, which is gone: say where "
-            "it is now with --artifact DIR."
+            f"The index was made in {origin.precision}, which only its artifact gives: say where that is now "
+            "with --artifact DIR."
         )
     from vitrail.weights.find import WeightsFinder
     from vitrail.zeroshot.embed import reopen

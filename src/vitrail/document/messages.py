@@ -35,6 +35,7 @@ _CHOICES: dict[str, Any] = {
     "precision": v.Precision,
     "status": v.Status,
     "layout": v.Layout,
+    "task": v.TaskName,
 }
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,8 @@ from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
 METHOD_VERSION = "2"
 """Part of every measurement's key: raise it when docs/measurement.md changes what a figure means."""
 
+BUILD_LEAST_S = 5.0
+"""What an engine may take to build its files of an export that took all of the time."""
 REFERENCE_SECONDS = 20.0
 REFERENCE_LEAST_SECONDS = 10.0
 """What making the reference may take however little of the budget is left."""
@@ -126,8 +129,10 @@ class Bench:
         return found
 
     def exported(self, variant: Variant) -> bool:
-        """Whether the variant's export is kept already."""
-        return (self._export_folder(variant) / work.MANIFEST).is_file()
+        """Whether the variant's export is kept already, with what its engine builds of it."""
+        folder = self._export_folder(variant)
+        built = not runtimes.RUNTIMES[variant.runtime].builds or (folder / variant.runtime).is_dir()
+        return built and (folder / work.MANIFEST).is_file()
 
     def export(self, variant: Variant, timeout_s: float, *, features: bool = False) -> Export:
         """The variant's export, made now unless it is kept from before; `features`: without its classifier.
@@ -135,7 +140,7 @@ class Bench:
         Raises:
             ChildFailure: exporting failed, crashed, hung or outgrew its memory.
         """
-        folder = self._export_folder(variant, features=features)
+        begin, folder = time.monotonic(), self._export_folder(variant, features=features)
         located = self.weights(variant.candidate)
         if not (folder / work.MANIFEST).is_file():
             request = work.ExportRequest(
@@ -155,7 +160,8 @@ class Bench:
             except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
                 store.sweep(folder.parent)
                 raise
-        return self._read_export(folder, variant, self._built(folder, variant, timeout_s), features)
+        left_s = max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
+        return self._read_export(folder, variant, self._built(folder, variant, left_s), features)
 
     def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
         """The folder with the files that the variant's engine reads, built now unless it is there."""

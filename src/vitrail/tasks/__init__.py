@@ -172,7 +172,7 @@ def write_arrays(path: str | Path, arrays: Arrays) -> None:
     import numpy as np
 
     with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: str | Path) -> Arrays:
