@@ -368,7 +368,7 @@ def test_without_pyarrow_the_install_line_is_named(tmp_path, monkeypatch):
         ("path,label\n ,cat\n", "line 2 has no path"),
         ("path,label,split\ncat/0.png,cat,extra\n", "line 2 has the unknown split 'extra'"),
         ("path,label,split\ncat/0.png,cat,train\ncat/1.png,cat, \n", "line 3 has no split, and either every"),
-        ("path,label,split\ncat/0.png,cat\n", "line 2 has no split, and either every row has one or none"),
+        ("path,label,split\ncat/0.png,cat\n", "line 2 has no split, but every row must have one or none"),
         ('path,label\n"cat/0.png,cat\n', "is not CSV"),
         ("path,label\n../other/0.png,cat\n", "line 2 points outside the manifest's folder"),
         ("path,label\n/etc/hostname,cat\n", "line 2 points outside"),
@@ -452,7 +452,7 @@ def test_a_saved_dictionary_has_its_splits(tmp_path, cache):
     (place / "dataset_dict.json").write_text('{"splits": ["train", "unsupervised"]}')
     assert "unknown split 'unsupervised'" in refusal(place)
     (place / "dataset_dict.json").write_text('{"splits": ["../other"]}')
-    assert "no plain name" in refusal(place)
+    assert "not a plain name" in refusal(place)
 
 
 def test_saved_data_sets_that_are_refused(tmp_path, cache):
@@ -522,7 +522,7 @@ def test_sources_that_hold_nothing(tmp_path):
 
 
 def test_one_class_only(tmp_path):
-    assert "one class only, 'cat'" in refusal(folder(tmp_path, cat=5))
+    assert "only one class, 'cat'" in refusal(folder(tmp_path, cat=5))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -562,7 +562,7 @@ def test_a_class_that_equals_another_says_so(tmp_path):
 def test_a_given_split_that_lacks_a_class(tmp_path):
     folder(tmp_path / "train", cat=5, dog=5)
     image(tmp_path / "test" / "cat" / "x.png", 77)
-    assert "'dog' has no usable image of its own for test" in refusal(tmp_path)
+    assert "'dog' has no usable image left for test" in refusal(tmp_path)
     shutil.rmtree(tmp_path / "train")
     assert "no train folder" in refusal(tmp_path)
 

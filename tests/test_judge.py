@@ -441,7 +441,7 @@ def test_what_is_undecided_names_its_cause():
     differing = reason(ms=20.0, launch_sigma=0.5)
     assert "the medians of its launches differ by" in differing
     phases = reason(ms=10.0, rho=0.999, sigma=0.3, launches=False)
-    assert "come in fast and slow phases" in phases
+    assert "fall into fast and slow phases" in phases
     for other in (differing, phases):
         assert "calls do not decide" not in other
         assert other.endswith("ask again when the machine is quiet")

@@ -42,10 +42,10 @@ def _look(path: str) -> Look | str:
     from vitrail.images.headers import HEAD_BYTES, image_kind
 
     if not is_utf8(path):
-        return f"{utf8(path)} is not UTF-8, and a record of it could hold nothing else: rename it."
+        return f"{utf8(path)} is not UTF-8, so no record can hold its name: rename it."
     try:
-        # Scaled decoding reads all of the file but makes few pixels. It refuses pipes and devices, which
-        # the digest would wait for, so it comes first.
+        # Scaled decoding reads the whole file but produces few pixels. It refuses pipes and devices, on which
+        # the digest would block, so it comes first.
         image = decode(path, short_side=2 * THUMBNAIL)
         frame = frame_of(image)
         square = (THUMBNAIL, THUMBNAIL)

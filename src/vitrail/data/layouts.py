@@ -1,8 +1,8 @@
 """Which folders of labelled images are classes and which are splits.
 
-Public data sets are laid out as DIR/CLASS, DIR/SPLIT/CLASS or DIR/CLASS/SPLIT, often inside a folder that
-says nothing (`images/`, the archive's name, the same name twice), beside folders of annotations. What is
-recognised is said; what could be read in two ways is refused with the option that decides it (docs/data.md).
+Public data sets are laid out as DIR/CLASS, DIR/SPLIT/CLASS or DIR/CLASS/SPLIT, often inside a folder without
+meaning (`images/`, the archive's name, the same name twice), next to folders of annotations. The recognised
+layout is reported; an ambiguous one is refused, naming the option that decides it (docs/data.md).
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ FILLERS = frozenset((
     "set", "sets", "data", "dataset", "split", "folder", "image", "images", "img", "imgs", "sample",
     "samples",
 ))  # fmt: skip
-"""Words beside a split's that say nothing: `train_set`, `Training Data`."""
+"""Words without meaning next to a split's: `train_set`, `Training Data`."""
 
 HOLDERS = frozenset((
     "image", "images", "img", "imgs", "jpg", "jpeg", "jpegs", "jpegimages", "png", "pngs", "data",
     "photos", "pictures",
 ))  # fmt: skip
-"""Folders that hold the images of what they lie in, and are no classes."""
+"""Folders that hold the images of their parent folder, and are not classes."""
 
 COMPANIONS = frozenset((
     "annotation", "annotations", "label", "labels", "mask", "masks", "ground", "truth", "groundtruth",
     "segmentation", "segmentations", "trimaps", "bboxes", "xml", "xmls", "json", "heatmaps", "depth",
 ))  # fmt: skip
-"""Folders of what belongs to images, which may be images too (masks), and are no classes."""
+"""Folders of files that accompany images, possibly images too (masks), and are not classes."""
 
 _PART = re.compile(r"(.*?)(part|batch|fold|chunk|shard)s?[-_ ]*\d+", re.IGNORECASE)
 MOVE = "move it into the folder of its class"
 DEEPEST = 8
-"""So many folders with nothing beside them are entered."""
+"""At most this many nested folders are entered that have nothing next to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFolder:
-    """A folder whose images, below it too, are of one class, and of one split if it says so."""
+    """A folder whose images, including those below it, are of one class, and of one split if it says so."""
 
     label: str
     folder: str
@@ -57,7 +57,7 @@ class ClassFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """What the folders are. `root`: where classes or splits begin; `splits`: folder name to split."""
+    """What the folders are. `root`: where classes or splits start; `splits`: folder name to split."""
 
     layout: Layout
     root: str
@@ -66,15 +66,15 @@ class Recognised:
     unplaced: tuple[Broken, ...] = ()
     """Images without a class."""
     ignored: tuple[str, ...] = ()
-    """Folders without images beside those that were entered."""
+    """Folders without images next to those that were entered."""
 
 
 def recognise(root: Path, layout: Layout | None = None) -> Recognised:
-    """Say what the folders of `root` are, or take them for what `layout` says they are.
+    """Say what the folders of `root` are, or treat them as what `layout` says they are.
 
     Raises:
-        InputError: without `layout`, folders that could be read in two ways; with it, folders that are not
-            so; a split layout without train, a class without images; a folder that cannot be listed.
+        InputError: without `layout`, ambiguous folders; with it, folders that do not match it; a split layout
+            without train, a class without images; a folder that cannot be listed.
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"layout is {layout!r}: choose {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}.")
@@ -89,7 +89,7 @@ def recognise(root: Path, layout: Layout | None = None) -> Recognised:
 
 
 def split_names(names: Sequence[str]) -> dict[str, Split]:
-    """Those of some folders' names that name a split, whatever stands around the word in all of them.
+    """The folder names that name a split, ignoring whatever surrounds the word in all of them.
 
     `seg_train` and `seg_test`; `train2017`; `Training Data`; not `train station`.
     """
@@ -111,7 +111,7 @@ def _words(name: str) -> set[str]:
 
 
 class _Folder:
-    """A folder with what lies in it, listed when it is asked for."""
+    """A folder and its contents, listed on demand."""
 
     def __init__(self, path: str) -> None:
         self.path, self.name = path, os.path.basename(path)
@@ -122,7 +122,7 @@ class _Folder:
 
     @cached_property
     def images(self) -> list[str]:
-        """Directly in it."""
+        """Images directly in it."""
         return find.images_in(self.path)
 
     @cached_property
@@ -159,11 +159,11 @@ def _classes(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
 
 
 def _splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
-    """Train must have classes; what else has none is unplaced, a folder of another name too."""
+    """Train must have classes; anything else without classes is unplaced, even a folder of another name."""
     if "train" not in top.splits.values():
         names = ", ".join(folder.name for folder in top.filled) or "nothing"
         missing = os.path.join(top.path, "train")
-        raise InputError(f"{top.path} has no train folder with images beside {names}: add {missing}.")
+        raise InputError(f"{top.path} has no train folder with images next to {names}: add {missing}.")
     classes: list[ClassFolder] = []
     unplaced, passed = _beside(top.images, "the splits' folders"), list(ignored)
     for folder in top.filled:
@@ -171,7 +171,7 @@ def _splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
         if split is None and held.filled:
             names = " and ".join(top.splits)
             _ambiguous(
-                f"{top.path}: the folder {folder.name}, beside {names}, has the "
+                f"{top.path}: the folder {folder.name}, next to {names}, has the "
                 f"unknown split {folder.name!r}: name it train, validation or test, or move it out",
                 "class",
             )
@@ -226,11 +226,11 @@ def _class_splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
 
 
 def _beside(images: Iterable[str], what: str) -> list[Broken]:
-    return [Broken(path=path, reason=f"it lies beside {what}: {MOVE}") for path in images]
+    return [Broken(path=path, reason=f"it lies next to {what}: {MOVE}") for path in images]
 
 
 def _class_folders(folder: _Folder, split: Split | None = None) -> tuple[list[ClassFolder], list[str]]:
-    """The classes in a folder, and folders in it that hold annotations and no images."""
+    """The classes in a folder, and folders in it that hold annotations but no images."""
     empty = [inner for inner in folder.inner if inner not in folder.filled]
     passed = [inner.path for inner in empty if _words(inner.name) & COMPANIONS]
     wrong = next((inner.path for inner in empty if inner.path not in passed), None)
@@ -252,7 +252,7 @@ def _guessed(top: _Folder, ignored: Sequence[str]) -> Recognised:
     )
     if named and not vehicles:
         _ambiguous(
-            f"{top.path} has {' and '.join(sorted(named))} beside {others[0].name}: these are either "
+            f"{top.path} has {' and '.join(sorted(named))} next to {others[0].name}: these are either "
             "splits, and then the others do not belong there, or classes",
             "class",
         )
@@ -281,7 +281,7 @@ def _without_classes(top: _Folder) -> Recognised:
 
 
 def _refuse_no_classes(top: _Folder) -> None:
-    """Folders of which the names say that they are no classes."""
+    """Folders whose names say that they are not classes."""
     words = {folder.name: _words(folder.name) for folder in top.filled}
     companions = [name for name, found in words.items() if found & COMPANIONS]
     holders = [name for name, found in words.items() if found and found <= HOLDERS]
@@ -302,7 +302,7 @@ def _refuse_no_classes(top: _Folder) -> None:
 
 
 def _entered(top: _Folder) -> tuple[_Folder, list[str]]:
-    """The folder below `top` where there is a choice, and the folders without images that were passed."""
+    """The first folder below `top` with several folders, and the folders without images passed on the way."""
     ignored: list[str] = []
     for _ in range(DEEPEST):
         if top.images or len(top.filled) != 1 or top.splits or not top.filled[0].filled:
@@ -316,7 +316,7 @@ def _entered(top: _Folder) -> tuple[_Folder, list[str]]:
 
 
 def _held(folder: _Folder) -> _Folder:
-    """The folder that holds a split's classes: itself, or one inside that says nothing of its own."""
+    """The folder that holds a split's classes: itself, or a folder inside it without a meaning of its own."""
     for _ in range(DEEPEST):
         if folder.images or len(folder.filled) != 1:
             break

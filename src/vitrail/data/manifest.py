@@ -1,7 +1,7 @@
-"""Manifests: a CSV or Parquet table with the columns path, label and, if wanted, split.
+"""Manifests: a CSV or Parquet table with the columns path, label and, optionally, split.
 
 Paths are relative to the manifest's folder and stay inside it, links followed: a manifest that came with
-someone's data must not reach into the rest of the disk.
+someone else's data must not reach the rest of the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REQUIRED = ("path", "label")
 OPTIONAL = "split"
 
 Cells = tuple[str, Mapping[str, str]]
-"""Where a row stands, and its cells by column."""
+"""A row's place, and its cells by column."""
 
 
 def read_csv(path: Path) -> Source:
@@ -41,9 +41,9 @@ def read_parquet(path: Path) -> Source:
 
 
 def csv_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> list[Cells]:
-    """The rows of a CSV table: where each stands, and its cells by column.
+    """The rows of a CSV table: each one's place, and its cells by column.
 
-    Raises InputError for a file that is no CSV, or lacks a required column; it names the line.
+    Raises InputError for a file that is not CSV, or lacks a required column; it names the line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -65,24 +65,24 @@ def csv_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> l
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save the manifest as UTF-8.") from None
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not CSV ({error}): mend its quotes.") from None
+        raise InputError(f"{path} line {reader.line_num} is not CSV ({error}): fix its quotes.") from None
 
 
 def parquet_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> list[Cells]:
-    """The same of a Parquet table; numbers become their digits. Raises MissingExtraError without pyarrow."""
+    """The same for a Parquet table; numbers become their digits. Raises MissingExtraError without pyarrow."""
     pyarrow, parquet = import_pyarrow("A Parquet manifest")
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if any(str(kind).startswith("struct<bytes: ") for kind in file.schema_arrow.types):
                 raise InputError(
-                    f"{path} embeds its images, a manifest names their files: load it with Hugging Face "
+                    f"{path} embeds its images, but a manifest names their files: load it with Hugging Face "
                     "`datasets` and give the folder that its `save_to_disk` writes."
                 )
             columns = _columns(path, names, required, optional)
             chosen = [names[index] for index in columns.values()]
             table = file.read(columns=chosen).rename_columns(list(columns))
-        # Arrow trusts lengths and offsets of a file; using damaged ones ends the process.
+        # Arrow trusts the lengths and offsets in a file; using damaged ones ends the process.
         table.validate(full=True)
         cells = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
@@ -114,7 +114,7 @@ def _named(required: Sequence[str], optional: Sequence[str]) -> str:
 def _columns(
     path: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]
 ) -> dict[str, int]:
-    """Place of each column that is used; case and blanks of the header do not matter."""
+    """Position of each column that is used; case and blanks in the header do not matter."""
     found = [name.strip().casefold() for name in header]
     missing = [name for name in required if name not in found]
     if missing:
@@ -126,7 +126,7 @@ def _columns(
     wanted = [name for name in (*required, *optional) if name in found]
     twice = [name for name in wanted if found.count(name) > 1]
     if twice:
-        raise InputError(f"{path} has the column {twice[0]} twice: leave one.")
+        raise InputError(f"{path} has the column {twice[0]} twice: keep one.")
     return {name: found.index(name) for name in wanted}
 
 
@@ -161,10 +161,10 @@ def checked(
 
 
 def split_of(text: str, place: str) -> Split:
-    """Nothing is guessed for an empty cell: a row left out by a slip would change what judges."""
+    """An empty cell is never guessed: a row left out by mistake would change the held-out splits."""
     if not text.strip():
         raise InputError(
-            f"{place} has no split, and either every row has one or none: name it train, validation or test, "
+            f"{place} has no split, but every row must have one or none: name it train, validation or test, "
             "or remove the column split."
         )
     return split_name(text, place)
@@ -176,7 +176,7 @@ def _resolve(folder: Path, inside: str, text: str, place: str) -> str:
     try:
         real = os.path.realpath(folder / text.strip())
     except (OSError, ValueError) as error:
-        raise InputError(f"{place} has a path that is none ({error}): correct it.") from None
+        raise InputError(f"{place} has an invalid path ({error}): correct it.") from None
     if not real.startswith(inside.rstrip(os.sep) + os.sep):
         raise InputError(
             f"{place} points outside the manifest's folder ({text.strip()}): "

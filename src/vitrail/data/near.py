@@ -1,4 +1,4 @@
-"""Near duplicates: images whose thumbnails are the same picture but for brightness and contrast.
+"""Near duplicates: images whose thumbnails are the same picture except for brightness and contrast.
 
 The measure is the correlation (Pearson's r) of two grey thumbnails. It compares all pairs, exactly, as one
 matrix product in blocks. docs/data.md says how it compares with difference hashes.
@@ -22,7 +22,7 @@ ALIKE = 0.97
 """Correlation from which two images count as near duplicates (docs/data.md: what it finds and misses)."""
 
 KEPT = 200
-"""So many pairs are kept, the most alike first; all are counted."""
+"""Number of pairs kept, the most alike first; all are counted."""
 
 BLOCK = 2048
 
@@ -50,7 +50,7 @@ class Pair:
 class Near:
     """Counts over all pairs of examples, and the pairs most alike.
 
-    `straddling`: pairs in different splits; `held_out`: images of validation or test that are one of those;
+    `straddling`: pairs in different splits; `held_out`: images of validation or test that are in such a pair;
     `mislabelled`: pairs with different labels.
     """
 
@@ -100,8 +100,8 @@ def near_duplicates(examples: Sequence[Example], thumbnails: Sequence[bytes]) ->
 
 
 def _normalised(thumbnails: Sequence[bytes]) -> np.ndarray:
-    """float32 (N, D), each row of mean 0 and norm 1, so that products are correlations; rows without any
-    contrast are 0, for nothing can be said of them."""
+    """float32 (N, D), each row with mean 0 and norm 1, so that products are correlations; rows without any
+    contrast are 0, because nothing can be said about them."""
     import numpy as np
 
     grey_ND = np.frombuffer(b"".join(thumbnails), dtype=np.uint8).reshape(len(thumbnails), -1)

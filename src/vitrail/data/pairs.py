@@ -1,7 +1,7 @@
-"""Images with texts: a manifest (CSV or Parquet) with the columns path, text and, if wanted, split, category.
+"""Images with texts: a manifest (CSV or Parquet) with columns path, text and, optionally, split, category.
 
-An image may have several texts, one a row. As with labelled images, paths stay inside the manifest's folder,
-each image is decoded once, equal files are one image (with the texts of all), and they lie in one split.
+An image may have several texts, one per row. As with labelled images, paths stay inside the manifest's
+folder, each image is decoded once, and equal files are one image (with the texts of all), in one split.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Pair", "Pairs", "load"]
 REQUIRED, OPTIONAL = ("path", "text"), ("split", "category")
 COLUMNS = "path,text[,split][,category]"
 FRACTIONS = (0.8, 0.1, 0.1)
-"""Of train, validation and test, where the manifest names no splits."""
+"""Shares of train, validation and test, where the manifest names no splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Pairs:
     """Images with texts, every image decoded once.
 
     `pairs`: each distinct image once, sorted by path. `categories`: their names, sorted; empty without such a
-    column. `copies`: files equal to another one; their texts are that one's too. `conflicts`: equal files of
+    column. `copies`: files equal to another one, which also gets their texts. `conflicts`: equal files of
     several categories; the image then has none. `digest`: sha256 over the sorted (digest, texts, split,
     category).
     """
@@ -76,7 +76,7 @@ class _Line(Row):
 def load(path: str | Path) -> Pairs:
     """Read a manifest of images and texts, decode each image once, and split them by content.
 
-    A column `split` gives every row's split; if it names no validation, that is cut from train and test
+    A column `split` gives every row's split; if it names no validation, that is taken from train, and test
     stays as it is. Without the column: 80 % train, 10 % validation, 10 % test.
 
     Raises:

@@ -17,7 +17,7 @@ from vitrail.errors import InputError
 from vitrail.store import canonical_json
 from vitrail.words import counted, is_utf8, utf8
 
-# Of copies that a source spread over splits, the one kept: what judges must not be learned from.
+# Which of the copies that a source spread over splits is kept: held-out images must not be learned from.
 PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
 
 
@@ -27,8 +27,8 @@ def load(
     """Read the labelled images of a folder or manifest, decode each once, and split them by content.
 
     `fractions`: the shares of train, validation and test, for the splits that the source does not give; those
-    are cut from train. `layout`: what the folders are, `class`, `split/class` or `class/split`; None: what
-    they are recognised as. docs/data.md describes the sources.
+    are taken from train. `layout`: what the folders are, `class`, `split/class` or `class/split`; None:
+    recognise it. docs/data.md describes the sources.
 
     Raises InputError for a source that cannot be used: nothing readable, one class only, two classes with
     the same name, a class without at least one image in each split; MissingExtraError without pyarrow where
@@ -39,7 +39,7 @@ def load(
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A data set with what was seen of each readable file, copies and conflicts included, by path."""
+    """A data set, and what was read from each readable file, including copies and conflicts, by path."""
 
     dataset: Dataset
     looks: Mapping[str, Look]
@@ -48,7 +48,7 @@ class Reading:
 def read(
     path: str | Path, *, fractions: Sequence[float] = FRACTIONS, layout: Layout | None = None
 ) -> Reading:
-    """As `load`, and keep what was seen of the files; raises the same."""
+    """Like `load`, but keep what was read from the files; raises the same."""
     shares = check_fractions(fractions)
     source = sources.find_source(path, layout)
     classes = _classes(source.rows)
@@ -83,20 +83,20 @@ def read(
 
 
 def class_name(label: str) -> str:
-    """A label as it is shown and compared: composed Unicode (NFC), no blanks around it."""
+    """A label as it is shown and compared: composed Unicode (NFC), without surrounding blanks."""
     return unicodedata.normalize("NFC", label).strip()
 
 
 def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The K names, sorted; InputError for one class only or two that differ in case or blanks alone."""
+    """The K names, sorted; InputError for a single class or for two that differ only in case or blanks."""
     names = class_names(rows)
     if len(names) == 1:
-        raise InputError(f"There is one class only, {names[0]!r}: give images of at least two classes.")
+        raise InputError(f"There is only one class, {names[0]!r}: give images of at least two classes.")
     return names
 
 
 def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The names of the rows' labels, sorted; InputError for two that differ in case or blanks alone."""
+    """The names of the rows' labels, sorted; InputError for two that differ only in case or blanks."""
     spellings: dict[str, Row] = {}
     for row in rows:
         if not is_utf8(row.label):
@@ -110,7 +110,7 @@ def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
             where = f" ({first.place or first.path}; {row.place or row.path})"
             raise InputError(
                 f"The classes {first.label!r} and {row.label!r} have the same name{where}: "
-                "write them alike or name them apart."
+                "write them the same way, or give them different names."
             )
     return tuple(sorted(class_name(row.label) for row in spellings.values()))
 
@@ -121,7 +121,7 @@ def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
 def _groups(
     rows: Sequence[Row], looks: Mapping[str, Look]
 ) -> tuple[dict[str, dict[str, list[Row]]], tuple[Conflict, ...]]:
-    """Rows by class name and digest, the one to keep first; digests under several labels set apart."""
+    """Rows by class name and digest, the one to keep first; digests with several labels separately."""
     by_digest: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (PRECEDENCE[row.split], row.path)):
         by_digest[looks[row.path].digest].append(row)
@@ -137,7 +137,7 @@ def _groups(
 
 
 def broken_of(rows: Iterable[Row], seen: Mapping[str, Look | str]) -> dict[str, Broken]:
-    """What cannot be read, by path; the reason begins with the manifest's row where there is one."""
+    """What cannot be read, by path; the reason starts with the manifest's row if there is one."""
     places = {row.path: f"{row.place}: " for row in reversed(list(rows)) if row.place}
     return {
         path: Broken(path=path, reason=places.get(path, "") + look)
@@ -183,14 +183,14 @@ def _too_few(name: str, split: Split, count: int, given: bool) -> _TooFew:
         images = counted(count, "usable distinct image") if count else "no usable distinct images"
         fix = f"give it at least {LEAST}, one each for train, validation and test"
         return _TooFew(name, images, fix)
-    problem = f"no usable image of its own for {split}"
+    problem = f"no usable image left for {split}"
     return _TooFew(name, problem, "add some, or leave the split to Vitrail")
 
 
 def _with_reasons(
     error: _TooFew, rows: Iterable[Row], broken: Mapping[str, Broken], conflicts: Iterable[Conflict]
 ) -> InputError:
-    """The same with the class's files that cannot be used, which are often why it has too few."""
+    """The same error with the class's unusable files, which are often the reason."""
     reasons = []
     own = dict.fromkeys(r.path for r in rows if class_name(r.label) == error.name and r.path in broken)
     if own:

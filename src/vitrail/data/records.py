@@ -1,4 +1,4 @@
-"""What a labelled data set is once it is read: frozen records, no I/O."""
+"""A labelled data set once it has been read: frozen records, no I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.words import counted
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-"""What the folders of DIR are, from the outermost one."""
+"""What the folders of DIR are, starting with the outermost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Broken:
-    """An image that is in no split, and why; `path` is absolute."""
+    """An image that belongs to no split, and why; `path` is absolute."""
 
     path: str
     reason: str
@@ -38,9 +38,9 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """All that a source lists: its rows, and files in it that cannot be rows (images without a class).
+    """Everything a source lists: its rows, and files that cannot be rows (images without a class).
 
-    `found` says in words how the source is laid out.
+    `found` describes how the source is laid out.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Copy:
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """Byte-equal files under different labels: nobody can tell which is right, so none is in a split.
+    """Byte-equal files with different labels: nobody can tell which is right, so none is in a split.
 
-    `paths` are absolute and go with `labels` (names), one each.
+    `paths` are absolute and correspond to `labels` (names), one each.
     """
 
     digest: str
@@ -96,9 +96,9 @@ class Dataset:
     """A labelled data set whose every example has been decoded once.
 
     `classes`: K names in the order of the labels. `examples`: each distinct image once, sorted by path.
-    `given`: the splits that the source named itself; the others were cut by content hash. `digest`: sha256
-    over the sorted (digest, label name, split), whatever the files' names and copies. `found`: in words,
-    how the source is laid out, for whoever wants to see that it was understood.
+    `given`: the splits that the source named itself; the others were made by content hash. `digest`: sha256
+    over the sorted (digest, label name, split), regardless of the files' names and copies. `found`: a
+    description of how the source is laid out, so that the user can check it.
     """
 
     name: str
@@ -129,15 +129,15 @@ class Dataset:
         return tuple(example for example in self.examples if example.split == split)
 
     def doubts(self) -> tuple[str, ...]:
-        """What is wrong with the files, counted: those that are not used, and those that count once."""
+        """Counts of what is wrong with the files: those not used, and those that count once."""
         first = self.broken[0].path if self.broken else ""
         found = (
             (len(self.broken), "image is not used", "images are not used", f", the first: {first}"),
             (len(self.copies), "file is a copy and counts once", "files are copies and count once", ""),
             (
                 len(self.conflicts),
-                "image is there under different labels and is left out",
-                "images are there under different labels and are left out",
+                "image has different labels and is left out",
+                "images have different labels and are left out",
                 "",
             ),
         )
@@ -145,7 +145,7 @@ class Dataset:
         return tuple(f"{text} (`vitrail data` lists them)" for text in said)
 
     def counts(self) -> dict[str, dict[Split, int]]:
-        """Examples per class name and split; every class and split is there."""
+        """Examples per class name and split; every class and split is present."""
         table: dict[str, dict[Split, int]] = {name: dict.fromkeys(SPLITS, 0) for name in self.classes}
         for example in self.examples:
             table[self.classes[example.label]][example.split] += 1

@@ -38,7 +38,7 @@ SAVE_AGAIN = "save it again with `save_to_disk`"
 def read(root: Path) -> Source:
     """Rows of a saved `Dataset` or `DatasetDict`: one Image feature, one ClassLabel or text feature.
 
-    Raises InputError for another form of data set, for a row without a label or embedded image, or an
+    Raises InputError for any other form of data set, for a row without a label or embedded image, or for an
     unknown split; MissingExtraError without pyarrow.
     """
     import_pyarrow("A saved Hugging Face data set")
@@ -100,7 +100,7 @@ def _cells(file: Path, image: str, label: str) -> Iterator[tuple[Any, Any]]:
     try:
         with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
             for batch in stream:
-                # Arrow trusts lengths and offsets of a file; using damaged ones ends the process.
+                # Arrow trusts the lengths and offsets in a file; using damaged ones ends the process.
                 batch.validate(full=True)
                 # One image at a time: a batch as Python objects would hold all its bytes twice.
                 for cell, value in zip(batch.column(image), batch.column(label), strict=True):
@@ -147,9 +147,11 @@ def _kept(cell: Any, column: str, place: str) -> str:
 
 
 def _plain(folder: Path, name: object) -> str:
-    """A name of something in the folder itself; one with separators could lead anywhere."""
+    """A name of something in the folder itself; with separators it could lead anywhere."""
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise InputError(f"{folder} names a part of itself {name!r}, which is no plain name: {SAVE_AGAIN}.")
+        raise InputError(
+            f"{folder} names a part of itself {name!r}, which is not a plain name: {SAVE_AGAIN}."
+        )
     return name
 
 

@@ -23,11 +23,11 @@ GAP = 6
 NAME_WIDTH = 210
 TEXT_SIZE = 15
 MAX_CLASSES = 200
-"""Rows of a sheet; a JPEG ends at 65,535 pixels and a reader's patience before."""
+"""Rows of a sheet; a JPEG ends at 65,535 pixels, and a reader's patience sooner."""
 MAX_PER_CLASS = 50
-"""Columns of a sheet: with all rows it then takes 0.4 GB while it is drawn."""
+"""Columns of a sheet: with all rows it takes 0.4 GB while being drawn."""
 
-# Pillow's own font has ASCII letters only. These are looked for where the system keeps its fonts.
+# Pillow's own font has only ASCII letters. These are looked for in the system's font folders.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 
 BACKGROUND, INK, PALE, CELL = (255, 255, 255), (30, 30, 30), (110, 110, 110), (236, 236, 236)
@@ -56,7 +56,7 @@ def write_sheet(dataset: Dataset, path: str | Path, *, per_class: int = 8) -> in
 
 
 def draw(dataset: Dataset, *, per_class: int) -> Image.Image:
-    """The sheet as an RGB image; of more than `MAX_CLASSES` classes, the first ones in order."""
+    """The sheet as an RGB image; with more than `MAX_CLASSES` classes, only the first ones."""
     from PIL import Image, ImageDraw
 
     from vitrail.images.photos import evenly_spaced
@@ -94,7 +94,7 @@ def _cell(path: str) -> Image.Image:
 
 
 def _fitted(canvas: ImageDraw.ImageDraw, name: str, font: Font) -> str:
-    """The name, or as much of it as fits beside the images."""
+    """The name, or as much of it as fits next to the images."""
     if canvas.textlength(name, font) <= NAME_WIDTH - 2 * GAP:
         return name
     while name and canvas.textlength(name + "…", font) > NAME_WIDTH - 2 * GAP:
@@ -103,7 +103,7 @@ def _fitted(canvas: ImageDraw.ImageDraw, name: str, font: Font) -> str:
 
 
 def _font() -> Font:
-    """A font of the system with letters beyond ASCII, else Pillow's own."""
+    """A system font with letters beyond ASCII, else Pillow's own."""
     from PIL import ImageFont
 
     for name in FONTS:
@@ -116,7 +116,7 @@ def _font() -> Font:
 
 def legible(name: str, font: Font) -> str:
     """The name with letters that the font lacks replaced by their base letter, else by a question mark."""
-    nothing = _drawn("\uffff", font)  # no font has this one: it shows what a missing letter looks like
+    nothing = _drawn("\uffff", font)  # no font has this one, so it shows what a missing letter looks like
 
     def spelled(letter: str) -> str:
         if letter.isspace() or _drawn(letter, font) != nothing:

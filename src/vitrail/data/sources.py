@@ -18,12 +18,12 @@ LAYOUT = "give a folder with one folder of images per class, or a manifest (CSV 
 def find_source(path: str | Path, layout: Layout | None = None) -> Source:
     """List the labelled images of `path`; nothing but manifests is read.
 
-    `layout`: what its folders are, where they could be taken for two things (layouts.py).
+    `layout`: what its folders are, where that is ambiguous (layouts.py).
 
-    Raises InputError if it is none of the kinds that are known, is empty, or contradicts itself.
+    Raises InputError if it is of no known kind, is empty, or contradicts itself.
     """
     root = Path(path)
-    if not os.path.exists(root):  # unlike Path.exists, also for a name that is too long
+    if not os.path.exists(root):  # unlike Path.exists, this also handles a name that is too long
         raise InputError(f"{path} does not exist: {LAYOUT}.")
     if layout is not None and not root.is_dir():
         raise InputError(f"{path} is a file, and --layout is about folders: leave it out.")

@@ -1,7 +1,7 @@
-"""The words for splits; and splitting by content: what follows from bytes and class, never names or order.
+"""The words for splits; and splitting by content: it depends on bytes and class, never on names or order.
 
 A class's distinct digests are sorted by sha256(salt + digest), which is as good as shuffling them, and the
-sorted list is cut by the fractions. An image that is added moves the cuts by at most one place each, so it
+sorted list is cut by the fractions. An added image moves each cut by at most one place, so it
 changes the split of at most one other image per cut.
 """
 
@@ -16,7 +16,7 @@ from vitrail.data.records import SPLITS, Split
 from vitrail.errors import InputError
 
 FRACTIONS = (0.6, 0.2, 0.2)
-# The words that Hugging Face `datasets` takes for splits (its data_files.py), and "development".
+# The words that Hugging Face `datasets` recognises as splits (its data_files.py), and "development".
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -33,7 +33,7 @@ SPLIT_NAMES: dict[str, Split] = {
 LEAST = len(SPLITS)
 """Distinct images a class needs: one in each split."""
 
-# Part of every recorded split: another salt would be another split of all data sets.
+# Part of every recorded split: another salt would split all data sets differently.
 _SALT = b"vitrail.data/1 "
 
 
@@ -64,8 +64,8 @@ def assign(
     """Return the split of each distinct digest (hexadecimal sha256) of one class.
 
     `given`: the splits that the source names, for all of `digests` or for none of them (empty). A share of
-    `fractions` that is 0 means that this split is given; the others are cut from what is given as train.
-    Of at least as many images as there are shares above 0, every such split gets one.
+    0 in `fractions` means that this split is given; the others are taken from what is given as train.
+    If there are at least as many images as shares above 0, every such split gets one.
     """
     kept: dict[str, Split] = {digest: split for digest, split in given.items() if split != "train"}
     pool = sorted((digest for digest in digests if digest not in kept), key=_rank)
@@ -86,7 +86,7 @@ def _cut(pool: Sequence[str], shares: Sequence[float]) -> list[Sequence[str]]:
     bounds, so_far = [0], 0.0
     for index, share in enumerate(shares, start=1):
         so_far += share / total
-        # Room for one in this part, and for one in each part that follows.
+        # Leave room for one in this part, and for one in each part that follows.
         end = max(bounds[-1] + 1, min(round(count * so_far), count - (len(shares) - index)))
         bounds.append(min(end, count))
     return [pool[start:stop] for start, stop in pairwise(bounds)]

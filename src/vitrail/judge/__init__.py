@@ -72,16 +72,16 @@ def judge(
     notes: Sequence[str] = (),
     method: Mapping[str, object] | None = None,
 ) -> Selection:
-    """Choose among what was observed, and say of every variant why it won or lost.
+    """Choose among the observed variants, and say why each one won or lost.
 
-    `shipping=False` (recorded figures: it decides, nothing ships): a parity that is not assessed and a
-    license that is not stated are reported but do not stand in the way.
+    `shipping=False` (recorded figures: a decision, but nothing ships): a parity that is not assessed and a
+    license that is not stated are reported but do not block a variant.
 
     Raises:
         InputError: measurements of different environments, or two observations of one variant.
     """
     observations = sorted(
-        (_asked(each, workload) for each in observations), key=lambda each: each.variant.name
+        (_at_percentile(each, workload) for each in observations), key=lambda each: each.variant.name
     )
     _refuse_mixtures(observations)
     judged = {each.variant.name: verdicts(each, requirements, workload) for each in observations}
@@ -135,8 +135,8 @@ def judge(
     )
 
 
-def _asked(observation: Observation, workload: Workload) -> Observation:
-    """The observation with figures at the asked percentile, taken from its calls if it has them."""
+def _at_percentile(observation: Observation, workload: Workload) -> Observation:
+    """The observation with figures at the workload's percentile, computed from its calls if it has them."""
     measurement = observation.measurement
     if measurement is None or measurement.workload.percentile == workload.percentile:
         return observation

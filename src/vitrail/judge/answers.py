@@ -24,12 +24,12 @@ from vitrail.words import counted
 MORE = "raise --budget for more calls"
 QUIETER = "ask again when the machine is quiet"
 ADVICE = (MORE, QUIETER)
-"""The advice to whoever gets `undecided`: what more time would decide, and what it would not."""
+"""Advice for `undecided`: what more time would settle, and what it would not."""
 
 MANY_BEYOND = 8
-"""With so many calls expected beyond the percentile, independent calls of a clear case would have decided."""
+"""With this many calls expected beyond the percentile, a clear case of independent calls is decided."""
 LAUNCHES_DIFFER = 1.05
-"""Ratio of the slowest launch's median to the fastest one's from which the launches are the reason."""
+"""Ratio of the slowest launch's median to the fastest's from which the launches are named as the cause."""
 
 _NOTHING_SEEN = Classification(
     split="",
@@ -45,7 +45,7 @@ _NOTHING_SEEN = Classification(
 
 
 def verdicts(observation: Observation, requirements: Requirements, workload: Workload) -> tuple[Verdict, ...]:
-    """License, the asked limits, and parity, each with its margin and what would admit the variant."""
+    """License, the requested limits, and parity, each with its margin and what would admit the variant."""
     answers = [
         _license(observation, requirements),
         _accuracy(observation, requirements),
@@ -59,7 +59,7 @@ def verdicts(observation: Observation, requirements: Requirements, workload: Wor
 
 
 def latency_figures(observation: Observation, workload: Workload) -> LatencyFigures | None:
-    """The judged scope's figures at the asked percentile; None when they are not known."""
+    """The judged scope's figures at the workload's percentile; None when they are not known."""
     measurement = observation.measurement
     if measurement is not None and _other_load(observation, workload) is not None:
         return None
@@ -82,14 +82,14 @@ def throughput_figure(observation: Observation, workload: Workload) -> float | N
 
 
 def _other_load(observation: Observation, workload: Workload) -> str | None:
-    """Why the measurement was taken under another load than is asked about, or None."""
+    """How the measurement's load differs from the requested one, or None."""
     assert observation.measurement is not None
     seen = observation.measurement.workload
     for name in ("batch_size", "threads", "device"):
         there, asked = getattr(seen, name), getattr(workload, name)
         # threads None means all usable cores, which the measurement resolved to a number.
         if asked is not None and there is not None and there != asked:
-            return f"measured with {name} {there}, asked is {asked}"
+            return f"measured with {name} {there}, not the requested {asked}"
     return None
 
 
@@ -142,11 +142,11 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
 
 
 def _recalls(observation: Observation, requirements: Requirements) -> list[Verdict]:
-    """One verdict for each class that is asked about."""
-    found = {recall.label: recall for recall in (observation.classification or _NOTHING_SEEN).recalls}
+    """One verdict for each class with a required recall."""
+    recalls = {recall.label: recall for recall in (observation.classification or _NOTHING_SEEN).recalls}
     answers = []
     for label, least in requirements.min_recall:
-        recall = found.get(label)
+        recall = recalls.get(label)
         if recall is None:
             why = _unmeasured(observation) or f"no recall of {label} was measured"
             answers.append(_missing("min_recall", f"{label}={least:g}", why))
@@ -181,7 +181,7 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
     margin = limit - value
     shown = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
     reason = f"{name} {_number(value)}{shown} ms: {_room(margin, 'ms')}"
-    # A limit below the interval's upper end would not be passed.
+    # A limit below the interval's upper end would not give a pass.
     needed = max(value, interval[1]) if interval else value
     option = _option("--max-latency", needed, limit, up=True, unit="ms")
     if answer == "undecided":
@@ -193,13 +193,13 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
 def _why_undecided(
     observation: Observation, figures: LatencyFigures, limit: float, workload: Workload
 ) -> str:
-    """What the evidence lacks against the limit, and what would give it."""
+    """What evidence is missing to judge the limit, and how to get it."""
     interval, calls = figures.judged.interval, counted(figures.calls, "call")
     blocks: list[Block] = []
     if observation.measurement is not None:
         blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
     state = stats.LimitTest(percentile=workload.percentile).evaluate(blocks)
-    if state is None:  # figures of a record, without their calls
+    if state is None:  # recorded figures, without their calls
         if interval is None:
             return f"{calls} do not decide; {MORE}"
         few = "too few launches to pass"
@@ -211,13 +211,13 @@ def _why_undecided(
             made = counted(state.launches, "launch", "launches")
             return f"{made} of the {stats.LAUNCHES_TO_PASS} that a pass needs; {MORE}"
         if state.upper is not None and state.upper <= limit:
-            return f"the launch that was to confirm it did not; {QUIETER}"
+            return f"the confirming launch did not confirm it; {QUIETER}"
         return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
     many = state.calls * (1 - workload.percentile / 100) >= MANY_BEYOND
     if figures.judged.value <= limit and state.upper is None and many:
         if differ > LAUNCHES_DIFFER:
             return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
-        return f"its {calls} come in fast and slow phases and tell as little as a few would; {QUIETER}"
+        return f"its {calls} fall into fast and slow phases and say no more than a few would; {QUIETER}"
     return f"within its uncertainty of the limit; {MORE}" if interval else f"{calls} do not decide; {MORE}"
 
 
@@ -244,7 +244,7 @@ def _why_no_latency(observation: Observation, workload: Workload) -> str:
         return _other_load(observation, workload) or f"no calls in scope {workload.latency_scope}"
     figures = observation.request if workload.latency_scope == "request" else observation.model
     if figures is not None:
-        return f"recorded at p{figures.judged.percentile:g}, asked is p{workload.percentile:g}"
+        return f"recorded at p{figures.judged.percentile:g}, not the requested p{workload.percentile:g}"
     return _unmeasured(observation) or f"no latency in scope {workload.latency_scope}"
 
 
@@ -348,7 +348,7 @@ def _numeric(
         limit=limit,
         margin=margin,
         reason=reason,
-        # Evidence is what an undecided verdict lacks; no limit stands for it.
+        # An undecided verdict lacks evidence; no other limit can replace that.
         admit=option if answer == "fail" else None,
     )
 
@@ -377,7 +377,7 @@ def _number(value: float) -> str:
 def _option(
     flag: str, value: float, limit: float, *, up: bool, unit: str = "", digits: int | None = None
 ) -> str | None:
-    """The flag with `value` rounded to the side that admits; None when no limit laxer than `limit` would."""
+    """The flag with `value` rounded to the admitting side; None if no limit laxer than `limit` does."""
     if digits is None:
         digits = 1 if flag == "--min-accuracy" or value < 10 else 0
     scale = 10**digits
@@ -387,7 +387,7 @@ def _option(
         rounded += 1 / scale
     elif not up and rounded > value:
         rounded -= 1 / scale
-    least = 1 if flag in ("--min-accuracy", "--min-recall") else 0  # up to 1 may be a fraction
+    least = 1 if flag in ("--min-accuracy", "--min-recall") else 0  # values up to 1 may be meant as fractions
     if rounded <= least or (rounded <= limit if up else rounded >= limit):
         return None
     return f"{flag} {rounded:.{digits}f}{unit}"

@@ -1,4 +1,4 @@
-"""Measurement -> Observation: figures of both scopes, throughput, and which accuracy may be claimed."""
+"""Measurement -> Observation: figures for both scopes, throughput, and which accuracy may be claimed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def observe(
     weights_at_hand: bool = True,
     allowance: float = ALLOWANCE_POINTS,
 ) -> Observation:
-    """All that a measurement tells of its variant.
+    """Everything a measurement says about its variant.
 
     `latency_answer`: the schedule's own (it knows whether the winner was confirmed); without one it is
     taken from the blocks and `max_latency_ms`. `allowance` in points.
@@ -86,8 +86,8 @@ def accuracy(
 ) -> Accuracy | None:
     """Top-1 that may be claimed for the variant, None when nothing supports a figure.
 
-    fp32 keeps the candidate's figure (parity, judged apart, sees to it that it is the same function);
-    a lower precision gets it less the loss's bound, or less the allowance. A figure belongs to its
+    fp32 keeps the candidate's figure (parity, judged separately, ensures that it is the same function);
+    a lower precision keeps it minus the bound on the loss, or minus the allowance. A figure belongs to its
     resolution: at another image size there is none.
     """
     candidate = variant.candidate
@@ -108,12 +108,12 @@ def accuracy(
 
 
 def accuracy_before_measuring(variant: Variant, *, allowance: float = ALLOWANCE_POINTS) -> Accuracy | None:
-    """What may be hoped of a variant that no photo has been shown to yet: an upper figure, not evidence."""
+    """The most a variant may reach that has seen no photo yet: an upper bound, not evidence."""
     return accuracy(variant, None, at_hand=False, allowance=allowance)
 
 
 def as_if_at_hand(observation: Observation) -> Observation:
-    """The observation as it would be judged had its weights been at hand and passed parity."""
+    """The observation as it would be judged if its weights were at hand and passed parity."""
     measurement = observation.measurement
     assumed = Parity(
         answer="pass",
@@ -135,7 +135,7 @@ def as_if_at_hand(observation: Observation) -> Observation:
 
 
 def decided_photos_agree(parity: Parity) -> bool:
-    """Whether enough photos are decided, and all of them agree, for the allowance to be granted."""
+    """Whether enough photos are decided, and all of them agree, so that the allowance applies."""
     return parity.decided >= MIN_DECIDED_PHOTOS and parity.agreeing == parity.decided
 
 

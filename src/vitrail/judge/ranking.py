@@ -16,7 +16,7 @@ CRITERIA: dict[Objective, tuple[str, ...]] = {
 }
 UPWARDS = ("accuracy", "throughput")
 LICENSE_MISS = 1.0
-"""A license that is not admitted counts like missing a limit by 100 %."""
+"""A license that is not admitted counts as missing a limit by 100 %."""
 
 
 def figure(observation: Observation, criterion: str, workload: Workload) -> float | None:
@@ -32,10 +32,10 @@ def figure(observation: Observation, criterion: str, workload: Workload) -> floa
 
 
 def rank(observations: Iterable[Observation], objective: Objective, workload: Workload) -> list[Observation]:
-    """Best first. Of equals in one criterion the next one decides, in the end the name.
+    """Best first. Ties in one criterion are broken by the next one, and finally by name.
 
-    In latency and throughput, what cannot be told apart from the best of those left is equal to it. A
-    missing figure is worse than any.
+    In latency and throughput, variants that cannot be distinguished from the best of those left are equal to
+    it. A missing figure is worse than any.
     """
     left = sorted(observations, key=lambda each: each.variant.name)
     ordered = []
@@ -65,10 +65,10 @@ def _best(group: list[Observation], criterion: str, workload: Workload) -> list[
 
 
 def ties(ranked: Sequence[Observation], objective: Objective, workload: Workload) -> frozenset[str]:
-    """Names, other than the winner's, that the objective cannot tell from the best of `ranked`.
+    """Names, other than the winner's, that the objective cannot distinguish from the best of `ranked`.
 
     By accuracy, figures measured on images may be within each other's uncertainty; equal figures tie where
-    latency, which decides between them, cannot tell them apart either.
+    latency, which decides between them, cannot distinguish them either.
     """
     if not ranked:
         return frozenset()
@@ -107,9 +107,9 @@ def told_apart(
     workload: Workload,
     criterion: str = "latency",
 ) -> bool:
-    """Whether evidence says that two latencies (or throughputs) differ; bare numbers differ if unequal.
+    """Whether the evidence shows that two latencies (or throughputs) differ; bare numbers differ if unequal.
 
-    The paired medians alone are not enough: the figure that is ranked by must differ too, so neither of the
+    The paired medians alone are not enough: the figure used for ranking must differ too, so neither of the
     two may lie in the other's interval.
     """
     intervals = [_interval(each, workload, criterion) for each in (best, other)]
@@ -137,7 +137,7 @@ def told_apart(
 
 
 def _interval(observation: Observation, workload: Workload, criterion: str) -> tuple[float, float] | None:
-    """The interval of the figure that is ranked by: the judged percentile's, or that of images/s."""
+    """The interval of the figure used for ranking: the judged percentile's, or that of images/s."""
     if criterion == "throughput":
         if observation.measurement is None:
             return None
@@ -153,10 +153,10 @@ def _interval(observation: Observation, workload: Workload, criterion: str) -> t
 
 
 def distance(observation: Observation, top: Observation, objective: Objective) -> float | None:
-    """How far behind `top`, as a ratio >= 1 or a little below; None: too different to tie, or not known.
+    """How far behind `top`, as a ratio >= 1 or slightly below; None: too different to tie, or not known.
 
-    Medians of the measured scope stand for latency and throughput. By accuracy only equals can tie,
-    and then latency decides.
+    The measured scope's medians stand in for latency and throughput. By accuracy only equal figures can
+    tie, and then latency decides.
     """
     if objective == "memory":
         own, best = observation.memory, top.memory

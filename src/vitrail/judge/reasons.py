@@ -1,4 +1,4 @@
-"""Why each variant has its place, in one to three short sentences."""
+"""Why each variant is where it is in the ledger, in one to three short sentences."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def reasons_of(
 
 
 def _advised_once(lines: tuple[str, ...], *, advise: bool) -> tuple[str, ...]:
-    """What more time would decide is advised once, at the end, and not beside each verdict.
+    """Advise more time once, at the end, rather than with each verdict.
 
-    Not at all where weights are missing: no budget brings them.
+    Not at all where weights are missing: no budget provides them.
     """
     bare = tuple(_BUDGET.sub("", line) for line in lines)
     return bare if bare == lines or not advise else (*bare[:-1], f"{bare[-1]} → needs a longer --budget")
@@ -98,10 +98,10 @@ _TAKEN = {
 def _decided_by(
     observation: Observation, winner: Observation, objective: Objective, workload: Workload
 ) -> str:
-    """In which criterion the winner is ahead of one that ties with it; `name` where in none.
+    """The criterion in which the winner is ahead of one that ties with it; `name` if there is none.
 
-    The objective cannot part them, unless it is accuracy: then figures differ, which may be chance. Where
-    they are equal, latency could not part them either.
+    The objective cannot separate them, unless it is accuracy: then the figures differ, perhaps by chance.
+    If they are equal, latency could not separate them either.
     """
     for criterion in CRITERIA[objective]:
         apart = criterion != "latency" if objective == "accuracy" else criterion != objective

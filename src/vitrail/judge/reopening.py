@@ -1,8 +1,8 @@
-"""Recorded variants that were never measured, under another question: which of them could change the answer.
+"""Recorded variants that were never measured, under another question: which could change the answer.
 
-A search leaves variants out for reasons (selection/prune.py, selection/order.py, selection/probing.py) that
-depend on what was asked. The reason's own figure says whether it still holds; where it does not, nothing is
-known of the variant, and that is what the ledger says.
+A search skips variants for reasons (selection/prune.py, selection/order.py, selection/probing.py) that
+depend on the question. The figure in the reason says whether it still holds; if it does not, nothing is
+known about the variant, and the ledger says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vitrail.vocabulary import LedgerEntry, Observation, Requirements, Selection
 
 PEAK = "at the engine's peak"
 PEAK_FACTOR = 2.0
-"""An engine's peak is measured too: such a floor rules out only beyond twice the limit."""
+"""An engine's peak is itself measured: a bound from it rules a variant out only beyond twice the limit."""
 NAMED = 3
 ENDED = "the recorded search ended before it"
 _LAST_WORDS = (ENDED, "probe: at ", "not probed within the budget", "not measured within the budget")
@@ -26,7 +26,7 @@ _FOR_GOOD = ("probe: ", "its weights are not at hand")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked: requirements, and the parts of the workload that recorded figures are judged under."""
+    """The question: requirements, and the parts of the workload that recorded figures are judged under."""
 
     requirements: Requirements
     workload: Workload
@@ -44,9 +44,9 @@ class Question:
 def reopen(
     observations: Iterable[Observation], before: Question, now: Question, *, won_before: bool
 ) -> tuple[Observation, ...]:
-    """The observations, and of each that was never measured whether its reason still holds.
+    """The observations; for each that was never measured, whether its reason still holds.
 
-    `won_before`: the recorded winner still meets all, so what could not beat it still cannot.
+    `won_before`: the recorded winner still meets all limits, so what could not beat it still cannot.
     """
     return tuple(
         each
@@ -126,7 +126,7 @@ def _could_win(entry: LedgerEntry, selection: Selection) -> bool:
     ):
         return False
     matters = selection.requirements.min_accuracy is not None
-    if seen.accuracy is None:  # no figure is known at this size; on the person's own images it was not taken
+    if seen.accuracy is None:  # unknown at this size, or not measured on the user's own images
         return not matters or "prob" in (seen.pruned or "")
     if (
         winner is None

@@ -1,4 +1,4 @@
-"""What a variant's verdicts make of it: its status, whether it could ship, would win, or leads for now."""
+"""What follows from a variant's verdicts: its status, whether it could ship, would win, or leads for now."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def demand_the_objective(
     requirements: Requirements,
     workload: Workload,
 ) -> None:
-    """Block who has no figure for the objective, if somebody who could win has one; else the next criterion
-    ranks. Who could not win anyway has no say: leaving it out must not change the winner."""
+    """Block variants without a figure for the objective if one that could win has it; otherwise the next
+    criterion ranks. A variant that cannot win has no influence: leaving it out must not change the winner."""
     objective = requirements.objective
     figures = {each.variant.name: figure(each, objective, workload) for each in observations}
     able = [e for e in observations if status_of(e, blocked[e.variant.name]) == "meets"]
@@ -52,7 +52,7 @@ def demand_the_objective(
 
 
 def status_of(observation: Observation, blocked: Sequence[Verdict]) -> Status:
-    """The variant's status, the winner not yet told from the others that meet all."""
+    """The variant's status, before the winner is chosen from those that meet all limits."""
     if observation.variant.reference:
         return "reference"
     if observation.failure is not None or any(verdict.answer == "fail" for verdict in blocked):
@@ -68,13 +68,13 @@ def timed(observation: Observation) -> bool:
 
 
 def never_measured(observation: Observation) -> bool:
-    """Whether nothing at all was observed of the variant; published facts are no observation."""
+    """Whether nothing at all was observed of the variant; published facts are not observations."""
     seen = (observation.memory, observation.throughput, observation.parity, observation.classification)
     return not timed(observation) and all(each is None for each in seen) and observation.failure is None
 
 
 def only_lacks_weights(observation: Observation, blocked: Sequence[Verdict]) -> bool:
-    """Whether weights at hand, and then parity, are all that is missing: every other verdict is a pass."""
+    """Whether only weights at hand, and then parity, are missing: every other verdict is a pass."""
     if observation.weights_at_hand or observation.variant.reference or observation.failure is not None:
         return False
     return timed(observation) and all(
@@ -85,11 +85,11 @@ def only_lacks_weights(observation: Observation, blocked: Sequence[Verdict]) -> 
 def provisional(
     observations: Iterable[Observation], requirements: Requirements, workload: Workload
 ) -> Observation | None:
-    """The best by the objective that may still turn out to meet all; None: nothing leads.
+    """The best by the objective that may still turn out to meet all limits; None: nothing leads.
 
     Its weights are at hand, it was measured, no verdict fails, and none lacks a fact. What more launches
-    decide may be undecided while the figure itself meets the limit. Parity may be open where no photo was
-    compared yet; then a lower precision stands with the accuracy that it may keep at most.
+    would settle may be undecided if the figure itself meets the limit. Parity may be open if no photo was
+    compared yet; a lower precision then counts with the highest accuracy that it may keep.
     """
     leading = []
     for each in observations:
@@ -123,7 +123,7 @@ def could_ship(entry: LedgerEntry) -> bool:
 
 
 def miss_key(entry: LedgerEntry) -> tuple[float, float]:
-    """Sort key: what misses least first, what cannot be said last."""
+    """Sort key: the smallest miss first, unknown ones last."""
     return miss(entry.verdicts) or (float("inf"), float("inf"))
 
 

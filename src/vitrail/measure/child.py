@@ -1,7 +1,7 @@
 """The child's side of sandbox.py: `python -m vitrail.measure.child PARENT`, JSON lines on stdin and stdout.
 
 The first line names a function and its payload. If it returns an object with methods rather than JSON,
-each further line calls one of them. Whatever libraries print goes to stderr, never into the protocol.
+each further line calls one of them. Anything that libraries print goes to stderr, never into the protocol.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARENT_CHECK_S = 0.5
 
 def main() -> None:
     """Serve the protocol until stdin ends."""
-    # Given by the parent: asked for here, it could already be the process that adopted an orphan.
+    # Passed by the parent: read here, it could already be the process that adopted an orphan.
     parent = int(sys.argv[1])
     quiet_process()
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()

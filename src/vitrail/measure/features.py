@@ -1,4 +1,4 @@
-"""Outputs of many images through an export, inside a process of its own, by the pipeline of `predict`."""
+"""Outputs of many images through an export, in a separate process, by the pipeline of `predict`."""
 
 from __future__ import annotations
 

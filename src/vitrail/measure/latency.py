@@ -1,6 +1,6 @@
-"""The measuring schedule: which launch measures how many calls of which scope, and when it is enough.
+"""The measuring schedule: which launch measures how many calls of which scope, and when that is enough.
 
-Written against two protocols, so that it drives child processes and a simulated machine alike; time
+Written against two protocols, so that it can drive child processes or a simulated machine; time
 comes from an injected clock. Stages: `screen` (one launch), `finals` (at least three fresh launches,
 blocks interleaved with the rivals'), `confirm` (the winner in one more). See docs/measurement.md.
 """
@@ -24,14 +24,14 @@ Clock = Callable[[], float]
 Stop = Literal["decided", "precise", "cap", "deadline", "failed"]
 
 FIRST_CALLS = 3
-"""Calls of a launch's first block, from which the length of the next ones is known."""
+"""Calls in a launch's first block, which determines the length of the next ones."""
 MAX_CALLS = 64
 DRIFT = 0.05
-"""Relative move of the speed reference that makes a block be measured once more."""
+"""Relative change of the speed reference above which a block is measured once more."""
 NOISY_SHARE = 0.25
-"""Share of interrupted blocks from which the figures are marked as taken in noise."""
+"""Share of interrupted blocks above which the figures are flagged as noisy."""
 OTHER_SCOPE_EVERY = 3
-"""One block of the scope that is not judged for so many judged ones."""
+"""Judged blocks for each block of the other scope."""
 CONTENDER_ALPHA = 0.4
 PRECISE_HALF_WIDTH = 0.025
 PRECISE_CALLS = 24
@@ -51,7 +51,7 @@ class Session(Protocol):
 
 
 class Subject(Protocol):
-    """One export that can be launched afresh."""
+    """One export that can be launched again and again."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is asked of the calls, and how much time it may take."""
+    """What the calls must show, and how much time that may take."""
 
     scope: Scope = "request"
     percentile: float = 95.0
@@ -83,13 +83,13 @@ class Plan:
     launches: int = stats.LAUNCHES_TO_PASS
     max_launches: int = 6
     rounds: int = 4
-    """Least rounds of interleaved blocks in each launch."""
+    """Minimum rounds of interleaved blocks in each launch."""
     final_calls: int = 100
-    """Least judged calls in `finals`, spread over `launches`."""
+    """Minimum judged calls in `finals`, spread over `launches`."""
 
     @property
     def other(self) -> Scope:
-        """The scope that is measured and shown beside the judged one."""
+        """The scope that is measured and shown in addition to the judged one."""
         return "model" if self.scope == "request" else "request"
 
     def latency(self, blocks: Sequence[Block]) -> Answer:
@@ -101,13 +101,13 @@ class Plan:
         return "undecided" if state is None else state.answer
 
     def throughput(self, blocks: Sequence[Block]) -> Answer:
-        """The answer on the mean latency; `not assessed` without a least throughput."""
+        """The answer on the mean latency; `not assessed` without a required throughput."""
         if self.min_throughput is None:
             return "not assessed"
         return stats.throughput_answer(self.judged(blocks), self.batch_size, self.min_throughput)
 
     def answer(self, blocks: Sequence[Block]) -> Answer:
-        """Both answers in one: a fail fails, a pass needs both; `not assessed` when nothing is asked."""
+        """Both answers combined: one fail fails, a pass needs both; `not assessed` without a limit."""
         answers = (self.latency(blocks), self.throughput(blocks))
         order: tuple[Answer, ...] = ("fail", "undecided", "pass")
         return next((answer for answer in order if answer in answers), "not assessed")
@@ -141,10 +141,10 @@ class Outcome:
     name: str
     blocks: tuple[Block, ...]
     answer: Answer
-    """Against latency limit and least throughput; `not assessed` when neither is asked."""
+    """Against the latency limit and the required throughput; `not assessed` without either."""
     latency_answer: Answer
     contender: bool
-    """Not failed and worth the finals."""
+    """Not failed, and worth the finals."""
     stopped: Stop
     flags: tuple[str, ...] = ()
     failure: str | None = None
@@ -177,7 +177,7 @@ def screen(
     deadline: float = math.inf,
     number: int = 1,
 ) -> Outcome:
-    """One launch: measure until the subject fails, is a contender, or its time is spent."""
+    """One launch: measure until the subject fails, is a contender, or runs out of time."""
     track = _Track(subject, plan, clock, deadline, cap_s=plan.screen_s)
     if not track.launch(number):
         return track.outcome()
@@ -210,8 +210,8 @@ def finals(
 ) -> dict[str, Outcome]:
     """Fresh launches of all rivals at once, their blocks interleaved in random order, until decided.
 
-    All rivals' processes are alive at the same time, so choose few. `prior` are the blocks of
-    `screen` by name; they stay part of the evidence. Returns outcomes by name, in the order given.
+    All rivals' processes are alive at the same time, so choose few. `prior`: the blocks of
+    `screen` by name; they remain part of the evidence. Returns outcomes by name, in the order given.
     """
     prior = prior or {}
     tracks = [_Track(s, plan, clock, deadline, plan.final_s, prior.get(s.name, ())) for s in subjects]
@@ -221,11 +221,11 @@ def finals(
             break
         rng.shuffle(active)
         try:
-            # What three launches leave undecided needs more calls, not only more launches.
+            # What three launches leave undecided needs more calls as well as more launches.
             growth = 2 ** max(0, launch + 1 - plan.launches)
             launched = [t for t in active if t.launch(t.next_number())]
             _interleave(launched, plan, rng, growth)
-            for track in launched:  # a limit may be failed before the other scope had its turn
+            for track in launched:  # a limit may be failed before the other scope has had its turn
                 track.complete_other_scope()
         finally:
             for track in active:
@@ -236,7 +236,7 @@ def finals(
 
 
 def _interleave(active: list[_Track], plan: Plan, rng: random.Random, growth: int = 1) -> None:
-    """One launch's rounds: each round one judged block of every rival still in, in random order."""
+    """One launch's rounds: each round measures one judged block of every remaining rival, in random order."""
     quota = growth * math.ceil(plan.final_calls / plan.launches)
     rounds = 0
     while active:
@@ -258,7 +258,7 @@ def confirm(
     clock: Clock = time.monotonic,
     deadline: float = math.inf,
 ) -> Outcome:
-    """The winner in one more fresh launch; passes only if all calls still do and this launch's value too."""
+    """The winner in one more fresh launch; passes only if all calls and this launch's own value do."""
     track = _Track(subject, plan, clock, deadline, plan.final_s, blocks)
     number = track.next_number()
     if track.launch(number):
@@ -340,7 +340,7 @@ class _Track:
             self.session = None
 
     def measure(self, scope: Scope) -> bool:
-        """One block, once more if the machine's speed moved; False (and stopped) when that is impossible."""
+        """One block, repeated if the machine's speed changed; False (and stopped) when that is impossible."""
         calls = self._calls(scope)
         if not self._room(calls * self.call_ms.get(scope, 0.0) / 1000):
             return False
@@ -357,7 +357,7 @@ class _Track:
         return True
 
     def _block(self, scope: Scope, calls: int) -> tuple[float, bool]:
-        """Measure and keep one block; how far the speed reference moved, and whether others interrupted."""
+        """Measure and keep one block; how far the speed reference moved, and whether it was interrupted."""
         assert self.session is not None
         begin = self.clock()
         block = self.session.block(scope, calls)
@@ -392,11 +392,11 @@ class _Track:
         return self.stopped is None
 
     def calls_of_launch(self) -> int:
-        """Judged calls of the present launch."""
+        """Judged calls in the current launch."""
         return sum(len(b.samples_ms) for b in self.plan.judged(self.blocks) if b.launch == self.number)
 
     def complete_other_scope(self) -> None:
-        """Both scopes are always shown: see that the other one has at least 10 calls."""
+        """Both scopes are always shown: make sure that the other one has at least 10 calls."""
         while self.failure is None and self.session is not None:
             calls = sum(len(b.samples_ms) for b in self.blocks if b.scope == self.plan.other)
             if calls >= 10 or self.clock() >= self.deadline:
@@ -441,6 +441,6 @@ class _Track:
 
 
 def _interrupted(block: Block) -> bool:
-    """Whether other processes wanted the processors so often that the calls were not timed alone."""
+    """Whether other processes used the processors so often that the calls were not timed alone."""
     seconds = sum(block.samples_ms) / 1000
     return block.involuntary_switches > NOISY_SWITCHES_PER_S * max(seconds, 0.1)

@@ -28,13 +28,13 @@ MEMORY_SHARE = 0.8
 
 @dataclass
 class Seen:
-    """What the launches of one export told beside their timed blocks."""
+    """What the launches of one export reported besides their timed blocks."""
 
     facts: RunnerFacts | None = None
     memory: Memory | None = None
-    """Of the launch with the highest peak."""
+    """From the launch with the highest peak."""
     load_s: float = 0.0
-    """Of the latest launch."""
+    """From the latest launch."""
     warm_up_calls: int = 0
 
 

@@ -1,6 +1,6 @@
 """Peak matrix-multiplication speed of each installed engine, by its own matmul, in GFLOP/s.
 
-The engines differ: the floor of a variant's latency is its MACs over its own engine's peak, not torch's.
+The engines differ: a variant's latency is bounded below by its MACs over its own engine's peak, not torch's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from vitrail import runtimes
 from vitrail.measure import sandbox
 
 SIZES = (512, 1024)
-"""The smaller one needs under 1 ms a call, so that some call finds the machine to itself."""
+"""The smaller one takes under 1 ms per call, so that some call has the machine to itself."""
 TIMEOUT_S = 60.0
 MEMORY_MIB = 4096
 
@@ -19,7 +19,7 @@ MEMORY_MIB = 4096
 def peaks(threads: int) -> dict[str, dict[str, float]]:
     """GFLOP/s by runtime and precision for the installed runtimes that ship; a process for each runtime.
 
-    A probe that fails is left out: its floor is then unknown, and nothing is pruned by it.
+    A probe that fails is left out: its bound is then unknown, and nothing is pruned by it.
     """
     found: dict[str, dict[str, float]] = {}
     for name, runtime in runtimes.RUNTIMES.items():
@@ -37,7 +37,7 @@ def peaks(threads: int) -> dict[str, dict[str, float]]:
 
 
 class Probes:
-    """The child's side: one runtime's probes share the time that importing it takes."""
+    """The child's side: one runtime's probes share the cost of importing it."""
 
     def peak(self, runtime: str, precision: str, threads: int) -> float:
         """Peak in GFLOP/s; raises ValueError if the engine changes the precision."""
@@ -46,5 +46,5 @@ class Probes:
 
 
 def probes(_: dict[str, Any]) -> Probes:
-    """What the process answers calls with."""
+    """The object whose methods answer the process's calls."""
     return Probes()

@@ -1,6 +1,6 @@
-"""Whether the machine is quiet enough to time something on it: what others take of its processors.
+"""Whether the machine is quiet enough for timing: how much of its processors others use.
 
-Others are all processes but this one and its children, and the other guests of a virtual machine (steal).
+Others are all processes except this one and its children, and the other guests of a virtual machine (steal).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import psutil
 READING_S = 0.3
 """The system counts processor time in hundredths of a second, so this resolves about 0.03 processors."""
 QUIET = 0.15
-"""Processors that others may keep busy without a word: what an idle desktop or server takes."""
+"""Processors that others may keep busy without a warning: what an idle desktop or server uses."""
 NOISY_SWITCHES_PER_S = 100.0
-"""Involuntary switches per second of timed calls above which somebody else wanted the same processors.
+"""Involuntary switches per second of timed calls above which another process used the same processors.
 
-A quiet machine showed up to about 20, one with a single busy process beside two threads some hundreds.
+A quiet machine showed up to about 20, one with a single busy process besides two threads a few hundred.
 """
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What others took during one reading."""
+    """What others used during one reading."""
 
     busy: float
     """Processors that others kept busy, e.g. 0.8 of 2; steal included."""
@@ -33,12 +33,12 @@ class Reading:
 
     @property
     def quiet(self) -> bool:
-        """Whether figures taken now are worth having."""
+        """Whether figures taken now are reliable."""
         return self.busy <= QUIET
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a measurement that follows is marked with; none on a quiet machine."""
+        """The flags for a measurement that follows; none on a quiet machine."""
         return () if self.quiet else (f"noise: {self} before it was timed",)
 
     def __str__(self) -> str:
@@ -74,10 +74,10 @@ def wait(
 
 
 def _busy_s(usable: list[int] | None) -> float:
-    """Processor seconds that anything took so far on the usable processors."""
+    """Processor seconds used so far, by anything, on the usable processors."""
     times = psutil.cpu_times(percpu=True)
     chosen = times if usable is None else [times[index] for index in usable if index < len(times)]
-    idle = ("idle", "iowait", "guest", "guest_nice")  # what guests of this machine take is in `user` already
+    idle = ("idle", "iowait", "guest", "guest_nice")  # time of this machine's guests is already in `user`
     return sum(value for each in chosen for name, value in each._asdict().items() if name not in idle)
 
 

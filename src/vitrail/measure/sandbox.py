@@ -1,4 +1,4 @@
-"""Run `module:function` in a child process with limits; every way it can end is a reason, not a crash.
+"""Run `module:function` in a child process with limits; however it ends gives a reason, not a crash.
 
 One export, or one launch of one export, is one child. A crash, a kill for memory, or a hang raises
 `ChildFailure` with a sentence for the ledger. Children live in their own session, so Ctrl-C reaches only
@@ -28,7 +28,7 @@ from vitrail.errors import VitrailError
 __all__ = ["Child", "ChildFailure", "ChildTimeout", "call"]
 
 WATCH_INTERVAL_S = 0.05
-"""How often the watchdog reads the child's resident memory; one read costs some tens of microseconds."""
+"""How often the watchdog reads the child's resident memory; one read costs tens of microseconds."""
 
 MIB = 1024 * 1024
 
@@ -38,7 +38,7 @@ class ChildFailure(VitrailError):
 
 
 class ChildTimeout(ChildFailure):
-    """A child was ended because its time was up: nothing is known of what it did not finish."""
+    """A child was ended because its time was up: nothing is known about what it did not finish."""
 
 
 class Child:
@@ -48,7 +48,7 @@ class Child:
         function: `module:function`, imported in the child only.
         payload: the function's single argument; JSON.
         memory_mib: resident memory at which the child is killed.
-        name: said in failures, e.g. `export` or `measuring`.
+        name: used in failure messages, e.g. `export` or `measuring`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Child:
     ) -> None:
         self.name = name
         self.ended = False
-        """Whether a call found the process gone, or ended it: it answers no more."""
+        """Whether a call has found the process gone or ended it, so that it no longer answers."""
         self._memory_mib = memory_mib
         self._reason: str | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -109,7 +109,7 @@ class Child:
             return 0.0
 
     def close(self) -> None:
-        """End the child, at once: it holds nothing that needs saving."""
+        """End the child at once: it holds nothing that needs saving."""
         if self._process.poll() is None:
             self._kill()
         self._process.wait()
@@ -146,7 +146,7 @@ class Child:
     def _ending(self) -> str:
         code = self._process.wait()
         if code == -signal.SIGKILL:
-            return "was killed by the system (SIGKILL), probably for want of memory"
+            return "was killed by the system (SIGKILL), probably because memory ran out"
         if code < 0:
             return f"crashed ({signal.Signals(-code).name})"
         self._log.seek(0)
@@ -189,7 +189,7 @@ def call(
     memory_mib: float,
     name: str = "child",
 ) -> Any:
-    """Run `function(payload)` in a child of its own and return its JSON result.
+    """Run `function(payload)` in a separate child process and return its JSON result.
 
     Raises:
         ChildFailure: error in the child, crash, memory limit or time limit.

@@ -1,4 +1,4 @@
-"""One launch of one export, inside its own process: load, timed blocks, memory, outputs.
+"""One launch of one export, in its own process: load, timed blocks, memory, outputs.
 
 This is the production path: the very files that would ship, the `Predictor` that `vitrail predict` uses,
 photos read from disk at each request. Runs in a child of sandbox.py; imports torch only when the export
@@ -87,7 +87,7 @@ class Session:
         return {"calls": done}
 
     def block(self, scope: str, calls: int) -> dict[str, Any]:
-        """`calls` timed calls, bracketed by the reference workload; nothing else happens in between."""
+        """Time `calls` calls, bracketed by the reference workload; nothing else happens in between."""
         batches = [self._photos() for _ in range(calls)] if scope == "request" else None
         samples = np.empty(calls)
         steal, switches = _steal_s(), _involuntary_switches()
@@ -163,14 +163,14 @@ class _SpeedReference:
 
 
 def machine_speed(payload: dict[str, Any]) -> dict[str, float]:
-    """The reference workload alone, for the check before recorded measurements are used again."""
+    """The reference workload alone, for the check before recorded measurements are reused."""
     reference = _SpeedReference()
     readings = [reference.measure_ms() for _ in range(int(payload.get("readings", 60)))]
     return {"speed_ms": float(np.median(readings))}
 
 
 def _warm_libraries(request: SessionRequest, task: tasks.Task) -> None:
-    # Importing the engine and decoding one photo belong to the baseline: they are the same for all models.
+    # Importing the engine and decoding one photo count as baseline: they are the same for all models.
     __import__(runtimes.RUNTIMES[request.target.runtime].module)
     decode(request.photos[0], short_side=resized_short_side(task.preprocess))
 
