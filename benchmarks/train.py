@@ -51,11 +51,11 @@ def ours(mode: str, batch: int, steps: int, folder: Path) -> list[float]:
     import torch
 
     from vitrail import models
-    from vitrail.learn.asked import Asked
     from vitrail.learn.classify import Classification
     from vitrail.learn.finetune import Machine, launched
     from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
     from vitrail.learn.recipe import load_recipe
+    from vitrail.learn.request import RunRequest
     from vitrail.learn.run import Run
     from vitrail.learn.train import train
     from vitrail.vocabulary import Preprocess
@@ -81,9 +81,9 @@ def ours(mode: str, batch: int, steps: int, folder: Path) -> list[float]:
         regularization=plan.regularization,
         classes=1000,
     )
-    asked = Asked(model=SWIN, image_size=224, start="random", data="noise", recipe=plan.values())
+    request = RunRequest(model=SWIN, image_size=224, start="random", data="noise", recipe=plan.values())
     fabric = launched(Machine(), plan)
-    run = Run(folder=folder / "run", asked=asked, record=lambda kept: None, fabric=fabric)
+    run = Run(folder=folder / "run", request=request, record=lambda kept: None, fabric=fabric)
     moments = [time.perf_counter()]
 
     def stepped(progress: Any, **_: Any) -> None:

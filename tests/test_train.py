@@ -22,11 +22,11 @@ from vitrail import models, store
 from vitrail.errors import InputError
 from vitrail.learn import finetune as finetuning
 from vitrail.learn import room, trained
-from vitrail.learn.asked import Asked
 from vitrail.learn.finetune import Machine, Setup, finetune, launched
 from vitrail.learn.metrics import Metrics
 from vitrail.learn.order import Steps
 from vitrail.learn.recipe import load_recipe
+from vitrail.learn.request import RunRequest
 from vitrail.learn.run import Run, Watcher
 from vitrail.learn.train import parameter_groups, train
 from vitrail.weights.find import WeightsFinder
@@ -244,9 +244,9 @@ def test_a_run_goes_on_only_with_the_same_data_and_recipe(tmp_path):
     trained_weights(tmp_path / "run", plan)
     with pytest.raises(InputError, match=r"recipe\.optimizer\.weight_decay is 0\.5 and was 0\.02"):
         run_in(tmp_path / "run", recipe("optimizer.weight_decay=0.5"))
-    other = Asked(model="small", image_size=28, start="random", data="more toys", recipe=plan.values())
+    other = RunRequest(model="small", image_size=28, start="random", data="more toys", recipe=plan.values())
     with pytest.raises(InputError, match="data is more toys and was toy"):
-        Run(folder=tmp_path / "run", asked=other, record=print, fabric=launched(Machine(), plan))
+        Run(folder=tmp_path / "run", request=other, record=print, fabric=launched(Machine(), plan))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="is no training run"):

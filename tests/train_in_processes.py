@@ -16,7 +16,7 @@ from training import recipe, run_in, task_of
 
 from vitrail.errors import InputError
 from vitrail.learn.finetune import Machine, launched
-from vitrail.learn.run import Run, SaidElsewhere
+from vitrail.learn.run import ReportedByProcessZero, Run
 from vitrail.learn.train import train
 
 
@@ -51,7 +51,7 @@ def main(kind: str, out: str) -> int:
     run = run_in(Path(out), plan, fabric=fabric)
     try:
         train(task_of(plan), plan, run, fabric)
-    except SaidElsewhere:
+    except ReportedByProcessZero:
         return 0
     except InputError as error:
         print(f"said by {fabric.global_rank}: {error}", file=sys.stderr)

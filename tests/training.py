@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from vitrail import models
-from vitrail.learn.asked import Asked
 from vitrail.learn.classify import Classification
 from vitrail.learn.finetune import Machine, launched
 from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
 from vitrail.learn.recipe import load_recipe
+from vitrail.learn.request import RunRequest
 from vitrail.learn.run import Run
 from vitrail.learn.train import train
 from vitrail.vocabulary import Preprocess
@@ -60,10 +60,10 @@ def task_of(plan, model=None, *, named=None):
 
 
 def run_in(place, plan, **options):
-    asked = Asked(model="small", image_size=28, start="random", data="toy", recipe=plan.values())
+    request = RunRequest(model="small", image_size=28, start="random", data="toy", recipe=plan.values())
     options.setdefault("record", lambda kept: None)
     fabric = options.pop("fabric", None) or launched(Machine(), plan)
-    return Run(folder=Path(place), asked=asked, fabric=fabric, **options)
+    return Run(folder=Path(place), request=request, fabric=fabric, **options)
 
 
 def trained_weights(place, plan, task=None, **options):

@@ -143,12 +143,12 @@ def trained_by(args: argparse.Namespace, train: Callable[[Watcher], Result]) -> 
 
     Raises InputError as `train`; where the first process says the same, the others end quietly.
     """
-    from vitrail.learn.run import SaidElsewhere
+    from vitrail.learn.run import ReportedByProcessZero
 
     watcher = watcher_of(args)
     try:
         result = train(watcher)
-    except SaidElsewhere:
+    except ReportedByProcessZero:
         return None
     except KeyboardInterrupt:
         watcher.note("what was learned up to the last checkpoint is kept: run the same command to go on.")

@@ -55,14 +55,14 @@ class Classification:
         self._mix = v2.RandomChoice(mixers) if mixers else None
 
     def backward(self, fabric: Fabric, model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Gradients of the mean loss over the parts, which are equally large."""
+        """Gradients of the mean loss over the parts, which are equal in size."""
         total = torch.zeros((), device=fabric.device)
         for number, (images_B3SS, labels_B) in enumerate(parts):
             if self._mix is not None:
                 images_B3SS, labels_B = self._mix(images_B3SS, labels_B)
             if self.channels_last:
                 images_B3SS = images_B3SS.contiguous(memory_format=torch.channels_last)
-            # Processes add their gradients up once, with the last part.
+            # Processes sum their gradients once, with the last part.
             waits = fabric.world_size > 1 and number < len(parts) - 1
             with fabric.no_backward_sync(model, enabled=True) if waits else nullcontext():  # type: ignore[arg-type]
                 scores_BK = model(images_B3SS)
@@ -73,7 +73,7 @@ class Classification:
         return total
 
     def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
-        """Accuracy in % and mean cross-entropy over the validation images, each in one of the processes."""
+        """Accuracy in % and mean cross-entropy over the validation images, divided among the processes."""
         right, lost, seen = (torch.zeros((), device=fabric.device) for _ in range(3))
         for images_B3SS, labels_B in self._validation_batches(fabric):
             if self.channels_last:

@@ -15,7 +15,6 @@ from vitrail.data import pairs as manifests
 from vitrail.data.pairs import Pair, Pairs
 from vitrail.errors import InputError
 from vitrail.learn import pairs_room
-from vitrail.learn.asked import Asked, is_done
 from vitrail.learn.finetune import Machine, images_of, launched, on_threads
 from vitrail.learn.images import (
     EvaluationImages,
@@ -27,7 +26,8 @@ from vitrail.learn.images import (
 )
 from vitrail.learn.pairs import Contrastive, Loss, TrainingPairs, read_texts
 from vitrail.learn.recipe import Leg, Recipe
-from vitrail.learn.run import Kept, Run, Watcher, said_once
+from vitrail.learn.request import RunRequest, is_done
+from vitrail.learn.run import BestWeights, Run, Watcher, said_once
 from vitrail.learn.train import train
 from vitrail.learn.trained import DamagedRecord
 from vitrail.models import clip, factory
@@ -44,7 +44,7 @@ RANDOM = "random"
 
 
 class ClipRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run leaves beside its weights."""
+    """What a run leaves besides its weights."""
 
     schema_version: int = SCHEMA_VERSION
     model: str
@@ -56,7 +56,7 @@ class ClipRun(msgspec.Struct, frozen=True, kw_only=True):
     """Of that file."""
     preprocess: Preprocess
     start: str
-    """`random`, or the digest of the weights that training began with."""
+    """`random`, or the digest of the weights that training started from."""
     recipe: str
     recipe_digest: str
     pairs: str
@@ -65,7 +65,7 @@ class ClipRun(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     """Epochs done."""
     finished: bool
-    """Whether it came to its end, or to the end of the leg before its extension."""
+    """Whether it reached its end, or the end of the leg before its extension."""
     history: list[dict[str, float]]
     """The figures of each epoch; recall and accuracy in %, on the validation pairs."""
     extended: list[Leg] = []
@@ -81,12 +81,12 @@ class Setup:
         model: one of `vitrail.models.clip.VARIANTS`.
         preprocess: how its images are prepared, here and wherever the weights are used.
         recipe: from `load_recipe`.
-        out: the run's folder; a run that is there already goes on.
+        out: the run's folder; an existing run is resumed.
         loss: None: sigmoid for a model with a bias, else clip.
-        weights: a file to begin with; None: random weights.
+        weights: a file to start from; None: random weights.
         tokenizer: tokenizer.json of a SigLIP.
-        checkpoint_every: steps, besides the end of each epoch.
-        extend: the finished run that is there goes on to the recipe's epochs.
+        checkpoint_every: steps, in addition to the end of each epoch.
+        extend: continue the finished run to the recipe's epochs.
     """
 
     pairs: Path
@@ -107,7 +107,7 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
 
     Raises:
         InputError: pairs, model, loss or recipe that cannot be used, a folder that holds something else, or
-            training that came to no end (see `train.train`).
+            training that had to stop (see `train.train`).
     """
     loss = _loss(setup)
     _check_recipe(setup)
@@ -124,7 +124,7 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
             before = _record(setup.out)
             run = Run(
                 folder=setup.out,
-                asked=Asked(
+                request=RunRequest(
                     model=f"{setup.model} by {loss} loss",
                     image_size=setup.preprocess.image_size,
                     start=start,
@@ -138,8 +138,8 @@ def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
                 before=before,
                 extend=setup.extend,
             )
-            if before is not None and is_done(before, run.asked):
-                note("this run is finished, nothing is left to do")
+            if before is not None and is_done(before, run.request):
+                note("this run is finished, there is nothing left to do")
                 return before
             task = _task(model, loss, pairs, setup, tokenizer, note)
             if fabric.device.type == "cpu":
@@ -154,7 +154,7 @@ def read(folder: str | Path) -> ClipRun:
     """The record of the run in `folder`.
 
     Raises:
-        InputError: no run is there, or its record is damaged.
+        InputError: there is no run, or its record is damaged.
     """
     file = Path(folder) / RECORD
     try:
@@ -164,22 +164,22 @@ def read(folder: str | Path) -> ClipRun:
             f"{folder} holds no CLIP ({RECORD} is missing): name the folder that `vitrail train-clip` wrote."
         ) from None
     except msgspec.DecodeError as error:
-        raise DamagedRecord(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+        raise DamagedRecord(f"{file} is damaged ({error}): resume the run to write it again.") from None
 
 
 def _record(folder: Path) -> ClipRun | None:
-    """The record of the run that is there; None: there is none, or it will be written anew."""
+    """The existing run's record; None: there is none, or it will be written again."""
     try:
         return read(folder) if (folder / RECORD).is_file() else None
     except DamagedRecord:
         return None
 
 
-# --- what was asked -------------------------------------------------------------------------------
+# --- the request -----------------------------------------------------------------------------------
 
 
 def _loss(setup: Setup) -> Loss:
-    """The loss that fits the model: SigLIP's needs a bias, CLIP's would leave one untrained."""
+    """The loss that fits the model: SigLIP's needs a bias, which CLIP's would leave untrained."""
     config = clip.VARIANTS.get(setup.model)
     if config is None:
         raise InputError(
@@ -195,7 +195,7 @@ def _loss(setup: Setup) -> Loss:
 
 
 def _check_recipe(setup: Setup) -> None:
-    """Refuse what a recipe says of classes, rather than pass over it."""
+    """Refuse settings of a recipe that are for classes, rather than ignore them."""
     r, fix = setup.recipe.regularization, "--recipe clip has it off"
     for name in ("label_smoothing", "mixup", "cutmix"):
         if getattr(r, name):
@@ -243,7 +243,7 @@ def _introduced(pairs: Pairs, setup: Setup, model: CLIP, loss: Loss) -> list[str
     if pairs.conflicts:
         first = pairs.conflicts[0]
         lines.append(
-            f"{counted(len(pairs.conflicts), 'image')} of several categories, taken for one of none; the "
+            f"{counted(len(pairs.conflicts), 'image')} with several categories, treated as having none; the "
             f"first: {first.paths[0]} ({' and '.join(dict.fromkeys(first.labels))})"
         )
     return lines
@@ -266,12 +266,12 @@ def _task(
     for split, found in (("training", texts), ("validation", held_out_texts)):
         if len(found.tokens_TL) < 2:
             raise InputError(
-                f"All {split} images of {setup.pairs} have the same text, so nothing is to be told apart: "
-                "give images of other texts too."
+                f"All {split} images of {setup.pairs} have the same text, with nothing to distinguish: "
+                "give images with other texts as well."
             )
     pixels = images_of([pair.path for pair in seen], stored(preprocess, recipe.augmentation), setup.machine)
     if isinstance(pixels, PixelsOnDemand):
-        note("the images do not fit in memory together and are decoded in each epoch anew")
+        note("the images do not all fit in memory and are decoded again in each epoch")
     images = TrainingImages(
         pixels, range(len(seen)), augmentation(recipe.augmentation, preprocess), seed=recipe.seed
     )
@@ -301,7 +301,7 @@ def _categories(
     prompts = [Pair(path="", digest="", texts=(name,), split="train", category=None) for name in names]
     tokens_KL = read_texts(prompts, tokenizer, model.config.text).tokens_TL
     if len(tokens_KL) < len(names):
-        raise InputError("This model reads two categories alike: name them differently.")
+        raise InputError("To this model two categories read the same: name them differently.")
     return tokens_KL[:, None], torch.tensor(labels)
 
 
@@ -314,22 +314,22 @@ class _Recorder:
     start: str
     pairs: Pairs
 
-    def __call__(self, kept: Kept) -> None:
+    def __call__(self, best: BestWeights) -> None:
         record = ClipRun(
             model=self.setup.model,
             loss=self.loss,
-            weights=kept.file,
-            sha256=kept.sha256,
+            weights=best.file,
+            sha256=best.sha256,
             preprocess=self.setup.preprocess,
             start=self.start,
             recipe=self.setup.recipe.name,
             recipe_digest=self.setup.recipe.digest(),
             pairs=str(self.setup.pairs.absolute()),
             pairs_digest=self.pairs.digest,
-            epochs=len(kept.progress.history),
-            finished=kept.finished,
-            history=kept.progress.history,
-            extended=list(kept.extended),
+            epochs=len(best.progress.history),
+            finished=best.finished,
+            history=best.progress.history,
+            extended=list(best.extended),
         )
         plain = utf8_all(msgspec.to_builtins(record))
         content = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"

@@ -1,4 +1,4 @@
-"""`vitrail train`: a labelled folder and a model's name in, a folder with trained weights out."""
+"""`vitrail train`: labelled images and a model's name in, a folder with trained weights out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lightning_fabric.strategies import FSDPStrategy
 from vitrail import data, hardware
 from vitrail.errors import InputError
 from vitrail.learn import room, trained
-from vitrail.learn.asked import Asked, is_done
 from vitrail.learn.classify import Classification
 from vitrail.learn.images import (
     EvaluationImages,
@@ -31,7 +30,8 @@ from vitrail.learn.images import (
     stored,
 )
 from vitrail.learn.recipe import Recipe
-from vitrail.learn.run import CheckpointFile, Kept, Run, Watcher, said_once
+from vitrail.learn.request import RunRequest, is_done
+from vitrail.learn.run import BestWeights, CheckpointFile, Run, Watcher, said_once
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.limits import whole
@@ -43,9 +43,9 @@ __all__ = ["Machine", "Setup", "finetune", "images_of", "launched", "on_threads"
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PIXELS_SHARE = 0.25
-"""Of the free memory that decoded images may take, over all processes."""
+"""Share of the free memory that decoded images may take, over all processes."""
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "SLURM_JOB_ID")
-"""Variables of which whoever starts processes on several machines sets one."""
+"""Variables one of which is set by launchers on several machines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,12 @@ class Machine:
     accelerator: str = "auto"
     """cpu, cuda or auto."""
     processes: int = 1
-    """On each node: one for each GPU, or several on a CPU."""
+    """On each node: one per GPU, or several on a CPU."""
     nodes: int = 1
     strategy: str = "auto"
-    """ddp, fsdp or auto (ddp where there are several processes)."""
+    """ddp, fsdp or auto (ddp if there are several processes)."""
     threads: int | None = None
-    """Of each process on a CPU; None: the usable cores, shared among the processes."""
+    """For each process on a CPU; None: the usable cores, shared among the processes."""
     workers: int | None = None
     """Processes that prepare images, for each training process; None: on a CPU none, because the step itself
     uses every core; on GPUs the cores, shared among the processes."""
@@ -87,10 +87,10 @@ class Machine:
 
 
 def launched(machine: Machine, recipe: Recipe) -> Fabric:
-    """Fabric with its processes running; on a CPU the other processes begin the same command again.
+    """Fabric with its processes running; on a CPU the other processes start the same command again.
 
     Raises:
-        InputError: a precision or strategy that this machine or recipe does not have.
+        InputError: a precision or strategy that this machine or recipe does not support.
     """
     gpu = machine.accelerator == "cuda" or (machine.accelerator == "auto" and torch.cuda.is_available())
     if machine.accelerator == "cuda" and not torch.cuda.is_available():
@@ -103,16 +103,16 @@ def launched(machine: Machine, recipe: Recipe) -> Fabric:
     strategy: Any = machine.strategy if machine.strategy != "auto" else "ddp" if several else "auto"
     if strategy == "fsdp":
         if not gpu:
-            raise InputError("fsdp splits a model among GPUs, and there are none here: leave --strategy out.")
+            raise InputError("fsdp splits a model among GPUs, but there are none here: leave --strategy out.")
         if recipe.optimizer.name == "muon":
-            raise InputError("Muon needs whole matrices, and fsdp splits them: give --strategy ddp.")
+            raise InputError("Muon needs whole matrices, but fsdp splits them: give --strategy ddp.")
         if recipe.regularization.average_decay is not None:
             raise InputError(
-                "An average of the weights needs them whole, and fsdp splits them: give "
+                "An average of the weights needs them whole, but fsdp splits them: give "
                 "--set regularization.average_decay=none, or --strategy ddp."
             )
         strategy = _fsdp()
-    # Its banners of ranks and addresses say nothing that this command does not say itself.
+    # Its banners of ranks and addresses add nothing to this command's own output.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator="cuda" if gpu else "cpu",
@@ -121,7 +121,7 @@ def launched(machine: Machine, recipe: Recipe) -> Fabric:
         strategy=strategy,
         precision=PRECISIONS[precision],
     )
-    if not isinstance(fabric.strategy, FSDPStrategy):  # which writes its files by itself
+    if not isinstance(fabric.strategy, FSDPStrategy):  # which writes its own files
         fabric.strategy.checkpoint_io = CheckpointFile()
     fabric.launch()
     return fabric
@@ -131,7 +131,7 @@ def _check_processes(machine: Machine, gpu: bool) -> None:
     most = torch.cuda.device_count() if gpu else hardware.usable_cores()
     if machine.processes > most:
         what = "GPUs" if gpu else "cores"
-        raise InputError(f"--processes {machine.processes}: there are {most} {what}, give {most} or less.")
+        raise InputError(f"--processes {machine.processes}: there are {most} {what}, give {most} or fewer.")
     if machine.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise InputError(
             f"--nodes {machine.nodes} needs the same command started on each machine: do so with torchrun "
@@ -140,13 +140,13 @@ def _check_processes(machine: Machine, gpu: bool) -> None:
 
 
 def _fsdp() -> FSDPStrategy:
-    # One file with whole tensors: any number of processes can go on with it.
+    # One file with whole tensors: any number of processes can resume from it.
     return FSDPStrategy(state_dict_type="full")
 
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """Within this block torch computes on so many threads; its generator is afterwards as it was before."""
+    """Within this block torch uses this many threads; afterwards its generator is as it was before."""
     before, rng = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(threads)
     try:
@@ -164,11 +164,11 @@ class Setup:
         data: labelled images, as for `select --data`.
         model: name of a candidate, an architecture, or a model of ours.
         recipe: from `load_recipe`.
-        out: the run's folder; a run that is there already goes on.
-        layout: what the folders of `data` are; None: what they are recognised as.
+        out: the run's folder; an existing run is resumed.
+        layout: what the folders of `data` are; None: recognise it.
         image_size, weights, from_scratch: as in `start.starting`.
-        checkpoint_every: steps, besides the end of each epoch.
-        extend: the finished run that is there goes on to the recipe's epochs.
+        checkpoint_every: steps, in addition to the end of each epoch.
+        extend: continue the finished run to the recipe's epochs.
     """
 
     data: str
@@ -189,7 +189,7 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
 
     Raises:
         InputError: data, model or recipe that cannot be used, a model that does not fit in memory, a folder
-            that holds something else, or training that came to no end (see `train.train`).
+            that holds something else, or training that had to stop (see `train.train`).
     """
     recipe, machine = setup.recipe, setup.machine
     fabric = launched(machine, recipe)
@@ -213,7 +213,7 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
             before = _record(setup.out)
             run = Run(
                 folder=setup.out,
-                asked=_asked(setup, start, dataset),
+                request=_request(setup, start, dataset),
                 record=_Recorder(setup, start, dataset),
                 fabric=fabric,
                 every=setup.checkpoint_every,
@@ -221,8 +221,8 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
                 before=before,
                 extend=setup.extend,
             )
-            if before is not None and is_done(before, run.asked):
-                note("this run is finished, nothing is left to do")
+            if before is not None and is_done(before, run.request):
+                note("this run is finished, there is nothing left to do")
                 return before
             task = _task(start, dataset, setup, note)
             if fabric.device.type == "cpu":
@@ -233,7 +233,7 @@ def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.T
 
 
 def _record(folder: Path) -> trained.Trained | None:
-    """The record of the run that is there; None: there is none, or it will be written anew."""
+    """The existing run's record; None: there is none, or it will be written again."""
     if not (folder / trained.TRAINED).is_file():
         return None
     try:
@@ -253,8 +253,8 @@ def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
     )
 
 
-def _asked(setup: Setup, start: Start, dataset: data.Dataset) -> Asked:
-    return Asked(
+def _request(setup: Setup, start: Start, dataset: data.Dataset) -> RunRequest:
+    return RunRequest(
         model=f"{start.implementation} {start.architecture}",
         image_size=start.preprocess.image_size,
         start=start.weights,
@@ -275,7 +275,7 @@ def _task(start: Start, dataset: data.Dataset, setup: Setup, note: Any) -> Class
     seen, labels = read("train", stored(start.preprocess, recipe.augmentation))
     held_out, true = read("validation", evaluated(start.preprocess))
     if isinstance(seen, PixelsOnDemand):
-        note("the images do not fit in memory together and are decoded in each epoch anew")
+        note("the images do not all fit in memory and are decoded again in each epoch")
     return Classification(
         model=start.module,
         images=TrainingImages(seen, labels, change, seed=recipe.seed),
@@ -287,7 +287,7 @@ def _task(start: Start, dataset: data.Dataset, setup: Setup, note: Any) -> Class
 
 
 def images_of(paths: Sequence[str], make: Make, machine: Machine) -> Pixels | PixelsOnDemand:
-    """Decoded images in the share of the free memory that each process may take for them."""
+    """Decoded images, within each process's share of the free memory."""
     free_mib = PIXELS_SHARE * hardware.free_memory_mib() / machine.processes
     return read_pixels(paths, make, threads=machine.threads_each(), memory_mib=free_mib)
 
@@ -300,7 +300,7 @@ class _Recorder:
     start: Start
     dataset: data.Dataset
 
-    def __call__(self, kept: Kept) -> None:
+    def __call__(self, best: BestWeights) -> None:
         start, recipe, averaged = self.start, self.setup.recipe, self._averaged
         trained.write(
             self.setup.out,
@@ -314,8 +314,8 @@ class _Recorder:
                 parameters=start.cost.parameters,
                 macs=start.cost.macs,
                 activations=start.cost.activations,
-                weights=kept.file,
-                sha256=kept.sha256,
+                weights=best.file,
+                sha256=best.sha256,
                 license=start.license,
                 start=start.said,
                 recipe=recipe.name,
@@ -323,10 +323,10 @@ class _Recorder:
                 data=str(Path(self.setup.data).absolute()),
                 data_digest=self.dataset.digest,
                 seen=[example.digest for example in self.dataset.of("train")],
-                epochs=len(kept.progress.history),
-                finished=kept.finished,
-                extended=list(kept.extended),
-                history=[_epoch(figures, averaged) for figures in kept.progress.history],
+                epochs=len(best.progress.history),
+                finished=best.finished,
+                extended=list(best.extended),
+                history=[_epoch(figures, averaged) for figures in best.progress.history],
             ),
         )
 

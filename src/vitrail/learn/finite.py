@@ -1,4 +1,4 @@
-"""Where a number that is not finite came from: looked for once training has to stop because of it."""
+"""Where a number that is not finite came from: searched for once training has to stop because of it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHOWN = 3
 
 
 def origin(model: nn.Module, again: Callable[[], Any]) -> str:
-    """Name the weights, else the module, else the gradients that are not finite first.
+    """Name the first weights, else the first module, else the gradients that are not finite.
 
     Args:
         model: without wrappers; its gradients are those of the bad step.
-        again: runs the step's forward and backward once more on that very module.
+        again: runs the step's forward and backward pass once more on that same module.
     """
     weights = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if weights:
@@ -36,14 +36,14 @@ def origin(model: nn.Module, again: Callable[[], Any]) -> str:
 
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
-        # What happens after the module is found does not matter any more.
+        # Errors after the module is found no longer matter.
         with suppress(RuntimeError, TypeError, ValueError), torch.enable_grad():
             again()
     finally:
         for hook in hooks:
             hook.remove()
     if found:
-        return f"first in what {found[0]} gives"
+        return f"first in the output of {found[0]}"
     return f"gradients that are not finite: {_some(gradients)}" if gradients else "in the loss itself"
 
 

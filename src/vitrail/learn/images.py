@@ -1,4 +1,4 @@
-"""Images for training: decoded once, changed anew each time they are seen.
+"""Images for training: decoded once, augmented again each time they are seen.
 
 Shapes: C channels, H W pixels, S the model's image size, n images.
 """
@@ -38,9 +38,9 @@ __all__ = [
 Make = Callable[[str], np.ndarray]
 """path -> uint8 (H, W, 3)"""
 MARGIN = 1.3
-"""Images are kept this much larger than the model's, where random crops may want a closer look."""
+"""Images are kept this much larger than the model's, so that random crops can zoom in."""
 SAMPLE = 32
-"""Images that are decoded to estimate the memory of all."""
+"""Number of images decoded to estimate the memory of all."""
 MIB = 1024 * 1024
 LEVELS = 31
 """torchvision's RandAugment counts its strength from 0 to 30; the papers from 0 to 10."""
@@ -49,8 +49,8 @@ LEVELS = 31
 class LostImage(InputError):
     """An image that can no longer be read in the middle of a run.
 
-    torch's DataLoader makes the exception of a worker process anew in this one, with the worker's whole
-    traceback as its text; of that only the sentence is kept.
+    torch's DataLoader raises the exception of a worker process again in this one, with the worker's whole
+    traceback as its text; only the sentence of that is kept.
     """
 
     def __init__(self, text: str) -> None:
@@ -75,7 +75,7 @@ class Pixels:
 
 
 class PixelsOnDemand:
-    """Images that are decoded whenever they are asked for, because together they would not fit."""
+    """Images that are decoded on demand, because together they would not fit."""
 
     def __init__(self, paths: Sequence[str], make: Make) -> None:
         self._paths, self._make = paths, make
@@ -87,7 +87,7 @@ class PixelsOnDemand:
         """uint8 (H, W, 3).
 
         Raises:
-            LostImage: it cannot be decoded any more.
+            LostImage: it can no longer be decoded.
         """
         try:
             return self._make(self._paths[index])
@@ -98,7 +98,7 @@ class PixelsOnDemand:
 def read_pixels(
     paths: Sequence[str], make: Make, *, threads: int, memory_mib: float
 ) -> Pixels | PixelsOnDemand:
-    """Decode all images, or, where a sample of them says that they would take more memory, none yet.
+    """Decode all images, or none yet if a sample shows that they would take more memory.
 
     Raises:
         InputError: an image that cannot be decoded, naming it.
@@ -106,7 +106,7 @@ def read_pixels(
     some = paths[:: max(1, len(paths) // SAMPLE)]
     with ThreadPoolExecutor(threads) as pool:
         mean_bytes = sum(pixels.size for pixels in pool.map(make, some)) / len(some)
-        # While the parts are joined, they are there twice.
+        # While the parts are joined, they are in memory twice.
         if 2 * mean_bytes * len(paths) > memory_mib * MIB:
             return PixelsOnDemand(paths, make)
         return Pixels(list(pool.map(make, paths)))
@@ -115,7 +115,7 @@ def read_pixels(
 def stored(preprocess: Preprocess, change: Augmentation) -> Make:
     """How an image is kept for training: its short side reduced to what random crops can use.
 
-    Without random crops it is what evaluation sees, whatever its crop and its mode are.
+    Without random crops it is what evaluation sees, with evaluation's crop and mode.
     """
     if change.crop_area is None:
         return evaluated(preprocess)
@@ -139,7 +139,7 @@ def reduced(width: float, height: float, side: int) -> tuple[int, int]:
 
 
 def evaluated(preprocess: Preprocess) -> Make:
-    """The pixels that `predict` would give the model, before they are normalised."""
+    """The pixels that `predict` would give the model, before normalisation."""
     short = math.floor(preprocess.image_size / preprocess.crop)
     return lambda path: to_pixels(decode(path, short_side=short), preprocess)
 
@@ -147,8 +147,8 @@ def evaluated(preprocess: Preprocess) -> Make:
 def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
     """uint8 (3, H, W) -> float32 (3, S, S), normalised: torchvision's transforms, in the recipe's order.
 
-    It is for images that were read by `stored`: without `crop_area` they have S x S pixels already. All
-    transforms draw from torch's generator alone.
+    For images read by `stored`: without `crop_area` they already have S x S pixels. All transforms
+    draw only from torch's generator.
 
     Raises:
         InputError: a shift by more than an image has.
@@ -165,7 +165,7 @@ def augmentation(change: Augmentation, preprocess: Preprocess) -> v2.Compose:
             )
         )
     elif change.pad:
-        if change.pad >= size:  # there is no more to reflect
+        if change.pad >= size:  # there are no more pixels to reflect
             raise InputError(
                 f"Images of {size} px cannot be shifted by {change.pad}: give --set augmentation.pad=N with "
                 f"N below {size}."

@@ -9,15 +9,15 @@ algorithm 1) asks a sigmoid about each pair by itself, so that no pair waits for
 Across processes. With a `group`, each process passes its own B pairs and compares them with all N = W · B
 embeddings. It returns *its share*: the mean over its own B pairs. The mean of the shares over the W
 processes is the loss of the global batch, and the mean of their gradients, which is what
-DistributedDataParallel makes, is the gradient of the global batch: nothing is to be multiplied by W. Each
+DistributedDataParallel computes, is the gradient of the global batch: nothing needs multiplying by W. Each
 process holds B × N scores, not N × N.
 
-Texts that several images share. A batch of pairs may hold a text twice, or a text that is right for another
-image of it too. Such a text is no negative of that image: with `right` it is left out of the softmax, or
-of the sum of sigmoids, of that image (and the image out of that text's). A pair itself always counts.
+Texts that several images share. A batch of pairs may hold a text twice, or a text that is also right for
+another of its images. Such a text is not a negative of that image: with `right` it is left out of that
+image's softmax or sum of sigmoids (and the image out of that text's). A pair itself always counts.
 
 Shapes: B pairs of this process, W processes, N = W · B (N = B without a group), D width of the embeddings,
-T texts that an image has at most.
+T the largest number of texts of an image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Right(NamedTuple):
     text_B: Tensor
     """int64: the number of each pair's text."""
     image_BT: Tensor
-    """int64: the numbers of all texts of each pair's image, filled up with −1."""
+    """int64: the numbers of all texts of each pair's image, padded with −1."""
 
 
 def info_nce(
@@ -58,7 +58,7 @@ def info_nce(
         Scalar, at least fp32: the mean over this process's B queries (see the module's head for a group).
 
     Raises:
-        InputError: embeddings that are not pairs, or another number of them in another process.
+        InputError: embeddings that are not pairs, or a different number of them in another process.
     """
     _check_pairs(query_BD, key_BD, group)
     return _info_nce(query_BD, gathered(key_BD, group), scale, group)
@@ -74,8 +74,8 @@ def clip_loss(
 ) -> Tensor:
     """CLIP's symmetric loss: the mean of image → text and text → image (Radford et al. 2021, figure 3).
 
-    Arguments, result and errors as `info_nce`; `right`: which texts are no negatives of which images; None:
-    each text is right for its own image alone.
+    Arguments, result and errors as in `info_nce`; `right`: which texts are not negatives of which images;
+    None: each text is right only for its own image.
     """
     _check_pairs(image_BD, text_BD, group)
     texts_BN, images_BN = _no_negatives(right, group)
@@ -101,7 +101,7 @@ def siglip_loss(
     Args:
         image_BD, text_BD: embeddings of length 1; this is not checked.
         scale: the inverse temperature itself, not its logarithm.
-        bias: added to each score; it begins at −10 so that the many negatives do not overwhelm the start.
+        bias: added to each score; it starts at −10 so that the many negatives do not dominate at first.
         group: gather the texts across its processes; None: this process is alone.
         right: as `clip_loss`.
 
@@ -123,11 +123,11 @@ def siglip_loss(
 
 
 def gathered(own_BD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The embeddings of all processes in the order of their ranks, (N, D), with gradients; own ones alone
-    without a group.
+    """The embeddings of all processes in rank order, (N, D), with gradients; without a group, only this
+    process's.
 
-    Backward adds up what all processes ask of this one's embeddings. Every process must call it, forward and
-    backward, the same number of times.
+    Backward sums the gradients that all processes have for this one's embeddings. Every process must call
+    it, forward and backward, the same number of times.
     """
     if group is None:
         return own_BD
@@ -149,8 +149,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
-        # A sum for everybody and then the own rows: not every backend has a reduce-scatter, and N × D is
-        # small beside the scores. Cloned, because autograd may hand the same tensor to others.
+        # Sum for all processes, then take our own rows: not every backend has a reduce-scatter, and N × D is
+        # small next to the scores. Cloned, because autograd may hand the same tensor to others.
         total_ND = grad_ND.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total_ND, group=ctx.group)
         start = dist.get_rank(ctx.group) * ctx.rows
@@ -184,7 +184,7 @@ def _no_negatives(
 
 
 def _any_equal(many_BNT: Tensor, one_BN1: Tensor) -> Tensor:
-    """(B, N): whether any of the last axis is equal. One place after the other takes T times less memory."""
+    """(B, N): whether any along the last axis is equal. Going place by place takes T times less memory."""
     found_BN = many_BNT[..., 0] == one_BN1[..., 0]
     for place in range(1, many_BNT.shape[-1]):
         found_BN |= many_BNT[..., place] == one_BN1[..., 0]
@@ -228,7 +228,7 @@ def _check_pairs(one_BD: Tensor, other_BD: Tensor, group: dist.ProcessGroup | No
         if problem:
             raise InputError(f"{problem}: give each image its text.")
         return
-    # All processes learn of a process with bad or fewer pairs: raising in one alone would leave the others
+    # All processes must hear of one with bad or fewer pairs: raising in one alone would leave the others
     # waiting for it forever.
     rows = torch.tensor([0 if problem else one_BD.shape[0]], device=one_BD.device)
     counts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
@@ -238,6 +238,6 @@ def _check_pairs(one_BD: Tensor, other_BD: Tensor, group: dist.ProcessGroup | No
         raise InputError(f"{problem}: give each image its text.")
     if len(set(found)) > 1:
         raise InputError(
-            f"The processes have {', '.join(map(str, found))} pairs (0: none that fit together): "
+            f"The processes have {', '.join(map(str, found))} pairs (0: not usable as pairs): "
             "give all the same number, e.g. with drop_last=True in the loader."
         )

@@ -14,11 +14,11 @@ __all__ = ["Metrics"]
 
 
 class Metrics:
-    """One row per entry, a column for each figure ever seen.
+    """One row per entry, a column for each figure seen so far.
 
     Args:
-        path: of the file; what it holds stays, up to `step`.
-        step: rows of later ones will be written again and go, and so does a row that was cut off.
+        path: of the file; its content up to `step` is kept.
+        step: rows of later steps will be written again and are removed, as is a row that was cut off.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -49,7 +49,7 @@ class Metrics:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows; what follows the last end of a line is of a write that failed."""
+    """Columns and rows; anything after the last line end is from a write that failed."""
     if not path.is_file():
         return [], []
     text = path.read_text("utf-8")

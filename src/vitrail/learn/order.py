@@ -1,7 +1,7 @@
-"""Which images each step sees: a function of the seed and the step alone, so that a run can go on anywhere.
+"""Which images each step sees: a function of only the seed and the step, so that a run can resume anywhere.
 
-No generator's state is kept. A step's images, and all chance within it, follow from (seed, epoch) and
-(seed, step, place); a run that was killed continues with what it would have seen.
+No generator's state is kept. A step's images, and all its randomness, follow from (seed, epoch) and
+(seed, step, place); a killed run continues with what it would have seen.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vitrail.errors import InputError
 __all__ = ["Place", "Steps", "chance", "seed_of"]
 
 Place = tuple[int, int]
-"""(epoch, index of the image): what a data set is asked for, because augmentation differs by epoch."""
+"""(epoch, index of the image): the key of a data set, because augmentation differs by epoch."""
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed of 63 bits for these parts; near parts give unrelated seeds."""
+    """A 63-bit seed for these parts; similar parts give unrelated seeds."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 class chance:
-    """Within this block torch's generator of the CPU follows from these parts; afterwards it is as before."""
+    """Within this block torch's CPU generator is seeded from these parts; afterwards it is as before."""
 
     def __init__(self, *parts: int | str) -> None:
         self._seed = seed_of(*parts)
@@ -55,11 +55,11 @@ class Steps:
     epochs: int
     seed: int
     parts: int = 1
-    """A batch is taken in so many parts, one after the other."""
+    """A batch is taken in this many parts, one after another."""
     rank: int = 0
     processes: int = 1
     first: int = 0
-    """The step to begin with."""
+    """The step to start from."""
 
     def __post_init__(self) -> None:
         if self.batch_size > self.images:
@@ -75,7 +75,7 @@ class Steps:
 
     @property
     def per_epoch(self) -> int:
-        """Whole batches; the images left over are not seen in this epoch, and are others in the next."""
+        """Whole batches; the images left over are not seen in this epoch, and differ in the next."""
         return self.images // self.batch_size
 
     @property
@@ -84,7 +84,7 @@ class Steps:
         return self.epochs * self.per_epoch
 
     def starting(self, first: int) -> Steps:
-        """The same order from another step on."""
+        """The same order, starting from another step."""
         return replace(self, first=first)
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
-"""What a run's curves say would help it: more epochs, or more labelled images. Nothing here imports torch.
+"""What would help a run, by its curves: more epochs, or more labelled images. Nothing here imports torch.
 
-An undertrained model knows neither its training images nor others; one with too few images knows the former
-by heart and gets worse on the others. Losses tell the two apart; a class of K is guessed with a loss of ln K.
+An undertrained model fits neither its training images nor others; one with too few images overfits and gets
+worse on the others. Losses distinguish the two; guessing among K classes has a loss of ln K.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vitrail.words import counted
 __all__ = ["Outlook", "outlook"]
 
 UNSURE = 0.5
-"""A loss above this share of a guess's. With label smoothing of 0.1 a model that knows all stays below it."""
+"""A loss above this share of a guess's. With label smoothing of 0.1 a perfect model stays below it."""
 BY_HEART = 0.5
-"""A training loss below this share of the validation loss, although it is of harder (changed) images."""
+"""A training loss below this share of the validation loss, although its images are harder (augmented)."""
 RISEN = 1.1
 """The last validation loss over the lowest one."""
 FALLEN = 0.02
-"""Of a guess's loss: what the validation loss lost over the last third of the epochs, if it still falls."""
+"""Share of a guess's loss by which the validation loss fell over the last third, if it is still falling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Outlook:
 
 
 def outlook(trained: Trained) -> Outlook | None:
-    """What would help the run; None where its curves say neither, or are not there."""
+    """What would help the run; None if its curves suggest neither, or are missing."""
     whole = [(e, e.train_loss, e.validation_loss) for e in trained.history]
     known = [(e, t, v) for e, t, v in whole if t is not None and v is not None]
     if not known:

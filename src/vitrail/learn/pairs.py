@@ -1,19 +1,19 @@
 """Learning from pairs of images and texts: CLIP's loss or SigLIP's over the whole batch; recall on others.
 
 A contrastive loss needs all embeddings of a batch at once, but not all activations. A batch in several parts
-is learned by gradient caching (Gao et al. 2021, section 3.2):
+uses gradient caching (Gao et al. 2021, section 3.2):
 
-    1. embed each part, keeping nothing but the embeddings and the generator's state
+    1. embed each part, keeping only the embeddings and the generator's state
     2. the loss of the whole batch gives the gradient of each embedding
     3. embed each part again, with the same randomness, and send those gradients back through it
 
-which is exact, and takes the memory of one part for a second forward pass.
+which is exact, and needs only one part's memory at the price of a second forward pass.
 
-What is right for an image. Each epoch shows an image with one of its texts. Two images of a batch may share a
-text, or have texts of each other: such a pair is neither rewarded nor punished (`losses.Right`).
+Which texts are right. Each epoch shows an image with one of its texts. Two images of a batch may share a
+text, or have each other's texts: such a pair is neither rewarded nor punished (`losses.Right`).
 
 Shapes: B pairs of one part (of one process), I images, T texts, C channels, S pixels, L tokens, E width,
-R texts that an image has at most.
+R the largest number of texts of an image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Part = tuple[Tensor, Tensor, Tensor, Tensor]
 
 EVALUATED_AT_ONCE = 64
 SLACK = 1e-6
-"""Below the largest scale, where the clamp of `CLIP.scale` still lets gradients through."""
+"""Just below the largest scale, where the clamp of `CLIP.scale` still lets gradients through."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ class Texts:
 
     tokens_TL: Tensor
     right: tuple[tuple[int, ...], ...]
-    """For each image the numbers of its texts."""
+    """For each image, the numbers of its texts."""
 
     @property
     def padded_IR(self) -> Tensor:
-        """`right` as a table, filled up with −1."""
+        """`right` as a table, padded with −1."""
         most = max(map(len, self.right))
         return torch.tensor([[*numbers, *[-1] * (most - len(numbers))] for numbers in self.right])
 
 
 def read_texts(pairs: Sequence[Pair], tokenizer: Tokenizer, config: TextConfig) -> Texts:
-    """The texts of images as token rows; texts that the tokenizer reads alike are one.
+    """The texts of images as token rows; texts that tokenize identically are one.
 
     Raises:
-        InputError: a text that is too long for the model, or nothing to its tokenizer.
+        InputError: a text that is too long for the model, or that gives no tokens.
     """
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair.texts))
     try:
@@ -87,7 +87,7 @@ def read_texts(pairs: Sequence[Pair], tokenizer: Tokenizer, config: TextConfig) 
             )
         number_of[text] = numbers.setdefault(tuple(row), len(numbers))
     tokens_TL = torch.tensor(list(numbers))
-    if config.any_length:  # what stands after the longest text is never read
+    if config.any_length:  # anything after the longest text is never read
         tokens_TL = tokens_TL[:, : int(tokens_TL.argmax(-1).max()) + 1]
     right = (tuple(dict.fromkeys(number_of[text] for text in pair.texts)) for pair in pairs)
     return Texts(tokens_TL, tuple(right))
@@ -99,7 +99,7 @@ class TrainingPairs(Dataset):
     Args:
         images: the training images; their targets are not used.
         texts: of the same images.
-        seed: the run's; with the epoch and the image it says which of several texts is shown.
+        seed: the run's; with the epoch and the image it decides which of several texts is shown.
     """
 
     def __init__(self, images: TrainingImages, texts: Texts, *, seed: int) -> None:
@@ -127,7 +127,7 @@ class Contrastive:
         images: the training pairs.
         validation, texts: the validation images, their texts.
         loss: `clip` or `sigmoid`.
-        batch_size: over how many pairs the validation loss is taken at once, as in training.
+        batch_size: number of pairs over which the validation loss is computed at once, as in training.
         prompts_KPL, label_I: tokens of each category's prompts, and the category of each validation image
             (−1: none); None: no zero-shot accuracy.
     """
@@ -167,7 +167,7 @@ class Contrastive:
         loss, gradients = self._gradients_of_embeddings(kept, right, fabric.world_size)
         for number, (images_B3SS, tokens_BL, *_) in enumerate(parts):
             last = number == len(parts) - 1
-            # Processes add their gradients up once, with the last part.
+            # Processes sum their gradients once, with the last part.
             alone: Any = fabric.no_backward_sync(model, enabled=True) if not last else nullcontext()  # type: ignore[arg-type]
             with alone, states[number].again():
                 fabric.backward(
@@ -200,7 +200,7 @@ class Contrastive:
         return siglip_loss(image_BE, text_BE, scale, bias, group=group, right=right)
 
     def _hold_scale(self) -> None:
-        """The scale from 1 to its largest, as CLIP's training does after each step (section 2.5)."""
+        """Clamp the scale from 1 to its largest, as CLIP's training does after each step (section 2.5)."""
         limit = self._clip.config.max_scale
         if limit is not None:
             with torch.no_grad():
@@ -229,7 +229,7 @@ class Contrastive:
         return found
 
     def _embedded(self, fabric: Fabric, rows: Any, embed: Callable[[Any], Tensor]) -> Tensor:
-        """Embeddings of all rows, each made by one of the processes and known to all; fp32."""
+        """Embeddings of all rows, each computed by one process and shared with all; fp32."""
         count, width = len(rows), self._clip.config.embed_width
         mine = range(fabric.global_rank, count, fabric.world_size)
         loader = DataLoader(Subset(rows, mine), batch_size=EVALUATED_AT_ONCE)
@@ -242,7 +242,7 @@ class Contrastive:
         return cast(Tensor, fabric.all_reduce(whole_NE, reduce_op="sum"))
 
     def _validation_loss(self, model: CLIP, image_IE: Tensor, text_TE: Tensor) -> float:
-        """Mean over batches as large as in training; a rest that fills none is left out."""
+        """Mean over batches as large as in training; an incomplete last one is left out."""
         images = len(image_IE)
         size = min(self.batch_size, images)
         order = torch.randperm(images, generator=torch.Generator().manual_seed(seed_of("validation")))
@@ -262,7 +262,7 @@ def _rows(tokens_TL: Tensor) -> Any:
 def _sent_back(
     found: Embeddings, gradients: tuple[list[Tensor], list[Tensor], list[Tensor]], number: int, last: bool
 ) -> Tensor:
-    """A scalar whose gradient is the whole loss's; scale and bias, used once, with the last part."""
+    """A scalar with the gradient of the whole loss; scale and bias are used once, with the last part."""
     images, texts, numbers = gradients
     total = (found.image_BE * images[number]).sum() + (found.text_TE * texts[number]).sum()
     if last:
@@ -272,7 +272,7 @@ def _sent_back(
 
 
 class _Randomness:
-    """The generators as they are now, to draw the same again."""
+    """The generators' current state, to draw the same numbers again."""
 
     def __init__(self, device: torch.device) -> None:
         self._cpu, self._device = torch.get_rng_state(), device

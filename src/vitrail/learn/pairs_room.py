@@ -1,8 +1,8 @@
-"""Whether a step of contrastive training fits in memory, predicted before it begins.
+"""Whether a step of contrastive training fits in memory, predicted before it starts.
 
 What a step keeps for its backward pass is counted on a few pairs: every tensor that autograd saves, each
 storage once, weights left out. It grows with the pairs of one part; gradients, the optimizer's moments and
-the average do not. Beside measured peaks of ViT-nano-8-64 and ViT-B-32 this was from 7 % low to 5 % high.
+the average do not. Compared with measured peaks of ViT-nano-8-64 and ViT-B-32 this was 7 % low to 5 % high.
 
 Shapes: B pairs, L tokens, S pixels.
 """
@@ -23,15 +23,15 @@ __all__ = ["checked", "kept_bytes"]
 MIB = 1024 * 1024
 SAMPLES = (2, 4)
 BESIDE = 1.45
-"""A step's peak over what is kept for its pairs: gradients on their way, what the allocator holds."""
+"""A step's peak over what is kept for its pairs: gradients in flight, memory held by the allocator."""
 NUMBERS = 4
-"""fp32 numbers for each weight beside itself: gradient, two moments, and one while AdamW steps."""
+"""fp32 numbers for each weight besides itself: gradient, two moments, and one while AdamW steps."""
 
 
 def checked(
     model: CLIP, tokens_TL: Tensor, recipe: Recipe, *, processes: int, world: int | None = None
 ) -> str:
-    """One line on the memory that a step will take on this machine's CPU; the model is left as it was.
+    """One line on the memory that a step will take on this machine's CPU; the model is left unchanged.
 
     Args:
         model: in training mode.
@@ -41,7 +41,7 @@ def checked(
         world: all processes of the run, which share a batch; None: those on this machine.
 
     Raises:
-        InputError: it is more than is free, with the number of parts that would fit.
+        InputError: it is more than the free memory, with the number of parts that would fit.
     """
     world = world or processes
     available = hardware.free_memory_mib() / processes
@@ -49,10 +49,10 @@ def checked(
     fixed, each = _needs(model, tokens_TL, recipe)
     needed = fixed + each * pairs
     if needed <= available:
-        return f"a step takes about {needed:.0f} MiB of the {available:.0f} that are free"
+        return f"a step takes about {needed:.0f} of {available:.0f} MiB free"
     parts = fewest_parts(recipe.batch_size, int((available - fixed) // each), world)
     fix = (
-        f"take the batch in parts with --set engine.accumulate={parts}"
+        f"split the batch into parts with --set engine.accumulate={parts}"
         if parts
         else "choose a smaller model, or a machine with more memory"
     )
@@ -67,12 +67,12 @@ def _needs(model: CLIP, tokens_TL: Tensor, recipe: Recipe) -> tuple[float, float
     average = recipe.regularization.average_decay is not None
     few, more = (kept_bytes(model, tokens_TL, count, recipe.engine.precision) / MIB for count in SAMPLES)
     each = (more - few) / (SAMPLES[1] - SAMPLES[0])
-    # What a batch of none would keep: the weights in the precision of autocast.
+    # What an empty batch would keep: the weights in autocast's precision.
     return weights * (NUMBERS + average) + few - SAMPLES[0] * each, BESIDE * each
 
 
 def kept_bytes(model: CLIP, tokens_TL: Tensor, pairs: int, precision: str) -> int:
-    """What autograd keeps of so many pairs between forward and backward; random pictures, given texts."""
+    """What autograd keeps for this many pairs between forward and backward; random images, given texts."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -81,7 +81,7 @@ def kept_bytes(model: CLIP, tokens_TL: Tensor, pairs: int, precision: str) -> in
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # an address must not be given to another tensor while we count
+            alive.append(tensor)  # its address must not be reused by another tensor while we count
         return tensor
 
     height, width = model.config.image_size

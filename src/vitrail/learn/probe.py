@@ -20,12 +20,12 @@ from vitrail.errors import InputError
 __all__ = ["STRENGTHS", "Probe", "fit", "knn_accuracy"]
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse regularisation strengths that are tried, per standardised feature."""
+"""Inverse regularisation strengths to try, per standardised feature."""
 FOLDS = 3
 NEIGHBOURS = 5
 MOST_STEPS = 1000
 TOLERANCE, CHOICE_TOLERANCE = 1e-4, 1e-3
-"""Of the fit that ships, and of those that only choose the strength."""
+"""For the fit that ships, and for those that only choose the strength."""
 TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 
 
@@ -39,7 +39,7 @@ class Probe:
     """float32 (K)"""
     strength: float
     temperature: float
-    """What the scores were divided by (Guo et al. 2017, section 4.2); above 1: they were too sure."""
+    """What the scores were divided by (Guo et al. 2017, section 4.2); above 1: they were overconfident."""
     cross_validated: float
     """Accuracy in % on the folds that each fit had not seen, at the chosen strength."""
 
@@ -65,7 +65,7 @@ def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> Probe:
     if missing:
         raise InputError(f"{len(missing)} classes have no training image: add images for them.")
     mean, spread = features.mean(axis=0), features.std(axis=0)
-    # A feature that never moves tells nothing; dividing by its zero spread would.
+    # A constant feature says nothing; dividing by its zero spread would make it count.
     spread = np.where(spread > 1e-8 * max(float(spread.max()), 1e-30), spread, np.inf)
     standard = ((features - mean) / spread).astype(np.float64)
     rotated, back = _rotated(standard)
@@ -115,14 +115,14 @@ def _fitted(
     model: LogisticRegression, features: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
-        # Stopped early, a weakly regularised fit is only a little more regularised.
+        # Stopped early, a weakly regularised fit is just regularised a little more.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
     return model.coef_, model.intercept_
 
 
 def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of two classes scikit-learn keeps one row, the second's lead; half of it each gives the same answer."""
+    """For two classes scikit-learn keeps one row, the second's lead; half of it each is equivalent."""
     if len(weight) > 1:
         return weight, bias
     return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -131,7 +131,7 @@ def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.
 def _cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[float, np.ndarray]:
     """(best strength, its scores (n, K) of images that the fit had not seen).
 
-    With one image of a class nothing can be held out: a middling strength is taken, and its own scores.
+    With only one image of a class nothing can be held out: a middling strength is used, and its own scores.
     """
     folds = min(FOLDS, int(np.bincount(labels, minlength=classes).min()))
     if folds < 2:
@@ -141,7 +141,7 @@ def _cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> 
     scores_SnK = np.zeros((len(STRENGTHS), len(labels), classes))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
     for train, held in splitter.split(features, labels):
-        # From strong to weak regularisation, each fit begins where the last one ended.
+        # From strong to weak regularisation, each fit starts where the last one ended.
         model = LogisticRegression(max_iter=MOST_STEPS, tol=CHOICE_TOLERANCE, warm_start=True)
         for scores_nK, strength in zip(scores_SnK, STRENGTHS, strict=True):
             model.set_params(C=strength)

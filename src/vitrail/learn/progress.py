@@ -1,4 +1,4 @@
-"""Where a training run stands: what a checkpoint holds of it beside weights and optimizer."""
+"""Where a training run stands: what a checkpoint holds besides weights and optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Progress:
     step: int = 0
     """Steps done."""
     seconds: float = 0.0
-    """Of training and evaluating, over all its starts."""
+    """Seconds of training and evaluating, over all its starts."""
     best: float = -math.inf
     best_epoch: int = 0
     best_file: str = ""

@@ -1,7 +1,7 @@
-"""Recipes: everything a training run is told besides data and model, as one small TOML file.
+"""Recipes: every setting of a training run besides data and model, as one small TOML file.
 
-A recipe has no hidden half: each key is a field below, an unknown one is refused, and what a file leaves out
-has the default that stands here. The files in `recipes/` say where their figures come from.
+A recipe has no hidden part: each key is a field below, an unknown one is refused, and anything a file leaves
+out has the default given here. The files in `recipes/` say where their figures come from.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Leg(NamedTuple):
     planned: int
     """The last epoch of the schedule."""
     ended: int
-    """The last epoch that was done: earlier where patience ended it."""
+    """The last epoch that was completed: earlier if patience ended it."""
 
 
 class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -57,23 +57,23 @@ class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
 
 class Optimizer(_Section, frozen=True, kw_only=True):
-    """How weights are moved."""
+    """How weights are updated."""
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = 1e-3
     """At the end of the warm-up."""
     learning_rate_batch: int | None = None
-    """The batch size that `learning_rate` is for; with another one it is scaled in proportion (Goyal et al.
+    """The batch size that `learning_rate` is for; for another one it is scaled in proportion (Goyal et al.
     2017). None: not scaled."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's, also beside Muon; SGD takes the first as Nesterov momentum."""
+    """AdamW's, also when used with Muon; SGD takes the first as Nesterov momentum."""
     weight_decay: float = 0.05
-    """Of matrices and kernels only: not of biases, norms and other vectors."""
+    """For matrices and kernels only: not for biases, norms and other vectors."""
     layer_decay: float = 1.0
-    """Each layer learns this times as fast as the one above it (ELECTRA, Clark et al. 2020, appendix on
+    """Each layer learns this many times as fast as the one above it (ELECTRA, Clark et al. 2020, appendix on
     fine-tuning; for images BEiT, Bao et al. 2021)."""
     warmup_epochs: float = 1.0
-    """The rate grows linearly from 0 for so long …"""
+    """The rate grows linearly from 0 for this long …"""
     final_share: float = 0.01
     """… and then falls along half a cosine to this share of its height."""
     clip_norm: float | None = 1.0
@@ -81,15 +81,15 @@ class Optimizer(_Section, frozen=True, kw_only=True):
 
 
 class Regularization(_Section, frozen=True, kw_only=True):
-    """What keeps a model from learning its images by heart."""
+    """What keeps a model from overfitting."""
 
     label_smoothing: float = 0.1
     drop_path: float = 0.0
-    """Of the last block; earlier ones less, in proportion (Huang et al. 2016)."""
+    """Rate of the last block; earlier ones less, in proportion (Huang et al. 2016)."""
     mixup: float = 0.0
     """alpha of the Beta distribution of Zhang et al. 2018; 0: off."""
     cutmix: float = 0.0
-    """The same of Yun et al. 2019. Where both are on, each batch gets one of them."""
+    """The same for Yun et al. 2019. If both are on, each batch gets one of them."""
     average_decay: float | None = None
     """Decay per step of the exponential moving average of the weights, which is then what is evaluated and
     kept; None: no average."""
@@ -103,8 +103,8 @@ class Augmentation(_Section, frozen=True, kw_only=True):
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Width to height of that part."""
     pad: int = 0
-    """Pixels reflected at each side before a random crop to the size: a shift by up to so many. Without
-    `crop_area` only."""
+    """Pixels reflected at each side before a random crop to the size: a shift by up to that many. Only
+    without `crop_area`."""
     flip: float = 0.5
     """Probability of mirroring left and right."""
     flip_vertical: float = 0.0
@@ -126,7 +126,7 @@ class Engine(_Section, frozen=True, kw_only=True):
     channels_last: bool = True
     """Memory format of images and kernels."""
     accumulate: int = 1
-    """Parts that a batch is taken in: less memory, the same gradient (but for batch norm's statistics)."""
+    """Parts a batch is split into: less memory, the same gradient (except for batch norm's statistics)."""
 
 
 class Recipe(_Section, frozen=True, kw_only=True):
@@ -139,22 +139,22 @@ class Recipe(_Section, frozen=True, kw_only=True):
     batch_size: int = 64
     """Images per step, over all processes and parts."""
     seed: int = 0
-    """Of the order of images and of all chance; 63 bits."""
+    """For the order of images and all randomness; 63 bits."""
     patience: int | None = None
-    """Stop after so many epochs without a better validation figure; None: never."""
+    """Stop after this many epochs without a better validation figure; None: never."""
     optimizer: Optimizer = Optimizer()
     regularization: Regularization = Regularization()
     augmentation: Augmentation = Augmentation()
     engine: Engine = Engine()
 
     def learning_rate(self) -> float:
-        """The highest learning rate, scaled to the batch size where the recipe says so."""
+        """The highest learning rate, scaled to the batch size if the recipe says so."""
         o = self.optimizer
         return o.learning_rate * (self.batch_size / o.learning_rate_batch if o.learning_rate_batch else 1.0)
 
     def learning_rate_at(self, step: int, per_epoch: int, extended: Sequence[Leg] = ()) -> float:
         """The rate of one step, counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter
-        2017, equation 5). Each extension begins both anew, from the rate at which the leg before it ended
+        2017, equation 5). Each extension starts both again, from the rate at which the leg before it ended
         (warmed up and decayed again: Ibrahim et al. 2024, arXiv:2403.08763), with at most half of its epochs
         for the warm-up. A rate that does not fall (`final_share` 1) is that of one longer run."""
         peak, final = self.learning_rate(), self.optimizer.final_share
@@ -210,7 +210,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     try:
         return {"name": path.stem, **tomllib.loads(path.read_text("utf-8"))}, name
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not TOML ({error}): mend it.") from None
+        raise InputError(f"{name} is not TOML ({error}): fix it.") from None
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): check its permissions.") from None
 
@@ -218,7 +218,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
 def _set(values: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {change} is no change: give KEY=VALUE, such as optimizer.clip_norm=5.")
+        raise InputError(f"--set {change} is not a setting: give KEY=VALUE, such as optimizer.clip_norm=5.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -232,7 +232,7 @@ def _set(values: dict[str, Any], change: str) -> None:
 
 
 def _with_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no word for nothing; in a recipe it is "none"."""
+    """TOML has no null; a recipe writes "none"."""
     return {
         key: _with_none(value) if isinstance(value, dict) else None if value == "none" else value
         for key, value in values.items()
@@ -240,7 +240,7 @@ def _with_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explained(problem: str) -> str:
-    """msgspec's sentence with the key's full name and, for an unknown one, what was probably meant."""
+    """msgspec's message with the key's full name and, for an unknown one, what was probably meant."""
     what, _, where = problem.partition(" - at ")
     path = where.strip("`").removeprefix("$").strip(".")
     if not what.startswith("Object contains unknown field"):
@@ -289,7 +289,7 @@ def _check(recipe: Recipe, place: str) -> None:
         <= a.crop_ratio[0]
         <= a.crop_ratio[1]
         <= 100,
-        f"{_range('pad', 'augmentation.pad')}, and 0 beside crop_area": a.pad == 0
+        f"{_range('pad', 'augmentation.pad')}, and 0 together with crop_area": a.pad == 0
         or (_within("pad", a.pad) and a.crop_area is None),
         "augmentation.flip, flip_vertical and erase are from 0 to 1": all(
             0 <= share <= 1 for share in (a.flip, a.flip_vertical, a.erase)

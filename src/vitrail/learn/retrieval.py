@@ -14,7 +14,7 @@ from torch.nn import functional as F
 __all__ = ["RECALLED_AT", "Targets", "accuracy", "places", "recalls", "turned"]
 
 Targets = Sequence[Sequence[int]]
-"""For each query the numbers of all keys that are right; at least one."""
+"""For each query, the numbers of all right keys; at least one."""
 
 RECALLED_AT = (1, 5)
 QUERIES = 1024
@@ -22,9 +22,9 @@ QUERIES = 1024
 
 
 def places(query_QE: Tensor, key_KE: Tensor, right: Targets) -> Tensor:
-    """For each query how many wrong keys come before its best right one, (Q,) int64.
+    """For each query, how many wrong keys come before its best right one, (Q,) int64.
 
-    A wrong key with the same score counts as before: a model that gives all the same embedding finds nothing.
+    A wrong key with the same score counts as ahead: a model with one embedding for everything finds nothing.
     """
     found = []
     for start in range(0, len(query_QE), QUERIES):
@@ -38,7 +38,7 @@ def places(query_QE: Tensor, key_KE: Tensor, right: Targets) -> Tensor:
 
 
 def turned(right: Targets, keys: int) -> list[list[int]]:
-    """For each of the keys the queries it is right for."""
+    """For each key, the queries it is right for."""
     back: list[list[int]] = [[] for _ in range(keys)]
     for query, numbers in enumerate(right):
         for number in numbers:

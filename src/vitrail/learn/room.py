@@ -1,4 +1,4 @@
-"""Whether a training step fits in memory, predicted before it begins."""
+"""Whether a training step fits in memory, predicted before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1024 * 1024
 LOW = 1.12
 """Predictions of training were up to 12 % low (docs/memory.md)."""
 ADVISED = 0.98
-"""Share of the room that an advised batch takes: predicted again, it must fit, and two predictions differ."""
+"""Share of the room for an advised batch: it must fit when predicted again, and predictions differ."""
 
 
 def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None = None) -> str:
@@ -28,7 +28,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
         world: all processes of the run, which share a batch; None: those on this machine.
 
     Raises:
-        InputError: it is more than is free, with the batch size that would fit.
+        InputError: it is more than the free memory, with the batch size that would fit.
     """
     world = world or processes
     available = hardware.free_memory_mib() / processes
@@ -48,7 +48,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
         return f"memory was not predicted: {error}"
     needed = LOW * found["predicted_mib"]["total"] + averaged
     if needed <= available:
-        return f"a step takes about {needed:.0f} MiB of the {available:.0f} that are free"
+        return f"a step takes about {needed:.0f} of {available:.0f} MiB free"
     raise InputError(
         f"{start.architecture} at {start.preprocess.image_size} px with {at_once} images at a time needs "
         f"about {needed:.0f} MiB and {available:.0f} are free: {_fix(recipe, found['largest_batch'], world)}."
@@ -56,7 +56,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
 
 
 def fewest_parts(batch: int, most: int, world: int) -> int | None:
-    """The fewest equal parts of a batch of which each process takes no more than `most` images at a time.
+    """The fewest equal parts of a batch with at most `most` images per process at a time.
 
     None: not even one image at a time fits, or the batch does not divide among `world` processes.
     """
@@ -65,10 +65,12 @@ def fewest_parts(batch: int, most: int, world: int) -> int | None:
 
 
 def _fix(recipe: Recipe, most: int, world: int) -> str:
-    """What to change where each of `world` processes has room for `most` images at a time."""
+    """What to change if each of `world` processes has room for `most` images at a time."""
     if not most:
         return "choose a smaller model or --image-size"
     smaller = f"give --batch-size {most * world * recipe.engine.accumulate}"
     parts = fewest_parts(recipe.batch_size, most, world)
-    kept = f", or keep the batch and take it in parts with --set engine.accumulate={parts}" if parts else ""
+    kept = (
+        f", or keep the batch and split it into parts with --set engine.accumulate={parts}" if parts else ""
+    )
     return smaller + kept

@@ -1,13 +1,13 @@
-"""A training run's folder: what was asked, checkpoints, metrics, the best weights.
+"""A training run's folder: the request, checkpoints, metrics, the best weights.
 
-    run.json                      what was asked (asked.py)
-    checkpoints/step-N-DIGEST     all that going on needs; the newest two
+    run.json                      the request (request.py)
+    checkpoints/step-N-DIGEST     everything needed to resume; the newest two
     metrics.csv, tensorboard/     a row every few steps and one every epoch
-    best-DIGEST.safetensors       weights of the best epoch, with a record of them beside
+    best-DIGEST.safetensors       weights of the best epoch, with a record of them
 
-Whatever is written appears whole or not at all, and what it replaces goes afterwards: a run that dies at any
-moment, for want of disk too, leaves its last good checkpoint and weights, and the best weights of every epoch
-that a kept checkpoint may go back to. Process 0 alone writes; where it cannot, all processes stop.
+Everything written appears whole or not at all, and what it replaces is removed afterwards: a run that dies at
+any moment, even from a full disk, leaves its last good checkpoint and weights, and the best weights of every
+epoch that a kept checkpoint may go back to. Only process 0 writes; if it cannot, all processes stop.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from torch import Tensor
 
 from vitrail import store
 from vitrail.errors import InputError
-from vitrail.learn.asked import ASKED, Asked, Record, continued
 from vitrail.learn.metrics import Metrics
 from vitrail.learn.progress import Progress
 from vitrail.learn.recipe import Leg
+from vitrail.learn.request import RUN_FILE, Record, RunRequest, continued
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from vitrail.learn.order import Steps
 
-__all__ = ["CheckpointFile", "Kept", "Run", "SaidElsewhere", "Watcher", "said_once"]
+__all__ = ["BestWeights", "CheckpointFile", "ReportedByProcessZero", "Run", "Watcher", "said_once"]
 
 CHECKPOINTS_KEPT = 2
 LOG_EVERY = 10
@@ -47,31 +47,31 @@ DIGEST_LENGTH = 16
 """Characters of a checkpoint's digest in its name."""
 
 
-class SaidElsewhere(InputError):
-    """What stopped this process is said by process 0."""
+class ReportedByProcessZero(InputError):
+    """Process 0 reports what stopped this process."""
 
 
 @contextmanager
 def said_once(fabric: Fabric) -> Iterator[None]:
-    """Around what every process does alike, and so fails alike: only process 0 is to say why."""
+    """Around work that every process does, and fails at, in the same way: only process 0 reports why."""
     try:
         yield
     except InputError as error:
         if fabric.is_global_zero:
             raise
-        raise SaidElsewhere(str(error)) from None
+        raise ReportedByProcessZero(str(error)) from None
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes a checkpoint straight to its path; Fabric's own makes it in memory and then in /tmp first."""
+    """Writes a checkpoint straight to its path; Fabric's own first builds it in memory and then in /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """As Fabric's; the caller renames the file once it is whole."""
+        """Like Fabric's; the caller renames the file once it is whole."""
         torch.save(checkpoint, path)
 
 
 @dataclass(frozen=True)
-class Kept:
+class BestWeights:
     """The best weights so far."""
 
     file: str
@@ -83,7 +83,7 @@ class Kept:
 
 @dataclass
 class Watcher:
-    """Who is told while a run goes on; in process 0."""
+    """Callbacks while a run is going on; in process 0."""
 
     begin: Callable[[int, int], None] = lambda step, total: None
     step: Callable[[int, float, float], None] = lambda step, loss, images_per_s: None
@@ -97,21 +97,21 @@ class Run:
     """One run.
 
     Args:
-        folder: made when training begins, if it is not there.
-        asked: compared with what the folder's run was asked; then with its extensions.
-        record: writes down what the best weights are; called whenever they or the run's state change.
-        fabric: of the run; its process 0 writes.
-        every: steps between checkpoints, besides the one at the end of each epoch.
-        before: what `record` wrote last, if the folder has it.
-        extend: the finished run that is there goes on to more epochs.
+        folder: made when training starts, if it does not exist.
+        request: compared with the folder's own request; afterwards including its extensions.
+        record: records what the best weights are; called whenever they or the run's state change.
+        fabric: the run's; its process 0 writes.
+        every: steps between checkpoints, in addition to the one at the end of each epoch.
+        before: what `record` last wrote, if the folder has it.
+        extend: continue the finished run for more epochs.
 
     Raises:
-        InputError: the folder's run has different settings, or the folder is not a run's (`asked.continued`).
+        InputError: the folder's run has other settings, or the folder is not a run's (`request.continued`).
     """
 
     folder: Path
-    asked: Asked
-    record: Callable[[Kept], None]
+    request: RunRequest
+    record: Callable[[BestWeights], None]
     fabric: Fabric
     every: int | None = None
     watcher: Watcher = field(default_factory=Watcher)
@@ -123,16 +123,16 @@ class Run:
         self._metrics: Metrics | None = None
         self._board: SummaryWriter | None = None
         self._last_log = (0, time.perf_counter())
-        self._batch = int(self.asked.recipe["batch_size"])
-        if self.folder.exists() and not (self.folder / ASKED).is_file() and not self._is_new():
-            raise InputError(f"{self.folder} is no training run: give --out a new folder.")
-        self.asked = continued(self.asked, self.folder, self.before, extend=self.extend)
-        # Which best weights a checkpoint speaks of; of one that was there before, any that are there.
+        self._batch = int(self.request.recipe["batch_size"])
+        if self.folder.exists() and not (self.folder / RUN_FILE).is_file() and not self._is_new():
+            raise InputError(f"{self.folder} is not a training run: give --out a new folder.")
+        self.request = continued(self.request, self.folder, self.before, extend=self.extend)
+        # Which best weights a checkpoint refers to; for one from before, any that exist.
         there = {file.name for file in self._best_files()}
         self._best_of = {file.name: set(there) for file in self._newest_first()}
 
     def _is_new(self) -> bool:
-        """Whether nothing is in the folder but what a run that was killed as it began leaves."""
+        """Whether the folder holds only what a run leaves that was killed as it started."""
         return self.folder.is_dir() and all(
             file.name.startswith(store.TEMPORARY) for file in self.folder.iterdir()
         )
@@ -147,9 +147,9 @@ class Run:
         """
         found = self._newest_first()
         if not found:
-            if self.asked.extended:
+            if self.request.extended:
                 raise InputError(
-                    f"{self._checkpoints} has no checkpoint, so the run cannot be extended: --weights begins "
+                    f"{self._checkpoints} has no checkpoint, so the run cannot be extended: --weights starts "
                     "a new one with its best weights."
                 )
             return False
@@ -158,7 +158,7 @@ class Run:
         if not damaged:
             try:
                 self.fabric.load(newest, state, weights_only=True)
-            except Exception as error:  # torch raises anything on a file of another version
+            except Exception as error:  # torch raises all kinds of errors on a file of another version
                 damaged = True
                 self.watcher.note(f"{newest.name}: {error}")
         if damaged:
@@ -166,25 +166,25 @@ class Run:
         return True
 
     def has(self, file: str) -> bool:
-        """Whether these best weights are there: a finished run keeps only those of its last checkpoint."""
+        """Whether these best weights exist: a finished run keeps only those of its last checkpoint."""
         return bool(file) and (self.folder / file).is_file()
 
     def _without_it(self, older: list[Path]) -> str:
         if older:
-            return f"delete it, and it goes on from step {_step(older[0])}"
-        if self.asked.extended:
-            return "the run cannot be extended, but --weights begins a new one with its best weights"
-        return "delete it, and it begins anew"
+            return f"delete it to resume from step {_step(older[0])}"
+        if self.request.extended:
+            return "the run cannot be extended, but --weights starts a new one with its best weights"
+        return "delete it to start over"
 
     def checkpoint_is_due(self, progress: Progress, steps: Steps) -> bool:
-        """At the end of each epoch, and every so many steps if that was asked."""
+        """At the end of each epoch, and every `every` steps if that was given."""
         return progress.step % steps.per_epoch == 0 or bool(self.every and progress.step % self.every == 0)
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state; every process calls it.
 
         Raises:
-            InputError: it cannot be written; the checkpoints before it stay.
+            InputError: it cannot be written; earlier checkpoints are kept.
         """
         step = state["progress"]["step"]
         partial = self._checkpoints / f"{store.TEMPORARY}step-{step:08d}.partial"
@@ -238,7 +238,7 @@ class Run:
     # --- metrics and weights ----------------------------------------------------------------------
 
     def begin(self, progress: Progress, steps: Steps) -> None:
-        """Make the folder, or open the metrics at this step: rows of steps that will be done again go."""
+        """Make the folder, or open the metrics at this step: rows of later steps are removed."""
         with self._alone() as writes:
             if not writes:
                 return
@@ -247,10 +247,10 @@ class Run:
             with store.writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 store.atomic_write(
-                    self.folder / ASKED, json.dumps(self.asked.plain(), indent=2).encode() + b"\n"
+                    self.folder / RUN_FILE, json.dumps(self.request.plain(), indent=2).encode() + b"\n"
                 )
                 self._checkpoints.mkdir(exist_ok=True)
-                for place in (self.folder, self._checkpoints):  # of writes that were killed
+                for place in (self.folder, self._checkpoints):  # leftovers of killed writes
                     for file in place.glob(f"{store.TEMPORARY}*"):
                         file.unlink(missing_ok=True)
                 self._metrics = Metrics(self.folder / "metrics.csv", progress.step)
@@ -291,7 +291,7 @@ class Run:
 
         Args:
             progress: with this epoch in its history.
-            weights: gives what was evaluated; called by every process, if by any.
+            weights: returns the evaluated weights; called by every process or by none.
             figures: of the epoch.
             better: whether they are the best so far.
         """
@@ -310,7 +310,7 @@ class Run:
             self._record(progress, finished=False)
 
     def finish(self, progress: Progress) -> None:
-        """Write down that the run came to its end."""
+        """Record that the run finished."""
         with self._alone() as writes:
             if not writes:
                 return
@@ -321,8 +321,8 @@ class Run:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Around what process 0 does alone. If it fails, all processes stop, and that one says why: another
-        one would wait for it for ever."""
+        """Around work that only process 0 does. If it fails, all processes stop and process 0 reports why;
+        otherwise the others would wait for it forever."""
         failed: InputError | None = None
         try:
             yield self.fabric.is_global_zero
@@ -331,12 +331,14 @@ class Run:
         if self.fabric.world_size > 1:
             flag = torch.tensor(float(failed is not None), device=self.fabric.device)
             if float(self.fabric.all_reduce(flag, reduce_op="sum")) and failed is None:  # type: ignore[arg-type]
-                raise SaidElsewhere("Process 0 could not go on.")
+                raise ReportedByProcessZero("Process 0 could not continue.")
         if failed is not None:
             raise failed
 
     def _record(self, progress: Progress, *, finished: bool) -> None:
-        self.record(Kept(progress.best_file, progress.best_sha256, progress, finished, self.asked.extended))
+        self.record(
+            BestWeights(progress.best_file, progress.best_sha256, progress, finished, self.request.extended)
+        )
 
     def _log(self, step: int, figures: Mapping[str, float]) -> None:
         assert self._metrics is not None

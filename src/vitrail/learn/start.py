@@ -27,7 +27,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A model before its first step, and what is known of it."""
+    """A model before its first step, and what is known about it."""
 
     module: nn.Module
     """(B, 3, S, S) -> (B, K), fp32, gradients on."""
@@ -36,9 +36,9 @@ class Start:
     implementation: Implementation
     preprocess: Preprocess
     weights: str
-    """Digest of the weights it begins with, or `random`."""
+    """Digest of the weights it starts from, or `random`."""
     said: str
-    """The same for a reader."""
+    """The same, as text."""
     license: str
     cost: cost.Cost
 
@@ -57,15 +57,15 @@ def starting(
     """The model with a new head of K classes.
 
     Args:
-        name: of a candidate (`tf_efficientnet_lite0.in1k`), of an architecture, or of a model of ours.
+        name: of a candidate (`tf_efficientnet_lite0.in1k`), of an architecture, or of one of our models.
         classes: K.
-        finder: of the published weights.
+        finder: finds the published weights.
         image_size: pixels; None: the candidate's own, or the architecture's.
-        weights: a file to begin with instead of the published ones; for any number of classes, because its
+        weights: a file to start from instead of the published ones; with any number of classes, because its
             classifier is left out.
-        from_scratch: begin with random weights.
+        from_scratch: start from random weights.
         drop_path: rate of the last block.
-        seed: of random weights and of the new head.
+        seed: for random weights and the new head.
 
     Raises:
         InputError: an unknown model, weights that are not at hand or do not fit, or a size it cannot take.
@@ -89,7 +89,7 @@ def starting(
     except InputError:
         raise
     except (RuntimeError, ValueError, AssertionError, IndexError, ArithmeticError) as error:
-        # What networks answer an image that becomes too small on its way through them.
+        # What networks raise for an image that becomes too small on its way through them.
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
         raise InputError(
             f"{architecture} does not take images of {size} px ({reason}): give another --image-size."
@@ -152,14 +152,14 @@ def _weights(
     """(file, digest, said, license); no file: random."""
     if given is not None:
         if from_scratch:
-            raise InputError("--weights says what to begin with: leave --from-scratch out.")
+            raise InputError("--weights says what to start from: leave --from-scratch out.")
         if not given.is_file():
             raise InputError(f"There is no weights file at {given}: check --weights.")
         return given, sha256_file(given), f"the weights of {given.name}", "own"
     if from_scratch or known is None:
         if not from_scratch and name not in OWN:
             raise InputError(
-                f"No trained weights of {name} are known: give a file with --weights, or begin with random "
+                f"No trained weights of {name} are known: give a file with --weights, or start from random "
                 "ones with --from-scratch. `vitrail models` lists what is known."
             )
         return None, RANDOM, "random weights", "own"

@@ -1,18 +1,18 @@
 """The training loop, for classes and for CLIP, from one process to many nodes.
 
     for each step:
-        batch   = which images, by (seed, step); how they are changed, by (seed, epoch, image)
-        loss    = the task's, in the recipe's precision, gradients added up over processes
+        batch   = which images, by (seed, step); how they are augmented, by (seed, epoch, image)
+        loss    = the task's, in the recipe's precision, gradients summed over processes
         stop    unless loss and gradients are finite
         weights = optimizer(gradients), learning rate by the step
         average = decay · average + (1 − decay) · weights
     each epoch: evaluate, keep the best weights; checkpoint
 
-Lightning Fabric places the model, scales fp16 losses and joins processes; nothing else is hidden. What a run
-leaves on disk is in run.py, what is learned in classify.py and pairs.py, the order of images in order.py.
+Lightning Fabric places the model, scales fp16 losses and connects processes; nothing else is hidden. What a
+run leaves on disk is in run.py, what is learned in classify.py and pairs.py, the order of images in order.py.
 
-A run that is killed and started again ends with the same bits on a CPU: no state of a generator is kept,
-because every step draws its chance from (seed, step).
+A run that is killed and started again ends with the same bits on a CPU: no generator's state is kept,
+because every step derives its randomness from (seed, step).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from vitrail.profiling.malloc import freed_memory_kept
 __all__ = ["Task", "train"]
 
 SKIPPED_AT_MOST = 20
-"""Steps in a row that fp16's scaler may skip; it halves the loss's scale each time, from 65,536."""
+"""Steps in a row that fp16's scaler may skip; each time it halves the loss's scale, from 65,536."""
 TABLES = (
     "*head.*",
     "*classifier.*",
@@ -55,7 +55,7 @@ TABLES = (
     "*pos_embed",
     "*cls_token",
 )
-"""What Muon leaves to AdamW besides vectors: rows that are looked up, and classifiers (Jordan 2024)."""
+"""What Muon leaves to AdamW besides vectors: lookup tables and classifiers (Jordan 2024)."""
 
 KEPT = (
     "The last checkpoint and the best weights are kept: lower --learning-rate, clip with --set "
@@ -64,13 +64,13 @@ KEPT = (
 
 
 class Task(Protocol):
-    """What is learned: a model, its images, a loss, and a figure that says how well it does."""
+    """What is learned: a model, its images, a loss, and a figure for how well it does."""
 
     model: nn.Module
     images: Any
     """A Dataset: (epoch, index) -> one example; len() of them."""
     figure: str
-    """Of `evaluate`'s figures the one that decides which weights are best; higher is better."""
+    """The figure of `evaluate` that decides which weights are best; higher is better."""
 
     def backward(self, fabric: Fabric, model: nn.Module, parts: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch, given in parts, to the model's; the loss, a scalar."""
@@ -85,19 +85,19 @@ class Task(Protocol):
 def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int = 0) -> Progress:
     """Train until the recipe's last epoch, or until the validation figure has not improved for long enough.
 
-    Goes on from the run's last checkpoint if there is one. An extension starts from the end of the run with
-    all of its state, and with a schedule of its own (`Recipe.learning_rate_at`). Every process calls it.
+    Resumes from the run's last checkpoint if there is one. An extension starts from the end of the run with
+    all of its state, and with its own schedule (`Recipe.learning_rate_at`). Every process calls it.
 
     Args:
         task: holds the model, in fp32 with its starting weights.
-        recipe: its `batch_size` is over all processes.
+        recipe: its `batch_size` spans all processes.
         run: the folder for checkpoints, metrics and the best weights.
-        fabric: launched, of the recipe's precision.
+        fabric: launched, with the recipe's precision.
         workers: processes that prepare images; 0: this one does.
 
     Raises:
         InputError: the loss, a gradient or a figure is not finite, a checkpoint is damaged, memory or disk
-            are full. What was saved before stays.
+            are full. What was saved before is kept.
     """
     steps = Steps(
         images=len(task.images),
@@ -130,10 +130,10 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
     parts = iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
     run.begin(progress, steps)
     model.train()
-    skipped, begun = 0, run.asked.extended[-1].ended if run.asked.extended else 0
+    skipped, begun = 0, run.request.extended[-1].ended if run.request.extended else 0
     while progress.step < steps.total and not _patience_is_over(progress, recipe, steps, begun):
         begin = time.perf_counter()
-        rate = recipe.learning_rate_at(progress.step, steps.per_epoch, run.asked.extended)
+        rate = recipe.learning_rate_at(progress.step, steps.per_epoch, run.request.extended)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         batch = [next(parts) for _ in range(steps.parts)]
@@ -147,7 +147,7 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
             model, optimizer, max_norm=recipe.optimizer.clip_norm or math.inf, error_if_nonfinite=False
         )
         assert norm is not None
-        # An fp16 step may overflow: its scaler leaves the weights and tries a smaller scale.
+        # An fp16 step may overflow: its scaler leaves the weights alone and tries a smaller scale.
         skipped = skipped + 1 if recipe.engine.precision == "fp16" and not math.isfinite(float(norm)) else 0
         again = partial(_step_of_the_plain_model, task, fabric, batch, seed)
         _refuse_what_is_not_finite(task, progress, steps, loss, norm, again, 0 < skipped <= SKIPPED_AT_MOST)
@@ -179,7 +179,7 @@ def _step_of_the_plain_model(task: Task, fabric: Fabric, batch: Sequence[Any], s
 def _enough_memory(recipe: Recipe) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; its allocator of the CPU has no other
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator has no class of its own
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise InputError(
@@ -201,7 +201,7 @@ def _end_epoch(
 ) -> None:
     begin = time.perf_counter()
     sharded = isinstance(fabric.strategy, FSDPStrategy)
-    # Elsewhere the wrappers would only be compiled anew for other batch sizes.
+    # Elsewhere the wrappers would only be compiled again for other batch sizes.
     evaluated = model if sharded else task.model if average is None else average.module
     _share_statistics(fabric, evaluated)
     evaluated.eval()
@@ -231,14 +231,14 @@ def _end_epoch(
 
 
 def _share_statistics(fabric: Fabric, model: nn.Module) -> None:
-    """Batch norm's running statistics of process 0 to all: its weights are the ones that are kept."""
+    """Send process 0's batch norm statistics to all processes: its weights are the ones kept."""
     if fabric.world_size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def _whole_weights(model: Any) -> dict[str, Tensor]:
-    """What the processes hold of the weights, put together in process 0; each of them calls this."""
+    """The weights held by the processes, gathered in process 0; every process calls this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -247,13 +247,13 @@ def _whole_weights(model: Any) -> dict[str, Tensor]:
 
 
 def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps, begun: int) -> bool:
-    """`begun`: epochs before the last extension, which waits as long as a run that begins."""
+    """`begun`: epochs before the last extension, which has as much patience as a new run."""
     epochs = progress.step / steps.per_epoch
     return recipe.patience is not None and epochs - max(begun, progress.best_epoch) >= recipe.patience
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups: no decay of vectors and of what the model names, a rate for each layer."""
+    """timm's groups: no decay for vectors and what the model names, a rate for each layer."""
     o = recipe.optimizer
     named: set[str] = getattr(model, "no_weight_decay", set)()
     more: dict[str, Any] = {"no_weight_decay_list": named}
@@ -269,8 +269,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), SGD with Nesterov's momentum, or timm's Muon: updates as large as
-    AdamW's (Liu et al. 2025, arXiv:2502.16982), and AdamW for what is no matrix between features."""
-    # A fused step would unscale fp16's gradients by itself, and they have to be clipped before.
+    AdamW's (Liu et al. 2025, arXiv:2502.16982), and AdamW for all but matrices between features."""
+    # A fused step would unscale fp16's gradients itself, but they have to be clipped first.
     fused = recipe.engine.precision != "fp16"
     o = recipe.optimizer
     if o.name == "muon":
@@ -281,7 +281,7 @@ def optimizer_of(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Op
 
 
 def ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
-    """timm's average of the weights, whose decay grows to the recipe's over the first steps."""
+    """timm's average of the weights; its decay grows to the recipe's over the first steps."""
     decay = recipe.regularization.average_decay
     if decay is None:
         return None
@@ -304,7 +304,7 @@ def _refuse_what_is_not_finite(
     again: Callable[[], Any],
     skips: bool,
 ) -> None:
-    """Stop before the weights are touched; `skips`: the gradients may be what they are."""
+    """Stop before the weights are touched; `skips`: any gradients are allowed."""
     if math.isfinite(float(loss)) and (skips or math.isfinite(float(norm))):
         return
     epoch, step = divmod(progress.step, steps.per_epoch)

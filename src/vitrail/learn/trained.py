@@ -1,6 +1,6 @@
 """What a training run leaves: its best weights, and a record that says what they are and how they came about.
 
-The record makes the run a candidate like any other; nothing here imports torch.
+The record makes the run a candidate like any other. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ SCHEMA_VERSION = 1
 
 
 class DamagedRecord(InputError):
-    """It cannot be read; the run itself may be whole, and writes it anew as it goes on."""
+    """It cannot be read; the run itself may be intact, and writes it again when resumed."""
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):
-    """One pass over the training images, as it stood at its end; None: not taken."""
+    """One pass over the training images, at its end; None: not recorded."""
 
     epoch: int
     """From 1."""
     step: int
-    """Optimiser steps since the run began."""
+    """Optimiser steps since the run started."""
     seconds: float
-    """Wall time since the run began, interruptions left out."""
+    """Wall time since the run started, without interruptions."""
     learning_rate: float | None
     train_loss: float | None
-    """Mean over the epoch's batches, of the loss that was minimised (mixed labels and smoothing included)."""
+    """Mean over the epoch's batches of the minimised loss (including mixed labels and smoothing)."""
     validation_loss: float | None
     accuracy: float | None
     """Top-1 in % on the validation split."""
     averaged: bool = False
-    """Whether the validation figures are of the averaged weights (EMA)."""
+    """Whether the validation figures are for the averaged weights (EMA)."""
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """timm's name without a tag, or one of ours."""
     family: str
     implementation: Implementation
-    """Whose code was trained; no other can be expected to read the weights."""
+    """Whose code was trained; other code cannot be expected to read the weights."""
     classes: list[str]
     """K names, in the order of the outputs."""
     preprocess: Preprocess
@@ -82,7 +82,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """Of that file."""
     license: str
     start: str
-    """`random`, or the reference of the weights that training began with."""
+    """`random`, or the reference of the weights that training started from."""
     recipe: str
     recipe_digest: str
     data: str
@@ -94,17 +94,17 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     """Epochs done."""
     finished: bool
-    """Whether it came to its end, or to the end of the leg before its extension."""
+    """Whether it reached its end, or the end of the leg before its extension."""
     history: list[Epoch]
     extended: list[Leg] = []
     """What was done before each extension."""
 
 
 def read(folder: str | Path) -> Trained:
-    """The record of the run in `folder`, after comparing its weights' digest.
+    """The record of the run in `folder`, after checking its weights' digest.
 
     Raises:
-        InputError: no run is there, its record is damaged or of a newer Vitrail, or its weights are missing
+        InputError: there is no run, its record is damaged or from a newer Vitrail, or its weights are missing
             or not the ones it was written for.
     """
     file = Path(folder) / TRAINED
@@ -143,14 +143,14 @@ def _decoded(data: bytes, file: Path) -> Trained:
             )
         trained = msgspec.convert(document, Trained)
     except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise DamagedRecord(f"{file} is damaged ({error}): go on with the run to write it anew.") from None
+        raise DamagedRecord(f"{file} is damaged ({error}): resume the run to write it again.") from None
     if len(trained.classes) < 2 or len(set(trained.classes)) < len(trained.classes):
         raise InputError(f"{file} is damaged (its classes are not two or more different names): train again.")
     return trained
 
 
 def write(folder: str | Path, trained: Trained) -> None:
-    """Write the record, whole or not at all. The weights it names must be there before it.
+    """Write the record, whole or not at all. The weights it names must already exist.
 
     Raises:
         InputError: it cannot be written.
@@ -165,11 +165,11 @@ def write(folder: str | Path, trained: Trained) -> None:
 def candidate_of(folder: str | Path, trained: Trained | None = None) -> Candidate:
     """The run as a candidate: its weights file, its classes as labels, no accuracy before it is measured.
 
-    The labels are written beside the weights, one a line, unless they stand there already. `trained`: what
-    `read` gave for the folder, if it was read already.
+    The labels are written next to the weights, one per line, unless they are already there. `trained`: the
+    result of `read` for the folder, if it was already read.
 
     Raises:
-        InputError: as `read`, or the labels cannot be written.
+        InputError: as in `read`, or the labels cannot be written.
     """
     trained = trained or read(folder)
     place = Path(folder).absolute()
@@ -214,7 +214,7 @@ def _write_labels(file: Path, classes: list[str]) -> None:
         if name != name.strip() or "\n" in name or not name:
             raise InputError(f"The class {name!r} cannot be a line of {file}: rename it and train again.")
     text = "".join(f"{name}\n" for name in classes).encode("utf-8")
-    # A finished run may lie where nothing can be written.
+    # A finished run may be in a read-only place.
     if not (file.is_file() and file.read_bytes() == text):
         store.atomic_write(file, text)
 

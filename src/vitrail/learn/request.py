@@ -1,4 +1,4 @@
-"""What a run was asked to do, kept in its run.json; whether it goes on, is extended, or is another one."""
+"""What a run was asked to do, as kept in its run.json; whether it resumes, is extended, or is another run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vitrail.errors import InputError
 from vitrail.learn.recipe import Leg
 from vitrail.words import counted
 
-__all__ = ["ASKED", "Asked", "Record", "continued", "is_done"]
+__all__ = ["RUN_FILE", "Record", "RunRequest", "continued", "is_done"]
 
-ASKED = "run.json"
+RUN_FILE = "run.json"
 LENGTH = 32
 """Longest value in a message; a digest is cut off."""
 
 
 class Record(Protocol):
-    """Of what a run leaves for others, the part that says how far it came."""
+    """The part of a run's record that says how far it got."""
 
     @property
     def epochs(self) -> int:
@@ -29,85 +29,86 @@ class Record(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end, or to the end of the leg before its extension."""
+        """Whether it reached its end, or the end of the leg before its extension."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a run was asked to do; going on needs the same."""
+class RunRequest:
+    """What a run was asked to do; resuming needs the same."""
 
     model: str
     image_size: int
     start: str
-    """`random`, or the digest of the weights it begins with."""
+    """`random`, or the digest of the weights it starts from."""
     data: str
     """Digest of the images, labels and splits."""
     recipe: Mapping[str, Any]
     extended: tuple[Leg, ...] = ()
-    """What was done before each extension; `recipe` has the last epoch of all."""
+    """What was done before each extension; `recipe` has the final epoch."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What is not as it was in `other`, each as `key is … and was …`."""
+        """What differs from `other`, each as `key is … and was …`."""
         return [said for _, said in _differences(self.plain(), other)]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As stored in JSON."""
         values = {**vars(self), "recipe": {**self.recipe}}
         values["recipe"].pop("source", None)
-        if not self.extended:  # as runs have it that know of no extensions
+        if not self.extended:  # as written by versions without extensions
             del values["extended"]
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
 
-def continued(asked: Asked, folder: Path, record: Record | None, *, extend: bool = False) -> Asked:
-    """What the run in `folder` is asked, with its extensions; `asked` itself where there is no run yet.
+def continued(
+    request: RunRequest, folder: Path, record: Record | None, *, extend: bool = False
+) -> RunRequest:
+    """The request of the run in `folder`, with its extensions; `request` itself if there is no run yet.
 
     Args:
-        asked: by the command, which knows of no extensions.
-        record: of the run that is there, if it left one.
-        extend: a finished run may be asked for more epochs, and only for those.
+        request: from the command, which knows nothing of earlier extensions.
+        record: of the existing run, if it left one.
+        extend: a finished run may be asked for more epochs, and for nothing else.
 
     Raises:
         InputError: the run has different settings, or cannot be extended; its file is damaged.
     """
-    place = folder / ASKED
+    place = folder / RUN_FILE
     if not place.is_file():
         if extend:
             raise InputError(f"There is no run in {folder} to extend: leave --extend out, or check --out.")
-        return asked
+        return request
     before, extended = _read(place)
-    asked = replace(asked, extended=extended)
-    changed = _differences(asked.plain(), before)
-    ended = record.epochs if record is not None and is_done(record, asked) else None
+    request = replace(request, extended=extended)
+    changed = _differences(request.plain(), before)
+    ended = record.epochs if record is not None and is_done(record, request) else None
     if changed and {key for key, _ in changed} != {"recipe.epochs"}:
         raise InputError(
             f"The run in {folder} was started with other settings: {'; '.join(said for _, said in changed)}. "
-            "Repeat its settings to go on with it, or give --out a new folder."
+            "Repeat its settings to resume it, or give --out a new folder."
         )
-    planned, epochs = int(before["recipe"]["epochs"]), int(asked.recipe["epochs"])
+    planned, epochs = int(before["recipe"]["epochs"]), int(request.recipe["epochs"])
     if not changed and (not extend or extended or ended is None):
-        return asked
+        return request
     if ended is None:
         raise InputError(
-            f"The run in {folder} has not come to its end: go on with it with --epochs {planned}, and extend "
-            "it then."
+            f"The run in {folder} has not finished: resume it with --epochs {planned}, and extend it then."
         )
     if epochs <= ended:
         more = f"--epochs {ended + max(1, planned // 2)} --extend" if extend else f"--epochs {planned}"
         raise InputError(f"The run in {folder} has had {_epochs(ended)}: give {more}, for instance.")
     if not extend:
         raise InputError(
-            f"The run in {folder} ended after {_epochs(ended)}: add --extend to go on to {epochs}, with a "
+            f"The run in {folder} ended after {_epochs(ended)}: add --extend to continue to {epochs}, with a "
             "learning rate that rises and falls once more, or give --out a new folder."
         )
-    return replace(asked, extended=(*extended, Leg(planned, ended)))
+    return replace(request, extended=(*extended, Leg(planned, ended)))
 
 
-def is_done(record: Record, asked: Asked) -> bool:
-    """Whether a run's record is of its end, and not of the end of the leg before its extension."""
-    return record.finished and (not asked.extended or record.epochs > asked.extended[-1].ended)
+def is_done(record: Record, request: RunRequest) -> bool:
+    """Whether a run's record is of its end, rather than of the end of the leg before its extension."""
+    return record.finished and (not request.extended or record.epochs > request.extended[-1].ended)
 
 
 def _read(place: Path) -> tuple[dict[str, Any], tuple[Leg, ...]]:
