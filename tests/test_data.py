@@ -367,7 +367,7 @@ def test_without_pyarrow_the_install_line_is_named(tmp_path, monkeypatch):
         ("path,label\ncat/0.png,cat\ncat/1.png\n", "line 3 has no label"),
         ("path,label\n ,cat\n", "line 2 has no path"),
         ("path,label,split\ncat/0.png,cat,extra\n", "line 2 has the unknown split 'extra'"),
-        ("path,label,split\ncat/0.png,cat,train\ncat/1.png,cat, \n", "line 3 has no split, and either every"),
+        ("path,label,split\ncat/0.png,cat,train\ncat/1.png,cat, \n", "line 3 has no split, but every"),
         ("path,label,split\ncat/0.png,cat\n", "line 2 has no split, but every row must have one or none"),
         ('path,label\n"cat/0.png,cat\n', "is not CSV"),
         ("path,label\n../other/0.png,cat\n", "line 2 points outside the manifest's folder"),

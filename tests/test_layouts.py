@@ -173,8 +173,8 @@ REFUSED = {
          "{bottle,cable}/ground_truth/broken/0.png"],
         "has folders of splits", ["class", "class/split"],
     ),
-    "test beside classes": (["{cat,dog,test}/0.png"], "test beside cat", ["class"]),
-    "train beside other sets": (["{train,sample}/{cat,dog}/0.png"], "train beside sample", ["class"]),
+    "test beside classes": (["{cat,dog,test}/0.png"], "test next to cat", ["class"]),
+    "train beside other sets": (["{train,sample}/{cat,dog}/0.png"], "train next to sample", ["class"]),
     "no train": (["{val,test}/{cat,dog}/0.png"], "no train folder", []),
     "Oxford pets": (
         ["images/{0,1}.png", "annotations/trimaps/{0,1}.png", "annotations/list.txt"],

@@ -165,7 +165,7 @@ def test_a_key_that_stands_twice_is_refused(changed):
 def test_engine_settings_that_write_or_decide_are_refused(changed, name):
     """OpenVINO's CACHE_DIR would write a file wherever the manifest says."""
     target = changed(lambda d: d["variant"].update(settings=[[name, "x"]]))
-    with pytest.raises(InputError, match=f"takes no setting {name}"):
+    with pytest.raises(InputError, match=f"does not take the setting {name}"):
         predict.load(target)
 
 

@@ -74,7 +74,7 @@ def test_changes_are_of_the_recipe_s_types(tmp_path):
         (["epochs"], "KEY=VALUE"),
         (["epochs.more=1"], "no fields"),
         (["engine.accumulate=3"], "divides batch_size"),
-        (["augmentation.pad=2"], "0 beside crop_area"),
+        (["augmentation.pad=2"], "0 together with crop_area"),
         (["augmentation.crop_area=[0.9, 0.1]"], "rising shares"),
         (["optimizer.learning_rate=nan"], "above 0"),
         (["optimizer.name=sgd", "optimizer.betas=[0.0, 0.9]"], "begin above 0 for sgd"),

@@ -249,7 +249,7 @@ def test_a_run_goes_on_only_with_the_same_data_and_recipe(tmp_path):
         Run(folder=tmp_path / "run", request=other, record=print, fabric=launched(Machine(), plan))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(InputError, match="is no training run"):
+    with pytest.raises(InputError, match="is not a training run"):
         run_in(tmp_path / "other", plan)
 
 
@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_still_works(tmp_path
     else:
         del content[len(content) // 2 :]
     newest.write_bytes(bytes(content))
-    with pytest.raises(InputError, match="is damaged: delete it, and it goes on from step 6"):
+    with pytest.raises(InputError, match="is damaged: delete it to resume from step 6"):
         trained_weights(tmp_path / "run", plan)
     newest.unlink()
     assert before.name.startswith("step-00000006")

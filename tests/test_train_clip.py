@@ -167,7 +167,7 @@ def test_a_finished_run_is_extended_and_ends_as_a_longer_one_where_the_rate_does
     level = ("optimizer.final_share=1",)
     whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *level, epochs=3), Watcher())
     clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=1), Watcher())
-    with pytest.raises(clip_run.InputError, match="add --extend to go on to 3"):
+    with pytest.raises(clip_run.InputError, match="add --extend to continue to 3"):
         clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=3), Watcher())
     asked = setup_of(pairs, tmp_path / "run", *level, epochs=3, extend=True)
     extended = clip_run.train_clip(asked, Watcher())

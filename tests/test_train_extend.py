@@ -121,14 +121,14 @@ def test_what_cannot_be_extended_is_refused_with_what_helps(tmp_path):
     with pytest.raises(InputError, match=r"no run in .* leave --extend out"):
         run_in(tmp_path / "run", longer, extend=True)
     _, _, left = go(tmp_path / "run", plan)
-    with pytest.raises(InputError, match=r"ended after 1 epoch: add --extend to go on to 2"):
+    with pytest.raises(InputError, match=r"ended after 1 epoch: add --extend to continue to 2"):
         run_in(tmp_path / "run", longer, before=left)
     with pytest.raises(InputError, match=r"has had 1 epoch: give --epochs 2 --extend, for instance"):
         run_in(tmp_path / "run", plan, before=left, extend=True)
     with pytest.raises(InputError, match=r"weight_decay is 0\.5 and was 0\.02"):
         run_in(tmp_path / "run", recipe("epochs=2", "optimizer.weight_decay=0.5"), before=left, extend=True)
     left.finished = False
-    with pytest.raises(InputError, match=r"has not come to its end: go on with it with --epochs 1"):
+    with pytest.raises(InputError, match=r"has not finished: resume it with --epochs 1"):
         run_in(tmp_path / "run", longer, before=left, extend=True)
     left.finished = True
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -162,9 +162,9 @@ def test_the_command_extends_says_so_and_does_it_once(tmp_path, coloured, capsys
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
     code, out, _ = call("--epochs", 2, "--set", "optimizer.warmup_epochs=0", "--extend")
     assert code == 0
-    assert "this run is finished, nothing is left to do" in out
+    assert "this run is finished, there is nothing left to do" in out
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
-    # A damaged record says "go on with the run to write it anew": so it does.
+    # A damaged record says "resume the run to write it again": so it does.
     (tmp_path / "run" / trained.TRAINED).write_text("{")
     assert call("--epochs", 2, "--set", "optimizer.warmup_epochs=0")[0] == 0
     assert trained.read(tmp_path / "run") == record

@@ -158,10 +158,10 @@ def test_the_batch_is_shared_by_all_processes_and_memory_by_this_machine_s(
     asked = machine(monkeypatch, 900.0, fixed=100.0)
     said = room.checked(START, plan(64, 2), processes=processes, world=world)
     assert asked == [at_once]
-    assert f"of the {share_mib} that are free" in said
+    assert f"of {share_mib} MiB free" in said
     model = SimpleNamespace()
     said = pairs_room.checked(model, torch.zeros(1, 1), plan(64, 2), processes=processes, world=world)
-    assert said == f"a step takes about {100 + 10 * at_once} MiB of the {share_mib} that are free"
+    assert said == f"a step takes about {100 + 10 * at_once} of {share_mib} MiB free"
 
 
 @pytest.mark.parametrize("processes", [1, 2])

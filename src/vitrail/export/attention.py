@@ -42,7 +42,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """The exporter's own decomposition, or the fused node where that has a gain; names are torch's."""
+    """The exporter's own decomposition, or the fused node where that is faster; names are torch's."""
     plain = attn_mask is None and not is_causal and dropout_p == 0.0
     if not (plain and _fits(query, key, value)):
         return decomposed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -57,7 +57,7 @@ def _attention(
 
 
 def _fits(*tensors: Any) -> bool:
-    """fp32 (B, H, N, d), of equal B, H and d (keys and values may have their own length), H and d numbers."""
+    """fp32 (B, H, N, d) with equal B, H and d (keys and values may have another length), H and d numbers."""
     if any(x.dtype != ir.DataType.FLOAT or x.shape is None or len(x.shape) != 4 for x in tensors):
         return False
     (batch, heads, _, width), *others = (x.shape for x in tensors)
@@ -96,7 +96,7 @@ def _part_of_projection(x_BHNd: Any) -> Any:
     """The (B, N, H·d) columns of the packed projection that `x` was cut from, or None.
 
     Models make q, k and v by reshaping (B, N, P·H·d) to (B, N, P, H, d), permuting to (P, B, H, N, d) and
-    taking one P. As a layout that is no more than a slice of columns: three transposes are saved.
+    taking one P. In memory that is just a slice of columns, which saves three transposes.
     """
     picked = _picked(x_BHNd)
     if picked is None:
@@ -150,7 +150,7 @@ def _shape(*sizes: int) -> Any:
 
 
 def _multi_head_attention() -> Op:
-    """The contributed operator, which onnx itself has no schema of: the few inputs and attributes used here.
+    """The contributed operator, for which onnx has no schema: only the inputs and attributes used here.
 
     Reference: ONNX Runtime, docs/ContribOperators.md, com.microsoft.MultiHeadAttention, since version 1.
     """

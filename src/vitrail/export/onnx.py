@@ -1,4 +1,4 @@
-"""One ONNX file with a dynamic batch, from which engines build what they read."""
+"""One ONNX file with a dynamic batch, from which engines build their own files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitrail.weights.finite import check_outputs
 
 TRACED_BATCH = 2
 CHECKED_BATCH = 3
-"""A batch size that was not traced: a frozen batch dimension shows here."""
+"""A batch size that was not traced: a frozen batch dimension shows up here."""
 
 EXPORT_TOLERANCE = 1e-4
 """Largest relative difference between the file and the module it was made from, in fp32."""
@@ -31,11 +31,11 @@ RANDOM_TOLERANCE = 0.1
 does too (1.6e-3 seen on EfficientNetV2-S). They are only timed; a wrong graph is off by far more."""
 
 ONE_FILE_LIMIT = 1_800 * 1024 * 1024
-"""A protobuf file ends at 2 GiB; above this the weights go into a file beside it."""
+"""A protobuf file is limited to 2 GiB; above this size the weights go into a separate file."""
 
 
 FROZEN = re.compile(r"TracerWarning|speciali[sz]|frozen|froze|as a constant|not generali[sz]e", re.IGNORECASE)
-"""Words by which torch warns that a value of the traced input became a constant of the graph. The catalogue's
+"""Words in torch's warnings that a value of the traced input became a constant of the graph. The catalogue's
 families export without any warning (torch 2.15), so none is silenced."""
 
 
@@ -68,7 +68,7 @@ def write_onnx(model: nn.Module, graph: Graph, path: Path) -> None:
     assert shape is not None
     batch = shape[0]
     if isinstance(batch, int):
-        # The exporter retries with the size that the model's code insists on, and says nothing.
+        # The exporter silently retries with the size that the model's code insists on.
         raise ExportMismatch(
             f"the exporter froze the batch at {batch}: something in the model turns the batch size into a "
             "number (len(x), int(x.shape[0]), a comparison with one size, a loop over images)"
@@ -77,7 +77,7 @@ def write_onnx(model: nn.Module, graph: Graph, path: Path) -> None:
 
 
 def warm_up() -> None:
-    """Export one linear layer, so that all that the first export loads is loaded."""
+    """Export one linear layer, so that everything the first export loads is loaded."""
     torch.onnx.export(nn.Linear(1, 1).eval(), (torch.zeros(1, 1),), dynamo=True, verbose=False)
 
 
@@ -85,7 +85,7 @@ def warm_up() -> None:
 def _nothing_in_place(model: nn.Module) -> Iterator[None]:
     """Activations write new tensors: the graph is the same, and tracing takes half the time.
 
-    In place they are taken apart into primitives that reason about the symbolic batch, one by one.
+    In place they are decomposed into primitives that reason about the symbolic batch one by one.
     """
     changed = [module for module in model.modules() if getattr(module, "inplace", None) is True]
     for module in changed:
@@ -99,13 +99,13 @@ def _nothing_in_place(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _frozen_values_are_errors() -> Iterator[None]:
-    """Fail on a warning that a traced value became a constant; show every other one as usual."""
+    """Fail on a warning that a traced value became a constant; show all others as usual."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
         if FROZEN.search(f"{warning.category.__name__}: {warning.message}"):
-            raise ExportMismatch(f"the exporter warns of a frozen value: {warning.message}")
+            raise ExportMismatch(f"the exporter warned of a frozen value: {warning.message}")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
@@ -113,7 +113,7 @@ def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EX
     """Run the file at a batch size that was not traced; return its relative difference to the module.
 
     Raises:
-        InputError: the module's own scores are not finite: no fault of the file.
+        InputError: the module's own scores are not finite, which is not the file's fault.
         ExportMismatch: the difference is above `tolerance`, or the batch size was frozen.
     """
     sizes = {"B": CHECKED_BATCH}
@@ -136,13 +136,13 @@ def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EX
         )
         found = runner.run(inputs)[graph.outputs[0].name]
         runner.close()
-    except Exception as error:  # a batch frozen inside the graph shows as whatever the engine raises
+    except Exception as error:  # a batch frozen inside the graph can raise any error in the engine
         raise ExportMismatch(
             f"the ONNX file does not run at batch {CHECKED_BATCH} ({str(error).splitlines()[0]})"
         ) from error
     if found.shape != expected.shape:
         raise ExportMismatch(f"the ONNX file gives {found.shape} where the module gives {expected.shape}")
-    wide = expected.astype(np.float64)  # squares of large scores leave the range of float32
+    wide = expected.astype(np.float64)  # squares of large scores exceed the range of float32
     scale = float(np.linalg.norm(wide)) or 1.0
     difference = float(np.linalg.norm(found - wide)) / scale
     if not difference <= tolerance:

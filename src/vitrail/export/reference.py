@@ -39,11 +39,11 @@ class EagerRunner:
 
 
 def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]) -> EagerRunner:
-    """Build the module that the export's `reference.json` describes; it takes no engine settings.
+    """Build the module described by the export's `reference.json`; it takes no engine settings.
 
     Raises:
-        InputError: the file is missing or damaged, or the weights it names are.
-        EngineMismatch: another number of threads or another precision than asked.
+        InputError: the file, or the weights it names, are missing or damaged.
+        EngineMismatch: a different number of threads or precision than requested.
     """
     assert not settings, settings
     precision = target.precision
@@ -51,7 +51,7 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
         request = msgspec.json.decode(path.read_bytes(), type=ExportRequest)
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"PyTorch cannot read {path.name}: export it again ({error}).") from None
-    # The whole process serves this one runner, so torch's process-wide thread count is its own.
+    # The process serves only this runner, so torch's process-wide thread count is its own.
     torch.set_num_threads(threads)
     if torch.get_num_threads() != threads:
         raise EngineMismatch(f"PyTorch was asked for {threads} threads and uses {torch.get_num_threads()}.")

@@ -1,4 +1,4 @@
-"""What an export is made from: the candidate's module, in the implementation that the variant names."""
+"""The module an export is made from: the candidate's, in the variant's implementation."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def module(source: Source, image_size: int) -> nn.Module:
 def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -> int:
     """The width of the module's output, once two checks hold.
 
-    Finite scores; and same weights, same numbers: our module against timm's, on one batch of noise. Not the
-    second where the image does not divide into windows: there timm lets padding take part in
-    attention and our module does not, so the two differ by design; nor of CLIP, which timm has in halves;
-    nor where the request says not to, because the weights were trained with our code: that is then what they
-    mean.
+    The scores must be finite; and the same weights must give the same numbers in our module and timm's, on
+    one batch of noise. The second check is skipped where the image does not divide into windows (there timm
+    lets padding take part in attention and our module does not, so the two differ by design), for CLIP, which
+    timm has only in halves, and where the request says so because the weights were trained with our code,
+    which then defines what they mean.
 
     Raises:
         InputError: scores that are not finite.
@@ -106,8 +106,8 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
 
 
 def _zero_shot(source: Source, image_size: int) -> nn.Module:
-    """CLIP's image tower with the head that zeroshot/ made of class names; the file holds just these."""
-    assert source.weights is not None, "a zero-shot head of random weights says nothing"
+    """CLIP's image tower with the head that zeroshot/ made from class names; the file holds only these."""
+    assert source.weights is not None, "a zero-shot head with random weights means nothing"
     config = clip.VARIANTS[source.architecture].overridden(image_size=(image_size, image_size))
     state = checkpoints.read_state_dict(Path(source.weights))
     model = clip.ZeroShotClassifier(ViT(config.image), state["head.weight"].float(), state.get("head.bias"))
@@ -123,9 +123,9 @@ def without_classifier(model: nn.Module) -> nn.Module:
 
 
 def with_head(request: Head, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Module:
-    """timm's model with its classifiers replaced by one linear one over the same features.
+    """timm's model with its classifiers replaced by one linear classifier on the same features.
 
-    A model with two of them (distilled ones average both) gets the same twice.
+    A model with two of them (distilled ones average both) gets the same one twice.
 
     Raises:
         ExportMismatch: its scores are not the linear function of its features, so no head can be folded in.
@@ -154,7 +154,7 @@ def with_head(request: Head, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Mo
         difference = float((model(noise) - expected).norm() / expected.norm().clamp(min=1e-30))
     if not difference <= HEAD_TOLERANCE:
         raise ExportMismatch(
-            f"{request.architecture} with a head of its own differs by {difference:.1e} from its features"
+            f"{request.architecture} with its new head differs by {difference:.1e} from its features"
         )
     return model
 

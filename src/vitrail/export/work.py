@@ -1,6 +1,6 @@
-"""What needs torch: exports, heads, fp32 references. A process of sandbox.py does one after another.
+"""Work that needs torch: exports, heads, fp32 references. A process of sandbox.py does one job after another.
 
-Loading torch, timm and the exporter takes as long as exporting a small model, so one process stays.
+Loading torch, timm and the exporter takes as long as exporting a small model, so one process is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANIFEST = "export.json"
 ONNX_FILE, REFERENCE_FILE = "model.onnx", "reference.json"
 LABELS_FILE = "labels.txt"
 EXPORT_VERSION = 4
-"""Part of an export's key: raise it when the files made from the same weights change."""
+"""Part of an export's key: raise it when the same weights give different files."""
 
 
 class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,14 +30,14 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
     implementation: Implementation
     image_size: int
     labels: str
-    """Name of a label set, or path of a file with one label a line."""
+    """Name of a label set, or path of a file with one label per line."""
     weights: str | None
     folder: str
     threads: int
     task: str = "classify"
     """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features."""
     compare: bool = True
-    """A module of ours with timm's of the same weights."""
+    """Compare our module with timm's for the same weights."""
 
     @property
     def features(self) -> bool:
@@ -56,7 +56,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A linear classifier to put in the place of a model's own; `weights` and `labels` are the model's."""
+    """A linear classifier to replace a model's own; `weights` and `labels` are the model's."""
 
     architecture: str
     image_size: int
@@ -65,7 +65,7 @@ class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
     head: str
     """`.npz` with `weight` (K, D) and `bias` (K)."""
     target: str
-    """The safetensors file to write: all weights, the new classifier among them."""
+    """The safetensors file to write: all weights, including the new classifier."""
     threads: int
 
 
@@ -117,7 +117,7 @@ class Workshop:
 
 
 def workshop(_: dict[str, Any]) -> Workshop:
-    """What the process answers calls with."""
+    """The object whose methods answer the process's calls."""
     return Workshop()
 
 
@@ -138,7 +138,7 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": width}
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        preprocess = Preprocess(image_size=request.image_size)  # the graph needs its size alone
+        preprocess = Preprocess(image_size=request.image_size)  # the graph needs only its size
         task = tasks.known(request.task).of_export(
             preprocess, facts, lambda name: (folder / name).read_bytes()
         )
@@ -169,7 +169,7 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_head(payload: dict[str, Any]) -> dict[str, Any]:
-    """Write a model's weights with another linear classifier, after comparing it with its features."""
+    """Write a model's weights with another linear classifier, after checking it against the features."""
     import torch
     from safetensors.torch import save_file
 
@@ -215,7 +215,7 @@ def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def toolchain() -> dict[str, str]:
-    """Versions of every library that takes part in making the files."""
+    """Versions of every library involved in making the files."""
     from importlib import metadata
 
     names = ("torch", "timm", "onnx", "onnxscript", "openvino")

@@ -1,8 +1,8 @@
-"""Windows and OS/2 bitmaps. (Pillow takes a dark palette for grey whatever the bits, and a Python step for
-each run of RLE.)
+"""Windows and OS/2 bitmaps. (Pillow takes a dark palette for grey whatever the bits, and runs a Python step
+for each run of RLE.)
 
-Source: the BITMAPINFOHEADER family of Microsoft's documentation; fields of less than 8 bits are widened as
-Pillow does, value x 255 / largest, rounded down.
+Source: the BITMAPINFOHEADER family in Microsoft's documentation; fields of less than 8 bits are widened as
+in Pillow: value x 255 / largest, rounded down.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 MAX_RLE_BYTES = 2**20
-"""No longer run-length code is read: each of its runs is a step in Python, a second for so many."""
+"""No longer run-length code is read: each run is a step in Python, about a second for this many bytes."""
 
 RAW, RLE8, RLE4, FIELDS, ALPHA_FIELDS = 0, 1, 2, 3, 6
 DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F), 32: (0xFF0000, 0xFF00, 0xFF)}
@@ -23,7 +23,7 @@ UNPACKED = {
     (16, (0xF800, 0x7E0, 0x1F)): "BGR;16",
     (32, (0xFF0000, 0xFF00, 0xFF)): "BGRX",
 }
-"""(bits, masks) -> Pillow's name of the layout; others are unpacked here."""
+"""(bits, masks) -> Pillow's name for the layout; others are unpacked here."""
 BLOCK_ROWS = 256
 
 
@@ -75,7 +75,7 @@ _BITS = {RAW: (1, 4, 8, 16, 24, 32), RLE8: (8,), RLE4: (4,), FIELDS: (16, 32), A
 
 
 def _palette(data: bytes, entry: int, bits: int, used: int) -> np.ndarray:
-    """(entries, 3) RGB of the palette that stands before the pixels, as many entries as fit and are used."""
+    """(entries, 3) RGB of the palette before the pixels, as many entries as fit and are used."""
     count = min(used or 1 << bits, 1 << bits, len(data) // entry)
     if not count:
         raise ValueError("its palette is missing")
@@ -102,14 +102,14 @@ def read(data: bytes, head: Header) -> Image.Image:
         image = Image.frombytes(mode, size, rows, "raw", raw, stride, direction)
     if head.palette is not None:
         if cast(tuple[int, int], image.getextrema())[1] >= len(head.palette):
-            raise ValueError("a pixel has a number that the palette does not")
+            raise ValueError("a pixel uses an index that the palette lacks")
         image = image if image.mode == "P" else Image.frombytes("P", size, image.tobytes())
         image.putpalette(head.palette.tobytes())
     return image
 
 
 def _fields(rows: memoryview, head: Header, stride: int) -> np.ndarray:
-    """Pixels with masks of their own -> uint8 (height, width, 3), some rows at a time."""
+    """Pixels with their own masks -> uint8 (height, width, 3), some rows at a time."""
     shifts, widest = [], []
     for mask in head.masks:
         shift = (mask & -mask).bit_length() - 1
@@ -128,7 +128,7 @@ def _fields(rows: memoryview, head: Header, stride: int) -> np.ndarray:
 
 
 def _runs(data: bytes, head: Header) -> np.ndarray:
-    """Run-length code -> uint8 numbers (height, width); what the code skips has number 0."""
+    """Run-length code -> uint8 indices (height, width); skipped pixels have index 0."""
     code = data[head.start :]
     if len(code) > MAX_RLE_BYTES:
         raise ValueError(f"a run-length code of more than {MAX_RLE_BYTES >> 20} MiB is not read")

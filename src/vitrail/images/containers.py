@@ -1,9 +1,9 @@
-"""Containers cut down to what makes the first picture, before a decoder sees them.
+"""Containers cut down to what makes up the first picture, before a decoder sees them.
 
 A file may declare any number of segments, chunks, frames, profiles and texts, of any length. Each function
-here walks a container once, in time linear to its size, and returns a small valid file of the same kind that
-holds the first picture and its orientation only; so nothing else is ever allocated, inflated or looped over.
-What is not such a container, or not whole, is a ValueError that says why.
+here walks a container once, in time linear in its size, and returns a small valid file of the same kind that
+holds only the first picture and its orientation; so nothing else is ever allocated, inflated or looped over.
+Anything that is not such a container, or is incomplete, raises a ValueError that says why.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import BinaryIO, NamedTuple, cast
 from vitrail.images.limits import PASSES, Limits
 
 FIRST_BYTES = 256 * 2**10
-"""The segments before a photo's scan fit in so many bytes; where they do not, the whole file is read."""
+"""The segments before a photo's scan fit in this many bytes; if they do not, the whole file is read."""
 
 MAX_EXIF_BYTES = 2**20
-"""No larger EXIF or XMP block is looked at for an orientation: cameras stay below 64 KiB."""
+"""No larger EXIF or XMP block is searched for an orientation: cameras stay below 64 KiB."""
 
 # --- JPEG (ITU-T T.81, annex B) -----------------------------------------------------------------
 
@@ -43,7 +43,7 @@ _EXIF, _XMP = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
 
 
 class Spliced:
-    """A file for reading: some bytes, then a range of another file, of which nothing is copied."""
+    """A file for reading: some bytes, then a range of another file, which is not copied."""
 
     def __init__(self, head: bytes, file: BinaryIO, start: int, end: int) -> None:
         self.head, self.file, self.start, self.end = head, file, start, end
@@ -70,12 +70,12 @@ class Spliced:
         return self.place
 
     def close(self) -> None:
-        """The other file belongs to whoever opened it."""
+        """The other file is closed by its opener."""
 
 
 class Jpeg(NamedTuple):
-    """A JPEG cut to its first picture: a file to read it from, (width, height), bytes that its
-    coefficients take, bytes of the file that are held in memory."""
+    """A JPEG cut to its first picture: a file to read it from, (width, height), bytes taken by its
+    coefficients, bytes of the file held in memory."""
 
     stream: BinaryIO
     size: tuple[int, int]
@@ -112,7 +112,7 @@ def jpeg(file: BinaryIO, limits: Limits) -> Jpeg:
 
 
 class _Header(NamedTuple):
-    """What stands before the first scan, which begins at byte `start`, and is the only one if `one_pass`."""
+    """What comes before the first scan, which starts at byte `start` and is the only one if `one_pass`."""
 
     kept: list[bytes]
     frame: bytes
@@ -146,7 +146,7 @@ def _jpeg_header(data: bytes, limits: Limits) -> _Header:
 
 
 def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, bytes]]:
-    """(marker, place, whole segment) up to and with the first scan's header."""
+    """(marker, place, whole segment) up to and including the first scan's header."""
     place = 2
     for _ in range(limits.parts):
         found = _MARKER.search(data, place)
@@ -180,10 +180,10 @@ def _jpeg_size(marker: int, frame: bytes) -> tuple[int, int]:
 
 
 def _says_something(segment: bytes, room: dict[int, int]) -> bool:
-    """Whether a segment that is no table changes pixels or orientation: JFIF, Adobe, first EXIF and XMP."""
+    """Whether a non-table segment changes pixels or orientation: JFIF, Adobe, first EXIF and XMP."""
     marker, body = segment[1], segment[4:]
     if marker == 0xE1 and body.startswith(_EXIF):
-        # A block above 64 KiB goes on in the next segments.
+        # A block above 64 KiB continues in the next segments.
         room[-1] = room.get(-1, 5) - 1
         return room[-1] > 0
     name = {0xE0: b"JFIF", 0xE1: _XMP, 0xEE: b"Adobe"}.get(marker)
@@ -194,7 +194,7 @@ def _says_something(segment: bytes, room: dict[int, int]) -> bool:
 
 
 def _check_components(frame: bytes, kept: list[bytes]) -> None:
-    """Refuse what the decoder would guess: the sign of four components is only known from Adobe's segment."""
+    """Refuse what the decoder would guess: only Adobe's segment says whether four components are inverted."""
     if frame[9] not in (1, 3, 4):
         raise ValueError(f"{frame[9]} components are not read")
     if frame[9] == 4 and not any(segment[1] == 0xEE for segment in kept[1:]):
@@ -202,7 +202,7 @@ def _check_components(frame: bytes, kept: list[bytes]) -> None:
 
 
 def _jpeg_end(data: bytes, header: _Header, limits: Limits) -> int:
-    """Byte after the end mark of the first picture; its scans are counted on the way."""
+    """The byte after the first picture's end mark; its scans are counted on the way."""
     width, height = header.size
     most = min(limits.scans, max(1, PASSES * limits.pixels // (width * height)))
     place, scans = header.start, 0
@@ -224,7 +224,7 @@ def _jpeg_end(data: bytes, header: _Header, limits: Limits) -> int:
 
 
 def _coefficients(frame: bytes, size: tuple[int, int]) -> int:
-    """Bytes in which libjpeg keeps all coefficients of a picture of several scans: two for each."""
+    """Bytes that libjpeg needs for all coefficients of a picture with several scans: two for each."""
     factors = [(frame[11 + 3 * i] >> 4, frame[11 + 3 * i] & 15) for i in range(frame[9])]
     if not all(1 <= across <= 4 and 1 <= down <= 4 for across, down in factors):
         raise ValueError("its sampling factors are out of range")
@@ -244,7 +244,7 @@ _PNG_TEXTS = (b"Raw profile type exif\x00", b"XML:com.adobe.xmp\x00")
 def png(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int]]:
     """Cut a PNG to its default picture; also its (width, height). Checksums are compared.
 
-    Kept are IHDR, PLTE, the first run of IDAT, as one chunk, and what an orientation can stand in.
+    Kept are IHDR, PLTE, the first run of IDAT, as one chunk, and chunks that can hold an orientation.
     """
     view, idat, kept, header = memoryview(data), [], [], b""
     seen: set[bytes] = set()
@@ -253,11 +253,11 @@ def png(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int]]:
         body = view[place : place + length]
         if not header and name != b"IHDR":
             raise ValueError("its header is missing")
-        # Of all chunks: a damaged name would otherwise make a chunk that matters one that does not.
+        # For all chunks: a damaged name could otherwise turn an important chunk into an ignored one.
         if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(
             data[place + length : place + length + 4], "big"
         ):
-            raise ValueError(f"the checksum of {name.decode('latin-1')!r} does not fit")
+            raise ValueError(f"the checksum of {name.decode('latin-1')!r} does not match")
         if name == b"IEND":
             break
         if name == b"IDAT":
@@ -279,7 +279,7 @@ def png(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int]]:
 
 
 def _chunks(data: bytes, limits: Limits) -> Iterator[tuple[bytes, int, int]]:
-    """(name, place of the body, its length) of each chunk that is whole."""
+    """(name, place of the body, its length) of each complete chunk."""
     place = 8
     for _ in range(limits.parts):
         if place + 12 > len(data):
@@ -307,7 +307,7 @@ def _png_size(header: bytes) -> tuple[int, int]:
         raise ValueError("its header is damaged")
     width, height, bits, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", header)
     if bits not in PNG_FORMS.get(colour, ()) or compression or filtering or interlace > 1:
-        raise ValueError("its header names a form that PNG does not have")
+        raise ValueError("its header names a form that PNG does not define")
     if not 0 < width < 2**31 or not 0 < height < 2**31:
         raise ValueError("its header has a size out of range")
     return width, height
@@ -334,7 +334,7 @@ def gif(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int]]:
         if block == b"!":
             end = _sub_blocks(data, place + 2, limits)
             if data[place + 1 : place + 3] == b"\xf9\x04":
-                # The disposal belongs to the next frame, which nobody asks for.
+                # The disposal concerns the next frame, which is never used.
                 control = b"!\xf9\x04" + bytes([data[place + 3] & 1]) + data[place + 4 : place + 8]
             place = end
         elif block == b",":
@@ -354,7 +354,7 @@ def _first_frame(data: bytes, place: int, before: bytes, limits: Limits) -> tupl
         raise ValueError("its first frame has no pixels")
     codes = place + 10 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     if not 1 <= int.from_bytes(data[codes : codes + 1], "big") <= 8:
-        raise ValueError("its first frame is cut or not coded as GIF has it")
+        raise ValueError("its first frame is cut or not coded as GIF requires")
     end = _sub_blocks(data, codes + 1, limits, whole=False)
     size = max(width, left + across), max(height, top + down)
     return b"".join((before, memoryview(data)[place:end], b"\x00;")), size

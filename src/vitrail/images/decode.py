@@ -1,7 +1,7 @@
 """The only place where an untrusted image is opened.
 
 Whatever the source, the result is an upright RGB image of 8 bits a channel. What each kind of image
-becomes (alpha, palette, CMYK, 16 bit, animation) is written in docs/images.md.
+becomes (alpha, palette, CMYK, 16 bit, animation) is described in docs/images.md.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from vitrail.images.headers import HEAD_BYTES, recognise
 from vitrail.images.limits import LIMITS, SHARE, Limits
 
 SCALED_MARGIN = 2
-"""A scaled JPEG keeps its short side at least this many times the asked one (docs/images.md)."""
+"""A scaled JPEG keeps its short side at least this many times the requested one (docs/images.md)."""
 
 # The readers are called directly, not through Image.open: they accept one format each, and the pixel
-# cap is then this module's alone instead of Pillow's process-wide setting.
+# limit is then this module's own instead of Pillow's process-wide setting.
 READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": Jpeg.JpegImageFile,
     "PNG": Png.PngImageFile,
@@ -49,7 +49,7 @@ CUT: dict[str, Callable[[bytes, Limits], tuple[bytes, tuple[int, int] | None]]] 
 OWN: dict[str, Any] = {"BMP": bmp, "PPM": netpbm}
 
 BYTES_A_PIXEL = {"WebP": 16}
-"""What decoding takes at its peak, where that is more than the 4 of a picture."""
+"""Bytes per pixel that decoding takes at its peak, where that exceeds a picture's 4."""
 
 ROW_BYTES = 16
 
@@ -78,8 +78,8 @@ class Frame(NamedTuple):
     """Where the photo lies in a decoded image.
 
     `size` is the (width, height) of the photo in the file, upright; `box` is the region (left, top,
-    right, bottom) that it fills of the decoded image. They differ only after scaled decoding: libjpeg
-    rounds the scaled size up, so the last column and row may be filled only in part.
+    right, bottom) of the decoded image that it fills. They differ only after scaled decoding: libjpeg
+    rounds the scaled size up, so the last column and row may be only partly filled.
     """
 
     size: tuple[int, int]
@@ -91,8 +91,8 @@ def decode(source: Any, *, short_side: int | None = None, limits: Limits = LIMIT
 
     `source`: a path (`str`, `Path`), the bytes of a file, a PIL image, or a uint8 array of shape
     (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA. Files may be of the kinds in `headers.READ`; of several
-    frames or pages the first is taken, of a HEIC the primary one. An RGB image that is upright is
-    returned as it is.
+    frames or pages the first is used, of a HEIC the primary one. An upright RGB image is returned
+    unchanged.
 
     `short_side`: pixels of the short side that the caller will resize to. A JPEG is then decoded at
     1/2, 1/4 or 1/8 of its size where that leaves at least `SCALED_MARGIN` times as many.
@@ -100,7 +100,7 @@ def decode(source: Any, *, short_side: int | None = None, limits: Limits = LIMIT
     `limits`: how much the image may ask for, compared with what its file declares before any pixel is
     decoded.
 
-    Raises `InputError`, naming the source and the fix, for whatever is not such an image.
+    Raises `InputError`, naming the source and the fix, for anything that is not such an image.
     """
     if short_side is not None and short_side < 1:
         raise InputError(f"short_side is {short_side}: give a number of pixels from 1.")
@@ -109,7 +109,7 @@ def decode(source: Any, *, short_side: int | None = None, limits: Limits = LIMIT
     except MemoryError:
         name = source if isinstance(source, (str, Path)) else "The given image"
         raise InputError(
-            f"{name} needs more memory than there is: make it smaller or leave it out."
+            f"{name} needs more memory than is available: make it smaller or leave it out."
         ) from None
 
 
@@ -197,7 +197,7 @@ def _from_image(image: Image.Image, limits: Limits) -> Image.Image:
 
 
 def _from_file(file: BinaryIO, name: str, short_side: int | None, limits: Limits) -> Image.Image:
-    """The decoding road of untrusted bytes: kind, size from the header, pixels, upright RGB."""
+    """The path of untrusted bytes: kind, size from the header, pixels, upright RGB."""
     _refuse_leniency()
     known = recognise(file.read(HEAD_BYTES))
     if known is None:
@@ -217,19 +217,19 @@ def _from_file(file: BinaryIO, name: str, short_side: int | None, limits: Limits
     except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError:
-        # Some readers also ask Pillow's process-wide limit, which someone may have set below ours.
+        # Some readers also check Pillow's process-wide limit, which may have been set below ours.
         raise InputError(
             f"{name} has more pixels than this process's PIL.Image.MAX_IMAGE_PIXELS allows: make it smaller."
         ) from None
     except Exception as error:
-        # Readers answer damaged bytes with almost any exception, not only OSError.
+        # Readers raise almost any exception for damaged bytes, not only OSError.
         raise _damaged(name, known.name, error) from None
 
 
 def _opened(
     kind: str, file: BinaryIO, name: str, short_side: int | None, limits: Limits
 ) -> tuple[Image.Image, Frame | None]:
-    """Cut the file to what makes its first picture, then let Pillow's reader of the kind load that."""
+    """Cut the file to what makes up its first picture, then let Pillow's reader for that kind load it."""
     reader = _reader(kind, name)
     stream, size, work_bytes, held = _cut(kind, file, limits)
     if size is not None:
@@ -244,15 +244,15 @@ def _opened(
     if image.mode == "P" and kind == "PNG" and image.palette is not None:
         _, largest = cast(tuple[int, int], image.getextrema())
         if largest >= len(image.palette.palette) // 3:
-            raise ValueError("a pixel has a number that the palette does not")
-    # Turning and converting need the room.
+            raise ValueError("a pixel uses an index that the palette lacks")
+    # Rotating and converting need the space.
     image.fp = None
     stream.close()
     return image, frame
 
 
 def _cut(kind: str, file: BinaryIO, limits: Limits) -> tuple[BinaryIO, tuple[int, int] | None, int, int]:
-    """A file of the first picture alone, its (width, height), bytes of work beside it, bytes held of it."""
+    """A file with only the first picture, its (width, height), working bytes besides it, bytes of it held."""
     if kind == "JPEG":
         return containers.jpeg(file, limits)
     data, size = CUT[kind](file.read(), limits)
@@ -286,7 +286,7 @@ def _from_tiff(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
 
 
 def _reader(kind: str, name: str) -> type[ImageFile.ImageFile]:
-    """The reader of a kind. HEIF's is not Pillow's own; importing it registers nothing."""
+    """The reader for a kind. HEIF's is not Pillow's own; importing it registers nothing."""
     if kind != "HEIF":
         return READERS[kind]
     try:
@@ -312,7 +312,7 @@ def _scale(image: Jpeg.JpegImageFile, short_side: int) -> Frame | None:
 def _upright_rgb(
     image: Image.Image, name: str, frame: Frame | None = None, *, ours: bool = False
 ) -> Image.Image:
-    """Convert to RGB and apply the EXIF orientation; `image` is loaded, and left as it is unless `ours`."""
+    """Convert to RGB and apply the EXIF orientation; `image` is loaded, and unchanged unless `ours`."""
     method, stored = TRANSPOSE.get(_orientation(image)), image.size
     try:
         rgb = _rgb(image, name, _grey_bits(image))
@@ -326,7 +326,7 @@ def _upright_rgb(
     except Exception as error:
         raise _damaged(name, f"{image.mode} image", error) from None
     if rgb is not image:
-        # The orientation is used up: nobody may find it again and turn the image twice.
+        # The orientation is used up and removed, so that nothing applies it twice.
         rgb.info = {}
     if frame is not None:
         rgb.info[_FRAME] = (rgb.size, frame)
@@ -346,7 +346,7 @@ def _rgb(image: Image.Image, name: str, grey_bits: int) -> Image.Image:
             "save it with 8 or 16 bits a channel."
         )
     if "transparency" in image.info:
-        # Pillow would translate, and warn about, a transparent colour that RGB cannot hold.
+        # Pillow would convert, and warn about, a transparent colour that RGB cannot hold.
         image = image.copy()
         image.info = {}
     if image.mode in PREMULTIPLIED:
@@ -358,12 +358,12 @@ def _grey_bits(image: Image.Image) -> int:
     """Bits a sample of deep grey has: 16, in some TIFFs 12; 0 where mode I says nothing about it."""
     if isinstance(image, Tiff.TiffImageFile) and image.tag_v2.get(Tiff.BITSPERSAMPLE) == (12,):
         return 12
-    # PNG ends at 16 bits, but older Pillow opens its deep grey in mode I.
+    # PNG has at most 16 bits, but older Pillow opens its deep grey in mode I.
     return 16 if image.mode != "I" or isinstance(image, Png.PngImageFile) else 0
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; an EXIF block that cannot be read counts as absent."""
+    """EXIF orientation, 1 to 8; an unreadable EXIF block counts as absent."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -372,7 +372,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turn(frame: Frame, method: Image.Transpose, stored: tuple[int, int]) -> Frame:
-    """Turn a frame as `Image.transpose(method)` turns an image of the `stored` (width, height)."""
+    """Rotate a frame as `Image.transpose(method)` rotates an image of the `stored` (width, height)."""
     (width, height), (x0, y0, x1, y1) = stored, frame.box
     across, down = (width - x1, width - x0), (height - y1, height - y0)
     moved: dict[Image.Transpose, tuple[tuple[float, float], tuple[float, float]]] = {
@@ -414,10 +414,10 @@ def _check_bytes(name: str, count: int, limits: Limits) -> None:
 def _check_memory(
     name: str, kind: str, size: tuple[int, int], held_bytes: int, work_bytes: int, limits: Limits
 ) -> None:
-    """Compare with the limit what takes most: cutting (the file twice), decoding (file, picture, work) or
-    turning (two pictures)."""
+    """Compare the most expensive step with the limit: cutting (the file twice), decoding (file, picture,
+    work) or rotating (two pictures)."""
     pixels = size[0] * size[1]
-    # Beside its pixels a picture has a pointer, and padding, for each row.
+    # Besides its pixels a picture has a pointer, and padding, for each row.
     stored, turned = ROW_BYTES * size[1], 4 * pixels + ROW_BYTES * max(size)
     decoding = held_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + stored + work_bytes
     needed = max(2 * held_bytes, decoding, 4 * pixels + stored + turned)
@@ -429,7 +429,7 @@ def _check_memory(
 
 
 def _refuse_leniency() -> None:
-    """With this Pillow switch set by someone else, truncated files would pass as whole ones."""
+    """With this Pillow switch set elsewhere, truncated files would pass as whole ones."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so damaged images would pass: set it to False."

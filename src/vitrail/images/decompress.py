@@ -1,8 +1,8 @@
-"""The compressions of TIFF, undone by zlib and by the libtiff in Pillow.
+"""TIFF's compressions, undone by zlib and by the libtiff in Pillow.
 
 libtiff gets a small file made here, with the compressed strips and the few tags that their compression
-needs. Lossless ones know nothing of samples, so they are shown to it as rows of bytes, one sample of
-8 bits each, which Pillow returns as they are.
+needs. Lossless compressions know nothing about samples, so it sees them as rows of bytes, one 8-bit sample
+each, which Pillow returns unchanged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _inflate(data: bytes, length: int) -> bytes:
     stream = zlib.decompressobj()
     try:
         plain = stream.decompress(data, length)
-        # One more step reaches the checksum where the stream ends with the pixels.
+        # One more step reaches the checksum if the stream ends with the pixels.
         if not stream.eof:
             stream.decompress(stream.unconsumed_tail, 1)
     except zlib.error as error:
@@ -81,7 +81,7 @@ def _libtiff(
 ) -> bytes:
     image = _opened(_file(tags, size, strip_rows, stored, b""))
     if image.mode != mode or image.size != size:
-        raise ValueError("its strips were not understood")
+        raise ValueError("its strips could not be interpreted")
     return image.tobytes()
 
 

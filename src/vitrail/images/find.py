@@ -1,8 +1,8 @@
 """Which files of a folder are images: one rule for all commands.
 
-An image is what begins like one, whatever it is called; and what is called like one, so that a damaged file,
-or one of a kind that cannot be read, is named by the decoder's error and not passed over. Hidden files and
-folders and `__MACOSX` are what file managers and archives leave, and are passed over. Linked folders are
+An image is a file whose first bytes are an image's, whatever its name, or whose name is an image's, so that a
+damaged file, or one of a kind that cannot be read, gets the decoder's error rather than being skipped. Hidden
+files and folders and `__MACOSX` are left by file managers and archives, and are skipped. Linked folders are
 entered once.
 """
 
@@ -31,7 +31,7 @@ SUFFIXES = frozenset((
     # read by images/decode.py
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
     ".tiff", ".avif", ".avifs", ".heic", ".heif", ".heics", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
-    # images that it does not read, which are named for that
+    # images that it does not read, so that they are reported
     ".pam", ".jp2", ".j2k", ".jpf", ".jpx", ".jxl", ".jxr", ".svg", ".svgz", ".psd", ".psb", ".ico", ".icns",
     ".tga", ".exr", ".dds", ".pcx", ".qoi", ".xcf", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
     ".raf", ".pef", ".srw", ".dcm",
@@ -40,7 +40,7 @@ SUFFIXES = frozenset((
 
 
 def images_below(folder: str | Path) -> list[str]:
-    """The files below a folder that are images or are called so; each path begins with `folder` as given.
+    """The files below a folder that are images or named so; each path starts with `folder` as given.
 
     Sorted by their path below the folder.
 
@@ -56,7 +56,7 @@ def holds_images(folder: str | Path) -> bool:
 
 
 def images_in(folder: str | Path) -> list[str]:
-    """The same of the files directly in a folder."""
+    """The same for the files directly in a folder."""
     return sorted(e.path for e in _scan(folder) if not e.is_dir() and looks_like_image(e.path))
 
 
@@ -66,17 +66,17 @@ def subfolders(folder: str | Path) -> list[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """What file managers and archives leave beside the data (.DS_Store, ._photo.jpg, __MACOSX)."""
+    """What file managers and archives leave next to the data (.DS_Store, ._photo.jpg, __MACOSX)."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def called_image(path: str) -> bool:
-    """Whether a name ends as only names of images do."""
+    """Whether a name has an ending that only images have."""
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def looks_like_image(path: str) -> bool:
-    """Whether a file begins like an image, or is called like one."""
+    """Whether a file's first bytes, or its name, are an image's."""
     name = os.path.basename(path)
     if is_hidden(name):
         return False
@@ -88,7 +88,7 @@ def looks_like_image(path: str) -> bool:
         with open(path, "rb") as file:
             return recognise(file.read(HEAD_BYTES)) is not None
     except OSError:
-        # A file without an ending that may not be read may be an image: the decoder will say what it is.
+        # An unreadable file without an ending may be an image: the decoder will say what it is.
         return not os.path.splitext(name)[1]
 
 
@@ -96,8 +96,8 @@ def expand(sources: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:
     """The images that files, folders and patterns (`*`, `?`, `[...]`, `**` for any depth) name, in order.
 
     A file is taken as it is, a folder gives what `images_below` does, and so do the folders that a pattern
-    matches; of the files that it matches, those that look like images. Beside the name of a source
-    that gives nothing stands why.
+    matches; of the files that it matches, those that look like images. A source that gives nothing comes
+    with the reason.
     """
     for source in sources:
         try:
@@ -112,7 +112,7 @@ def _expanded(source: str) -> Sequence[str]:
             return found
         raise InputError(f"{source} is a folder without images: give one with image files in it.")
     if os.path.lexists(source) or not glob.has_magic(source):
-        return [source]  # one that is not there is the decoder's error
+        return [source]  # if it does not exist, the decoder says so
     found = []
     for match in sorted(glob.glob(source, recursive=True)):
         if not os.path.isdir(match):
@@ -149,7 +149,7 @@ def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _unlistable(error: OSError) -> None:
-    """os.walk passes over what it may not list, and images would be missing without a word."""
+    """os.walk skips folders that it may not list, and images would be missing silently."""
     raise InputError(
         f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it out."
     )

@@ -1,4 +1,4 @@
-"""What a file says of itself in its first bytes, read without decoding and without Pillow."""
+"""What a file's first bytes say it is, read without decoding and without Pillow."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from typing import NamedTuple
 
 HEAD_BYTES = 512
-"""So many first bytes of a file are enough for `recognise`."""
+"""This many first bytes of a file are enough for `recognise`."""
 
 READ: tuple[str, ...] = ("JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
-"""The kinds that `decode` reads, by the names that `recognise` gives them. PPM stands for all of netpbm's
+"""The kinds that `decode` reads, by the names from `recognise`. PPM stands for all of netpbm's
 PBM, PGM and PPM; HEIF for HEIC and other HEVC in HEIF."""
 
 MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -92,10 +92,10 @@ class Recognised(NamedTuple):
 
 
 def recognise(head: bytes) -> Recognised | None:
-    """Return the kind of image that begins with `head`, or None for what does not look like an image.
+    """Return the kind of image that starts with `head`, or None if it does not look like an image.
 
-    `head`: the first `HEAD_BYTES` bytes of a file, or all of a shorter one. Nothing but these bytes
-    decides; that a kind is known here does not mean that the file is whole.
+    `head`: the first `HEAD_BYTES` bytes of a file, or all of a shorter one. Only these bytes
+    decide; that a kind is recognised does not mean that the file is whole.
     """
     name = next((kind for magic, kind in MAGIC if head.startswith(magic)), None) or _structured(head)
     return None if name is None else Recognised(name, name in READ)
@@ -108,7 +108,7 @@ def image_kind(head: bytes) -> str | None:
 
 
 def _structured(head: bytes) -> str | None:
-    """The kinds that no fixed prefix tells."""
+    """The kinds that no fixed prefix identifies."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
@@ -141,6 +141,6 @@ def _heif(head: bytes) -> str | None:
 
 
 def _icon(head: bytes) -> bool:
-    """Whether an icon's first directory entry is one: a count, a reserved zero, a place after it."""
+    """Whether an icon's first directory entry is valid: a count, a reserved zero, a place after it."""
     count, place = int.from_bytes(head[4:6], "little"), int.from_bytes(head[18:22], "little")
     return 0 < count < 1024 and head[9:10] == b"\x00" and place >= 6 + 16 * count

@@ -1,7 +1,7 @@
-"""The boxes of HEIF (HEIC and AVIF): what its primary picture is made of, compared before it is decoded.
+"""The boxes of HEIF (HEIC and AVIF): what its primary picture consists of, checked before it is decoded.
 
-The decoders believe the sizes that stand in the codecs' own headers and pass over parts that are missing;
-so both are read here: extents must lie in the file, and coded sizes must agree with the boxes.
+The decoders trust the sizes in the codecs' own headers and skip missing parts, so both are checked here:
+extents must lie in the file, and coded sizes must agree with the boxes.
 
 Sources: ISO/IEC 14496-12 and 23008-12 (boxes), 14496-15 and ITU-T H.265 7.3 (HEVC), the AV1
 specification 5.5.
@@ -16,14 +16,14 @@ from typing import NamedTuple
 from vitrail.images.limits import Limits
 
 MAX_CODED_BYTES = 16 * 2**20
-"""No more bytes of code are decoded: they take a second, whatever the number of pixels."""
+"""No more bytes of code are decoded: this many take a second, whatever the number of pixels."""
 
 MAX_FILE_BYTES = 32 * 2**20
 """No larger file is read: the decoders copy it several times."""
 
 CODED = {b"hvc1": "HEVC", b"hev1": "HEVC", b"av01": "AV1"}
 SLACK = 64
-"""Coded pictures are as large as their box says, rounded up to blocks of at most so many pixels."""
+"""Coded pictures are as large as their box says, rounded up to blocks of at most this many pixels."""
 
 HEVC_SPS, AV1_SEQUENCE = 33, 1
 Box = tuple[bytes, int, int]
@@ -39,10 +39,10 @@ class Item(NamedTuple):
 
 
 def still(data: bytes, limits: Limits) -> tuple[bytes, None]:
-    """Return the file without its tracks, so that nobody reads more than the primary picture.
+    """Return the file without its tracks, so that only the primary picture is read.
 
-    Raises ValueError where the picture is not whole, larger than its boxes say, or made in a way that is
-    not read. The size is left to the decoder, which knows how it is cropped and turned.
+    Raises ValueError if the picture is incomplete, larger than its boxes say, or made in a way that is
+    not read. The size is left to the decoder, which knows how it is cropped and rotated.
     """
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"a file of more than {MAX_FILE_BYTES >> 20} MiB is not read")
@@ -93,7 +93,7 @@ def _boxes(data: bytes, start: int, end: int, limits: Limits) -> Iterator[Box]:
 
 
 class _Reader:
-    """Numbers of a byte range, big endian; beyond its end is a ValueError."""
+    """Numbers from a byte range, big endian; reading beyond its end is a ValueError."""
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
         self.data, self.place, self.end = data, start, end
@@ -155,7 +155,7 @@ def _places(
         count = reader.take(2)
         total += count
         if total > limits.parts or method > 1:
-            raise ValueError("its items lie in too many or unusual places")
+            raise ValueError("its items are in too many or unusual places")
         extents = []
         for _ in range(count):
             reader.take(index_size)
@@ -221,13 +221,13 @@ def _check(data: bytes, items: list[Item], limits: Limits) -> None:
         coded = _hevc_sizes(data, item, code, limits) if hevc else _av1_sizes(code, limits)
         if any(across > width + SLACK or down > height + SLACK for across, down in coded):
             raise ValueError("its headers contradict each other")
-    # Tiles reach over the edge, and alpha has as many pixels again.
+    # Tiles extend past the edge, and alpha has as many pixels again.
     if area > 4 * limits.pixels:
         raise ValueError(f"its parts have {area:,} pixels, above the limit")
 
 
 class _Bits:
-    """The bits of a header; beyond its end is a ValueError."""
+    """The bits of a header; reading beyond its end is a ValueError."""
 
     def __init__(self, data: bytes) -> None:
         self.number, self.left = int.from_bytes(data, "big"), 8 * len(data)

@@ -11,20 +11,20 @@ from vitrail.errors import InputError
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Return the K class names in `path`, in the order of the model's outputs.
 
-    A `.json` file holds one list of strings; any other file has one label a line (UTF-8). Space around
+    A `.json` file holds one list of strings; any other file has one label per line (UTF-8). Space around
     a label is dropped. Raises `InputError` for a file that cannot be read, an empty label or a duplicate.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: give the file with one label a line.") from None
+        raise InputError(f"{path} does not exist: give the file with one label per line.") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder: give the file with one label a line.") from None
+        raise InputError(f"{path} is a folder: give the file with one label per line.") from None
     except PermissionError:
         raise InputError(f"{path} may not be read: give yourself read permission.") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text: save the labels as UTF-8, one a line.") from None
+        raise InputError(f"{path} is not UTF-8 text: save the labels as UTF-8, one per line.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): check the path.") from None
     if path.suffix.lower() == ".json":
@@ -45,9 +45,9 @@ def _parse_json(path: Path, text: str) -> list[str]:
 
 
 def _checked(path: Path, raw: list[str], unit: str) -> tuple[str, ...]:
-    """Strip the labels; refuse none at all, an empty one and duplicates, naming where."""
+    """Strip the labels; refuse an empty list, an empty label and duplicates, naming the place."""
     if not raw:
-        raise InputError(f"{path} holds no labels: give one label a line.")
+        raise InputError(f"{path} holds no labels: give one label per line.")
     seen: dict[str, int] = {}
     for number, label in enumerate((label.strip() for label in raw), start=1):
         if not label:

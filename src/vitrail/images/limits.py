@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of one image, held before anything is decoded.
+    """Bounds for one image, checked before anything is decoded.
 
     With the defaults an image takes at most 2 s of one of today's server cores and 512 MiB (docs/images.md
     has the figures): they fit the 48 and 50 megapixels of phones.
 
-    `pixels`: width x height. Kinds that take more time or memory for a pixel may have a share of it, see
+    `pixels`: width x height. Kinds that take more time or memory per pixel are allowed a share of it, see
     `SHARE`. `file_bytes`: size of the file. `memory_bytes`: estimate of what reading and decoding takes.
     `parts`: number of segments, chunks, blocks, strips, tiles or tags. `scans`: how often a progressive
-    JPEG may pass over its pixels; so many passes over `pixels` are also the limit of passes x pixels.
+    JPEG may pass over its pixels; passes x pixels is limited as well (`PASSES`).
     """
 
     pixels: int = 48 * 2**20
@@ -26,7 +26,7 @@ class Limits:
 
     @classmethod
     def of_megapixels(cls, count: int) -> Limits:
-        """Limits for pictures of up to `count` million pixels: bytes and memory grow with them."""
+        """Limits for pictures of up to `count` million pixels: bytes and memory grow in proportion."""
         default = cls()
         scale = max(count * 1_000_000 / default.pixels, 1.0)
         return cls(
@@ -39,7 +39,7 @@ class Limits:
 LIMITS = Limits()
 
 SHARE: dict[str, float] = {"WebP": 0.5, "AVIF": 0.5, "HEIF": 0.5}
-"""Kind -> the share of `Limits.pixels` it may have: WebP takes 16 bytes a pixel, the others are slow."""
+"""Kind -> the share of `Limits.pixels` it may have: WebP takes 16 bytes per pixel, the others are slow."""
 
 PASSES = 12
 """Passes over `Limits.pixels` that all scans of a progressive JPEG may add up to; ten are usual."""

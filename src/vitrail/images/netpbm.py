@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 MAX_PLAIN_BYTES = 32 * 2**20
-"""No larger text of numbers is read: parsing one takes about half a second."""
+"""No larger text of numbers is read: parsing this much takes about half a second."""
 
 BLOCK = 2**20
 
@@ -54,7 +54,7 @@ def read(data: bytes, head: Header) -> Image.Image:
     """Decode a whole netpbm file to mode L or RGB, 0 black and 255 white.
 
     Samples up to 255 are scaled by the file's maximum and rounded; deeper ones keep their high byte, as in
-    a PNG or TIFF. What follows the first image is ignored. Raises ValueError for missing or wrong samples.
+    a PNG or TIFF. Anything after the first image is ignored. Raises ValueError for missing or wrong samples.
     """
     if head.form < 4 and len(data) > MAX_PLAIN_BYTES:
         raise ValueError(f"plain text of more than {MAX_PLAIN_BYTES >> 20} MiB is not read")

@@ -1,4 +1,4 @@
-"""Sets of photos for timing and parity: the user's folder, or a named sample that packages carry."""
+"""Sets of photos for timing and parity: the user's folder, or a named sample from installed packages."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vitrail.images.find import images_below
 from vitrail.words import counted, is_utf8, shown
 
 MAX_PHOTOS = 800
-"""Largest number of a folder's photos that is used, more are thinned evenly: enough for a bound of the
+"""Largest number of a folder's photos that are used; more are thinned evenly. It is enough to bound the
 accuracy that a lower precision loses, which takes 600 (docs/measurement.md)."""
 
 NAMED_UNREADABLE = 10
-"""So many unreadable photos are named in the evidence; the rest are counted."""
+"""This many unreadable photos are named in the evidence; the rest are counted."""
 
 INSTALL = 'pip install "vitrail[workbench]"'
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoSet:
-    """Photos that figures were taken with.
+    """The photos that figures were taken with.
 
-    `paths` are absolute. `digest` is the sha256 over the contents of these photos, whatever their names
-    and order. `evidence` says in words what the set is and what is doubtful about it.
+    `paths` are absolute. `digest` is the sha256 over the contents of these photos, regardless of names
+    and order. `evidence` describes the set and what is doubtful about it.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PhotoSet:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePhoto:
-    """A freely licensed photo that an installed package carries; `file` is relative to its package."""
+    """A freely licensed photo in an installed package; `file` is relative to its package."""
 
     package: str
     file: str
@@ -53,7 +53,7 @@ _CC_BY = "CC-BY-2.0"
 _PUBLIC = "public domain"
 _NO_KNOWN = "no known copyright restrictions"
 
-# License and origin as the packages state them: scikit-learn in the README beside its images,
+# License and origin as the packages state them: scikit-learn in the README next to its images,
 # scikit-image in the docstrings of skimage.data. Its photos without a stated license are left out.
 SAMPLES: dict[str, SamplePhoto] = {
     "china": SamplePhoto(
@@ -152,8 +152,8 @@ def sample_photos() -> PhotoSet:
 def photo_folder(path: str | Path) -> PhotoSet:
     """Return the photos below a folder, sorted by path, at most `MAX_PHOTOS` of them evenly spaced.
 
-    What a photo is, `images/find.py` decides. Every photo used has been decoded once; those that cannot be
-    are left out and named in `evidence`, and so are those whose name is no UTF-8, which no record could hold.
+    `images/find.py` decides what a photo is. Every photo used has been decoded once; those that cannot be
+    are left out and named in `evidence`, as are those whose name is not UTF-8, which no record could hold.
     Raises `InputError` if the folder has no photos or none that can be used.
     """
     root = Path(path)
@@ -181,7 +181,7 @@ def photo_folder(path: str | Path) -> PhotoSet:
 
 
 def evenly_spaced(items: list[str], limit: int) -> list[str]:
-    """Return at most `limit` of the items, at even distances over the whole list, in its order."""
+    """Return at most `limit` of the items, evenly spaced over the whole list, in its order."""
     if len(items) <= limit:
         return items
     return [items[index * len(items) // limit] for index in range(limit)]
@@ -201,12 +201,12 @@ def _names(bad: Iterable[str]) -> str:
 
 
 def _unreadable(paths: Iterable[Path]) -> list[str]:
-    """For each photo why it cannot be decoded, or an empty text."""
+    """For each photo, why it cannot be decoded, or an empty text."""
     from vitrail.images.decode import decode
 
     def reason(photo: Path) -> str:
         try:
-            # The smallest scale: all of the file is read, few pixels are made.
+            # The smallest scale: the whole file is read, but few pixels are produced.
             decode(photo, short_side=1)
         except InputError as error:
             return str(error)

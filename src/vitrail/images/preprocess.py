@@ -22,7 +22,7 @@ SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 """Radius of the filter in output pixels (in source pixels when enlarging)."""
 
 LONGEST = 32
-"""Photos with a longer side ratio than this are not resized whole: that could take any amount of memory."""
+"""Photos longer than this ratio of sides are not resized whole: that could take any amount of memory."""
 
 # Steps of the additive sequence over three dimensions: powers of 1/x with x**4 = x + 1. Its points fill
 # the cube evenly, and unlike a random generator's they are the same in every NumPy version.
@@ -31,14 +31,14 @@ STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
 
 @lru_cache(maxsize=64)
 def check_preprocess(preprocess: Preprocess) -> None:
-    """Refuse a preprocess that no weights were trained with.
+    """Refuse preprocessing that no weights were trained with.
 
     Raises:
-        InputError: which of its values is out of range.
+        InputError: a value out of range, named.
     """
     whole("image_size", preprocess.image_size, "image_size")
     # Published weights have crops from 0.875, means from 0 to 0.5 and deviations from 0.14 to 1; a deviation
-    # of 1/255 gives a network the bytes themselves.
+    # of 1/255 feeds a network the raw bytes.
     ranges = {"crop": (0.1, 1.0, (preprocess.crop,)), "mean": (0.0, 1.0, preprocess.mean)}
     ranges["std"] = (0.001, 10.0, preprocess.std)
     for name, (least, most, values) in ranges.items():
@@ -53,7 +53,7 @@ def check_preprocess(preprocess: Preprocess) -> None:
 
 
 def resized_short_side(preprocess: Preprocess) -> int:
-    """Pixels of the short side after resizing, before the crop; what `decode` takes as `short_side`.
+    """Pixels of the short side after resizing, before the crop; the `short_side` of `decode`.
 
     Raises:
         InputError: as `check_preprocess`.
@@ -66,8 +66,8 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Resize and centre-crop a decoded photo to uint8 (S, S, 3).
 
     The steps are timm's (torchvision's `Resize` and `CenterCrop`), down to where each truncates or rounds.
-    Resizing only what the crop keeps, with `resize(box=...)`, would save up to half the time but not be
-    equal: Pillow chooses by the sizes which direction comes first, and clips to 8 bits in between.
+    Resizing only what the crop keeps, with `resize(box=...)`, would save up to half the time but would not be
+    equal: Pillow decides from the sizes which direction comes first, and clips to 8 bits in between.
     """
     _check_mode(image)
     target = resized_short_side(preprocess)
@@ -120,7 +120,7 @@ def crops(image: Image.Image, preprocess: Preprocess, count: int) -> np.ndarray:
     spread positions, every second one mirrored; the same photo gives the same views everywhere.
     """
     if count < 1:
-        raise InputError(f"{count} crops of a photo were asked for: ask for at least 1.")
+        raise InputError(f"{count} crops of a photo were requested: request at least 1.")
     check_preprocess(preprocess)
     size = preprocess.image_size
     out = np.empty((count, 3, size, size), np.float32)
@@ -143,8 +143,8 @@ def _check_mode(image: Image.Image) -> None:
 def _resize_region(image: Image.Image, box: Box, preprocess: Preprocess) -> Image.Image:
     """Resize the region `box` of an RGB image to S x S.
 
-    Pillow keeps box coordinates in float32, so the region is first cut out, with all the pixels that its
-    filter taps reach: the coordinates become small however large the image is.
+    Pillow keeps box coordinates in float32, so the region is first cut out, with all pixels that its filter
+    taps reach: then the coordinates are small however large the image is.
     """
     size, support = preprocess.image_size, SUPPORT[preprocess.interpolation]
     reach_x = math.ceil(support * max((box[2] - box[0]) / size, 1.0)) + 1
@@ -153,7 +153,7 @@ def _resize_region(image: Image.Image, box: Box, preprocess: Preprocess) -> Imag
     right = min(math.ceil(box[2]) + reach_x, image.width)
     bottom = min(math.ceil(box[3]) + reach_y, image.height)
     region = image.crop((left, top, right, bottom))
-    # Rounding may carry an edge past the image by the last bit, which Pillow refuses.
+    # Rounding may push an edge past the image by the last bit, which Pillow refuses.
     inside = (
         max(box[0] - left, 0.0),
         max(box[1] - top, 0.0),

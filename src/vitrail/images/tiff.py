@@ -1,9 +1,9 @@
-"""TIFF: what its tags say of the samples, and the samples as levels of 8 bits.
+"""TIFF: what its tags say about the samples, and the samples as 8-bit levels.
 
-Pillow decides by a table of tag combinations, and where that is wrong or does not look at a tag, pixels are
-wrong. Here the tags are read and checked first; Pillow's libtiff only undoes the compression, of a few
-strips at a time that look to it like rows of plain bytes (`decompress`). Nothing is allocated by a number
-that stands in the file alone, except the picture itself, whose size is known by then.
+Pillow decides by a table of tag combinations, and where that is wrong or ignores a tag, pixels are wrong.
+Here the tags are read and checked first; Pillow's libtiff only undoes the compression, a few strips at a
+time, which it sees as rows of plain bytes (`decompress`). No allocation trusts a number in the file, except
+for the picture itself, whose size is known by then.
 
 Source: TIFF revision 6.0, its supplements, and BigTIFF.
 """
@@ -29,14 +29,14 @@ COEFFICIENTS, SUBSAMPLING, BLACK_WHITE, DNG = 529, 530, 532, 50706
 
 GREY_FROM_WHITE, GREY, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 COLOURS = {GREY_FROM_WHITE: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
-"""Photometric interpretation -> its number of samples, extra ones not counted."""
+"""Photometric interpretation -> its number of samples, not counting extra ones."""
 NOT_READ = {4: "a mask", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
 RAW_SENSOR = (32803, 34892)
 FAX, JPEG = (2, 3, 4), 7
 FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 GROUP_BYTES = 4 * 2**20
-"""Strips or tiles are decompressed together up to so many bytes."""
+"""Strips or tiles are decompressed together up to this many bytes."""
 
 Tags = dict[int, tuple[int, ...]]
 """Tag -> its numbers; a rational gives two."""
@@ -47,7 +47,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The first page: what its tags say, checked. Chunks are strips, or tiles; of separate planes, the
+    """The first page: what its tags say, checked. Chunks are strips or tiles; with separate planes, the
     chunks of the first plane come first. `extra` is 1 for premultiplied alpha, 0 for none or what may be
     dropped; `palette` uint8 (2 ** bits, 3)."""
 
@@ -72,12 +72,12 @@ class Page:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of a chunk, of one plane."""
+        """Bytes of one row of a chunk in one plane."""
         return (self.chunk[0] * (1 if self.separate else self.samples) * self.bits + 7) // 8
 
     @property
     def work_bytes(self) -> int:
-        """Estimate of what the chunks that are decoded together take beside the picture."""
+        """Estimated bytes, besides the picture, of the chunks that are decoded together."""
         planes = self.samples if self.separate else 1
         plain = max(GROUP_BYTES, self.row_bytes * self.chunk[1] * planes)
         return plain * (6 if self.bits in (8, 16) else 8 + 64 // self.bits)
@@ -87,7 +87,7 @@ class Page:
 
 
 def size(tags: Tags) -> tuple[int, int]:
-    """(width, height) of the stored page, not yet turned. Raises ValueError where there is none."""
+    """(width, height) of the stored page, not yet rotated. Raises ValueError if there is none."""
     _refuse_raw(tags)
     width, height = _one(tags, WIDTH), _one(tags, HEIGHT)
     if not 0 < width < 2**31 or not 0 < height < 2**31:
@@ -96,7 +96,7 @@ def size(tags: Tags) -> tuple[int, int]:
 
 
 def page(order: str, tags: Tags) -> Page:
-    """Check the first page's tags. Raises ValueError for what is damaged or not read."""
+    """Check the first page's tags. Raises ValueError if they are damaged or not supported."""
     width, height = size(tags)
     samples, photometric = _one(tags, SAMPLES, 1), _one(tags, PHOTOMETRIC)
     compression = _one(tags, COMPRESSION, 1)
@@ -134,7 +134,7 @@ def page(order: str, tags: Tags) -> Page:
 
 
 def read_tags(file: BinaryIO, limits: Limits) -> tuple[str, Tags]:
-    """Byte order ("<" or ">") and tags of the first directory; a tag that stands twice counts once."""
+    """Byte order ("<" or ">") and tags of the first directory; a repeated tag counts once."""
     end = file.seek(0, 2)
     file.seek(0)
     start = file.read(16)
@@ -174,7 +174,7 @@ _LONG = frozenset({STRIPS, STRIP_BYTES, TILES, TILE_BYTES, COLOUR_MAP, JPEG_TABL
 def _values(
     file: BinaryIO, order: str, entry: tuple[int, int, int, bytes], limits: Limits, end: int
 ) -> tuple[int, ...]:
-    """Numbers of one tag; a rational gives two. Longer ones stand elsewhere in the file."""
+    """Numbers of one tag; a rational gives two. Longer ones are elsewhere in the file."""
     tag, kind, number, value = entry
     if kind not in _TYPES:
         raise ValueError(f"a tag has the type {kind}")
@@ -199,7 +199,7 @@ def _one(tags: Tags, tag: int, default: int | None = None) -> int:
 
 
 def _refuse_raw(tags: Tags) -> None:
-    """The first page of a camera's RAW file is a small preview, or sensor data without colours."""
+    """Refuse camera RAW files, whose first page is a small preview, or sensor data without colours."""
     kind = _one(tags, SUBFILE, 0)
     if DNG in tags or _one(tags, PHOTOMETRIC, 0) in RAW_SENSOR or (kind & 1 and SUB_IFDS in tags):
         raise ValueError("a camera's RAW file is not read")
@@ -224,7 +224,7 @@ def _bits(tags: Tags, samples: int) -> int:
 
 
 def _predicted(tags: Tags, compression: int, bits: int) -> bool:
-    """Whether rows hold differences; the tag means nothing for other compressions."""
+    """Whether rows hold differences; the tag has no meaning for other compressions."""
     predictor = _one(tags, PREDICTOR, 1)
     if compression not in LOSSLESS or not LOSSLESS[compression].predicts or predictor == 1:
         return False
@@ -238,13 +238,13 @@ def _extra(tags: Tags, samples: int, photometric: int) -> int:
     kinds = tags.get(EXTRA, ())
     if extra and kinds and kinds[0] == 1:
         if photometric not in (GREY_FROM_WHITE, GREY, RGB):
-            raise ValueError("premultiplied alpha beside these colours is not read")
+            raise ValueError("premultiplied alpha with these colours is not read")
         return 1
     return 0
 
 
 def _palette(tags: Tags, bits: int) -> np.ndarray:
-    """uint8 (2 ** bits, 3). Some writers put 8-bit numbers where 16-bit ones belong, as libtiff knows too."""
+    """uint8 (2 ** bits, 3). Some writers store 8-bit numbers in 16-bit fields, as libtiff also allows."""
     if len(tags.get(COLOUR_MAP, ())) != 3 << bits:
         raise ValueError("its colour map is missing or of the wrong length")
     numbers = np.array(tags[COLOUR_MAP], dtype=np.uint32).reshape(3, -1).T
@@ -272,7 +272,7 @@ def _chunks(
 def _split(
     offsets: tuple[int, ...], counts: tuple[int, ...], chunk: tuple[int, int], row_bytes: int
 ) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
-    """One plain strip for each plane -> strips of some rows, so that the whole is never held twice."""
+    """One plain strip per plane -> strips of some rows, so that the whole is never held twice."""
     width, height = chunk
     if any(count < row_bytes * height for count in counts):
         raise ValueError("pixels are missing")
@@ -296,7 +296,7 @@ def _check_colours(page: Page) -> None:
     if not np.allclose(usual, (0.299, 0.587, 0.114), atol=1e-3) or not np.allclose(
         levels, (0, 255, 128, 255, 128, 255)
     ):
-        raise ValueError("YCbCr with coefficients or levels of its own is not read")
+        raise ValueError("YCbCr with its own coefficients or levels is not read")
     if page.bits != 8 or (page.compression != JPEG and not plain):
         raise ValueError("subsampled or deep YCbCr without JPEG is not read")
 
@@ -321,7 +321,7 @@ def _check_compression(page: Page) -> None:
 
 
 def read(file: BinaryIO, page: Page) -> Image.Image:
-    """Decode the page to mode L or RGB, not yet turned. Raises ValueError or OSError where it is damaged."""
+    """Decode the page to mode L or RGB, not yet rotated. Raises ValueError or OSError if it is damaged."""
     if page.compression == JPEG:
         stored = list(_stored(file, page, range(len(page.offsets))))
         tables = bytes(page.tags.get(JPEG_TABLES, ()))
@@ -352,7 +352,7 @@ def read(file: BinaryIO, page: Page) -> Image.Image:
 
 
 def _stored(file: BinaryIO, page: Page, indices: range) -> Iterator[bytes]:
-    """The bytes of chunks as they stand in the file."""
+    """The bytes of chunks as stored in the file."""
     for index in indices:
         file.seek(page.offsets[index])
         data = file.read(page.counts[index])
@@ -434,7 +434,7 @@ def _levels(values: np.ndarray, page: Page) -> np.ndarray:
 
 
 def _straight(colours: np.ndarray, alpha: np.ndarray, largest: int) -> np.ndarray:
-    """Divide by alpha, as Pillow does: rounded down, at most white, unchanged where nothing shows."""
+    """Divide by alpha, as Pillow does: rounded down, at most white, unchanged where fully transparent."""
     wide = colours.astype(np.uint32)
     divided = np.minimum(wide * largest // np.maximum(alpha, 1), largest)
     return np.where(alpha > 0, divided, wide).astype(colours.dtype)

@@ -167,7 +167,7 @@ def _weights(
         located = finder.locate(known)
     except WeightsUnavailable as error:
         raise InputError(
-            f"{str(error).rstrip('.')}: give a file with --weights, or begin with random ones with "
+            f"{str(error).rstrip('.')}: give a file with --weights, or start from random ones with "
             "--from-scratch."
         ) from None
     assert located.weights.sha256 is not None

@@ -3,10 +3,10 @@
 Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
     load(path, graph, target, *, threads, settings) -> Runner
-    build(onnx, folder)               where the engine reads other files than ONNX
-    probe(n, precision, threads)      seconds of one n x n matrix product, for the floors of latencies
+    build(onnx, folder)               if the engine reads files other than ONNX
+    probe(n, precision, threads)      seconds of one n x n matrix product, for lower bounds on latency
 
-The places for the engines to come are named by their future lines:
+The places for future engines are given by their lines:
 
     "pytorch-compiled"  export/compiled.py   (reference)      needs torch
     "tensorrt"          runtimes/tensorrt.py                   needs an NVIDIA GPU
@@ -50,7 +50,7 @@ Arrays: TypeAlias = "Mapping[str, np.ndarray]"
 
 
 class EngineMismatch(VitrailError):
-    """The engine does something else than it was asked to (precision, threads or shapes)."""
+    """The engine does something other than it was asked to (precision, threads or shapes)."""
 
 
 class Runner(Protocol):
@@ -79,12 +79,12 @@ class Runtime:
     precisions: tuple[Precision, ...]
     devices: tuple[str, ...] = ("cpu",)
     files: tuple[str, ...]
-    """What the engine reads, first the file that it is given; those beside it may be absent."""
+    """The files the engine reads, first the one that it is given; the others may be absent."""
     builds: bool = False
-    """Whether these files are built from the ONNX file, by `build`."""
+    """Whether these files are built from the ONNX file by `build`."""
     settings: tuple[str, ...] = ()
-    """Engine options beyond threads and precision that a variant may name: they change the speed alone.
-    Others write files, or change the precision behind the checks."""
+    """Engine options besides threads and precision that a variant may name: they change only the speed.
+    Others write files, or change the precision without the checks noticing."""
     reference: bool = False
     """Measured and shown, never shipped."""
 
@@ -125,12 +125,12 @@ RUNTIMES: dict[str, Runtime] = {
 
 
 def implementation(name: str) -> ModuleType:
-    """The module of a runtime of the table; importing it imports the engine."""
+    """The module of a runtime in the table; importing it imports the engine."""
     return importlib.import_module(RUNTIMES[name].code)
 
 
 def version(name: str) -> str | None:
-    """Version of a runtime's library as its package metadata says it; None if it is not installed."""
+    """Version of a runtime's library by its package metadata; None if it is not installed."""
     from importlib import metadata
 
     try:
@@ -149,7 +149,7 @@ def sized(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     """The graph with a number for each letter of its shapes.
 
     Raises:
-        InputError: a letter that `sizes` does not have.
+        InputError: a letter that is not in `sizes`.
     """
 
     def fixed(spec: TensorSpec) -> TensorSpec:
@@ -170,21 +170,21 @@ def load(
     threads: int,
     settings: Mapping[str, str] | None = None,
 ) -> Runner:
-    """Load a graph with the engine set as asked, and check that the engine agrees.
+    """Load a graph with the engine set as requested, and check that the engine agrees.
 
     Args:
         folder: the export's (or artifact's) folder.
         graph: its `entry` is the file inside `folder`.
         target: a runtime of `RUNTIMES` with one of its precisions and one of its devices.
-        sizes: a number for each letter of the graph's shapes, e.g. `{"B": 8}`; the runner takes just these.
+        sizes: a number for each letter of the graph's shapes, e.g. `{"B": 8}`; it takes only these.
         threads: number of inference threads, >= 1.
-        settings: engine options beyond these, as the variant names them.
+        settings: further engine options, as the variant names them.
 
     Raises:
         InputError: unknown runtime, a precision, device or setting that it does not have, or a number out of
             range.
         MissingExtraError: the engine is not installed.
-        EngineMismatch: device, precision, threads, names or shapes read back differ from what was asked.
+        EngineMismatch: device, precision, threads, names or shapes read back differ from the request.
     """
     runtime = target.runtime
     if runtime not in RUNTIMES:
@@ -195,7 +195,7 @@ def load(
             raise InputError(f"{engine.label} has no {asked_for} here: choose {' or '.join(offered)}.")
     unknown = [name for name in settings or {} if name not in engine.settings]
     if unknown:
-        raise InputError(f"{engine.label} takes no setting {unknown[0]} here: check the settings.")
+        raise InputError(f"{engine.label} does not take the setting {unknown[0]} here: check the settings.")
     if version(runtime) is None:
         raise MissingExtraError(engine.label, engine.install)
     whole("threads", threads)
@@ -230,5 +230,5 @@ def _check_shapes(facts: RunnerFacts, asked: Graph) -> None:
             if (other.shape, other.dtype) != (spec.shape, spec.dtype):
                 raise EngineMismatch(
                     f"{facts.runtime} {verb} {spec.name} as {other.dtype} {other.shape}, "
-                    f"asked was {spec.dtype} {spec.shape}."
+                    f"not the requested {spec.dtype} {spec.shape}."
                 )

@@ -1,4 +1,4 @@
-"""One matrix product, by which engines are compared: `probe` of each runtime times it."""
+"""One matrix product for comparing engines: each runtime's `probe` times it."""
 
 from __future__ import annotations
 

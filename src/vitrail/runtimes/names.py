@@ -8,7 +8,7 @@ from vitrail.vocabulary import TensorSpec
 
 
 def matched(specs: Sequence[TensorSpec], found: Sequence[str]) -> dict[str, str]:
-    """{name in the file: name in the graph}; a single tensor may be called anything in a file."""
+    """{name in the file: name in the graph}; a single tensor may have any name in a file."""
     if len(specs) == len(found) == 1:
         return {found[0]: specs[0].name}
     return {name: name for name in found}

@@ -82,7 +82,9 @@ def _facts(
 ) -> RunnerFacts:
     providers = session.get_providers()
     if providers != [PROVIDER]:
-        raise EngineMismatch(f"ONNX Runtime uses {', '.join(providers)} where only {PROVIDER} was asked for.")
+        raise EngineMismatch(
+            f"ONNX Runtime uses {', '.join(providers)} although only {PROVIDER} was asked for."
+        )
     real_threads = session.get_session_options().intra_op_num_threads
     if real_threads != threads:
         raise EngineMismatch(f"ONNX Runtime was asked for {threads} threads and uses {real_threads}.")
@@ -104,7 +106,7 @@ def _facts(
 
 
 def _spec(found: ort.NodeArg, names: dict[str, str], graph: Graph) -> TensorSpec:
-    # The free dimension was fixed, but outputs keep its letter.
+    # The free dimension was fixed, but outputs still show its letter.
     batch = graph.inputs[0].shape[0]
     shape = tuple(batch if side == "batch" else side for side in found.shape)
     kind = found.type.removeprefix("tensor(").removesuffix(")")

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: an IR file -> Runner, with precision and threads set and read back.
 
-OpenVINO picks bf16 by itself on CPUs that have it and turns an `f16` hint into bf16 without a word, so
+OpenVINO picks bf16 by itself on CPUs that have it and silently turns an `f16` hint into bf16, so
 the hint is always set, read back, and checked against the precision of the compiled operations.
 """
 
@@ -35,8 +35,8 @@ def core() -> ov.Core:
     """The process's one OpenVINO core, whose CPU plugin is never unloaded.
 
     The plugin gives the thread that loads it an alternate signal stack, and unmaps that memory with its last
-    user, but takes the stack back only in the same thread. After a model was dropped in another thread,
-    the next handled signal wrote into memory of somebody else, or ended the process (seen in 2026.4.1).
+    user, but withdraws the stack only in the same thread. After a model was dropped in another thread,
+    the next handled signal wrote into foreign memory, or ended the process (seen in 2026.4.1).
     """
     return ov.Core()
 
@@ -71,7 +71,7 @@ class OpenVINORunner:
 def build(onnx: Path, folder: Path) -> None:
     """Convert an ONNX file to OpenVINO's IR in `folder`, its weights left in fp32."""
     passes = import_engine("openvino.passes")
-    # Not ov.convert_model: it folds too, but would report if somebody else imported OpenVINO first.
+    # Not ov.convert_model: it folds too, but would send telemetry if OpenVINO was imported elsewhere first.
     model = core().read_model(onnx)
     manager = passes.Manager()
     manager.register_pass(passes.ConstantFolding())
@@ -85,7 +85,7 @@ def load(
     """Read, reshape to the static sizes (9 % faster than dynamic in fp32) and compile."""
     try:
         model = core().read_model(path)
-    except Exception as error:  # also what Python makes of a message that is not UTF-8
+    except Exception as error:  # includes Python's error for a message that is not UTF-8
         raise InputError(
             f"OpenVINO cannot read {path.name}: export it again ({_last_line(error)})."
         ) from None
@@ -187,6 +187,6 @@ def _operation_precisions(compiled: ov.CompiledModel) -> Counter[str]:
 
 
 def _last_line(error: Exception) -> str:
-    # The lines before it name places in OpenVINO's own source.
+    # The lines before it refer to OpenVINO's own source.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
