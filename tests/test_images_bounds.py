@@ -289,7 +289,7 @@ def test_a_number_beyond_the_palette_is_damage():
     place = data.index(b"PLTE")
     length = int.from_bytes(data[place - 4 : place], "big")
     short = data[: place - 4] + chunk(b"PLTE", data[place + 4 : place + 4 + 30]) + data[place + length + 8 :]
-    with pytest.raises(InputError, match="the palette does not"):
+    with pytest.raises(InputError, match="that the palette lacks"):
         decode(short)
 
 

@@ -95,13 +95,13 @@ def split_names(names: Sequence[str]) -> dict[str, Split]:
     """
     words = {name: _words(name) for name in names}
     common = set.intersection(*words.values()) if len(names) > 1 else set()
-    if any(found <= common for found in words.values()):
+    if any(own <= common for own in words.values()):
         common = set()
-    rest = {name: found - common - FILLERS for name, found in words.items()}
+    rest = {name: own - common - FILLERS for name, own in words.items()}
     return {
-        name: SPLIT_NAMES[next(iter(found))]
-        for name, found in rest.items()
-        if len(found) == 1 and found <= SPLIT_NAMES.keys()
+        name: SPLIT_NAMES[next(iter(own))]
+        for name, own in rest.items()
+        if len(own) == 1 and own <= SPLIT_NAMES.keys()
     }
 
 
@@ -179,9 +179,9 @@ def _splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
             unplaced += folder.unplaced(f"it has no class folder in {folder.path}: {MOVE}, or leave it out")
             continue
         unplaced += _beside(held.images, "the class folders")
-        found, empty = _class_folders(held, split)
-        classes, passed = classes + found, passed + empty
-    if not any(found.split == "train" for found in classes):
+        more, empty = _class_folders(held, split)
+        classes, passed = classes + more, passed + empty
+    if not any(each.split == "train" for each in classes):
         shown = ", ".join(top.splits)
         _ambiguous(
             f"{top.path} has images in {shown} and no class folders in train: put them into one folder per "
@@ -236,8 +236,8 @@ def _class_folders(folder: _Folder, split: Split | None = None) -> tuple[list[Cl
     wrong = next((inner.path for inner in empty if inner.path not in passed), None)
     if wrong is not None:
         raise InputError(f"The class folder {wrong} holds no images: add some or remove the folder.")
-    found = [ClassFolder(label=inner.name, folder=inner.path, split=split) for inner in folder.filled]
-    return found, passed
+    folders = [ClassFolder(label=inner.name, folder=inner.path, split=split) for inner in folder.filled]
+    return folders, passed
 
 
 # --- recognising --------------------------------------------------------------------------------
@@ -283,8 +283,8 @@ def _without_classes(top: _Folder) -> Recognised:
 def _refuse_no_classes(top: _Folder) -> None:
     """Folders whose names say that they are not classes."""
     words = {folder.name: _words(folder.name) for folder in top.filled}
-    companions = [name for name, found in words.items() if found & COMPANIONS]
-    holders = [name for name, found in words.items() if found and found <= HOLDERS]
+    companions = [name for name, own in words.items() if own & COMPANIONS]
+    holders = [name for name, own in words.items() if own and own <= HOLDERS]
     if companions and holders:
         _ambiguous(
             f"{top.path} has {holders[0]} and {companions[0]}, which look like images and what belongs "
@@ -292,7 +292,7 @@ def _refuse_no_classes(top: _Folder) -> None:
             "class",
         )
     parts = [_PART.fullmatch(folder.name) for folder in top.filled]
-    if len(parts) > 1 and len({found and found[1] for found in parts}) == 1 and None not in parts:
+    if len(parts) > 1 and len({part and part[1] for part in parts}) == 1 and None not in parts:
         names = f"{top.filled[0].name} and {top.filled[1].name}"
         _ambiguous(
             f"{top.path} has {names}, which look like parts of one set, not like classes: put the images "

@@ -115,19 +115,19 @@ def _columns(
     path: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]
 ) -> dict[str, int]:
     """Position of each column that is used; case and blanks in the header do not matter."""
-    found = [name.strip().casefold() for name in header]
-    missing = [name for name in required if name not in found]
+    columns = [name.strip().casefold() for name in header]
+    missing = [name for name in required if name not in columns]
     if missing:
         raise InputError(
             f"{path} has no column {' and no column '.join(missing)}, "
             f"only {', '.join(map(repr, header[:8]))}: "
             f"name the columns {_named(required, optional)}, with commas between them."
         )
-    wanted = [name for name in (*required, *optional) if name in found]
-    twice = [name for name in wanted if found.count(name) > 1]
+    wanted = [name for name in (*required, *optional) if name in columns]
+    twice = [name for name in wanted if columns.count(name) > 1]
     if twice:
         raise InputError(f"{path} has the column {twice[0]} twice: keep one.")
-    return {name: found.index(name) for name in wanted}
+    return {name: columns.index(name) for name in wanted}
 
 
 def _source(path: Path, table: Iterable[Cells]) -> Source:

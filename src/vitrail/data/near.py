@@ -83,8 +83,8 @@ def near_duplicates(examples: Sequence[Example], thumbnails: Sequence[bytes]) ->
             leaked_N[rows[apart]] = leaked_N[columns[apart]] = True
             best = np.argsort(-values, kind="stable")[:KEPT]
             places = rows[best].tolist(), columns[best].tolist()
-            found = zip((-values[best]).tolist(), *places, strict=True)
-            closest = heapq.nsmallest(KEPT, [*closest, *found])
+            block = zip((-values[best]).tolist(), *places, strict=True)
+            closest = heapq.nsmallest(KEPT, [*closest, *block])
     held_out = sum(bool(leaked) and e.split != "train" for leaked, e in zip(leaked_N, examples, strict=True))
     nearest = tuple(
         Pair(first=examples[i], second=examples[j], correlation=min(1.0, -value)) for value, i, j in closest

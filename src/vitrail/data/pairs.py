@@ -145,7 +145,7 @@ def _splits(groups: Mapping[str, Sequence[_Line]], path: Path) -> dict[str, Spli
     else:
         held_out = "validation" in named.values()
         splits = assign(groups, named, (FRACTIONS[0], 0.0 if held_out else FRACTIONS[1], 0.0))
-    counts = {split: sum(found == split for found in splits.values()) for split in SPLITS}
+    counts = {split: sum(given == split for given in splits.values()) for split in SPLITS}
     if not counts["train"] or not counts["validation"]:
         lacking = "train" if not counts["train"] else "validation"
         images = counted(len(groups), "usable distinct image")

@@ -131,7 +131,7 @@ class Dataset:
     def doubts(self) -> tuple[str, ...]:
         """Counts of what is wrong with the files: those not used, and those that count once."""
         first = self.broken[0].path if self.broken else ""
-        found = (
+        problems = (
             (len(self.broken), "image is not used", "images are not used", f", the first: {first}"),
             (len(self.copies), "file is a copy and counts once", "files are copies and count once", ""),
             (
@@ -141,7 +141,7 @@ class Dataset:
                 "",
             ),
         )
-        said = [counted(count, one, many) + more for count, one, many, more in found if count]
+        said = [counted(count, one, many) + more for count, one, many, more in problems if count]
         return tuple(f"{text} (`vitrail data` lists them)" for text in said)
 
     def counts(self) -> dict[str, dict[Split, int]]:

@@ -82,9 +82,9 @@ def _features(folder: Path) -> tuple[str, str, list[str] | None]:
         labels = [
             n for n, v in kinds.items() if n == "label" and v.get("dtype") in ("string", "large_string")
         ]
-    for found, kind in ((images, "Image feature"), (labels, "ClassLabel feature or text feature `label`")):
-        if len(found) != 1:
-            count = f"{len(found)} features of the kind" if found else "no"
+    for columns, kind in ((images, "Image feature"), (labels, "ClassLabel feature or text feature `label`")):
+        if len(columns) != 1:
+            count = f"{len(columns)} features of the kind" if columns else "no"
             raise InputError(
                 f"{folder} has {count} {kind} (features: {', '.join(features)}): keep exactly one with "
                 f"select_columns() or cast_column(), then {SAVE_AGAIN}."

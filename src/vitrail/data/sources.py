@@ -52,36 +52,36 @@ def _manifest(path: Path) -> Source:
 
 
 def _folders(root: Path, layout: Layout | None) -> Source:
-    found = layouts.recognise(root, layout)
+    recognised = layouts.recognise(root, layout)
     rows = [
         Row(path=path, label=folder.label, split=folder.split)
-        for folder in found.classes
+        for folder in recognised.classes
         for path in find.images_below(folder.folder)
     ]
     if not rows:
-        raise _nothing(root, len(found.unplaced))
+        raise _nothing(root, len(recognised.unplaced))
     return Source(
         name=root.resolve().name or str(root),
         rows=tuple(rows),
-        unplaced=found.unplaced,
-        found=_said(root, found),
+        unplaced=recognised.unplaced,
+        found=_said(root, recognised),
     )
 
 
-def _said(root: Path, found: layouts.Recognised) -> str:
+def _said(root: Path, recognised: layouts.Recognised) -> str:
     """`split/class in archive: Training is train, Testing is test; without images: Annotations`."""
-    below = os.path.relpath(found.root, root)
-    text = found.layout + ("" if below == "." else f" in {below}")
-    splits = ", ".join(f"{name} is {split}" for name, split in found.splits.items())
+    below = os.path.relpath(recognised.root, root)
+    text = recognised.layout + ("" if below == "." else f" in {below}")
+    splits = ", ".join(f"{name} is {split}" for name, split in recognised.splits.items())
     text += f": {splits}" if splits else ""
-    ignored = ", ".join(os.path.relpath(path, root) for path in found.ignored)
+    ignored = ", ".join(os.path.relpath(path, root) for path in recognised.ignored)
     return text + (f"; without images: {ignored}" if ignored else "")
 
 
 def _nothing(root: Path, loose: int) -> InputError:
-    found = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in MANIFESTS]
-    if found:
-        return InputError(f"{root} has no class folders with images: give {root / found[0]} itself.")
+    manifests = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in MANIFESTS]
+    if manifests:
+        return InputError(f"{root} has no class folders with images: give {root / manifests[0]} itself.")
     if loose:
         images = counted(loose, "image")
         return InputError(f"{root} holds {images} without a class: put them into one folder per class.")

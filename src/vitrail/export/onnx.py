@@ -134,17 +134,17 @@ def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EX
             sizes=sizes,
             threads=torch.get_num_threads(),
         )
-        found = runner.run(inputs)[graph.outputs[0].name]
+        given = runner.run(inputs)[graph.outputs[0].name]
         runner.close()
     except Exception as error:  # a batch frozen inside the graph can raise any error in the engine
         raise ExportMismatch(
             f"the ONNX file does not run at batch {CHECKED_BATCH} ({str(error).splitlines()[0]})"
         ) from error
-    if found.shape != expected.shape:
-        raise ExportMismatch(f"the ONNX file gives {found.shape} where the module gives {expected.shape}")
+    if given.shape != expected.shape:
+        raise ExportMismatch(f"the ONNX file gives {given.shape} where the module gives {expected.shape}")
     wide = expected.astype(np.float64)  # squares of large scores exceed the range of float32
     scale = float(np.linalg.norm(wide)) or 1.0
-    difference = float(np.linalg.norm(found - wide)) / scale
+    difference = float(np.linalg.norm(given - wide)) / scale
     if not difference <= tolerance:
         raise ExportMismatch(
             f"the ONNX file differs from the module by {difference:.1e} (relative) at batch {CHECKED_BATCH}"

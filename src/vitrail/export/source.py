@@ -136,8 +136,8 @@ def with_head(request: Head, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Mo
         timm.build(request.architecture, image_size=request.image_size, classes=classes, weights=path)
     )
     model.reset_classifier(len(bias_K))  # type: ignore[operator]
-    found = model.get_classifier()  # type: ignore[operator]
-    for head in found if isinstance(found, tuple) else (found,):
+    heads = model.get_classifier()  # type: ignore[operator]
+    for head in heads if isinstance(heads, tuple) else (heads,):
         if not isinstance(head, (nn.Linear, nn.Conv2d)) or head.weight.numel() != weight_KD.size:
             raise ExportMismatch(
                 f"{request.architecture} ends in no linear classifier, so it cannot be probed"

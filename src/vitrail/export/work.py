@@ -207,9 +207,9 @@ def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         for photo in _until(request.photos, begin + request.seconds, request.minimum):
             views = task.views(decode(photo), request.crops_per_photo)
-            found = model(*(torch.from_numpy(views[spec.name]) for spec in graph.inputs)).float()
-            check_outputs(found, request.weights or request.architecture, output.name)
-            rows.append(found.numpy())
+            outputs = model(*(torch.from_numpy(views[spec.name]) for spec in graph.inputs)).float()
+            check_outputs(outputs, request.weights or request.architecture, output.name)
+            rows.append(outputs.numpy())
     tasks.write_arrays(request.target, {output.name: np.stack(rows)})
     return {"photos": len(rows)}
 

@@ -149,10 +149,10 @@ def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, bytes]]:
     """(marker, place, whole segment) up to and including the first scan's header."""
     place = 2
     for _ in range(limits.parts):
-        found = _MARKER.search(data, place)
-        if found is None:
+        match = _MARKER.search(data, place)
+        if match is None:
             raise ValueError("the end is missing")
-        marker, place = found[1][0], found.end()
+        marker, place = match[1][0], match.end()
         if marker in (_SOI, _EOI):
             raise ValueError("it ends before its picture")
         if marker in _ALONE:
@@ -207,10 +207,10 @@ def _jpeg_end(data: bytes, header: _Header, limits: Limits) -> int:
     most = min(limits.scans, max(1, PASSES * limits.pixels // (width * height)))
     place, scans = header.start, 0
     for _ in range(limits.parts):
-        found = _AFTER_SCAN.search(data, place)
-        if found is None:
+        match = _AFTER_SCAN.search(data, place)
+        if match is None:
             break
-        marker, place = data[found.start() + 1], found.end()
+        marker, place = data[match.start() + 1], match.end()
         if marker == _EOI:
             return place
         if marker == _SOI:

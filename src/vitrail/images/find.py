@@ -108,20 +108,20 @@ def expand(sources: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:
 
 def _expanded(source: str) -> Sequence[str]:
     if os.path.isdir(source):
-        if found := images_below(source):
-            return found
+        if images := images_below(source):
+            return images
         raise InputError(f"{source} is a folder without images: give one with image files in it.")
     if os.path.lexists(source) or not glob.has_magic(source):
         return [source]  # if it does not exist, the decoder says so
-    found = []
+    images = []
     for match in sorted(glob.glob(source, recursive=True)):
         if not os.path.isdir(match):
-            found += [match] if looks_like_image(match) else []
+            images += [match] if looks_like_image(match) else []
         elif "**" not in source:  # its files match themselves
-            found += images_below(match)
-    if not found:
+            images += images_below(match)
+    if not images:
         raise InputError(f"No image matches {source}: check the pattern.")
-    return found
+    return images
 
 
 def _below(root: str) -> Iterator[str]:

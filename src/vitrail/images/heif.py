@@ -143,7 +143,7 @@ def _places(
     sizes = reader.take(2)
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_size = sizes & 15 if version else 0
-    found: dict[int, tuple[tuple[int, int], ...]] = {}
+    extents_of: dict[int, tuple[tuple[int, int], ...]] = {}
     total = 0
     for _ in range(reader.take(4 if version == 2 else 2)):
         number = reader.take(4 if version == 2 else 2)
@@ -162,15 +162,15 @@ def _places(
             offset = reader.take(offset_size)
             length = reader.take(length_size)
             extents.append((base + offset, length or len(data) - base - offset))
-        found[number] = tuple(extents)
-    return found
+        extents_of[number] = tuple(extents)
+    return extents_of
 
 
 def _properties(data: bytes, place: tuple[int, int], limits: Limits) -> dict[int, tuple[Box, ...]]:
     """Item -> its property boxes."""
     parts = list(_boxes(data, *place, limits))
     every = [box for kind, a, b in parts if kind == b"ipco" for box in _boxes(data, a, b, limits)]
-    found: dict[int, tuple[Box, ...]] = {}
+    properties: dict[int, tuple[Box, ...]] = {}
     for _, a, b in (part for part in parts if part[0] == b"ipma"):
         reader = _Reader(data, a, b)
         flags = reader.take(4)
@@ -180,20 +180,20 @@ def _properties(data: bytes, place: tuple[int, int], limits: Limits) -> dict[int
             indices = [
                 reader.take(2 if wide else 1) & (0x7FFF if wide else 0x7F) for _ in range(reader.take(1))
             ]
-            found[number] = tuple(every[index - 1] for index in indices if 0 < index <= len(every))
-    return found
+            properties[number] = tuple(every[index - 1] for index in indices if 0 < index <= len(every))
+    return properties
 
 
 def _references(data: bytes, place: tuple[int, int] | None, limits: Limits) -> References:
     if place is None:
         return []
     width = 4 if data[place[0]] else 2
-    found: References = []
+    references: References = []
     for kind, a, b in _boxes(data, place[0] + 4, place[1], limits):
         reader = _Reader(data, a, b)
         source = reader.take(width)
-        found.append((kind, source, tuple(reader.take(width) for _ in range(reader.take(2)))))
-    return found
+        references.append((kind, source, tuple(reader.take(width) for _ in range(reader.take(2)))))
+    return references
 
 
 # --- what will be decoded -----------------------------------------------------------------------

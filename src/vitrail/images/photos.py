@@ -132,9 +132,9 @@ def sample_photos() -> PhotoSet:
     Raises `MissingExtraError` if scikit-learn or scikit-image is not installed.
     """
     folders = {package: _package_folder(package) for package in PACKAGES}
-    found = {name: folders[sample.package] / sample.file for name, sample in SAMPLES.items()}
-    present = {name: path for name, path in found.items() if path.is_file()}
-    absent = [name for name in found if name not in present]
+    paths = {name: folders[sample.package] / sample.file for name, sample in SAMPLES.items()}
+    present = {name: path for name, path in paths.items() if path.is_file()}
+    absent = [name for name in paths if name not in present]
     if not present:
         raise InputError("The installed packages carry none of the sample photos: give --images DIR.")
     missing = f"; not in the installed packages: {', '.join(absent)}" if absent else ""

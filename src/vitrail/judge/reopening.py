@@ -99,8 +99,8 @@ def _stricter(now: float | None, before: float | None, *, up: bool) -> bool:
 
 
 def _figure(reason: str, unit: str) -> float | None:
-    found = re.search(rf"(\d+(?:\.\d+)?) {re.escape(unit)}", reason)
-    return float(found[1]) if found else None
+    match = re.search(rf"(\d+(?:\.\d+)?) {re.escape(unit)}", reason)
+    return float(match[1]) if match else None
 
 
 def lacking(selection: Selection) -> tuple[str, ...]:

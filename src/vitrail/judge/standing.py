@@ -46,8 +46,8 @@ def demand_the_objective(
     if all(figures[each.variant.name] is None for each in able):
         return
     reason = f"{objective} not assessed: no figure to rank by"
-    for name, found in figures.items():
-        if found is None and not any(objective in verdict.requirement for verdict in blocked[name]):
+    for name, value in figures.items():
+        if value is None and not any(objective in verdict.requirement for verdict in blocked[name]):
             blocked[name].append(_open(objective, "not assessed", reason))
 
 

@@ -263,8 +263,8 @@ def _task(
     recipe, preprocess = setup.recipe, setup.preprocess
     seen, held_out = pairs.of("train"), pairs.of("validation")
     texts, held_out_texts = (read_texts(part, tokenizer, model.config.text) for part in (seen, held_out))
-    for split, found in (("training", texts), ("validation", held_out_texts)):
-        if len(found.tokens_TL) < 2:
+    for split, known in (("training", texts), ("validation", held_out_texts)):
+        if len(known.tokens_TL) < 2:
             raise InputError(
                 f"All {split} images of {setup.pairs} have the same text, with nothing to distinguish: "
                 "give images with other texts as well."

@@ -245,10 +245,10 @@ def _record(folder: Path) -> trained.Trained | None:
 def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
     counts = ", ".join(f"{len(dataset.of(split))} {split}" for split in data.SPLITS)
     classes = counted(len(dataset.classes), "class", "classes")
-    found = f" · {dataset.laid_out}" if dataset.found else ""
+    layout = f" · {dataset.laid_out}" if dataset.found else ""
     size = start.preprocess.image_size
     return (
-        f"{dataset.name}: {classes}, {counts}{found} · {start.architecture} at {size} px, "
+        f"{dataset.name}: {classes}, {counts}{layout} · {start.architecture} at {size} px, "
         f"{start.cost.parameters / 1e6:.1f} M parameters, from {start.said} · recipe {recipe.name}"
     )
 

@@ -25,12 +25,12 @@ def origin(model: nn.Module, again: Callable[[], Any]) -> str:
     if weights:
         return f"weights that are not finite: {_some(weights)}"
     gradients = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    found: list[str] = []
+    culprits: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not found and not output.isfinite().all():
-                found.append(name)
+            if isinstance(output, Tensor) and not culprits and not output.isfinite().all():
+                culprits.append(name)
 
         return hook
 
@@ -42,8 +42,8 @@ def origin(model: nn.Module, again: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    if found:
-        return f"first in the output of {found[0]}"
+    if culprits:
+        return f"first in the output of {culprits[0]}"
     return f"gradients that are not finite: {_some(gradients)}" if gradients else "in the loss itself"
 
 

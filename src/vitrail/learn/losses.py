@@ -233,11 +233,11 @@ def _check_pairs(one_BD: Tensor, other_BD: Tensor, group: dist.ProcessGroup | No
     rows = torch.tensor([0 if problem else one_BD.shape[0]], device=one_BD.device)
     counts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
     dist.all_gather(counts, rows, group=group)
-    found = [int(count) for count in counts]
+    by_process = [int(count) for count in counts]
     if problem:
         raise InputError(f"{problem}: give each image its text.")
-    if len(set(found)) > 1:
+    if len(set(by_process)) > 1:
         raise InputError(
-            f"The processes have {', '.join(map(str, found))} pairs (0: not usable as pairs): "
+            f"The processes have {', '.join(map(str, by_process))} pairs (0: not usable as pairs): "
             "give all the same number, e.g. with drop_last=True in the loader."
         )

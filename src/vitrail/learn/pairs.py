@@ -191,9 +191,9 @@ class Contrastive:
         image_NE, text_NE, *numbers = torch.autograd.grad(loss, asked)
         return loss.detach(), (list(image_NE.split(sizes)), list(text_NE.split(sizes)), numbers)
 
-    def _loss_of(self, found: Embeddings, right: Right, processes: int) -> Tensor:
+    def _loss_of(self, embeddings: Embeddings, right: Right, processes: int) -> Tensor:
         group = dist.group.WORLD if processes > 1 else None
-        image_BE, text_BE, scale, bias = found
+        image_BE, text_BE, scale, bias = embeddings
         if self.loss == "clip":
             return clip_loss(image_BE, text_BE, scale, group=group, right=right)
         assert bias is not None
@@ -219,14 +219,14 @@ class Contrastive:
         images: Any = self.validation
         image_IE = self._embedded(fabric, images, lambda batch: model.encode_image(self._laid(batch[0])))
         text_TE = self._embedded(fabric, _rows(self.texts.tokens_TL), model.encode_text)
-        found = retrieval.recalls(image_IE, text_TE, self.texts.right)
-        found["validation_loss"] = self._validation_loss(model, image_IE, text_TE)
+        figures = retrieval.recalls(image_IE, text_TE, self.texts.right)
+        figures["validation_loss"] = self._validation_loss(model, image_IE, text_TE)
         if self.prompts_KPL is not None and self.label_I is not None:
             prompts_NE = self._embedded(fabric, _rows(self.prompts_KPL.flatten(0, 1)), model.encode_text)
             prompts_KPE = prompts_NE.unflatten(0, self.prompts_KPL.shape[:2])
             some_I, label_I = self.label_I >= 0, self.label_I.to(fabric.device)
-            found["zero_shot_accuracy"] = retrieval.accuracy(image_IE[some_I], prompts_KPE, label_I[some_I])
-        return found
+            figures["zero_shot_accuracy"] = retrieval.accuracy(image_IE[some_I], prompts_KPE, label_I[some_I])
+        return figures
 
     def _embedded(self, fabric: Fabric, rows: Any, embed: Callable[[Any], Tensor]) -> Tensor:
         """Embeddings of all rows, each computed by one process and shared with all; fp32."""
@@ -250,8 +250,8 @@ class Contrastive:
         losses = []
         for part in order[: images - images % size].split(size):
             right = Right(*(numbers[part].to(image_IE.device) for numbers in (first_I, padded_IR)))
-            found = Embeddings(image_IE[part], text_TE[first_I[part]], model.scale(), model.logit_bias)
-            losses.append(self._loss_of(found, right, 1))
+            embeddings = Embeddings(image_IE[part], text_TE[first_I[part]], model.scale(), model.logit_bias)
+            losses.append(self._loss_of(embeddings, right, 1))
         return float(torch.stack(losses).mean())
 
 
@@ -260,13 +260,16 @@ def _rows(tokens_TL: Tensor) -> Any:
 
 
 def _sent_back(
-    found: Embeddings, gradients: tuple[list[Tensor], list[Tensor], list[Tensor]], number: int, last: bool
+    embeddings: Embeddings,
+    gradients: tuple[list[Tensor], list[Tensor], list[Tensor]],
+    number: int,
+    last: bool,
 ) -> Tensor:
     """A scalar with the gradient of the whole loss; scale and bias are used once, with the last part."""
     images, texts, numbers = gradients
-    total = (found.image_BE * images[number]).sum() + (found.text_TE * texts[number]).sum()
+    total = (embeddings.image_BE * images[number]).sum() + (embeddings.text_TE * texts[number]).sum()
     if last:
-        used = (tensor for tensor in (found.scale, found.bias) if tensor is not None)
+        used = (tensor for tensor in (embeddings.scale, embeddings.bias) if tensor is not None)
         total = total + sum(tensor * gradient for tensor, gradient in zip(used, numbers, strict=True))
     return total
 

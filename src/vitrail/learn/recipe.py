@@ -178,8 +178,8 @@ class Recipe(_Section, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Every field as plain values, sections as dicts."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
 
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:

@@ -122,10 +122,10 @@ def _read(place: Path) -> tuple[dict[str, Any], tuple[Leg, ...]]:
 
 def _differences(now: Any, before: Any, key: str = "") -> list[tuple[str, str]]:
     if isinstance(now, dict) and isinstance(before, dict):
-        found = []
+        changed = []
         for name in dict.fromkeys((*now, *before)):
-            found += _differences(now.get(name), before.get(name), f"{key}.{name}".strip("."))
-        return found
+            changed += _differences(now.get(name), before.get(name), f"{key}.{name}".strip("."))
+        return changed
     return [] if now == before else [(key, f"{key} is {_short(now)} and was {_short(before)}")]
 
 

@@ -26,15 +26,15 @@ def places(query_QE: Tensor, key_KE: Tensor, right: Targets) -> Tensor:
 
     A wrong key with the same score counts as ahead: a model with one embedding for everything finds nothing.
     """
-    found = []
+    ranks = []
     for start in range(0, len(query_QE), QUERIES):
         scores_QK = query_QE[start : start + QUERIES] @ key_KE.T
         is_right_QK = torch.zeros_like(scores_QK, dtype=torch.bool)
         for row, numbers in enumerate(right[start : start + QUERIES]):
             is_right_QK[row, list(numbers)] = True
         best_Q1 = scores_QK.masked_fill(~is_right_QK, float("-inf")).amax(1, keepdim=True)
-        found.append(((scores_QK >= best_Q1) & ~is_right_QK).sum(1))
-    return torch.cat(found)
+        ranks.append(((scores_QK >= best_Q1) & ~is_right_QK).sum(1))
+    return torch.cat(ranks)
 
 
 def turned(right: Targets, keys: int) -> list[list[int]]:
@@ -56,16 +56,16 @@ def recalls(image_IE: Tensor, text_TE: Tensor, right: Targets) -> dict[str, floa
         image_IE, text_TE: embeddings of length 1; each text once.
         right: for each image its texts; each text belongs to one image or more.
     """
-    found = {}
+    figures = {}
     ways = {
         "image_to_text": places(image_IE, text_TE, right),
         "text_to_image": places(text_TE, image_IE, turned(right, len(text_TE))),
     }
     for way, before in ways.items():
         for k in RECALLED_AT:
-            found[f"{way}_{k}"] = 100.0 * float((before < k).double().mean())
-    found["recall_1"] = (found["image_to_text_1"] + found["text_to_image_1"]) / 2
-    return found
+            figures[f"{way}_{k}"] = 100.0 * float((before < k).double().mean())
+    figures["recall_1"] = (figures["image_to_text_1"] + figures["text_to_image_1"]) / 2
+    return figures
 
 
 def accuracy(image_IE: Tensor, prompts_KPE: Tensor, label_I: Tensor) -> float:

@@ -43,15 +43,16 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
     )
     averaged = start.cost.parameters * 4 / MIB if recipe.regularization.average_decay is not None else 0.0
     try:
-        found = memory.predict(setup, budget_mib=ADVISED * max(1.0, available - averaged) / LOW)
+        predicted = memory.predict(setup, budget_mib=ADVISED * max(1.0, available - averaged) / LOW)
     except (ChildFailure, InputError) as error:
         return f"memory was not predicted: {error}"
-    needed = LOW * found["predicted_mib"]["total"] + averaged
+    needed = LOW * predicted["predicted_mib"]["total"] + averaged
     if needed <= available:
         return f"a step takes about {needed:.0f} of {available:.0f} MiB free"
+    fix = _fix(recipe, predicted["largest_batch"], world)
     raise InputError(
         f"{start.architecture} at {start.preprocess.image_size} px with {at_once} images at a time needs "
-        f"about {needed:.0f} MiB and {available:.0f} are free: {_fix(recipe, found['largest_batch'], world)}."
+        f"about {needed:.0f} MiB, but {available:.0f} MiB are free: {fix}."
     )
 
 

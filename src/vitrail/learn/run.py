@@ -145,15 +145,15 @@ class Run:
         Raises:
             InputError: it is damaged.
         """
-        found = self._newest_first()
-        if not found:
+        checkpoints = self._newest_first()
+        if not checkpoints:
             if self.request.extended:
                 raise InputError(
                     f"{self._checkpoints} has no checkpoint, so the run cannot be extended: --weights starts "
                     "a new one with its best weights."
                 )
             return False
-        newest, *older = found
+        newest, *older = checkpoints
         damaged = store.sha256_file(newest)[:DIGEST_LENGTH] != newest.stem.split("-")[2]
         if not damaged:
             try:
@@ -209,8 +209,8 @@ class Run:
             store.fsync_path(self._checkpoints)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            found = self._newest_first()
-            last = f"the checkpoint of step {_step(found[0])} is kept" if found else "there is none yet"
+            saved = self._newest_first()
+            last = f"the checkpoint of step {_step(saved[0])} is kept" if saved else "there is none yet"
             reason = getattr(error, "strerror", None) or error
             raise InputError(
                 f"The checkpoint of step {step} cannot be written to {self._checkpoints} ({reason}); {last}: "

@@ -242,8 +242,8 @@ def _whole_weights(model: Any) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    found: Any = get_model_state_dict(model._forward_module, options=options)
-    return dict(found)
+    state: Any = get_model_state_dict(model._forward_module, options=options)
+    return dict(state)
 
 
 def _patience_is_over(progress: Progress, recipe: Recipe, steps: Steps, begun: int) -> bool:
@@ -290,9 +290,9 @@ def ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
 
 def mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
     """The same scalar in every process."""
-    found = fabric.all_reduce(value.detach(), reduce_op="mean")
-    assert isinstance(found, Tensor)
-    return found
+    mean = fabric.all_reduce(value.detach(), reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    return mean
 
 
 def _refuse_what_is_not_finite(

@@ -21,7 +21,7 @@ def peaks(threads: int) -> dict[str, dict[str, float]]:
 
     A probe that fails is left out: its bound is then unknown, and nothing is pruned by it.
     """
-    found: dict[str, dict[str, float]] = {}
+    speeds: dict[str, dict[str, float]] = {}
     for name, runtime in runtimes.RUNTIMES.items():
         if runtimes.version(name) is None or runtime.reference:
             continue
@@ -32,8 +32,8 @@ def peaks(threads: int) -> dict[str, dict[str, float]]:
                     speed = child.call("peak", TIMEOUT_S, runtime=name, precision=precision, threads=threads)
                 except sandbox.ChildFailure:
                     continue
-                found.setdefault(name, {})[precision] = round(float(speed), 1)
-    return found
+                speeds.setdefault(name, {})[precision] = round(float(speed), 1)
+    return speeds
 
 
 class Probes:

@@ -219,10 +219,10 @@ def load(
 
 
 def _check_shapes(facts: RunnerFacts, asked: Graph) -> None:
-    (found,) = facts.graphs
+    (loaded,) = facts.graphs
     for which in ("inputs", "outputs"):
         verb = "takes" if which == "inputs" else "gives"
-        theirs = {spec.name: spec for spec in getattr(found, which)}
+        theirs = {spec.name: spec for spec in getattr(loaded, which)}
         for spec in getattr(asked, which):
             other = theirs.get(spec.name)
             if other is None:

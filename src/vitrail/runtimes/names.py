@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from vitrail.vocabulary import TensorSpec
 
 
-def matched(specs: Sequence[TensorSpec], found: Sequence[str]) -> dict[str, str]:
+def matched(specs: Sequence[TensorSpec], names: Sequence[str]) -> dict[str, str]:
     """{name in the file: name in the graph}; a single tensor may have any name in a file."""
-    if len(specs) == len(found) == 1:
-        return {found[0]: specs[0].name}
-    return {name: name for name in found}
+    if len(specs) == len(names) == 1:
+        return {names[0]: specs[0].name}
+    return {name: name for name in names}

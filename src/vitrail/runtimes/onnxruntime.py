@@ -61,8 +61,8 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
             f"ONNX Runtime cannot read {path.name}: export it again ({str(error).splitlines()[0]})."
         ) from None
     names = (
-        matched(graph.inputs, [found.name for found in session.get_inputs()]),
-        matched(graph.outputs, [found.name for found in session.get_outputs()]),
+        matched(graph.inputs, [node.name for node in session.get_inputs()]),
+        matched(graph.outputs, [node.name for node in session.get_outputs()]),
     )
     return ONNXRunner(session, names, _facts(session, names, graph, target.precision, threads))
 
@@ -92,8 +92,8 @@ def _facts(
     loaded = Graph(
         name=graph.name,
         entry=graph.entry,
-        inputs=tuple(_spec(found, inputs, graph) for found in session.get_inputs()),
-        outputs=tuple(_spec(found, outputs, graph) for found in session.get_outputs()),
+        inputs=tuple(_spec(node, inputs, graph) for node in session.get_inputs()),
+        outputs=tuple(_spec(node, outputs, graph) for node in session.get_outputs()),
     )
     return RunnerFacts(
         runtime="onnxruntime",
@@ -105,9 +105,9 @@ def _facts(
     )
 
 
-def _spec(found: ort.NodeArg, names: dict[str, str], graph: Graph) -> TensorSpec:
+def _spec(node: ort.NodeArg, names: dict[str, str], graph: Graph) -> TensorSpec:
     # The free dimension was fixed, but outputs still show its letter.
     batch = graph.inputs[0].shape[0]
-    shape = tuple(batch if side == "batch" else side for side in found.shape)
-    kind = found.type.removeprefix("tensor(").removesuffix(")")
-    return TensorSpec(name=names[found.name], shape=shape, dtype=KINDS.get(kind, kind))
+    shape = tuple(batch if side == "batch" else side for side in node.shape)
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(name=names[node.name], shape=shape, dtype=KINDS.get(kind, kind))
