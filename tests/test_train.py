@@ -476,12 +476,12 @@ def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypa
     start = finetuning.starting(MODEL, classes=CLASSES, finder=WeightsFinder(offline=True))
     plan = load_recipe("light", ["batch_size=1024", "engine.precision=fp32"])
     with pytest.raises(
-        InputError, match=r"needs about \d+ MiB and 900 are free: give --batch-size \d+"
+        InputError, match=r"needs about \d+ MiB, but 900 MiB is free: give --batch-size \d+"
     ) as caught:
         room.checked(start, plan, processes=1)
     most = int(str(caught.value).split("--batch-size ")[1].split(",")[0])
     assert 1 <= most < 1024
-    assert "are free" in room.checked(
+    assert "MiB free" in room.checked(
         start, load_recipe("light", [f"batch_size={most}", "engine.precision=fp32"]), processes=1
     )
 

@@ -170,14 +170,14 @@ def test_the_batch_is_shared_by_all_processes_and_memory_by_this_machine_s(
 def test_what_a_full_machine_advises_is_taken_and_fits(monkeypatch, processes, nodes, accumulate):
     machine(monkeypatch, 420.0 * processes)
     world, batch = processes * nodes, 420 * processes * nodes * accumulate
-    with pytest.raises(InputError, match="are free: give --batch-size") as caught:
+    with pytest.raises(InputError, match="is free: give --batch-size") as caught:
         room.checked(START, plan(batch, accumulate), processes=processes, world=world)
     smaller = int(str(caught.value).split("--batch-size ")[1].split(",")[0])
     parts = int(str(caught.value).split("engine.accumulate=")[1].rstrip("."))
     assert accumulate < parts
     for advised in (plan(smaller, accumulate), plan(batch, parts)):
         assert takes(advised, world)
-        assert "are free" in room.checked(START, advised, processes=processes, world=world)
+        assert "MiB free" in room.checked(START, advised, processes=processes, world=world)
     larger = smaller + 2 * world * accumulate  # one image each is left as room
     with pytest.raises(InputError):
         room.checked(START, plan(larger, accumulate), processes=processes, world=world)
@@ -185,13 +185,13 @@ def test_what_a_full_machine_advises_is_taken_and_fits(monkeypatch, processes, n
         pairs_room.checked(None, None, plan(batch, accumulate), processes=processes, world=world)
     advised = plan(batch, int(str(caught.value).split("engine.accumulate=")[1].rstrip(".")))
     assert takes(advised, world)
-    assert "are free" in pairs_room.checked(None, None, advised, processes=processes, world=world)
+    assert "MiB free" in pairs_room.checked(None, None, advised, processes=processes, world=world)
 
 
 @pytest.mark.parametrize("check", [room.checked, lambda s, p, **n: pairs_room.checked(s, None, p, **n)])
 def test_where_not_one_image_fits_another_model_is_advised(monkeypatch, check):
     machine(monkeypatch, 200.0)
-    with pytest.raises(InputError, match="are free: choose a smaller model"):
+    with pytest.raises(InputError, match="is free: choose a smaller model"):
         check(START, plan(64), processes=1)
 
 

@@ -49,7 +49,7 @@ def outlook(trained: Trained) -> Outlook | None:
         return Outlook(helps="more epochs", why=why)
     lowest = min(v for _, _, v in known)
     if train < BY_HEART * validation and validation > RISEN * lowest:
-        why = f"overfits its training images ({losses}, where it was {lowest:.2f} before)"
+        why = f"overfits its training images ({losses}, after a low of {lowest:.2f})"
         return Outlook(helps="more images", why=why)
     if _still_falls([v for _, _, v in known], guess) and _best_at_the_end(trained.history):
         return Outlook(helps="more epochs", why=f"still improved when it ended ({losses})")

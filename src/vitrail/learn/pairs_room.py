@@ -57,7 +57,8 @@ def checked(
         else "choose a smaller model, or a machine with more memory"
     )
     raise InputError(
-        f"A step of {pairs} pairs at a time needs about {needed:.0f} MiB, but {available:.0f} MiB are free: {fix}."
+        f"A step of {pairs} pairs at a time needs about {needed:.0f} MiB, "
+        f"but {available:.0f} MiB is free: {fix}."
     )
 
 

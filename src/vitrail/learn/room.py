@@ -52,7 +52,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
     fix = _fix(recipe, predicted["largest_batch"], world)
     raise InputError(
         f"{start.architecture} at {start.preprocess.image_size} px with {at_once} images at a time needs "
-        f"about {needed:.0f} MiB, but {available:.0f} MiB are free: {fix}."
+        f"about {needed:.0f} MiB, but {available:.0f} MiB is free: {fix}."
     )
 
 
