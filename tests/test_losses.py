@@ -194,4 +194,4 @@ def test_gathered_rows_stand_in_the_order_of_the_ranks(several):
 def test_uneven_processes_are_refused_everywhere(several):
     uneven, unpaired = several[1]["refused"]
     assert "drop_last" in uneven
-    assert "0: none that fit" in unpaired
+    assert "0: not usable" in unpaired

@@ -466,7 +466,7 @@ def test_the_module_that_a_nan_came_from_is_named(tmp_path):
 
     run.after_step = stepped
     with pytest.raises(
-        InputError, match=r"epoch 2, step 2 of 4: the loss is nan \(first in what blocks\.1\.mlp"
+        InputError, match=r"epoch 2, step 2 of 4: the loss is nan \(first in the output of blocks\.1\.mlp"
     ):
         train(task, plan, run, launched(Machine(), plan))
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_extended_is_refused_with_what_helps(tmp_path):
     left.finished = True
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"is damaged: the run cannot be extended, but --weights begins"):
+    with pytest.raises(InputError, match=r"is damaged: the run cannot be extended, but --weights starts"):
         go(tmp_path / "run", longer, left, extend=True)
     checkpoint.unlink()
     with pytest.raises(InputError, match="has no checkpoint, so the run cannot be extended"):
