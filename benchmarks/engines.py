@@ -31,9 +31,17 @@ def write(model: nn.Module, folder: Path, size: int, classes: int = 1000) -> Non
 
 
 def load(
-    folder: Path, engine: str, *, size: int, batch: int, precision: str, threads: int, classes: int = 1000
+    folder: Path,
+    engine: str,
+    *,
+    size: int,
+    batch: int,
+    precision: str,
+    threads: int,
+    classes: int = 1000,
+    many: bool = False,
 ) -> runtimes.Runner:
-    """The engine with the files in `folder`."""
+    """The engine with the files in `folder`; `many` as in `vitrail.load`."""
     row = runtimes.RUNTIMES[engine]
     return runtimes.load(
         folder / engine if row.builds else folder,
@@ -41,4 +49,5 @@ def load(
         Target(runtime=engine, precision=precision),
         sizes={"B": batch},
         threads=threads,
+        settings=dict(row.sharing) if many else {},
     )

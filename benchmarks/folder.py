@@ -5,7 +5,7 @@
 A folder of mixed JPEGs (500 to 3000 px) through EfficientNet-Lite0 with its real weights, by turns:
 
     decode      decoding and preparing alone, on all cores
-    model       the engine alone, on all cores
+    model       the engine alone, on all cores, set for single requests
     pipeline    `Predictor.predict_each`, which `vitrail predict` and `vitrail embed --artifact` use
     in turn     one request after another, as one thread would
     timm        the peer: timm's eager model behind a DataLoader with a worker for each core
@@ -93,23 +93,21 @@ def one_engine(folder: Path, photos: list[str], preprocess: Preprocess, rounds: 
     """Medians over rounds in which all parts take turns."""
     engine, precision, batch = which
     cores = hardware.usable_cores()
-    runner = engines.load(
-        folder, engine, size=preprocess.image_size, batch=batch, precision=precision, threads=cores
-    )
+    asked = {"size": preprocess.image_size, "batch": batch, "precision": precision, "threads": cores}
+    usual, runner = engines.load(folder, engine, **asked), engines.load(folder, engine, **asked, many=True)
+    task = Classify(preprocess=preprocess, labels=LABELS)
     rates: dict[str, list[float]] = {"decode": [], "model": [], "pipeline": [], "in turn": []}
-    with Predictor(runner, Classify(preprocess=preprocess, labels=LABELS)) as predictor:
+    with Predictor(usual, task) as single, Predictor(runner, task) as predictor:
         list(predictor.predict_each(photos[:20]))
         for _ in range(rounds):
             few = photos[: max(len(photos) // 4, 1)]
             rates["decode"].append(per_second(len(photos), lambda: decoding(predictor, photos, cores)))
             calls = max(len(photos) // batch, 1)
-            rates["model"].append(
-                per_second(calls * batch, lambda n=calls: model_alone(predictor, photos, n))
-            )
+            rates["model"].append(per_second(calls * batch, lambda n=calls: model_alone(single, photos, n)))
             rates["pipeline"].append(
                 per_second(len(photos), lambda: list(predictor.predict_each(photos, top=5)))
             )
-            rates["in turn"].append(per_second(len(few), lambda few=few: in_turn(predictor, few)))
+            rates["in turn"].append(per_second(len(few), lambda few=few: in_turn(single, few)))
     found = {name: round(statistics.median(values), 1) for name, values in rates.items()}
     limits = [1 / (1 / d + 1 / m) for d, m in zip(rates["decode"], rates["model"], strict=True)]
     shares = [p / limit for p, limit in zip(rates["pipeline"], limits, strict=True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import LABELS, PREPROCESS, SIZE, make_artifact, numpy_scores
+from artifacts import LABELS, PREPROCESS, SIZE, make_artifact, make_onnx_artifact, numpy_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -412,6 +412,19 @@ def test_threads_end_with_an_engine_that_fails(artifact):
         predictor.predict([artifact.photos[0]] * 9)
     assert raised.value.__traceback__ is not None
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("many", "spins"), [(True, "0"), (False, "")])
+def test_for_many_images_waiting_threads_leave_the_cores_to_others(tmp_path, many, spins):
+    made = make_onnx_artifact(tmp_path)
+    with predict.load(made.path, many=many) as predictor:
+        options = predictor.runner._session.get_session_options()
+        try:
+            found = options.get_session_config_entry("session.intra_op.allow_spinning")
+        except RuntimeError:  # it was not set
+            found = ""
+        assert found == spins
+        assert len(predictor.predict(made.photos)) == 3
 
 
 def test_no_image_has_no_outputs():

@@ -226,6 +226,7 @@ def load(
     threads: int | None = None,
     batch_size: int | None = None,
     limits: Limits = LIMITS,
+    many: bool = False,
 ) -> Predictor:
     """Open an artifact, verify all its files, and load it for predicting.
 
@@ -234,13 +235,16 @@ def load(
         threads: inference threads; None: as the artifact's workload says (all usable cores if it does not).
         batch_size: B the engine is compiled for; None: as the artifact's workload says.
         limits: what one image may ask for.
+        many: whether many images will be given at once: the engine's waiting threads then leave the cores to
+            those that decode (ONNX Runtime: 1.3 times the images/s of a folder, single requests as fast).
 
     Raises:
         InputError: the artifact is damaged, or the arguments are out of range (limits.py).
         MissingExtraError: its engine is not installed.
         EngineMismatch: the engine cannot do here what the artifact says, e.g. bf16 on a CPU without it.
     """
-    return from_artifact(open_artifact(path), threads=threads, batch_size=batch_size, limits=limits)
+    artifact = open_artifact(path)
+    return from_artifact(artifact, threads=threads, batch_size=batch_size, limits=limits, many=many)
 
 
 def from_artifact(
@@ -249,6 +253,7 @@ def from_artifact(
     threads: int | None = None,
     batch_size: int | None = None,
     limits: Limits = LIMITS,
+    many: bool = False,
     scaled: bool = True,
 ) -> Predictor:
     """Load an opened artifact; `scaled` as in `Predictor`, the other arguments and errors as `load`."""
@@ -259,6 +264,7 @@ def from_artifact(
     engine = runtimes.RUNTIMES.get(manifest.variant.runtime)
     if engine is not None and engine.reference:
         raise InputError(f"{artifact.path} names {engine.label}, which is never shipped: do not use it.")
+    sharing = engine.sharing if engine is not None and many else ()
     (graph,) = manifest.graphs
     runner = runtimes.load(
         artifact.model_folder,
@@ -266,6 +272,6 @@ def from_artifact(
         manifest.variant.on(workload.device),
         sizes={"B": batch_size},
         threads=threads if threads is not None else usable_cores(),
-        settings=dict(manifest.variant.settings),
+        settings={**dict(sharing), **dict(manifest.variant.settings)},
     )
     return Predictor(runner, artifact.task, limits=limits, scaled=scaled)

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.tasks.classify import Classify
 
     limits = LIMITS if args.max_megapixels is None else Limits.of_megapixels(args.max_megapixels)
-    with load(args.artifact, threads=args.threads, limits=limits) as predictor:
+    with load(args.artifact, threads=args.threads, limits=limits, many=len(items) > 1) as predictor:
         if not isinstance(predictor.task, Classify):
             raise InputError(f"{args.artifact} was not made to classify: its task is {predictor.task.name}.")
         output = _Output(args, predictor.task, len(items))

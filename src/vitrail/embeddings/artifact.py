@@ -44,7 +44,7 @@ class ArtifactEmbedder(Embedder):
                 "vitrail select --task embed."
             )
         self._predictor: Predictor = from_artifact(
-            artifact, threads=threads, batch_size=batch_size, scaled=False
+            artifact, threads=threads, batch_size=batch_size, many=True, scaled=False
         )
         weights: Weights = variant.candidate.weights
         self._origin: Origin = Origin(

@@ -85,6 +85,8 @@ class Runtime:
     settings: tuple[str, ...] = ()
     """Engine options besides threads and precision that a variant may name: they change only the speed.
     Others write files, or change the precision without the checks noticing."""
+    sharing: tuple[tuple[str, str], ...] = ()
+    """Settings with which waiting threads leave the cores to others, for many images at once."""
     reference: bool = False
     """Measured and shown, never shipped."""
 
@@ -110,6 +112,7 @@ RUNTIMES: dict[str, Runtime] = {
         precisions=("fp32",),
         files=("model.onnx", "model.onnx.data"),
         settings=("session.intra_op.allow_spinning",),
+        sharing=(("session.intra_op.allow_spinning", "0"),),
     ),
     "pytorch": Runtime(
         label="PyTorch eager",
