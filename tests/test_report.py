@@ -344,6 +344,20 @@ def test_the_report_says_how_to_use_the_artifact_and_its_python_does(tmp_path, m
     assert again.use("-x").shell.startswith("vitrail predict ./-x ")
 
 
+def test_an_embedder_is_used_and_praised_for_what_it_does():
+    selection = selections.selection()
+    ledger = tuple(
+        replace(entry, observation=replace(entry.observation, variant=replace(
+            entry.variant, candidate=replace(entry.variant.candidate, task="embed")
+        )))
+        for entry in selection.ledger
+    )  # fmt: skip
+    page = render(replace(selection, ledger=ledger), artifact="winner")
+    assert "vitrail embed photos/ --artifact winner --out photos.parquet" in page
+    assert "vitrail predict" not in page
+    assert "reference’s nearest neighbour on" in Page(page).text
+
+
 def test_without_an_artifact_there_is_nothing_to_use():
     assert "Use it" not in Page(render(selections.selection())).text
     assert "Use it" not in Page(render(SELECTIONS["nothing fits"]())).text

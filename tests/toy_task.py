@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -21,6 +21,9 @@ class Colour:
 
     preprocess: Preprocess
     name: str = "colour"
+    kept: ClassVar[str] = "colour"
+    shell: ClassVar[str] = "vitrail paint {folder}"
+    python: ClassVar[str] = "print(model)"
 
     def graph(self, entry: str) -> Graph:
         """images (B, 3, S, S) -> channels (B, 3)."""

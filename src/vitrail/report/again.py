@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass
 
+from vitrail import tasks
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
 __all__ = ["Use", "command", "requirements_toml", "use"]
@@ -20,15 +21,13 @@ class Use:
     python: str
 
 
-def use(folder: str) -> Use:
+def use(folder: str, task: str = "classify") -> Use:
     """Commands and code for an artifact's folder."""
+    kind = tasks.known(task)
     quoted = shlex.quote(folder if not folder.startswith("-") else f"./{folder}")
-    shell = f"vitrail predict {quoted} photo.jpg\nvitrail verify {quoted} --measure"
+    shell = f"{kind.shell.format(folder=quoted)}\nvitrail verify {quoted} --measure"
     python = (
-        "import vitrail\n\n"
-        f"model = vitrail.load({json.dumps(folder, ensure_ascii=False)})\n"
-        'for answer in model.predict(["photo.jpg"]):\n'
-        "    print(answer.label, answer.probability)"
+        f"import vitrail\n\nmodel = vitrail.load({json.dumps(folder, ensure_ascii=False)})\n{kind.python}"
     )
     return Use(folder=folder, shell=shell, python=python)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from vitrail import tasks
 from vitrail.report import phrases
 from vitrail.report.typeset import options_as_code, sentence, spelled, tight
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
@@ -96,7 +97,8 @@ def _won(selection: Selection) -> list[Markup]:
     kept = "whether its outputs equal the fp32 reference’s is not known here"
     if parity is not None:
         share = f"{parity.agreeing} of {parity.decided} decided photos"
-        kept = f"its outputs keep the fp32 reference’s answer on {share}"
+        what = tasks.known(winner.variant.candidate.task).kept
+        kept = f"its outputs keep the fp32 reference’s {what} on {share}"
     figures = evidence_in_short(winner, selection.workload)
     return [first, Markup("Its evidence: {}; {}.").format(figures, kept)]
 

@@ -66,7 +66,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         decision=decision(selection),
         notes=notes(selection),
         tiles=chosen.tiles(selection),
-        use=again.use(artifact) if artifact else None,
+        use=again.use(artifact, _task_of(selection)) if artifact else None,
         figure=figure.both(selection),
         legend=figure.legend(selection),
         outside=off_the_axes(selection),
@@ -86,6 +86,11 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
 def _order(row: Row, order: dict[str, int]) -> tuple[float, ...]:
     accuracy = row.accuracy.value if row.accuracy else 0.0
     return (order[row.status], row.latency is None, not row.entry.would_win, -accuracy)
+
+
+def _task_of(selection: Selection) -> str:
+    entry = selection.winner or selection.leader or selection.ledger[0]
+    return entry.variant.candidate.task
 
 
 def _row(entry: LedgerEntry, selection: Selection) -> Row:

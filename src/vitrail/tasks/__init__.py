@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import msgspec
 
@@ -75,6 +75,12 @@ class Task(Protocol):
     """A task with all that it needs to know of one model."""
 
     name: str
+    kept: ClassVar[str]
+    """What an export keeps of the fp32 reference on photos that agree, in words."""
+    shell: ClassVar[str]
+    """Commands that use the artifact in `{folder}`."""
+    python: ClassVar[str]
+    """Code that uses `model`, the loaded artifact."""
 
     @property
     def preprocess(self) -> Preprocess:

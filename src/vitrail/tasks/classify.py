@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -89,6 +89,11 @@ class Classify:
     labels: tuple[str, ...]
     probability: Probability = "softmax"
     name: str = "classify"
+    kept: ClassVar[str] = "answer"
+    shell: ClassVar[str] = "vitrail predict {folder} photo.jpg"
+    python: ClassVar[str] = (
+        'for answer in model.predict(["photo.jpg"]):\n    print(answer.label, answer.probability)'
+    )
 
     def __post_init__(self) -> None:
         if any(not label or "\n" in label for label in self.labels):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -41,6 +41,12 @@ class Embed:
     preprocess: Preprocess
     width: int
     name: str = "embed"
+    kept: ClassVar[str] = "nearest neighbour"
+    shell: ClassVar[str] = (
+        "vitrail embed photos/ --artifact {folder} --out photos.parquet\n"
+        "vitrail search photos.parquet photo.jpg"
+    )
+    python: ClassVar[str] = 'for vector in model.predict(["photo.jpg"]):\n    print(vector.shape)'
 
     def graph(self, entry: str) -> Graph:
         """images (B, 3, S, S) -> vectors (B, D)."""
