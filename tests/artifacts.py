@@ -11,9 +11,10 @@ from openvino import opset13 as ops
 from PIL import Image
 
 from vitrail import hardware, predict, runtimes
-from vitrail.artifact import Artifact, Bundle, Evidence, ParityBounds, write
+from vitrail.artifact import Artifact, Bundle, Evidence, write
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare_batch
+from vitrail.tasks import Bounds
 from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import (
     Accuracy,
@@ -36,7 +37,7 @@ SIZE = 32
 LABELS = ("tench, Tinca tinca", "daisy", "palace", "größe", "form\x0cfeed")
 PREPROCESS = Preprocess(image_size=SIZE)
 TASK = Classify(preprocess=PREPROCESS, labels=LABELS)
-BOUNDS = ParityBounds(cosine=0.999_99, relative_error=1e-3, agreement=1.0)
+BOUNDS = Bounds(cosine=0.999_99, relative_error=1e-3, agreement=1.0)
 
 _RNG = np.random.default_rng(7)
 FILTERS = _RNG.normal(size=(8, 3, 3, 3)).astype(np.float32)

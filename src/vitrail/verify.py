@@ -14,12 +14,12 @@ from typing import TypeAlias
 import numpy as np
 
 from vitrail import stats
-from vitrail.artifact import Artifact, Evidence, Manifest, ParityBounds, open_artifact
+from vitrail.artifact import Artifact, Evidence, Manifest, open_artifact
 from vitrail.errors import ClaimError
 from vitrail.judge.answers import ADVICE
 from vitrail.predict import Predictor, from_artifact
 from vitrail.requirements import check
-from vitrail.tasks import Arrays, agreement
+from vitrail.tasks import Arrays, Bounds, agreement
 from vitrail.vocabulary import (
     Answer,
     Block,
@@ -215,7 +215,7 @@ def _answered(found: agreement.Check) -> Check:
     )
 
 
-def _against_own(artifact: Artifact, outputs: Arrays, bounds: ParityBounds, *, same_place: bool) -> Check:
+def _against_own(artifact: Artifact, outputs: Arrays, bounds: Bounds, *, same_place: bool) -> Check:
     before = artifact.own_outputs()
     error = max(float(agreement.relative_errors(before[name], outputs[name]).max()) for name in before)
     # Another engine version or CPU may round differently, but never by more than the precision is allowed.

@@ -12,7 +12,7 @@ from vitrail.artifact.bundle import (
     write,
 )
 from vitrail.artifact.manifest import SCHEMA_VERSION
-from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Reference
+from vitrail.artifact.records import Evidence, FileEntry, Manifest, Reference
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -21,7 +21,6 @@ __all__ = [
     "Evidence",
     "FileEntry",
     "Manifest",
-    "ParityBounds",
     "Reference",
     "TextTower",
     "check_target",

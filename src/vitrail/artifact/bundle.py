@@ -18,11 +18,11 @@ import numpy as np
 
 from vitrail import store, tasks
 from vitrail.artifact.manifest import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, decode, encode
-from vitrail.artifact.records import Evidence, FileEntry, Manifest, ParityBounds, Reference
+from vitrail.artifact.records import Evidence, FileEntry, Manifest, Reference
 from vitrail.document.older import upgraded_facts
 from vitrail.errors import InputError
 from vitrail.store import atomic_folder, sha256_file, writing
-from vitrail.tasks import Task
+from vitrail.tasks import Bounds, Task
 from vitrail.version import __version__
 from vitrail.vocabulary import Export, Measurement, Selection, Variant
 
@@ -68,7 +68,7 @@ class Bundle:
     """float32 (P, ...) by name: what the fp32 eager reference gives for the photos, decoded in full."""
     own_outputs: dict[str, np.ndarray]
     """float32 (P, ...) by name: what `export` gives for the same inputs."""
-    bounds: ParityBounds
+    bounds: Bounds
     measurement: Measurement | None = None
     splits: dict[str, dict[str, str]] | None = None
     """{split: {sha256 of an image: its class}} of the user's labelled images; None: there were none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitrail.tasks import Bounds
 from vitrail.vocabulary import (
     Accuracy,
     Classification,
@@ -28,18 +29,6 @@ class FileEntry:
 
     sha256: str
     size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityBounds:
-    """What the outputs must hold against the fp32 eager reference, with the precision's meaning."""
-
-    cosine: float
-    """Smallest cosine similarity of one photo's scores."""
-    relative_error: float
-    """Largest ||scores - reference|| / ||reference|| of one photo."""
-    agreement: float
-    """Smallest share of decided photos that keep the reference's top-1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +68,7 @@ class Reference:
     """{output: `.npy`}, float32 (photos, ...): what the fp32 eager reference gave for each photo."""
     own_outputs: dict[str, str]
     """{output: `.npy`}, float32 (photos, ...): what this artifact's export gave when it was written."""
-    bounds: ParityBounds
+    bounds: Bounds
 
 
 @dataclass(frozen=True, kw_only=True)

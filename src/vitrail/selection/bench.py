@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from vitrail import hardware, runtimes, stats, store, tasks
-from vitrail.artifact import Bundle, Evidence, ParityBounds
+from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
 from vitrail.images.photos import PhotoSet
@@ -423,7 +423,6 @@ class Bench:
             own = {name: values[:, 0] for name, values in launch.outputs(photos, 1).items()}
         finally:
             launch.close()
-        bounds = BOUNDS[variant.precision]
         candidate = dataclasses.replace(variant.candidate, weights=located.weights)
         return Bundle(
             variant=dataclasses.replace(variant, candidate=candidate),
@@ -433,7 +432,7 @@ class Bench:
             photos=tuple(Path(photo) for photo in photos),
             fp32_outputs=reference,
             own_outputs=own,
-            bounds=ParityBounds(**dataclasses.asdict(bounds)),
+            bounds=BOUNDS[variant.precision],
             measurement=measurement,
             splits=None if self.dataset is None else splits_of(self.dataset),
         )

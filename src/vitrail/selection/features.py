@@ -139,14 +139,11 @@ def disagreement(reference: np.ndarray, rows: np.ndarray, precision: str) -> str
     """Why features (n, D) are not the reference's, by the bounds of parity; None: they are."""
     if not np.isfinite(rows).all():
         return "features are not finite"
-    bounds = agreement.BOUNDS[precision]
     cosine = float(agreement.cosines(reference, rows).min())
     error = float(agreement.relative_errors(reference, rows).max())
-    if cosine < bounds.cosine:
-        return f"cosine {cosine:.5f} is below {bounds.cosine}"
-    if error > bounds.relative_error:
-        return f"relative error {error:.2g} is above {bounds.relative_error}"
-    return None
+    # Of features nothing is decided: there are no classes yet.
+    _, reason = agreement.judged(agreement.BOUNDS[precision], cosine, error, 0, 0, "")
+    return reason or None
 
 
 def _eager(form: Variant) -> Variant:

@@ -60,15 +60,16 @@ class Check:
     reason: str
 
 
-class Bounds(Protocol):
-    """What outputs must hold against the fp32 eager reference."""
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What outputs must hold against the fp32 eager reference, by the precision's meaning."""
 
-    @property
-    def cosine(self) -> float: ...
-    @property
-    def relative_error(self) -> float: ...
-    @property
-    def agreement(self) -> float: ...
+    cosine: float
+    """Smallest cosine similarity of one photo's outputs."""
+    relative_error: float
+    """Largest ||outputs - reference|| / ||reference|| of one photo."""
+    agreement: float
+    """Smallest share of decided photos that keep what the reference says."""
 
 
 class Task(Protocol):

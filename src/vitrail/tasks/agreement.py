@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
-from vitrail.tasks import Bounds as Wanted
-from vitrail.tasks import Check
+from vitrail import stats
+from vitrail.tasks import Bounds, Check
 from vitrail.vocabulary import Answer, Parity
 
 MIN_DECIDED_PHOTOS = 8
 """Below this many photos on which an answer is clear, agreement says nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What one precision must hold: least cosine, most relative error, least agreement on decided photos."""
-
-    cosine: float
-    relative_error: float
-    agreement: float
-
+Agreement: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[int, int]]
+"""Reference and outputs (P photos, C crops, ...) -> (decided, agreeing) photos."""
 
 BOUNDS: dict[str, Bounds] = {
     "fp32": Bounds(cosine=0.999_999, relative_error=2e-4, agreement=1.0),
@@ -62,7 +57,53 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-def refused(photos: int, reason: str) -> Parity:
+def compare(
+    reference: np.ndarray,
+    outputs: np.ndarray,
+    precision: str,
+    agreement: Agreement,
+    *,
+    what: str,
+    too_few: Callable[[int, int], str],
+    losses: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> Parity:
+    """Judge float32 outputs (P photos, C crops, ...) against the reference's of the same shape.
+
+    Args:
+        agreement: counts the photos that decide, and those that agree on `what`.
+        too_few: (decided, photos) -> the reason where fewer than `MIN_DECIDED_PHOTOS` decide.
+        losses: what the outputs lose on each photo, in points (P,); None: nothing is known of that.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != outputs.shape:
+        raise ValueError(f"reference {reference.shape} and outputs {outputs.shape} differ in shape")
+    photos = len(reference)
+    if not np.isfinite(outputs).all():
+        return _refused(photos, "outputs are not finite")
+    errors = relative_errors(reference, outputs)
+    cosine, error = float(cosines(reference, outputs).min()), float(errors.max())
+    decided, agreeing = agreement(reference, outputs)
+    answer, reason = judged(BOUNDS[precision], cosine, error, decided, agreeing, what)
+    if answer == "pass" and decided < MIN_DECIDED_PHOTOS:
+        answer, reason = "not assessed", too_few(decided, photos)
+    lost = None if losses is None else losses(reference, outputs)
+    return Parity(
+        answer=answer,
+        cosine=cosine,
+        relative_error=error,
+        photos=photos,
+        decided=decided,
+        agreeing=agreeing,
+        loss=None if lost is None else float(lost.mean()),
+        loss_bound=None if lost is None else stats.mean_upper_bound(lost),
+        reason=reason,
+        worst=str(int(errors.max(axis=1).argmax())),
+    )
+
+
+def _refused(photos: int, reason: str) -> Parity:
     return Parity(
         answer="fail",
         cosine=0.0,
@@ -95,7 +136,27 @@ def bounded(name: str, observed: float, limit: float, holds: bool, word: str) ->
     return Check(name=name, observed=observed, limit=limit, holds=holds, reason=reason)
 
 
-def numeric(reference: np.ndarray, outputs: np.ndarray, bounds: Wanted) -> list[Check]:
+def checks(
+    reference: np.ndarray, outputs: np.ndarray, bounds: Bounds, agreement: Agreement, *, what: str, said: str
+) -> list[Check]:
+    """Least cosine, largest relative error and agreement of outputs (P photos, ...).
+
+    `what` names the last check, and `said` its reason, with `{agreeing}` and `{decided}` in it.
+    """
+    decided, agreeing = agreement(reference[:, None], outputs[:, None])
+    share = agreeing / decided if decided else None
+    kept = Check(
+        name=what,
+        # Without a decided photo nothing contradicts the claim; the other two checks still bind.
+        holds=share is None or share >= bounds.agreement,
+        observed=share,
+        limit=bounds.agreement,
+        reason=said.format(agreeing=agreeing, decided=decided),
+    )
+    return [*numeric(reference, outputs, bounds), kept]
+
+
+def numeric(reference: np.ndarray, outputs: np.ndarray, bounds: Bounds) -> list[Check]:
     """Least cosine and largest relative error over the rows (..., K)."""
     cosine = float(cosines(reference, outputs).min())
     error = float(relative_errors(reference, outputs).max())

@@ -13,21 +13,12 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from vitrail import stats
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
 from vitrail.limits import whole
 from vitrail.tasks import Arrays, Bounds, Check, agreement
 from vitrail.tasks.accuracy import classify as classified
-from vitrail.tasks.agreement import (
-    BOUNDS,
-    MIN_DECIDED_PHOTOS,
-    cosines,
-    judged,
-    refused,
-    relative_errors,
-    softmax,
-)
+from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
 from vitrail.vocabulary import Classification, Graph, Parity, Preprocess, TensorSpec
 from vitrail.words import counted
 
@@ -144,20 +135,11 @@ class Classify:
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
     ) -> list[Check]:
         """Cosine, relative error and top-1 of scores (P, K)."""
-        expected, scores = reference[SCORES], outputs[SCORES]
-        decided, agreeing = decided_photos(expected[:, None], scores[:, None])
-        share = agreeing / decided if decided else None
-        return [
-            *agreement.numeric(expected, scores, bounds),
-            Check(
-                name="top-1 of fp32",
-                # Without a decided photo nothing contradicts the claim; the two checks above still bind.
-                holds=share is None or share >= bounds.agreement,
-                observed=share,
-                limit=bounds.agreement,
-                reason=f"{agreeing} of {decided} decided photos agree ({counted(len(expected), 'photo')})",
-            ),
-        ]
+        expected = reference[SCORES]
+        said = f"{{agreeing}} of {{decided}} decided photos agree ({counted(len(expected), 'photo')})"
+        return agreement.checks(
+            expected, outputs[SCORES], bounds, decided_photos, what="top-1 of fp32", said=said
+        )
 
     def score(
         self,
@@ -245,31 +227,14 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
     Raises:
         ValueError: the shapes differ.
     """
-    if reference.shape != scores.shape:
-        raise ValueError(f"reference {reference.shape} and scores {scores.shape} differ in shape")
-    bounds = BOUNDS[precision]
-    photos = len(reference)
-    if not np.isfinite(scores).all():
-        return refused(photos, "outputs are not finite")
-    errors = relative_errors(reference, scores)
-    cosine, error = float(cosines(reference, scores).min()), float(errors.max())
-    decided, agreeing = decided_photos(reference, scores)
-    losses = loss_per_photo(reference, scores)
-    bound = stats.mean_upper_bound(losses)
-    answer, reason = judged(bounds, cosine, error, decided, agreeing, "top-1")
-    if answer == "pass" and decided < MIN_DECIDED_PHOTOS:
-        answer, reason = "not assessed", _too_few(decided, photos)
-    return Parity(
-        answer=answer,
-        cosine=cosine,
-        relative_error=error,
-        photos=photos,
-        decided=decided,
-        agreeing=agreeing,
-        loss=float(losses.mean()),
-        loss_bound=bound,
-        reason=reason,
-        worst=str(int(errors.max(axis=1).argmax())),
+    return agreement.compare(
+        reference,
+        scores,
+        precision,
+        decided_photos,
+        what="top-1",
+        too_few=_too_few,
+        losses=loss_per_photo,
     )
 
 

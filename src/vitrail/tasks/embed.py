@@ -17,7 +17,6 @@ from vitrail.errors import ClaimError
 from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
 from vitrail.limits import whole
 from vitrail.tasks import Arrays, Bounds, Check, agreement
-from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS, cosines, judged, refused, relative_errors
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
 
 __all__ = ["Embed", "nearest"]
@@ -82,49 +81,27 @@ class Embed:
         Nearest among all other photos' crops of the reference, by cosine; a photo agrees if it does so for
         all its crops whose nearest leads the next by 0.01 (those are decided).
         """
-        expected, vectors = reference[VECTORS], outputs[VECTORS]
-        if expected.shape != vectors.shape:
-            raise ValueError(f"reference {expected.shape} and vectors {vectors.shape} differ in shape")
-        photos = len(expected)
-        if not np.isfinite(vectors).all():
-            return refused(photos, "outputs are not finite")
-        errors = relative_errors(expected, vectors)
-        cosine, error = float(cosines(expected, vectors).min()), float(errors.max())
-        decided, agreeing = nearest(expected, vectors)
-        answer, reason = judged(BOUNDS[precision], cosine, error, decided, agreeing, "nearest neighbour")
-        if answer == "pass" and decided < MIN_DECIDED_PHOTOS:
-            answer = "not assessed"
-            reason = f"only {decided} of {photos} photos have a clear nearest neighbour: add photos"
-        return Parity(
-            answer=answer,
-            cosine=cosine,
-            relative_error=error,
-            photos=photos,
-            decided=decided,
-            agreeing=agreeing,
-            loss=None,
-            loss_bound=None,
-            reason=reason,
-            worst=str(int(errors.max(axis=1).argmax())),
+        return agreement.compare(
+            reference[VECTORS],
+            outputs[VECTORS],
+            precision,
+            nearest,
+            what="nearest neighbour",
+            too_few=_too_few,
         )
 
     def checks(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
     ) -> list[Check]:
         """Cosine, relative error and nearest neighbours of vectors (P, D)."""
-        expected, vectors = reference[VECTORS], outputs[VECTORS]
-        decided, agreeing = nearest(expected[:, None], vectors[:, None])
-        share = agreeing / decided if decided else None
-        return [
-            *agreement.numeric(expected, vectors, bounds),
-            Check(
-                name="nearest neighbours of fp32",
-                holds=share is None or share >= bounds.agreement,
-                observed=share,
-                limit=bounds.agreement,
-                reason=f"{agreeing} of {decided} photos with a clear nearest neighbour keep it",
-            ),
-        ]
+        return agreement.checks(
+            reference[VECTORS],
+            outputs[VECTORS],
+            bounds,
+            nearest,
+            what="nearest neighbours of fp32",
+            said="{agreeing} of {decided} photos with a clear nearest neighbour keep it",
+        )
 
     def score(
         self,
@@ -189,3 +166,7 @@ def _similarities(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
     cosine = flat @ flat.T
     cosine[owner[:, None] == owner[None, :]] = -1.0
     return np.asarray(cosine)
+
+
+def _too_few(decided: int, photos: int) -> str:
+    return f"only {decided} of {photos} photos have a clear nearest neighbour: add photos"
