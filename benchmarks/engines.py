@@ -1,4 +1,4 @@
-"""One engine on one exported classifier, for the benchmarks that time exports beside eager code."""
+"""One engine on one exported classifier, for benchmarks that time exports beside eager code and for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.vocabulary import Graph, Target, TensorSpec
 INPUT, OUTPUT = "images", "scores"
 
 
-def graph_of(size: int, classes: int, entry: str) -> Graph:
+def graph_of(size: int, classes: int, entry: str = work.ONNX_FILE) -> Graph:
     """images (B, 3, size, size) -> scores (B, classes)."""
     return Graph(
         entry=entry,
@@ -24,7 +24,7 @@ def graph_of(size: int, classes: int, entry: str) -> Graph:
 
 def write(model: nn.Module, folder: Path, size: int, classes: int = 1000) -> None:
     """The ONNX file and what each engine builds of it."""
-    onnx.write_onnx(model, graph_of(size, classes, work.ONNX_FILE), folder / work.ONNX_FILE)
+    onnx.write_onnx(model, graph_of(size, classes), folder / work.ONNX_FILE)
     for name, engine in runtimes.RUNTIMES.items():
         if engine.builds:
             work.build({"folder": str(folder), "runtime": name, "target": str(folder / name)})

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import engines
 import numpy as np
+from engines import graph_of
 from torch import nn
 
 from vitrail import runtimes
 from vitrail.export import onnx, work
-from vitrail.vocabulary import Graph, Target, TensorSpec
-
-
-def graph_of(size: int, classes: int, entry: str = work.ONNX_FILE) -> Graph:
-    """images (B, 3, size, size) -> scores (B, classes)."""
-    return Graph(
-        entry=entry,
-        inputs=(TensorSpec(name="images", shape=("B", 3, size, size)),),
-        outputs=(TensorSpec(name="scores", shape=("B", classes)),),
-    )
 
 
 def write(model: nn.Module, folder: Path, size: int, classes: int, *, openvino: bool = True) -> None:
@@ -44,13 +36,8 @@ def load(
     threads: int = 2,
 ) -> runtimes.Runner:
     """One engine with the export in `folder`."""
-    engine = runtimes.RUNTIMES[runtime]
-    return runtimes.load(
-        folder / runtime if engine.builds else folder,
-        graph_of(size, classes, engine.files[0]),
-        Target(runtime=runtime, precision=precision),
-        sizes={"B": batch},
-        threads=threads,
+    return engines.load(
+        folder, runtime, size=size, batch=batch, precision=precision, threads=threads, classes=classes
     )
 
 

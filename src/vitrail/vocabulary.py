@@ -7,7 +7,7 @@ D width, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Implementation = Literal["vitrail", "timm"]
@@ -173,6 +173,11 @@ class Variant:
     """Engine settings beyond threads and precision, as sorted (name, value) pairs."""
     reference: bool = False
     """Measured and shown, never shipped (eager and compiled PyTorch)."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The candidate's preprocess at this image size."""
+        return replace(self.candidate.preprocess, image_size=self.image_size)
 
     def on(self, device: str) -> Target:
         """What its export is loaded for on a device."""

@@ -243,7 +243,7 @@ def _check(bundle: Bundle) -> None:
     variant = bundle.variant
     if bundle.task.preprocess.image_size != variant.image_size:
         raise ValueError("preprocess and variant differ in image size")
-    if bundle.task.preprocess != replace(variant.candidate.preprocess, image_size=variant.image_size):
+    if bundle.task.preprocess != variant.preprocess:
         raise ValueError("preprocess is not the candidate's")
     if bundle.export.random_weights or bundle.variant.reference:
         raise ValueError("random weights and reference variants are never shipped")
@@ -382,8 +382,7 @@ def _task(manifest: Manifest, path: Path) -> Task:
 
     where = path / MANIFEST_FILE
     task = tasks.read(manifest.task, file, str(where))
-    preprocess = replace(manifest.variant.candidate.preprocess, image_size=manifest.variant.image_size)
-    if task.preprocess != preprocess:
+    if task.preprocess != manifest.variant.preprocess:
         raise InputError(
             f"{where} is not valid (preprocess is the candidate's at the variant's image size): "
             "write the artifact again."

@@ -25,7 +25,8 @@ def use(folder: str, task: str = "classify") -> Use:
     """Commands and code for an artifact's folder."""
     kind = tasks.known(task)
     quoted = shlex.quote(folder if not folder.startswith("-") else f"./{folder}")
-    shell = f"{kind.shell.format(folder=quoted)}\nvitrail verify {quoted} --measure"
+    names = {"photo": "photo.jpg", "photos": "photos/", "index": "photos.parquet"}
+    shell = f"{kind.shell.format(folder=quoted, **names)}\nvitrail verify {quoted} --measure"
     python = (
         f"import vitrail\n\nmodel = vitrail.load({json.dumps(folder, ensure_ascii=False)})\n{kind.python}"
     )

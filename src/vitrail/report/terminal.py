@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TextIO
 
-from vitrail import words
+from vitrail import tasks, words
 from vitrail.report import phrases
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 from vitrail.words import NOT_AT_HAND
@@ -230,6 +230,7 @@ def written(
     said += [f"nothing was written to {out.rstrip('/')}/"] if out and not artifact else []
     if artifact:
         folder = artifact.rstrip("/")
-        embed = f"vitrail embed PHOTOS --artifact {folder} --out FILE.parquet"
-        said.append(f"next: {embed if task == 'embed' else f'vitrail predict {folder} IMAGE'}")
+        first = tasks.known(task).shell.splitlines()[0]
+        names = {"photo": "IMAGE", "photos": "PHOTOS", "index": "FILE.parquet"}
+        said.append(f"next: {first.format(folder=folder, **names)}")
     return " · ".join(said)

@@ -38,7 +38,6 @@ from vitrail.vocabulary import (
     Export,
     Measurement,
     Parity,
-    Preprocess,
     Variant,
     Workload,
 )
@@ -197,7 +196,7 @@ class Bench:
         """What the variant's export is for; the export was made before."""
         folder = self._export_folder(variant, features=features)
         return tasks.known("embed" if features else variant.candidate.task).of_export(
-            preprocess_of(variant), _export_facts(folder), lambda name: (folder / name).read_bytes()
+            variant.preprocess, _export_facts(folder), lambda name: (folder / name).read_bytes()
         )
 
     def _read_export(self, folder: Path, variant: Variant, files_at: Path, features: bool) -> Export:
@@ -269,7 +268,7 @@ class Bench:
         return {
             "weights": self._weights_key(variant.candidate),
             "variant": variant.name,
-            "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "preprocess": msgspec.to_builtins(variant.preprocess),
             "settings": [list(pair) for pair in variant.settings],
             "workload": msgspec.to_builtins(workload),
             "environment": msgspec.to_builtins(self.environment(variant)),
@@ -358,7 +357,7 @@ class Bench:
             "weights": located.weights.sha256,
             "architecture": variant.candidate.architecture,
             "implementation": variant.implementation,
-            "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "preprocess": msgspec.to_builtins(variant.preprocess),
             "labels": _labels_key(variant.candidate.labels),
             "photos": list(self._parity_photos),
             "digest": self.photos.digest,
@@ -461,8 +460,3 @@ def splits_of(dataset: Dataset) -> dict[str, dict[str, str]]:
         split: {example.digest: dataset.classes[example.label] for example in dataset.of(split)}
         for split in SPLITS
     }
-
-
-def preprocess_of(variant: Variant) -> Preprocess:
-    """The candidate's preprocess at the variant's image size."""
-    return dataclasses.replace(variant.candidate.preprocess, image_size=variant.image_size)

@@ -18,7 +18,7 @@ import numpy as np
 from vitrail import store, tasks
 from vitrail.data import Example
 from vitrail.measure import features, sandbox
-from vitrail.selection.bench import Bench, image_libraries, preprocess_of
+from vitrail.selection.bench import Bench, image_libraries
 from vitrail.tasks import agreement
 from vitrail.vocabulary import SearchSettings, Variant
 
@@ -105,7 +105,7 @@ class Features:
             "weights": located.weights.sha256,
             "architecture": variant.candidate.architecture,
             "implementation": variant.implementation,
-            "preprocess": msgspec.to_builtins(preprocess_of(variant)),
+            "preprocess": msgspec.to_builtins(variant.preprocess),
             "engine": self._bench.environment(variant).engine,
             "precision": variant.precision,
             "images": image_libraries(),

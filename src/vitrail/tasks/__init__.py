@@ -79,7 +79,8 @@ class Task(Protocol):
     kept: ClassVar[str]
     """What an export keeps of the fp32 reference on photos that agree, in words."""
     shell: ClassVar[str]
-    """Commands that use the artifact in `{folder}`."""
+    """Commands that use the artifact in `{folder}` on one `{photo}` or many `{photos}`; `{index}` is a file
+    that they write. The first is the next step after a selection."""
     python: ClassVar[str]
     """Code that uses `model`, the loaded artifact."""
 

@@ -81,7 +81,7 @@ class Classify:
     probability: Probability = "softmax"
     name: str = "classify"
     kept: ClassVar[str] = "answer"
-    shell: ClassVar[str] = "vitrail predict {folder} photo.jpg"
+    shell: ClassVar[str] = "vitrail predict {folder} {photo}"
     python: ClassVar[str] = (
         'for answer in model.predict(["photo.jpg"]):\n    print(answer.label, answer.probability)'
     )

@@ -42,8 +42,7 @@ class Embed:
     name: str = "embed"
     kept: ClassVar[str] = "nearest neighbour"
     shell: ClassVar[str] = (
-        "vitrail embed photos/ --artifact {folder} --out photos.parquet\n"
-        "vitrail search photos.parquet photo.jpg"
+        "vitrail embed {photos} --artifact {folder} --out {index}\nvitrail search {index} {photo}"
     )
     python: ClassVar[str] = 'for vector in model.predict(["photo.jpg"]):\n    print(vector.shape)'
 

@@ -25,6 +25,7 @@ from vitrail.limits import whole
 from vitrail.measure.sandbox import Child
 from vitrail.vocabulary import Candidate, Preprocess, Weights
 from vitrail.weights.find import WeightsFinder, check_file
+from vitrail.zeroshot.hub import bare
 
 __all__ = ["ModelEmbedder", "open_embedder", "reopen"]
 
@@ -231,17 +232,7 @@ def _check_file(path: str | None, option: str) -> None:
 
 
 def _unlisted(name: str, weights: Weights) -> Candidate:
-    """A candidate for `WeightsFinder`, which reads only its name and weights."""
-    return Candidate(
-        name=name,
-        architecture=name.split(".")[0],
-        family="",
-        weights=weights,
-        preprocess=Preprocess(image_size=1),
-        accuracy=None,
-        parameters=0,
-        macs=0,
-    )
+    return bare(name, name.split(".")[0], weights)
 
 
 def _refused(answer: Any) -> None:
