@@ -1,6 +1,6 @@
 """A bench that replays recorded launches under a simulated clock, so that a search costs no real time.
 
-It answers to the same calls as `vitrail.selection.bench.Bench`. Every step takes the time it took when it
+It answers to the same calls as `vitrail.export.bench.Bench`. Every step takes the time it took when it
 was recorded: exporting, launching (load and warm-up), each block, parity.
 """
 

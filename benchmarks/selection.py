@@ -29,11 +29,12 @@ import msgspec
 from replay import PASSED, Clock, Recording, ReplayBench
 
 from vitrail import catalog, hardware, judge, stats
+from vitrail.export.bench import Bench
+from vitrail.export.variants import variants
 from vitrail.images.photos import sample_photos
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.runtimes import RUNTIMES
-from vitrail.selection.bench import Bench
-from vitrail.selection.prune import ruled_out, variants
+from vitrail.selection.prune import ruled_out
 from vitrail.selection.search import Search
 from vitrail.selection.select import measured_peaks
 from vitrail.vocabulary import Requirements, RunnerFacts, SearchSettings, Variant, Workload

@@ -58,9 +58,9 @@ class Setting:
 
     def __init__(self, scope: str, precision: str) -> None:
         from vitrail import catalog, hardware
+        from vitrail.export.bench import Bench
         from vitrail.images.photos import sample_photos
         from vitrail.runtimes import RUNTIMES
-        from vitrail.selection.bench import Bench
         from vitrail.vocabulary import Workload
         from vitrail.weights.find import WeightsFinder
 
@@ -190,8 +190,8 @@ def run(names: Sequence[str], amounts: Amounts, *, scope: str, precision: str, q
 
 def _versions() -> dict[str, str]:
     from vitrail import __version__, runtimes
+    from vitrail.export.bench import METHOD_VERSION
     from vitrail.export.work import toolchain
-    from vitrail.selection.bench import METHOD_VERSION
 
     return {"vitrail": __version__, "method": METHOD_VERSION, **toolchain(), **runtimes.installed()}
 

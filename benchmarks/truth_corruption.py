@@ -25,11 +25,11 @@ from truth_kinds import KINDS, Place, Weights
 from truth_timing import Part, Say, wilson
 
 from vitrail import runtimes
+from vitrail.export.bench import Bench
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import crops
 from vitrail.measure.launch import ExportSubject
 from vitrail.privacy import import_engine
-from vitrail.selection.bench import Bench
 from vitrail.tasks.agreement import BOUNDS
 from vitrail.tasks.classify import IMAGES, SCORES, compare
 from vitrail.vocabulary import Preprocess, Target

@@ -21,13 +21,13 @@ from typing import Any
 from unittest import mock
 
 from vitrail import stats
+from vitrail.export.bench import Bench
 from vitrail.judge.evidence import observe
 from vitrail.judge.ranking import told_apart
 from vitrail.measure import launch
 from vitrail.measure.latency import Outcome, Plan, finals
 from vitrail.measure.launch import ExportSubject, Launch
 from vitrail.measure.sandbox import Child
-from vitrail.selection.bench import Bench
 from vitrail.vocabulary import Measurement, Observation, Workload
 
 Say = Callable[[str], None]

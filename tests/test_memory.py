@@ -15,11 +15,12 @@ from torch import nn
 
 from vitrail import catalog, cli, footprint
 from vitrail.errors import InputError
+from vitrail.export.variants import variants
 from vitrail.models.linear import Linear
 from vitrail.profiling import heap, lifetimes, malloc, memory, memory_session
 from vitrail.profiling.heap import Heap
 from vitrail.profiling.memory import Setup
-from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out, variants
+from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
 pytestmark = pytest.mark.slow

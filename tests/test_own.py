@@ -20,7 +20,7 @@ from vitrail.measure import sandbox
 from vitrail.models import timm
 from vitrail.profiling.describe import describe
 from vitrail.selection import own as module
-from vitrail.selection.own import OwnWeights, own_candidate
+from vitrail.sources.own import OwnWeights, own_candidate
 from vitrail.vocabulary import Accuracy
 from vitrail.weights.labels import labels
 
@@ -206,7 +206,7 @@ def test_missing_files_are_refused_before_a_process_is_started(lite0, tmp_path, 
 @pytest.mark.parametrize("accuracy", [0.0, -3.0, 100.5, float("nan"), float("inf")])
 def test_an_accuracy_out_of_range_is_refused(lite0, monkeypatch, accuracy):
     monkeypatch.setattr(sandbox, "call", None)
-    assert "is no percentage: give a value in (0, 100]" in refusal(own(lite0, accuracy=accuracy))
+    assert "is not a percentage: give a value in (0, 100]" in refusal(own(lite0, accuracy=accuracy))
 
 
 def test_a_child_that_dies_is_one_sentence(lite0, monkeypatch):

@@ -1,4 +1,4 @@
-"""learn/probe.py against scikit-learn's own pipeline, and the race of selection/probing.py."""
+"""learn/probe.py against scikit-learn's own pipeline, and the race of sources/probe.py."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from vitrail.catalog import candidates
 from vitrail.data import Example, load
 from vitrail.errors import InputError
 from vitrail.learn import probe
-from vitrail.selection import probing
+from vitrail.sources import probe as probing
+from vitrail.sources.source import Context, Found, Source
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 from vitrail.weights.find import WeightsUnavailable
 
@@ -109,10 +110,26 @@ def test_each_model_is_said_before_it_is_prepared(tmp_path):
         for i in range(8):
             pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
-    asked = (Requirements(), Workload(), SearchSettings())
-    probed = probing.probe(candidates()[:3], load(tmp_path), Bench(), *asked, doing=said.append)
+
+    class Three(Source):
+        def find(self, context):
+            return Found(candidates=candidates()[:3])
+
+    bench = Bench()
+    bench.dataset, bench.workload = load(tmp_path), Workload()
+    context = Context(
+        requirements=Requirements(),
+        settings=SearchSettings(),
+        bench=bench,
+        download_mib=0.0,
+        doing=said.append,
+    )
+    found = probing.Probe([Three()]).find(context)
     assert said == [f"probing: preparing {i} of 3 models" for i in (1, 2, 3)]
-    assert "3 models have no weights at hand" in probed.notes[0]
+    assert "3 models have no weights at hand" in found.notes[0]
+    assert found.why_none.startswith("No model could be probed: ")
+    assert {candidate.name for candidate in found.candidates} == set(found.excluded)
+    assert all(candidate.accuracy is None for candidate in found.candidates)
 
 
 # --- the race -------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from vitrail import units
 from vitrail.catalog import candidates
 from vitrail.cli import main
 from vitrail.errors import InputError
+from vitrail.export.variants import variants
 from vitrail.replay import judge_recorded
 from vitrail.requirements import OPTIONS, PROFILES, check, from_toml, resolve
-from vitrail.selection.prune import variants
 from vitrail.verify import verify
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 

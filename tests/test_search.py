@@ -9,9 +9,10 @@ import pytest
 from replay import Clock, Recording, ReplayBench
 
 from vitrail import catalog, judge
+from vitrail.export.variants import variants
 from vitrail.report.terminal import summary
 from vitrail.selection.order import LatencyModel
-from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out, variants
+from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out
 from vitrail.selection.search import Search
 from vitrail.vocabulary import Memory, Requirements, RunnerFacts, SearchSettings, Workload
 

@@ -14,8 +14,8 @@ from vitrail import catalog
 from vitrail.errors import InputError
 from vitrail.export import source, work
 from vitrail.export.onnx import ExportMismatch
+from vitrail.export.variants import implementations, variants
 from vitrail.models import timm
-from vitrail.selection.prune import implementations, variants
 from vitrail.vocabulary import SearchSettings, Workload
 
 pytestmark = pytest.mark.slow

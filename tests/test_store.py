@@ -272,8 +272,8 @@ def test_a_folder_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("killed for its memory")])
 def test_an_export_that_ends_early_leaves_no_folder_of_its_child(tmp_path, monkeypatch, error):
     """Another process that exports at the same time keeps its own."""
+    from vitrail.export import bench
     from vitrail.images.photos import sample_photos
-    from vitrail.selection import bench
     from vitrail.vocabulary import Candidate, Preprocess, Variant, Weights, Workload
     from vitrail.weights.find import WeightsFinder
 

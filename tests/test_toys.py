@@ -14,9 +14,9 @@ from openvino import opset13 as ops
 
 from vitrail import predict, runtimes, tasks
 from vitrail.artifact import open_artifact, write
+from vitrail.export.variants import variants
 from vitrail.images.decode import decode
 from vitrail.measure.session import Session, SessionRequest
-from vitrail.selection.prune import variants
 from vitrail.verify import verify
 from vitrail.vocabulary import Export, SearchSettings, Workload
 

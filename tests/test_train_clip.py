@@ -216,12 +216,12 @@ def test_the_command_leaves_weights_that_serve_everything(pairs, tmp_path, capsy
     assert call(capsys, "embed", photo, *which, "--out", index)[0] == 0
     assert call(capsys, "search", index, "a red square")[0] == 0
 
-    from vitrail.zeroshot.candidates import Names, OwnCLIP, of_names
+    from vitrail.sources.zero_shot import ClassNames, OwnCLIP, of_names
     from vitrail.zeroshot.hub import Finder
 
-    names = Names(classes=("red", "blue"), templates=("{}",))
     own = OwnCLIP(file=str(weights), arch=model)
-    found = of_names(names, (), own, Finder(offline=True), threads=1)
+    names = ClassNames(classes=("red", "blue"), templates=("{}",), own=own)
+    found = of_names(names, (), Finder(offline=True), threads=1)
     assert found.candidates[0].preprocess.image_size == 64
 
 

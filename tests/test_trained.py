@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from vitrail.cli import main
 from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
 from vitrail.export import source, work
+from vitrail.export.variants import implementations, variants
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
 from vitrail.learn import trained
@@ -28,8 +30,11 @@ from vitrail.models import table, timm, vit
 from vitrail.models.factory import build
 from vitrail.replay import judge_recorded
 from vitrail.report import html
-from vitrail.selection import prune, select
-from vitrail.selection import trained as runs
+from vitrail.selection import select
+from vitrail.sources.catalogue import Catalogue
+from vitrail.sources.gather import arranged, labelled_images
+from vitrail.sources.measured import Measured
+from vitrail.sources.trained import TrainedRuns
 
 pytestmark = pytest.mark.slow
 
@@ -178,17 +183,27 @@ def test_a_damaged_run_is_one_sentence_with_the_fix(run, tmp_path):
 
 
 def judged_by(*folders, workload=None, settings=None):
-    found = runs.read_runs(folders, settings or v.SearchSettings())
-    return found, *runs.data_of(found, workload or v.Workload())
+    """The runs, the workload with their labelled images, these, and what is to be said of them."""
+    found = TrainedRuns(folders)
+    workload, images, notes = labelled_images([found], workload or v.Workload(), None)
+    found.check(v.Requirements(), settings or v.SearchSettings(), images)
+    return found, workload, images, notes
+
+
+def doubts(found, images):
+    def weights(candidate):
+        return SimpleNamespace(weights=candidate.weights)
+
+    return found.find(SimpleNamespace(bench=SimpleNamespace(weights=weights), dataset=images)).notes
 
 
 def test_without_data_the_runs_own_is_used_while_it_is_the_same(run, labelled, dataset, tmp_path):
-    found, workload, own, notes = judged_by(run)
+    _, workload, own, notes = judged_by(run)
     assert workload.data == str(labelled)
     assert own == dataset
     assert str(labelled) in notes[0]
-    found = dataclasses.replace(found, records=(trained.read(changed(run, history=LEVEL)),))
-    assert not runs.notes_of(found, own)
+    changed(run, history=LEVEL)
+    assert not doubts(TrainedRuns([run]), own)
     copy = tmp_path / "copy"
     shutil.copytree(labelled, copy)
     changed(run, data=str(copy))
@@ -227,14 +242,14 @@ def test_images_that_it_has_seen_cannot_judge_it(run, labelled, dataset):
 def test_doubts_are_noted(run, labelled, dataset):
     changed(run, finished=False, data_digest="before")
     found, _, same, _ = judged_by(run, workload=v.Workload(data=str(labelled)))
-    unfinished, other = runs.notes_of(found, same)
+    unfinished, other = doubts(found, same)
     assert "not finished (2 epochs done)" in unfinished
     assert "another split" in other
 
 
 def test_an_undertrained_run_is_noted_with_what_helps(run, labelled):
     found, _, same, _ = judged_by(run, workload=v.Workload(data=str(labelled)))
-    assert runs.notes_of(found, same) == (
+    assert doubts(found, same) == (
         f"{TIMM}.toy-run still improved when it ended (loss 0.50 on training and 0.55 on validation images): "
         "train it on (vitrail train … --epochs 4 --extend)",
     )
@@ -244,20 +259,27 @@ def test_only_the_code_that_was_trained_is_a_variant(run):
     candidate = trained.candidate_of(run)
     for name, code in ((TIMM, "timm"), ("vit_tiny_patch16_224", "timm"), ("vit_tiny_patch16_224", "vitrail")):
         pinned = dataclasses.replace(candidate, architecture=name, trained_with=code)
-        assert prune.implementations(pinned) == (code,)
-        assert prune.implementations(pinned, ("timm", "vitrail")) == (code,)
+        assert implementations(pinned) == (code,)
+        assert implementations(pinned, ("timm", "vitrail")) == (code,)
     with pytest.raises(InputError, match="--implementations"):
-        runs.read_runs([run], v.SearchSettings(implementations=("vitrail",)))
+        judged_by(run, settings=v.SearchSettings(implementations=("vitrail",)))
 
 
 def test_runs_are_alone_unless_others_are_asked_for(run):
-    found = runs.read_runs([run], v.SearchSettings())
-    alone, _ = runs.beside(found, None, None, v.SearchSettings(), with_data=True)
-    both, _ = runs.beside(found, None, None, v.SearchSettings(models=("swin_tiny*",)), with_data=True)
-    assert not alone
-    assert {candidate.family for candidate in both} == {"swin"}
-    everything, _ = runs.beside(runs.Runs(), None, None, v.SearchSettings(), with_data=True)
-    assert len(everything) > len(both)
+    found, _, images, _ = judged_by(run)
+    assert arranged([found], v.SearchSettings(), images) == (Measured(found),)
+    measured, probe = arranged([found], v.SearchSettings(models=("swin_tiny*",)), images)
+    assert measured == Measured(found)
+    assert [type(source) for source in probe.backbones] == [Catalogue]
+    (everything,) = arranged([], v.SearchSettings(), images)
+    assert [type(source) for source in everything.backbones] == [Catalogue]
+
+
+def test_weights_that_change_between_reading_and_measuring_are_refused(run):
+    found = TrainedRuns([run])
+    stale = SimpleNamespace(weights=SimpleNamespace(sha256="another"))
+    with pytest.raises(InputError, match="changed just now"):
+        found.find(SimpleNamespace(bench=SimpleNamespace(weights=lambda _: stale), dataset=None))
 
 
 # --- an architecture that timm has not ------------------------------------------------------------
@@ -281,7 +303,7 @@ def test_an_architecture_of_ours_alone_never_asks_timm(monkeypatch, tmp_path, da
     run = record(tmp_path / "run", dataset, model, labelled, **changes)
     candidate = trained.candidate_of(run)
     settings = v.SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",))
-    (form,) = prune.variants([candidate], v.Workload(), settings)
+    (form,) = variants([candidate], v.Workload(), settings)
     request = {
         "architecture": candidate.architecture,
         "implementation": form.implementation,
@@ -324,7 +346,7 @@ def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, da
         v.Requirements(min_accuracy=80),
         None,
         v.SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",), offline=True),
-        trained=[run],
+        sources=[TrainedRuns([run])],
         out=tmp_path / "winner",
     )
     assert found.selected == "test_vit.toy-run@32 onnxruntime fp32", [e.reasons for e in found.ledger]

@@ -450,7 +450,7 @@ def test_a_new_process_with_the_hubs_own_settings_does_the_same(hub, tmp_path):
 @pytest.mark.parametrize("way", ["finder", "own", "clip"])
 def test_a_folder_in_place_of_a_weights_file_says_what_it_holds(tmp_path, names, said, way):
     """No file is chosen for the user, however few there are; the same sentence wherever --weights is read."""
-    from vitrail.selection.own import OwnWeights, own_candidate
+    from vitrail.sources.own import OwnWeights, own_candidate
     from vitrail.zeroshot.loading import load
 
     for name in names:

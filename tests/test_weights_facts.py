@@ -634,7 +634,7 @@ def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_
     """The candidate of `select --weights`, then the files that would be measured and ship, on an engine."""
     from vitrail.export import work
     from vitrail.measure import sandbox
-    from vitrail.selection.own import OwnWeights, own_candidate
+    from vitrail.sources.own import OwnWeights, own_candidate
 
     theirs = foreign(dialect)
     torch.save({f"model.{k}": v for k, v in theirs.state_dict().items()}, tmp_path / "mine.pth")

@@ -7,8 +7,8 @@ import time
 import msgspec
 import pytest
 
+from vitrail.export.workshop import Workshop
 from vitrail.measure.sandbox import ChildFailure, ChildTimeout
-from vitrail.selection.workshop import Workshop
 
 
 class Request(msgspec.Struct):
@@ -76,7 +76,7 @@ def test_a_process_that_ended_gives_way_to_a_new_one(workshop, what, timeout_s, 
 
 
 def test_a_process_that_holds_too_much_is_ended_after_its_job(workshop, monkeypatch):
-    monkeypatch.setattr("vitrail.selection.workshop.KEPT_MIB", 1.0)
+    monkeypatch.setattr("vitrail.export.workshop.KEPT_MIB", 1.0)
     assert run(workshop)["pid"] != run(workshop)["pid"]
 
 

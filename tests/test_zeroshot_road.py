@@ -15,15 +15,19 @@ from vitrail import hardware
 from vitrail.artifact import Evidence, write
 from vitrail.cli import main
 from vitrail.errors import InputError
-from vitrail.export import work
+from vitrail.export import bench, work
+from vitrail.export.variants import variants
 from vitrail.images.photos import sample_photos
 from vitrail.models import clip, factory
 from vitrail.predict import load
-from vitrail.selection import bench, prune
-from vitrail.selection.named import asked_candidates
+from vitrail.sources import zero_shot
+from vitrail.sources.catalogue import Catalogue
+from vitrail.sources.gather import arranged, gather
+from vitrail.sources.measured import Measured
+from vitrail.sources.source import Context
 from vitrail.text.tokenizer import load_tokenizer
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
-from vitrail.zeroshot import candidates, fold
+from vitrail.zeroshot import fold
 from vitrail.zeroshot.hub import Finder
 
 pytestmark = pytest.mark.slow
@@ -51,14 +55,14 @@ def small(monkeypatch, tmp_path):
                 parameter += 0.1 * torch.randn_like(parameter)
     weights = tmp_path / "clip.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
-    monkeypatch.setattr(candidates.sandbox, "call", lambda _, payload, **__: fold.fold(payload))
+    monkeypatch.setattr(zero_shot.sandbox, "call", lambda _, payload, **__: fold.fold(payload))
     return model, weights
 
 
 def found_for(weights, **changes):
-    own = candidates.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k", **changes)
-    names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
-    return candidates.of_names(names, (), own, Finder(offline=True), threads=2)
+    own = zero_shot.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k", **changes)
+    names = zero_shot.ClassNames(classes=CLASSES, templates=TEMPLATES, own=own)
+    return zero_shot.of_names(names, (), Finder(offline=True), threads=2)
 
 
 def expected_logits(model, images):
@@ -78,7 +82,7 @@ def test_names_become_a_classifier_that_the_engine_runs_as_the_two_towers_would(
     assert candidate.name == "ViT-B-32.laion2b_s34b_b79k+zero-shot"
     assert candidate.accuracy is None
     assert candidate.weights.license == "own"
-    (form,) = prune.variants(
+    (form,) = variants(
         [candidate], Workload(), SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",))
     )
     assert form.implementation == "vitrail"
@@ -114,7 +118,7 @@ def test_what_ships_of_a_siglip_says_that_each_score_stands_alone(small, tmp_pat
     )
     (candidate,) = found_for(small[1]).candidates
     wanted = SearchSettings(runtimes=("onnxruntime",), precisions=("fp32",))
-    (form,) = prune.variants([candidate], Workload(), wanted)
+    (form,) = variants([candidate], Workload(), wanted)
     own = bench.Bench(
         workload=Workload(threads=2),
         photos=sample_photos(),
@@ -139,12 +143,12 @@ def test_what_ships_of_a_siglip_says_that_each_score_stands_alone(small, tmp_pat
 def test_the_same_names_are_folded_once_and_other_ones_anew(small, monkeypatch):
     _, weights = small
     first = found_for(weights)
-    monkeypatch.setattr(candidates.sandbox, "call", None)
+    monkeypatch.setattr(zero_shot.sandbox, "call", None)
     assert found_for(weights) == first
-    names = candidates.Names(classes=CLASSES[:2], templates=TEMPLATES)
-    own = candidates.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k")
+    own = zero_shot.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k")
+    names = zero_shot.ClassNames(classes=CLASSES[:2], templates=TEMPLATES, own=own)
     with pytest.raises(TypeError):
-        candidates.of_names(names, (), own, Finder(offline=True), threads=2)
+        zero_shot.of_names(names, (), Finder(offline=True), threads=2)
 
 
 def test_weights_of_another_architecture_are_refused(small, tmp_path):
@@ -156,27 +160,58 @@ def test_weights_of_another_architecture_are_refused(small, tmp_path):
 
 def test_published_weights_that_are_not_here_are_counted(small):
     _, weights = small
-    rows = candidates.matching(["ViT-B-32", "vit-l-14.*"])
+    rows = zero_shot.matching(["ViT-B-32", "vit-l-14.*"])
     assert {row.model for row in rows} == {"ViT-B-32", "ViT-L-14"}
-    own = candidates.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k")
-    names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
-    found = candidates.of_names(names, rows, own, Finder(offline=True), threads=2)
+    own = zero_shot.OwnCLIP(file=str(weights), arch="ViT-B-32", tag="laion2b_s34b_b79k")
+    names = zero_shot.ClassNames(classes=CLASSES, templates=TEMPLATES, own=own)
+    found = zero_shot.of_names(names, rows, Finder(offline=True), threads=2)
     assert len(found.candidates) == 1
     assert f"and {len(rows) - 1} more" in found.notes[0]
     with pytest.raises(InputError, match="No CLIP weights are at hand"):
-        candidates.of_names(names, rows, None, Finder(offline=True), threads=2)
+        zero_shot.of_names(dataclasses.replace(names, own=None), rows, Finder(offline=True), threads=2)
 
 
-def test_which_candidates_class_names_bring():
-    names = candidates.Names(classes=CLASSES, templates=TEMPLATES)
-    catalogue, rows = asked_candidates(None, names, SearchSettings(), with_data=False)
-    assert not catalogue
-    assert len(rows) == len(candidates.matching(()))
-    both, rows = asked_candidates(None, names, SearchSettings(models=("swin_*", "ViT-B-16")), with_data=True)
-    assert {c.family for c in both} == {"swin"}
-    assert {row.model for row in rows} == {"ViT-B-16"}
+def context(models=(), *, dataset=None):
+    bench = SimpleNamespace(dataset=dataset, threads=2)
+    return Context(
+        requirements=Requirements(),
+        settings=SearchSettings(models=models, offline=True),
+        bench=bench,
+        download_mib=0.0,
+    )
+
+
+def test_class_names_are_alone_without_images_and_compete_with_probes_where_there_are_some(small):
+    names = zero_shot.ClassNames(classes=CLASSES, templates=TEMPLATES)
+    images = SimpleNamespace(classes=CLASSES)
+    assert arranged([names], SearchSettings(), None) == (names,)
+    assert arranged([names], SearchSettings(models=("swin_*",)), None) == (names,)
+    measured, probe = arranged([names], SearchSettings(models=("swin_*", "ViT-B-16")), images)
+    assert measured == Measured(names)
+    (catalogue,) = probe.backbones
+    found = catalogue.find(context(("swin_*", "ViT-B-16"), dataset=images)).candidates
+    assert {candidate.family for candidate in found} == {"swin"}
+    assert not catalogue.find(context(("ViT-B-16",), dataset=images)).candidates
+    with pytest.raises(InputError, match="No model matches 'swan_"):
+        catalogue.find(context(("swan_*", "ViT-B-16"), dataset=images))
     with pytest.raises(InputError, match="No CLIP matches"):
-        asked_candidates(None, names, SearchSettings(models=("swin_*",)), with_data=False)
+        names.check(Requirements(), SearchSettings(models=("swin_*",)), None)
+    own = dataclasses.replace(names, own=zero_shot.OwnCLIP(file=str(small[1]), arch="ViT-B-32"))
+    assert arranged([own], SearchSettings(), images) == (Measured(own),)
+    assert len(arranged([own], SearchSettings(models=("swin_*",)), images)) == 2
+
+
+def test_without_any_clip_the_others_go_on_and_nothing_at_all_is_refused(monkeypatch):
+    names = zero_shot.ClassNames(classes=CLASSES, templates=TEMPLATES)
+    alone = context()
+    found = names.find(alone)
+    assert not found.candidates
+    assert "No CLIP weights are at hand" in found.notes[0]
+    with pytest.raises(InputError, match="No CLIP weights are at hand"):
+        gather([names], alone)
+    both = gather([names, Catalogue()], alone)
+    assert both.candidates
+    assert both.notes == found.notes
 
 
 @pytest.mark.parametrize(

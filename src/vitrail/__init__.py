@@ -15,14 +15,17 @@ __all__ = [
     "Accuracy",
     "Candidate",
     "ClaimError",
+    "ClassNames",
     "InputError",
     "MissingExtraError",
+    "OwnCLIP",
     "OwnWeights",
     "Prediction",
     "Predictor",
     "Requirements",
     "SearchSettings",
     "Selection",
+    "TrainedRuns",
     "Variant",
     "VitrailError",
     "Watcher",
@@ -35,8 +38,10 @@ __all__ = [
 if TYPE_CHECKING:
     from vitrail.errors import ClaimError, InputError, MissingExtraError, VitrailError
     from vitrail.predict import Prediction, Predictor, load
-    from vitrail.selection.own import OwnWeights
     from vitrail.selection.select import Watcher, select
+    from vitrail.sources.own import OwnWeights
+    from vitrail.sources.trained import TrainedRuns
+    from vitrail.sources.zero_shot import ClassNames, OwnCLIP
     from vitrail.vocabulary import (
         Accuracy,
         Candidate,
@@ -60,7 +65,9 @@ _PLACES = {
     ),
     "vitrail.predict": ("Prediction", "Predictor", "load"),
     "vitrail.selection.select": ("Watcher", "select"),
-    "vitrail.selection.own": ("OwnWeights",),
+    "vitrail.sources.own": ("OwnWeights",),
+    "vitrail.sources.trained": ("TrainedRuns",),
+    "vitrail.sources.zero_shot": ("ClassNames", "OwnCLIP"),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -156,7 +156,8 @@ class Candidate:
     task: str = "classify"
     """What goes in and what comes out: a name of `tasks.TASKS`."""
     trained_with: Implementation | None = None
-    """Whose code trained the weights here, and so alone runs them; None: whoever has the architecture."""
+    """Whose code made the weights or their head here, and so alone runs them; None: whoever has the
+    architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)

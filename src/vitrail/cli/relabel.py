@@ -45,7 +45,8 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
         InputError: an artifact without a text tower, or names that it cannot read.
     """
     from vitrail.requirements import resolve
-    from vitrail.selection.select import Names, OwnCLIP, select
+    from vitrail.selection.select import select
+    from vitrail.sources.zero_shot import ClassNames, OwnCLIP
     from vitrail.vocabulary import SearchSettings
     from vitrail.zeroshot.prompts import parse_classes, templates
 
@@ -55,9 +56,10 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
             f"{args.artifact} has no text tower to read names with: make it with "
             "`vitrail select --classes … --keep-text-tower`."
         )
-    names = Names(
+    names = ClassNames(
         classes=parse_classes(args.classes),
         templates=tower.templates if args.prompts is None else templates(args.prompts),
+        own=OwnCLIP(file=str(tower.weights), arch=tower.model, tag=tower.tag or None, license=tower.license),
     )
     _, _, timed = resolve(flags={"budget": args.budget})
     evidence, variant = artifact.manifest.evidence, artifact.manifest.variant
@@ -70,8 +72,7 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
         requirements,
         replace(evidence.workload, data=None),
         settings,
-        own=OwnCLIP(file=str(tower.weights), arch=tower.model, tag=tower.tag or None, license=tower.license),
-        names=names,
+        sources=[names],
         out=args.out,
         overwrite=args.overwrite,
         keep_text_tower=True,

@@ -16,11 +16,11 @@ from vitrail.errors import InputError
 from vitrail.words import utf8
 
 if TYPE_CHECKING:
-    from vitrail.selection.own import OwnWeights
     from vitrail.selection.search import Progress
     from vitrail.selection.select import Watcher
+    from vitrail.sources.source import Source
+    from vitrail.sources.zero_shot import OwnCLIP
     from vitrail.vocabulary import Requirements, SearchSettings, Selection, Workload
-    from vitrail.zeroshot.candidates import Names, OwnCLIP
 
 NOTHING_FITS = 3
 LIVE = [
@@ -108,16 +108,14 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     from vitrail.selection.select import select, shipping
 
     requirements, workload, settings = asked
-    own, names = _own(args), _names(args)
+    sources = _sources(args)
     try:
         with _watcher(args, workload) as watcher:
             selection = select(
                 requirements,
                 workload,
                 settings,
-                own=own,
-                names=names,
-                trained=args.trained or (),
+                sources=sources,
                 out=args.out,
                 overwrite=args.overwrite,
                 keep_text_tower=args.keep_text_tower,
@@ -150,34 +148,34 @@ def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, 
     return judge_recorded(args.recorded, *asked, said=said)
 
 
-def _names(args: argparse.Namespace) -> Names | None:
-    if args.classes is None:
-        for name in ("prompts", "tag", "keep_text_tower"):
-            if getattr(args, name) not in (None, False):
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is about zero-shot classes: give --classes too.")
-        return None
-    from vitrail.zeroshot.candidates import Names
+def _sources(args: argparse.Namespace) -> list[Source]:
+    """Where candidates come from, beside the catalogue."""
+    for name in ("arch", "labels", "accuracy"):
+        if args.weights is None and getattr(args, name) is not None:
+            raise InputError(f"--{name} describes your own weights: give --weights FILE too.")
+    for name in ("prompts", "tag", "keep_text_tower"):
+        if args.classes is None and getattr(args, name) not in (None, False):
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is about zero-shot classes: give --classes too.")
+    sources: list[Source] = []
+    if args.classes is not None:
+        sources.append(_class_names(args))
+    elif args.weights is not None:
+        sources.append(_own_weights(args))
+    if args.trained:
+        from vitrail.sources.trained import TrainedRuns
+
+        sources.append(TrainedRuns(args.trained))
+    return sources
+
+
+def _class_names(args: argparse.Namespace) -> Source:
+    from vitrail.sources.zero_shot import ClassNames
     from vitrail.zeroshot.prompts import parse_classes, templates
 
-    return Names(classes=parse_classes(args.classes), templates=templates(args.prompts or "imagenet"))
-
-
-def _own(args: argparse.Namespace) -> OwnWeights | OwnCLIP | None:
-    if args.classes is not None and args.weights is not None:
-        return _own_clip(args)
-    if args.weights is None:
-        for name in ("arch", "labels", "accuracy"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--{name} describes your own weights: give --weights FILE too.")
-        return None
-    if args.arch is None or args.labels is None:
-        raise InputError("--weights needs --arch NAME and --labels FILE: without them nothing can be built.")
-    from vitrail.selection.own import OwnWeights
-    from vitrail.units import percent
-
-    accuracy = None if args.accuracy is None else percent(args.accuracy, "--accuracy")
-    return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=accuracy)
+    own = None if args.weights is None else _own_clip(args)
+    classes = parse_classes(args.classes)
+    return ClassNames(classes=classes, templates=templates(args.prompts or "imagenet"), own=own)
 
 
 def _own_clip(args: argparse.Namespace) -> OwnCLIP:
@@ -186,9 +184,19 @@ def _own_clip(args: argparse.Namespace) -> OwnCLIP:
     for name in ("labels", "accuracy"):
         if getattr(args, name) is not None:
             raise InputError(f"--{name} does not go with --classes, which names the labels: leave it out.")
-    from vitrail.zeroshot.candidates import OwnCLIP
+    from vitrail.sources.zero_shot import OwnCLIP
 
     return OwnCLIP(file=args.weights, arch=args.arch, tag=args.tag)
+
+
+def _own_weights(args: argparse.Namespace) -> Source:
+    if args.arch is None or args.labels is None:
+        raise InputError("--weights needs --arch NAME and --labels FILE: without them nothing can be built.")
+    from vitrail.sources.own import OwnWeights
+    from vitrail.units import percent
+
+    accuracy = None if args.accuracy is None else percent(args.accuracy, "--accuracy")
+    return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=accuracy)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workshop:
-    """A process's side of `selection/workshop.py`: libraries loaded, ready for one job after another."""
+    """A process's side of `export/workshop.py`: libraries loaded, ready for one job after another."""
 
     def __init__(self) -> None:
         from vitrail.export import onnx

@@ -1,6 +1,6 @@
 """Recorded variants that were never measured, under another question: which could change the answer.
 
-A search skips variants for reasons (selection/prune.py, selection/order.py, selection/probing.py) that
+A search skips variants for reasons (selection/prune.py, selection/order.py, sources/probe.py) that
 depend on the question. The figure in the reason says whether it still holds; if it does not, nothing is
 known about the variant, and the ledger says so.
 """

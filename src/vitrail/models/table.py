@@ -5,7 +5,7 @@ A literal table that imports nothing: `select` asks it without importing torch.
 
 from __future__ import annotations
 
-__all__ = ["MODELS", "OWN"]
+__all__ = ["MODELS", "OWN", "TWO_TOWERS"]
 
 _VIT = (
     "vit_tiny_patch16_224",
@@ -142,8 +142,11 @@ _CLIP = (
 OWN = (*_OWN_VIT, *_OWN_SWIN, *_OWN_CLIP)
 """Models that nobody else has: small ones, to be trained from scratch."""
 
+TWO_TOWERS = frozenset((*_CLIP, *_OWN_CLIP))
+"""Models of an image and a text tower: no classifiers by themselves, and under open_clip's names."""
+
 MODELS: dict[str, str] = {
     **dict.fromkeys((*_VIT, *_OWN_VIT), "vitrail.models.vit:ViT"),
     **dict.fromkeys((*_SWIN, *_OWN_SWIN), "vitrail.models.swin:Swin"),
-    **dict.fromkeys((*_CLIP, *_OWN_CLIP), "vitrail.models.clip:CLIP"),
+    **dict.fromkeys(sorted(TWO_TOWERS), "vitrail.models.clip:CLIP"),
 }

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitrail.errors import InputError
 from vitrail.models import advice, factory
-from vitrail.models.table import MODELS
+from vitrail.models.table import MODELS, TWO_TOWERS
 from vitrail.weights import checkpoints
 from vitrail.weights.names import spellings
 from vitrail.weights.stated import beside
@@ -129,7 +129,7 @@ def classes_in(architecture: str, given: Mapping[str, torch.Tensor]) -> int:
 
 def is_ours(architecture: str) -> bool:
     """Whether we have a classifier of that name too, with timm's names for its tensors."""
-    return architecture in MODELS and not MODELS[architecture].endswith(":CLIP")
+    return architecture in MODELS and architecture not in TWO_TOWERS
 
 
 def _takes_image_size(architecture: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
-from vitrail.models.table import MODELS
+from vitrail.models.table import MODELS, TWO_TOWERS
 from vitrail.profiling.malloc import give_back, malloc_state
 from vitrail.profiling.memory import MIB, ROLES, Setup
 
@@ -399,7 +399,7 @@ def _ours(setup: Setup) -> nn.Module:
 
     name, size = setup.model, setup.image_size
     assert size is not None
-    if MODELS.get(name, "").endswith(":CLIP"):
+    if name in TWO_TOWERS:
         # Its texts are embedded once, and only the image tower runs on images.
         from vitrail.models.clip import VARIANTS
         from vitrail.models.vit import ViT

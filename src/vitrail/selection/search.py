@@ -19,11 +19,11 @@ from dataclasses import dataclass, field, replace
 
 from vitrail import judge, runtimes, stats
 from vitrail.errors import InputError
+from vitrail.export.bench import Bench
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import ExportSubject
 from vitrail.measure.quiet import Reading
 from vitrail.measure.sandbox import ChildFailure, ChildTimeout
-from vitrail.selection.bench import Bench
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import Peaks, ruled_out
 from vitrail.vocabulary import (

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
-from vitrail.catalog.clip import Published
 from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
+from vitrail.export.bench import METHOD_VERSION, Bench
+from vitrail.export.variants import missing_runtimes, variants
+from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import peaks as engine_peaks
 from vitrail.measure import quiet
@@ -25,20 +27,14 @@ from vitrail.report import notebook
 from vitrail.requirements import check
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
-from vitrail.selection.bench import METHOD_VERSION, Bench
 from vitrail.selection.labelled import calibrated, check_classes, described, doubts, photos_of, tested
-from vitrail.selection.named import in_order_of, measured_first, named, refuse_unmeasured
-from vitrail.selection.own import OwnWeights
-from vitrail.selection.probing import Probed, probe
-from vitrail.selection.prune import Peaks, missing_runtimes, variants
+from vitrail.selection.prune import Peaks
 from vitrail.selection.search import Progress, Search
-from vitrail.selection.trained import Runs, beside, data_of, measured_runs, notes_of, read_runs
-from vitrail.selection.workshop import Workshop
-from vitrail.vocabulary import Candidate, LedgerEntry, Requirements, SearchSettings, Selection, Workload
-from vitrail.weights.find import WeightsFinder, missing
-from vitrail.words import NOT_AT_HAND, counted
-from vitrail.zeroshot.candidates import Found, Names, OwnCLIP
-from vitrail.zeroshot.hub import Finder
+from vitrail.sources.gather import arranged, check_task, gather, labelled_images
+from vitrail.sources.source import Context, Found, Source
+from vitrail.vocabulary import LedgerEntry, Requirements, SearchSettings, Selection, Variant, Workload
+from vitrail.weights.find import WeightsFinder
+from vitrail.words import counted
 
 DOWNLOAD_MIB = 2048.0
 """What a selection may download where nothing was said: nobody expects ten gigabytes."""
@@ -68,9 +64,7 @@ def select(
     workload: Workload | None = None,
     settings: SearchSettings | None = None,
     *,
-    own: OwnWeights | OwnCLIP | None = None,
-    names: Names | None = None,
-    trained: Sequence[str | Path] = (),
+    sources: Sequence[Source] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
     keep_text_tower: bool = False,
@@ -83,11 +77,9 @@ def select(
         requirements: limits and objective; None: no limits, best accuracy.
         workload: under what load; None: batch 1, all usable cores, p95 of whole requests.
         settings: where to search and for how long; None: the whole catalogue for five minutes.
-        own: the user's own weights; they are the only candidate unless `settings.models` names others.
-        names: class names for zero-shot candidates (CLIP, SigLIP); with `workload.data` they compete with
-            probes, without it they are the only candidates.
-        trained: folders of training runs; they are the only candidates unless `settings.models`, `own` or
-            `names` bring others. Without `workload.data` the data they were trained on is used.
+        sources: where candidates come from beside the catalogue: `OwnWeights`, `ClassNames`, `TrainedRuns`.
+            They are alone unless `settings.models` names others; class names compete with the catalogue's
+            models where there are labelled images (`workload.data`) to fit probes on.
         out: folder for the winner's artifact; nothing is written when nothing meets the requirements.
         overwrite: replace an earlier artifact at `out`.
         keep_text_tower: ship the CLIP of a zero-shot winner too, so that `relabel` can change the classes.
@@ -101,13 +93,11 @@ def select(
     requirements, settings = requirements or Requirements(), settings or SearchSettings()
     watcher = watcher or Watcher()
     check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
+    check_task(sources, settings.task)
     if settings.task != "classify":
-        _refuse_classes(requirements, workload, names, trained)
-    runs = read_runs(trained, settings)
-    own_licenses = (*((own.license,) if own else ()), *(record.license for record in runs.records))
-    catalog.check_requirement(requirements.license, also=own_licenses)
-    if names is not None and not trained and workload is not None and workload.data is None:
-        refuse_unmeasured(requirements)
+        _refuse_classes(requirements, workload)
+    stated = (license for source in sources for license in source.licenses())
+    catalog.check_requirement(requirements.license, also=tuple(stated))
     _need_workbench()
     _check_places(out, overwrite=overwrite)
     begin = time.monotonic()
@@ -119,7 +109,7 @@ def select(
         )
         if not road.peaks_kept():  # a new machine: there will be exports, whose libraries load meanwhile
             workshop.start()
-        selection, search, towers = road.search(own, names, runs)
+        selection, search, towers = road.search(sources)
         watcher.judged(selection)
         if search.interrupted and selection.winner is None:
             raise KeyboardInterrupt
@@ -132,14 +122,10 @@ def select(
     return selection
 
 
-def _refuse_classes(
-    requirements: Requirements, workload: Workload | None, names: Names | None, trained: Sequence[str | Path]
-) -> None:
+def _refuse_classes(requirements: Requirements, workload: Workload | None) -> None:
     """Vectors know no classes."""
     given = {
         "data": workload is not None and workload.data is not None,
-        "classes": names is not None,
-        "trained": bool(trained),
         "min-recall": bool(requirements.min_recall),
     }
     for name, wanted in given.items():
@@ -173,29 +159,26 @@ class _Road:
         """Whether this machine's engine peaks are known."""
         return not self.settings.fresh and _kept_peaks(self.machine, self.workload) is not None
 
-    def search(
-        self, own: OwnWeights | OwnCLIP | None, names: Names | None, runs: Runs
-    ) -> tuple[Selection, Search, Mapping[str, artifact.TextTower]]:
+    def search(self, given: Sequence[Source]) -> tuple[Selection, Search, Mapping[str, artifact.TextTower]]:
         """Everything up to the judged selection; with it the search, and text towers of zero-shot rows."""
         requirements, settings = self.requirements, self.settings
+        self.watcher.note(hardware.one_line(self.machine))
         self.doing("reading photos")
-        workload, dataset, run_notes = data_of(runs, self.workload, settings.layout)
-        candidates, rows = beside(runs, own, names, settings, with_data=dataset is not None)
+        workload, dataset, data_notes = labelled_images(given, self.workload, settings.layout)
+        for source in given:
+            source.check(requirements, settings, dataset)
         check_classes(requirements, dataset)
         photos = photos_of(workload, dataset)
         bench = self._bench(workload, photos, dataset)
-        peaks = self._peaks()
-        probed, zero_shot = Probed(candidates, {}, ()), Found((), ())
-        if names is not None:
-            zero_shot = self._named(names, rows, own, bench, required=not (candidates or runs.records))
-            probed = replace(probed, candidates=(*candidates, *zero_shot.candidates))
         if dataset is not None:
-            probed = self._probed(candidates, zero_shot, runs, bench, dataset)
-        everything = variants(probed.candidates, workload, settings)
+            self.watcher.note(described(dataset))
+        found = self._found(given, bench)
+        peaks = self._peaks()
+        everything = variants(found.candidates, workload, settings)
         reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
         kept = f" ({reserve:.0f} s of the budget kept for shipping)" if reserve else ""
         self.watcher.note(
-            _introduced(probed.candidates, everything, requirements, workload, peaks, len(photos.paths))
+            _introduced(len(found.candidates), everything, requirements, workload, peaks, len(photos.paths))
             + kept
         )
         search = Search(
@@ -204,7 +187,7 @@ class _Road:
             bench=bench,
             peaks=peaks,
             variants=everything,
-            excluded=probed.excluded,
+            excluded=found.excluded,
             report=lambda step: self.watcher.progress(replace(step, left_s=step.left_s + reserve)),
             note=self.watcher.note,
             doing=lambda text, left_s: self.watcher.doing(text, left_s + reserve),
@@ -222,10 +205,8 @@ class _Road:
             seconds=round(time.monotonic() - self.begin, 1),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             notes=(
-                *run_notes,
-                *notes_of(runs, dataset),
-                *probed.notes,
-                *zero_shot.notes,
+                *data_notes,
+                *found.notes,
                 *search.notes(),
                 *missing_runtimes(settings),
                 photos.evidence,
@@ -238,11 +219,23 @@ class _Road:
                 "first_winner_s": None if first_s is None else round(before_s + first_s, 1),
             },
         )
-        selection = replace(selection, trainings=runs.trainings, settings=settings)
+        selection = replace(selection, trainings=found.trainings, settings=settings)
         if dataset is not None:
             self.doing("answering the test images")
             selection = tested(calibrated(selection), search, requirements)
-        return selection, search, zero_shot.towers
+        return selection, search, found.towers
+
+    def _found(self, given: Sequence[Source], bench: Bench) -> Found:
+        context = Context(
+            requirements=self.requirements,
+            settings=self.settings,
+            bench=bench,
+            download_mib=self._allowance,
+            left_s=lambda: self.left_s,
+            note=self.watcher.note,
+            doing=self.doing,
+        )
+        return gather(arranged(given, self.settings, bench.dataset), context)
 
     def _bench(self, workload: Workload, photos: PhotoSet, dataset: Dataset | None) -> Bench:
         finder = WeightsFinder(offline=self.settings.offline, max_download_mib=self._allowance)
@@ -263,75 +256,17 @@ class _Road:
 
     def _peaks(self) -> Peaks:
         """The engines' peaks; where they are measured now, nothing else runs beside them."""
-        self.watcher.note(hardware.one_line(self.machine))
         if not self.peaks_kept():
             self.doing("loading PyTorch and measuring what the engines can do")
             with contextlib.suppress(ChildFailure):  # exporting will say it again, and why
                 self.workshop.load()
         return measured_peaks(self.machine, self.workload, fresh=self.settings.fresh)
 
-    def _named(
-        self,
-        names: Names,
-        rows: Sequence[Published],
-        own: OwnWeights | OwnCLIP | None,
-        bench: Bench,
-        *,
-        required: bool,
-    ) -> Found:
-        self.doing("reading class names with text towers")
-        names = names if bench.dataset is None else in_order_of(names, bench.dataset)
-        clip = own if isinstance(own, OwnCLIP) else None
-        hub = Finder(offline=self.settings.offline, max_download_mib=self._allowance)
-        return named(names, rows, clip, hub, bench, required=required)
-
-    def _probed(
-        self,
-        backbones: Sequence[Candidate],
-        zero_shot: Found,
-        runs: Runs,
-        bench: Bench,
-        dataset: Dataset,
-    ) -> Probed:
-        """Candidates with a head for the user's classes, and those that need none, measured as they are."""
-        self.watcher.note(described(dataset))
-        left = replace(self.settings, budget_s=self.left_s)
-        probed = (
-            probe(
-                backbones,
-                dataset,
-                bench,
-                self.requirements,
-                bench.workload,
-                left,
-                self.watcher.note,
-                doing=self.doing,
-            )
-            if backbones
-            else Probed((), {}, ())
-        )
-        measured = [measured_first(c, bench, self.settings) for c in zero_shot.candidates]
-        measured += measured_runs(runs, bench, self.settings)
-        if not (probed.candidates or measured):
-            raise InputError(f"No model could be probed: {_why_none(probed, backbones, bench)}")
-        # What could not be probed stays in the ledger, without the accuracy on other classes.
-        rest = (replace(c, accuracy=None) for c in backbones if c.name in probed.excluded)
-        return replace(probed, candidates=(*probed.candidates, *measured, *rest))
-
     def _wait_until_quiet(self, seconds: float) -> quiet.Reading:
         def tell(reading: quiet.Reading) -> None:
             self.watcher.note(f"{reading}: waiting up to {seconds:.0f} s, then timing all the same")
 
         return quiet.wait(seconds, tell)
-
-
-def _why_none(probed: Probed, backbones: Sequence[Candidate], bench: Bench) -> str:
-    lost = [each for each in backbones if bench.weights(each) is None]
-    if lost and len(lost) == len(probed.excluded):
-        return f"{NOT_AT_HAND} for {'; for '.join(missing(map(bench.unavailable, lost)))}."
-    name, reason = next(iter(probed.excluded.items()))
-    more = f" (and {len(probed.excluded) - 1} more)" if len(probed.excluded) > 1 else ""
-    return f"{name}: {reason}{more}"
 
 
 def shipping(selection: Selection, *, provisional: bool) -> LedgerEntry | None:
@@ -433,8 +368,8 @@ def _resolved(workload: Workload, machine: dict[str, object]) -> Workload:
 
 
 def _introduced(
-    candidates: Sequence[Candidate],
-    everything: Sequence[prune.Variant],
+    candidates: int,
+    everything: Sequence[Variant],
     requirements: Requirements,
     workload: Workload,
     peaks: Peaks,
@@ -444,10 +379,10 @@ def _introduced(
     models = {v.candidate.name for v in left}
     families = {v.candidate.family for v in left}
     return (
-        f"{counted(len(candidates), 'model')} → {len(models)} "
+        f"{counted(candidates, 'model')} → {len(models)} "
         f"in {counted(len(families), 'family', 'families')} are not ruled out by facts "
         f"→ {counted(len(left), 'variant')}"
     )
 
 
-__all__ = ["Names", "OwnCLIP", "OwnWeights", "Watcher", "measured_peaks", "select", "ship"]
+__all__ = ["Watcher", "measured_peaks", "select", "ship", "shipping"]

@@ -17,23 +17,17 @@ from typing import Any
 import numpy as np
 
 from vitrail import store
-from vitrail.data import Dataset, Example
+from vitrail.data import Example
 from vitrail.errors import VitrailError
 from vitrail.export import work
+from vitrail.export.variants import at_size, variants
 from vitrail.measure import sandbox
-from vitrail.selection.bench import Bench
-from vitrail.selection.features import Engine, Features
-from vitrail.selection.prune import at_size, variants
+from vitrail.sources.features import Engine, Features
+from vitrail.sources.source import Context, Found, Source
 from vitrail.tasks import accuracy
-from vitrail.vocabulary import (
-    Accuracy,
-    Candidate,
-    Requirements,
-    SearchSettings,
-    Weights,
-    Workload,
-)
-from vitrail.words import counted
+from vitrail.vocabulary import Accuracy, Candidate, Weights
+from vitrail.weights.find import missing as missing_weights
+from vitrail.words import NOT_AT_HAND, counted
 
 PROBE_VERSION = 1
 """Part of a probe's key: raise it when the same images would give another head."""
@@ -49,16 +43,6 @@ SLOWER = 1.25
 HEAD_TIMEOUT_S = 120.0
 
 
-@dataclass(frozen=True)
-class Probed:
-    """What probing leaves: candidates with a head of their own, and why the others have none."""
-
-    candidates: tuple[Candidate, ...]
-    excluded: dict[str, str]
-    """Candidate's name -> why nothing of it needs to be measured."""
-    notes: tuple[str, ...]
-
-
 @dataclass
 class Runner:
     """One candidate in the race."""
@@ -71,47 +55,45 @@ class Runner:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def probe(
-    candidates: Sequence[Candidate],
-    dataset: Dataset,
-    bench: Bench,
-    requirements: Requirements,
-    workload: Workload,
-    settings: SearchSettings,
-    note: Callable[[str], None] = lambda _: None,
-    clock: Callable[[], float] = time.monotonic,
-    *,
-    doing: Callable[[str], None] = lambda _: None,
-) -> Probed:
-    """Fit a head for every candidate whose weights are at hand, and drop those that others leave behind."""
-    deadline = clock() + SHARE * settings.budget_s
-    race = _Race(dataset, bench, requirements, workload, settings, note, doing, deadline, clock)
-    return race.run(candidates)
+@dataclass(frozen=True)
+class Probe(Source):
+    """The candidates of other sources, each with a new head that was fitted on the labelled images."""
+
+    backbones: Sequence[Source]
+
+    def find(self, context: Context) -> Found:
+        """The candidates that the race leaves; the others are excluded, without accuracy on other classes."""
+        parts = [source.find(context) for source in self.backbones]
+        candidates = [candidate for part in parts for candidate in part.candidates]
+        if not candidates:
+            return Found()
+        race = _Race(context)
+        kept = race.run(candidates)
+        rest = tuple(replace(c, accuracy=None) for c in candidates if c.name in race.excluded)
+        return Found(
+            candidates=(*kept, *rest),
+            excluded=race.excluded,
+            notes=race.notes,
+            why_none=race.why_none(candidates),
+        )
 
 
 class _Race:
-    def __init__(
-        self,
-        dataset: Dataset,
-        bench: Bench,
-        requirements: Requirements,
-        workload: Workload,
-        settings: SearchSettings,
-        note: Callable[[str], None],
-        doing: Callable[[str], None],
-        deadline: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self._dataset, self._bench = dataset, bench
-        self._requirements, self._workload, self._settings = requirements, workload, settings
-        self._note, self._doing, self._deadline, self._clock = note, doing, deadline, clock
-        self._train = mixed(dataset.of("train"))
-        self._validation = mixed(dataset.of("validation"))
+    def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
+        assert context.dataset is not None
+        self._dataset, self._bench = context.dataset, context.bench
+        self._requirements, self._settings = context.requirements, context.settings
+        self._note, self._doing, self._clock = context.note, context.doing, clock
+        self._deadline = clock() + SHARE * context.left_s()
+        self._train = mixed(self._dataset.of("train"))
+        self._validation = mixed(self._dataset.of("validation"))
         self._heads = store.RecordStore(store.cache_dir() / "probes")
-        self._features = Features(bench, settings)
+        self._features = Features(context.bench, context.settings)
         self.excluded: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
 
-    def run(self, candidates: Sequence[Candidate]) -> Probed:
+    def run(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Fit a head for each candidate whose weights are at hand; drop those that others leave behind."""
         runners = self._starters(candidates)
         for images in rounds(len(self._train), len(self._dataset.classes)):
             for number, runner in enumerate(racing := list(runners), 1):
@@ -125,11 +107,24 @@ class _Race:
         kept = tuple(self._as_candidate(runner) for runner in runners)
         probed = len(runners) + sum("probe:" in reason for reason in self.excluded.values())
         missing = sum(reason.startswith("its weights") for reason in self.excluded.values())
-        notes = [f"{probed} of {len(candidates)} models were probed on {self._dataset.name}"]
+        note = f"{probed} of {len(candidates)} models were probed on {self._dataset.name}"
         if missing:
             have = counted(missing, "model has", "models have")
-            notes[0] += f"; {have} no weights at hand (see the ledger)"
-        return Probed(kept, self.excluded, tuple(notes))
+            note += f"; {have} no weights at hand (see the ledger)"
+        self.notes = (note,)
+        return kept
+
+    def why_none(self, candidates: Sequence[Candidate]) -> str:
+        """Why no candidate is left, as a sentence; empty where one is."""
+        if len(self.excluded) < len(candidates):
+            return ""
+        lost = [each for each in candidates if self._bench.weights(each) is None]
+        if len(lost) == len(candidates):
+            missing = "; for ".join(missing_weights(map(self._bench.unavailable, lost)))
+            return f"No model could be probed: {NOT_AT_HAND} for {missing}."
+        name, reason = next(iter(self.excluded.items()))
+        more = f" (and {len(self.excluded) - 1} more)" if len(self.excluded) > 1 else ""
+        return f"No model could be probed: {name}: {reason}{more}"
 
     # --- the race ---------------------------------------------------------------------------------
 
@@ -149,9 +144,9 @@ class _Race:
             if self._clock() >= self._deadline and runners:
                 self.excluded[candidate.name] = "not probed within the budget: raise --budget"
                 continue
-            candidate = at_size(replace(candidate, weights=located.weights), self._workload.image_size)
+            candidate = at_size(replace(candidate, weights=located.weights), self._bench.workload.image_size)
             try:
-                forms = variants([candidate], self._workload, self._settings)
+                forms = variants([candidate], self._bench.workload, self._settings)
                 engine = self._features.engine(forms, self._train)
             except (sandbox.ChildFailure, VitrailError) as error:
                 self.excluded[candidate.name] = f"probe: {error}"
@@ -346,4 +341,4 @@ def _labels(examples: Sequence[Example]) -> np.ndarray:
     return np.array([example.label for example in examples])
 
 
-__all__ = ["Probed", "Runner", "mixed", "probe", "rounds", "standing"]
+__all__ = ["Probe", "Runner", "mixed", "rounds", "standing"]

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
 from vitrail import store
 from vitrail.artifact import TextTower
 from vitrail.catalog.clip import RESULTS, Published, all_published
+from vitrail.data import Dataset
 from vitrail.errors import InputError
 from vitrail.measure import sandbox
-from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+from vitrail.sources.source import Context, Found, Source
+from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Requirements, SearchSettings, Weights
 from vitrail.weights.find import WeightsUnavailable, check_file
 from vitrail.words import counted
 from vitrail.zeroshot.fold import FoldRequest
 from vitrail.zeroshot.hub import Finder, bare
+from vitrail.zeroshot.prompts import key
 
-__all__ = ["Found", "Names", "OwnCLIP", "matching", "of_names"]
+__all__ = ["ClassNames", "OwnCLIP", "in_order_of", "matching", "of_names"]
 
 FOLD_TIMEOUT_S = 300.0
 FOLD_MEMORY_MIB = 16_384.0
 FOLD_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """The classes and the templates their names are put into."""
-
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
-    """One `{}` each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +42,71 @@ class OwnCLIP:
     license: str = "own"
 
 
-@dataclass(frozen=True)
-class Found:
-    """Zero-shot candidates, and a note on weights that could not be found."""
+@dataclass(frozen=True, kw_only=True)
+class ClassNames(Source):
+    """Classes by their names alone: each CLIP or SigLIP at hand reads them into a head of its own."""
 
-    candidates: tuple[Candidate, ...]
-    notes: tuple[str, ...]
-    towers: dict[str, TextTower] = field(default_factory=dict)
-    """What each candidate was made from, by candidate name."""
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    """Sentences that the names are put into, one `{}` each."""
+    own: OwnCLIP | None = None
+    """It is the only one unless globs name others."""
+    option: ClassVar[str] = "classes"
+    answers: ClassVar[str] = "zero-shot"
+
+    @property
+    def alone(self) -> bool:
+        """With the person's own weights."""
+        return self.own is not None
+
+    def licenses(self) -> tuple[str, ...]:
+        """What the user stated of their own weights."""
+        return (self.own.license,) if self.own else ()
+
+    def matches(self, glob: str) -> bool:
+        """Whether it names published weights."""
+        return bool(matching([glob]))
+
+    def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
+        """Refuse a limit that nothing measures, and globs without a CLIP where only CLIPs take part."""
+        if dataset is None and requirements.min_accuracy is not None:
+            raise InputError(
+                "Zero-shot accuracy on your classes is not known before it is measured: give labelled images "
+                "with --data DIR, or leave --min-accuracy out."
+            )
+        if dataset is None and self.own is None and not matching(settings.models):
+            raise InputError(
+                f"No CLIP matches {' '.join(settings.models)}: name one as open_clip does, ViT-B-32."
+            )
+
+    def find(self, context: Context) -> Found:
+        """A candidate for each CLIP at hand; none, with the reason, where others may go on alone."""
+        context.doing("reading class names with text towers")
+        names = self if context.dataset is None else in_order_of(self, context.dataset)
+        globs = context.settings.models
+        rows = matching(globs) if globs or self.own is None else ()
+        finder = Finder(offline=context.settings.offline, max_download_mib=context.download_mib)
+        try:
+            return of_names(names, rows, finder, threads=context.bench.threads)
+        except InputError as error:
+            if self.own is not None:
+                raise
+            return Found(notes=(str(error).rstrip("."),), why_none=str(error))
+
+
+def in_order_of(names: ClassNames, dataset: Dataset) -> ClassNames:
+    """The names as the labelled images spell and order them.
+
+    Raises:
+        InputError: the two are not the same classes.
+    """
+    own, theirs = {key(name) for name in names.classes}, {key(name) for name in dataset.classes}
+    if own != theirs:
+        raise InputError(
+            f"--classes and the labelled images name different classes ({', '.join(sorted(own ^ theirs))}): "
+            "give the folders' names."
+        )
+    return replace(names, classes=dataset.classes)
 
 
 def matching(globs: Sequence[str]) -> tuple[Published, ...]:
@@ -71,9 +123,7 @@ def matching(globs: Sequence[str]) -> tuple[Published, ...]:
     )
 
 
-def of_names(
-    names: Names, rows: Sequence[Published], own: OwnCLIP | None, finder: Finder, *, threads: int
-) -> Found:
+def of_names(names: ClassNames, rows: Sequence[Published], finder: Finder, *, threads: int) -> Found:
     """A candidate for each row whose weights can be found, and for the user's own weights.
 
     Published figures are for ImageNet's classes: they order the candidates but say nothing of these names.
@@ -96,6 +146,7 @@ def of_names(
             templates=names.templates,
         )
 
+    own = names.own
     if own is not None:
         check_file(own.file)
         digest = store.sha256_file(Path(own.file))
@@ -119,14 +170,14 @@ def of_names(
         )
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     notes = (f"CLIP weights not at hand{more}: {missing[0]}",) if missing else ()
-    return Found(tuple(found), notes, towers)
+    return Found(candidates=tuple(found), notes=notes, towers=towers)
 
 
 def _candidate(
-    names: Names, model: str, tag: str, path: Path, weights: Weights, row: Published | None, threads: int
+    names: ClassNames, model: str, tag: str, path: Path, weights: Weights, row: Published | None, threads: int
 ) -> Candidate:
     """The folded classifier as a candidate; made only once for the same weights, names and templates."""
-    key: dict[str, object] = {
+    identity: dict[str, object] = {
         "fold": FOLD_VERSION,
         "weights": weights.sha256,
         "model": model,
@@ -136,12 +187,12 @@ def _candidate(
     }
     folder = store.cache_dir() / "zero-shot"
     records = store.RecordStore(folder)
-    digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+    digest = hashlib.sha256(store.canonical_json(identity)).hexdigest()[:24]
     target, labels = folder / f"{digest}.safetensors", folder / f"{digest}.txt"
-    facts = records.get(key)
+    facts = records.get(identity)
     if facts is None or not target.is_file():
         facts = _folded(names, model, path, weights, target, threads)
-        records.put(key, facts)
+        records.put(identity, facts)
     store.atomic_write(labels, "".join(f"{name}\n" for name in names.classes).encode("utf-8"))
     accuracy = None
     if row is not None and row.accuracy is not None:
@@ -156,6 +207,7 @@ def _candidate(
         macs=int(str(facts["macs"])),
         activations=int(str(facts["activations"])),
         labels=str(labels),
+        trained_with="vitrail",
         note=f"{counted(len(names.classes), 'class name')} in "
         f"{counted(len(names.templates), 'sentence')} each, "
         f"read by the text tower of {weights.reference}",
@@ -163,7 +215,7 @@ def _candidate(
 
 
 def _folded(
-    names: Names, model: str, path: Path, weights: Weights, target: Path, threads: int
+    names: ClassNames, model: str, path: Path, weights: Weights, target: Path, threads: int
 ) -> dict[str, object]:
     target.parent.mkdir(parents=True, exist_ok=True)
     request = FoldRequest(

@@ -25,10 +25,10 @@ from vitrail import hardware, runtimes, stats, store, tasks
 from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
+from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import sandbox
 from vitrail.measure.launch import ExportSubject
-from vitrail.selection.workshop import Workshop
 from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS
 from vitrail.version import __version__
 from vitrail.vocabulary import (

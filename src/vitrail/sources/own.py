@@ -1,11 +1,11 @@
-"""The user's own weights as a candidate: a file, an architecture, labels, and what the user says of it."""
+"""A person's own weights as a candidate: a file, an architecture, labels, and what they say of it."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -13,18 +13,23 @@ from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
 from vitrail.measure import sandbox
+from vitrail.sources.source import Context, Found, Source
 from vitrail.units import percent
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
 from vitrail.weights.find import check_file
+
+__all__ = ["OwnWeights", "own_candidate"]
 
 DESCRIBE_TIMEOUT_S = 120.0
 DESCRIBE_MEMORY_MIB = 8192.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnWeights:
-    """What a user's weights file needs beside it."""
+class OwnWeights(Source):
+    """A weights file of the user's, with what cannot be read from it."""
 
+    option: ClassVar[str] = "weights"
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "embed")
     file: str
     arch: str
     labels: str
@@ -32,6 +37,14 @@ class OwnWeights:
     accuracy: float | None = None
     """Top-1 in % as the user declares it."""
     license: str = "own"
+
+    def licenses(self) -> tuple[str, ...]:
+        """What the user stated."""
+        return (self.license,)
+
+    def find(self, context: Context) -> Found:
+        """The one candidate. Raises InputError as `own_candidate` does."""
+        return Found(candidates=(replace(own_candidate(self), task=context.settings.task),))
 
 
 def own_candidate(own: OwnWeights) -> Candidate:
@@ -46,7 +59,7 @@ def own_candidate(own: OwnWeights) -> Candidate:
     """
     check_file(own.file)
     if own.accuracy is not None and not 0 < own.accuracy <= 100:
-        raise InputError(f"--accuracy {own.accuracy:g} is no percentage: give a value in (0, 100].")
+        raise InputError(f"--accuracy {own.accuracy:g} is not a percentage: give a value in (0, 100].")
     if own.accuracy is not None:
         percent(own.accuracy, "--accuracy")  # refuses a fraction
     classes = len(read_labels(own.labels))

@@ -17,8 +17,8 @@ import numpy as np
 
 from vitrail import store, tasks
 from vitrail.data import Example
+from vitrail.export.bench import Bench, image_libraries
 from vitrail.measure import features, sandbox
-from vitrail.selection.bench import Bench, image_libraries
 from vitrail.tasks import agreement
 from vitrail.vocabulary import SearchSettings, Variant
 

@@ -1,0 +1,100 @@
+"""Candidates -> variants: the sizes, codes, engines and precisions in which a candidate could ship here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from vitrail import runtimes
+from vitrail.errors import InputError
+from vitrail.models.table import MODELS
+from vitrail.runtimes import RUNTIMES
+from vitrail.vocabulary import Candidate, Implementation, Precision, SearchSettings, Variant, Workload
+
+__all__ = ["at_size", "implementations", "missing_runtimes", "variants"]
+
+
+def variants(
+    candidates: Iterable[Candidate], workload: Workload, settings: SearchSettings
+) -> tuple[Variant, ...]:
+    """All variants of the candidates on the installed runtimes that the settings admit.
+
+    References (PyTorch) are measured beside the winner, never searched.
+
+    Raises:
+        InputError: no installed runtime has an asked precision, only references are asked for, or none of
+            the asked implementations has any of the candidates.
+    """
+    pairs = _engines(settings.runtimes, settings.precisions)
+    if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
+        raise InputError(
+            f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
+        )
+    if not pairs:
+        asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
+        there = runtimes.installed()
+        offers = "; ".join(
+            f"{name} has {', '.join(runtime.precisions)}"
+            for name, runtime in RUNTIMES.items()
+            if name in there and not runtime.reference
+        )
+        install = "`vitrail doctor` says what to install"
+        raise InputError(f"No installed runtime offers {asked}: {offers or install}.")
+    found = tuple(
+        Variant(
+            candidate=candidate,
+            image_size=workload.image_size or candidate.preprocess.image_size,
+            implementation=implementation,
+            runtime=runtime,
+            precision=precision,
+        )
+        for candidate in candidates
+        for implementation in implementations(candidate, settings.implementations)
+        for runtime, precision in pairs
+    )
+    if not found and settings.implementations == ("vitrail",):
+        raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
+    return found
+
+
+def implementations(candidate: Candidate, asked: Sequence[str] = ()) -> tuple[Implementation, ...]:
+    """Whose code can run the candidate's weights, of those asked; none asked: ours where it exists."""
+    there: tuple[Implementation, ...] = ("vitrail", "timm") if candidate.architecture in MODELS else ("timm",)
+    if candidate.trained_with is not None:
+        there = (candidate.trained_with,)
+    return tuple(name for name in there if name in asked) if asked else there[:1]
+
+
+def at_size(candidate: Candidate, image_size: int | None) -> Candidate:
+    """The candidate prepared at the asked size: its accuracy is measured there, so it belongs there."""
+    old = candidate.preprocess.image_size
+    if image_size in (None, old):
+        return candidate
+    scale = (image_size / old) ** 2
+    return replace(
+        candidate,
+        preprocess=replace(candidate.preprocess, image_size=image_size),
+        macs=round(candidate.macs * scale),
+        activations=round(candidate.activations * scale),
+    )
+
+
+def _engines(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, Precision]]:
+    there = runtimes.installed()
+    return [
+        (name, precision)
+        for name, runtime in RUNTIMES.items()
+        if name in there and not runtime.reference and (name in names or not names)
+        for precision in runtime.precisions
+        if not precisions or precision in precisions
+    ]
+
+
+def missing_runtimes(settings: SearchSettings) -> tuple[str, ...]:
+    """One note per asked (or shipping) runtime that is not installed, with its install line."""
+    there = runtimes.installed()
+    return tuple(
+        f"{runtime.label} is not installed: `{runtime.install}`"
+        for name, runtime in RUNTIMES.items()
+        if name not in there and (name in settings.runtimes or not (settings.runtimes or runtime.reference))
+    )
