@@ -19,7 +19,7 @@ from vitrail.errors import InputError
 from vitrail.measure import sandbox
 from vitrail.models import timm
 from vitrail.profiling.describe import describe
-from vitrail.selection import own as module
+from vitrail.sources import own as module
 from vitrail.sources.own import OwnWeights, own_candidate
 from vitrail.vocabulary import Accuracy
 from vitrail.weights.labels import labels

@@ -1,9 +1,10 @@
-"""A new engine is one file and one row, and so is a new task: nothing else on the road changes."""
+"""A new engine is one file and one row, and so is a new task, and a new source one file: nothing else changes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import artifacts
 import numpy as np
@@ -14,11 +15,15 @@ from openvino import opset13 as ops
 
 from vitrail import predict, runtimes, tasks
 from vitrail.artifact import open_artifact, write
+from vitrail.errors import InputError
 from vitrail.export.variants import variants
 from vitrail.images.decode import decode
 from vitrail.measure.session import Session, SessionRequest
+from vitrail.sources.gather import arranged, check_task, gather
+from vitrail.sources.probe import Probe
+from vitrail.sources.source import Context, Found, Source
 from vitrail.verify import verify
-from vitrail.vocabulary import Export, SearchSettings, Workload
+from vitrail.vocabulary import Candidate, Export, Requirements, SearchSettings, Workload
 
 
 @pytest.fixture
@@ -122,3 +127,37 @@ def test_a_task_is_one_file_and_one_row(toy_task_row, tmp_path):
     )
     said = walks_the_road(tmp_path, colour)
     assert said == task.finish(outputs)
+
+
+class Toy(Source):
+    """Brings one candidate, which is alone: the catalogue takes part where globs name something of it."""
+
+    option = "toy"
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+
+    def licenses(self):
+        return (self.candidate.weights.license,)
+
+    def find(self, context):
+        return Found(candidates=(self.candidate,), notes=("from a toy",))
+
+
+def test_a_source_is_one_class_that_the_command_line_makes(tmp_path):
+    candidate = artifacts.make_bundle(tmp_path).variant.candidate
+    toy = Toy(candidate)
+    bench = SimpleNamespace(dataset=None, workload=Workload())
+    context = Context(requirements=Requirements(), settings=SearchSettings(), bench=bench, download_mib=0.0)
+    found = gather(arranged([toy], context.settings, None), context)
+    assert found.candidates == (candidate,)
+    assert found.notes == ("from a toy",)
+    assert variants(found.candidates, Workload(), context.settings)
+    beside = replace(context, settings=SearchSettings(models=("swin_tiny*",)))
+    both = gather(arranged([toy], beside.settings, None), beside)
+    assert {each.family for each in both.candidates} == {candidate.family, "swin"}
+    # Its head answers other classes than labelled images have, so they would give it a new one.
+    (probe,) = arranged([toy], context.settings, SimpleNamespace(classes=("a", "b")))
+    assert probe == Probe((toy,))
+    with pytest.raises(InputError, match="--toy is about classes"):
+        check_task([toy], "embed")
