@@ -116,9 +116,9 @@ FRESH: tuple[tuple[str, str, int, int, str, str, bool], ...] = (
 
 def one(point: tuple, measured: dict[str, float] | None) -> dict[str, Any]:
     """A point's figures: what is predicted, what is measured (unless it is known), how far off that is."""
-    from vitrail.profiling.memory import Setup, measure, predict
+    from vitrail.profiling.memory import MemorySetup, measure, predict
 
-    setup = Setup(**dict(zip(FIELDS, point, strict=True)))
+    setup = MemorySetup(**dict(zip(FIELDS, point, strict=True)))
     predicted = predict(setup)["predicted_mib"]
     measured = measured or measure(setup, memory_mib=MEMORY_MIB)["measured_mib"]
     loaded = measured["baseline"] + measured["load"]

@@ -16,7 +16,7 @@ from vitrail.measure import session
 from vitrail.predict import Predictor
 
 
-def start(payload: dict[str, Any]) -> session.Session:
+def start(payload: dict[str, Any]) -> session.ExportSession:
     """A session like any other whose calls, in both scopes, take `payload["slowdown"]` (a share) longer."""
     share = float(payload.pop("slowdown"))
     load = runtimes.load

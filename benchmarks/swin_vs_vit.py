@@ -240,11 +240,11 @@ def facts(model: str) -> dict[str, Any]:
 def predicted(model: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What `vitrail memory` predicts for the written-out attention where it was not run."""
     from vitrail.measure.sandbox import ChildFailure
-    from vitrail.profiling.memory import Setup, predict
+    from vitrail.profiling.memory import MemorySetup, predict
 
     for size in sizes:
         try:
-            answer = predict(Setup(model=model, image_size=size, attention="naive"))["predicted_mib"]
+            answer = predict(MemorySetup(model=model, image_size=size, attention="naive"))["predicted_mib"]
         except ChildFailure as failure:
             yield {"model": model, "size": size, "failed": str(failure)}
             continue

@@ -51,7 +51,7 @@ def ours(mode: str, batch: int, steps: int, folder: Path) -> list[float]:
     import torch
 
     from vitrail import models
-    from vitrail.learn.classify import Classification
+    from vitrail.learn.classify import ClassifierTraining
     from vitrail.learn.finetune import Machine, launched
     from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
     from vitrail.learn.recipe import load_recipe
@@ -74,7 +74,7 @@ def ours(mode: str, batch: int, steps: int, folder: Path) -> list[float]:
     pixels = [rng.integers(0, 255, (224, 224, 3), dtype=np.uint8) for _ in range(batch * steps)]
     labels = rng.integers(0, 1000, len(pixels)).tolist()
     torch.manual_seed(0)
-    task = Classification(
+    task = ClassifierTraining(
         model=models.build(SWIN).train(),
         images=TrainingImages(Pixels(pixels), labels, augmentation(plan.augmentation, preprocess), seed=0),
         validation=EvaluationImages(Pixels(pixels[:1]), labels[:1], preprocess),

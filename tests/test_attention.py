@@ -23,8 +23,8 @@ from vitrail.measure.sandbox import call
 from vitrail.models import attention, linear
 from vitrail.models.attention import KERNELS, attend, choose
 from vitrail.profiling import kernels
-from vitrail.profiling.kernel_session import Case, Session
-from vitrail.profiling.kernels import Kernel, Row
+from vitrail.profiling.kernel_session import Case, KernelSession
+from vitrail.profiling.kernels import Kernel, KernelRow
 
 WORKBENCH = 'pip install "vitrail[workbench]"'
 
@@ -347,7 +347,7 @@ def peak(kernel: str, tokens: int, precision: str) -> float:
 
 
 def first_call(payload):
-    return Session(payload["kernel"], Case(**payload["case"])).first()
+    return KernelSession(payload["kernel"], Case(**payload["case"])).first()
 
 
 @pytest.mark.slow
@@ -550,9 +550,9 @@ def test_measuring_in_children_ends_in_a_row_whatever_happens(monkeypatch):
 
 def test_speedups_need_both_figures():
     rows = [
-        Row(tokens=8, kernel="naive", status="too large"),
-        Row(tokens=8, kernel="fused", status="measured", median_ms=6.0),
-        Row(tokens=8, kernel="blocked", status="measured", median_ms=3.0),
+        KernelRow(tokens=8, kernel="naive", status="too large"),
+        KernelRow(tokens=8, kernel="fused", status="measured", median_ms=6.0),
+        KernelRow(tokens=8, kernel="blocked", status="measured", median_ms=3.0),
     ]
     shown = with_speedups(rows)
     assert [row["speedup_over_naive"] for row in shown] == [None, None, None]
@@ -567,9 +567,9 @@ def quick(monkeypatch):
         good = {"status": "measured", "median_ms": 2.0, "fastest_ms": 1.5, "slowest_ms": 300.0, "calls": 3}
         figures = {"peak_mib": 12.3, "error": 1e-7, "needs_mib": 1.0}
         return [
-            Row(tokens=case.tokens, kernel=k.kernel, **good, **figures)
+            KernelRow(tokens=case.tokens, kernel=k.kernel, **good, **figures)
             if k.forward
-            else Row(tokens=case.tokens, kernel=k.kernel, status="unavailable", reason=k.reason)
+            else KernelRow(tokens=case.tokens, kernel=k.kernel, status="unavailable", reason=k.reason)
             for k in there
         ]
 

@@ -1,4 +1,4 @@
-"""Labelled data: sources, splits by content, refusals. About 10 s."""
+"""Labelled data: layouts, splits by content, refusals. About 10 s."""
 
 from __future__ import annotations
 
@@ -475,7 +475,7 @@ def test_saved_data_sets_that_are_refused(tmp_path, cache):
 FUZZ = """
 import sys
 from pathlib import Path
-from vitrail.data import saved, sources
+from vitrail.data import listing, saved
 from vitrail.errors import InputError
 
 place, file = Path(sys.argv[1]), Path(sys.argv[2])
@@ -484,7 +484,7 @@ for position in range(0, len(whole), 3):
     for value in (0x00, 0x7F, 0xFF):
         file.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
         try:
-            sources.find_source(place)
+            listing.list_images(place)
         except InputError:
             refused += 1
 print("refused", refused)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.embeddings import Embedder, Index, Origin, Table, embed, read_table, write_table
-from vitrail.embeddings.sources import image_paths, text_lines
+from vitrail.embeddings.inputs import image_paths, text_lines
 from vitrail.errors import ClaimError, InputError
 from vitrail.vocabulary import Preprocess, Weights
 
@@ -317,7 +317,7 @@ def test_a_name_that_is_no_utf8_is_broken_not_a_crash(tmp_path):
 
 
 def test_vectors_that_were_made_before_the_model_ended_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("vitrail.embeddings.table.CHUNK", 2)
+    monkeypatch.setattr("vitrail.embeddings.vectors.CHUNK", 2)
 
     class Ending(Letters):
         def texts_each(self, texts):

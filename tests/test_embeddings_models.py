@@ -413,7 +413,7 @@ def test_an_image_without_direction_is_listed(tmp_path):
 
     from vitrail.vocabulary import Preprocess
 
-    session = embed_session.Session(Zero(), Preprocess(image_size=8), "timm")
+    session = embed_session.EmbedSession(Zero(), Preprocess(image_size=8), "timm")
     for name, grey in (("dark", 0), ("light", 255)):
         Image.new("RGB", (9, 9), (grey,) * 3).save(tmp_path / f"{name}.png")
     errors = session.images(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrail import cli
 from vitrail.data import load
-from vitrail.embeddings.sources import image_paths
+from vitrail.embeddings.inputs import image_paths
 from vitrail.images import find
 from vitrail.images.find import images_below
 from vitrail.images.photos import photo_folder

@@ -19,7 +19,7 @@ from vitrail.export.variants import variants
 from vitrail.models.linear import Linear
 from vitrail.profiling import heap, lifetimes, malloc, memory, memory_session
 from vitrail.profiling.heap import Heap
-from vitrail.profiling.memory import Setup
+from vitrail.profiling.memory import MemorySetup
 from vitrail.selection.prune import PROCESS_MIB, memory_floor_mib, process_floor_mib, ruled_out
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
@@ -212,7 +212,7 @@ def test_autocast_trains_fp32_weights_on_bf16_activations():
 
 @pytest.mark.parametrize(("attention", "times"), [("naive", 2), ("fused", 0)])
 def test_attention_is_the_scores_of_every_head_and_their_softmax(attention, times):
-    setup = Setup(
+    setup = MemorySetup(
         model="vit_tiny_patch16_224",
         image_size=384,
         batch_size=2,
@@ -231,7 +231,7 @@ def test_timms_switch_for_attention_is_left_alone():
 
     before = use_fused_attn()
     model = memory_session._built(
-        Setup(model="vit_tiny_patch16_224", image_size=224, attention="naive", implementation="timm")
+        MemorySetup(model="vit_tiny_patch16_224", image_size=224, attention="naive", implementation="timm")
     )
     assert not any(m.fused_attn for m in model.modules() if hasattr(m, "fused_attn"))
     assert use_fused_attn() == before
@@ -300,7 +300,7 @@ def test_nothing_fits_into_nothing():
 
 
 def test_a_large_batch_of_code_in_parts_is_read_off_a_line(monkeypatch):
-    setup = Setup(model="vit_tiny_patch16_224", image_size=448, implementation="vitrail")
+    setup = MemorySetup(model="vit_tiny_patch16_224", image_size=448, implementation="vitrail")
 
     def peaks():
         return memory_session._Peaks(setup, (2 * MIB, 0), {"baseline": 100.0})
@@ -383,9 +383,9 @@ def test_what_would_not_fit_is_not_run(monkeypatch, capsys):
 
 def test_setups_are_checked():
     with pytest.raises(InputError, match="no precision here"):
-        Setup(model="resnet18", precision="int8")
+        MemorySetup(model="resnet18", precision="int8")
     with pytest.raises(InputError, match="no implementation"):
-        Setup(model="resnet18", implementation="other")
+        MemorySetup(model="resnet18", implementation="other")
 
 
 # --- what select prunes with it -----------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from vitrail.cli.status import CLEAR_LINE, Heartbeat, Status
 from vitrail.measure import quiet
-from vitrail.measure.quiet import Reading
+from vitrail.measure.quiet import BusyReading
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_what_this_process_and_its_children_take_is_not_counted_as_others():
 
 
 def test_waiting_ends_when_the_machine_is_quiet_and_says_so_once():
-    readings = iter([Reading(1.4, 2), Reading(0.6, 2), Reading(0.05, 2), Reading(1.0, 2)])
+    readings = iter([BusyReading(1.4, 2), BusyReading(0.6, 2), BusyReading(0.05, 2), BusyReading(1.0, 2)])
     told = []
     last = quiet.wait(60.0, told.append, reader=lambda: next(readings), clock=lambda: 0.0)
     assert last.busy == 0.05
@@ -58,13 +58,13 @@ def test_waiting_ends_when_the_machine_is_quiet_and_says_so_once():
 
 def test_waiting_ends_with_its_time_and_tells_what_is_left():
     now = iter(range(100))
-    last = quiet.wait(3.0, reader=lambda: Reading(1.0, 2), clock=lambda: next(now))
+    last = quiet.wait(3.0, reader=lambda: BusyReading(1.0, 2), clock=lambda: next(now))
     assert not last.quiet
     assert next(now) == 4
 
 
 def test_a_quiet_machine_is_read_once_and_nothing_is_said():
-    readings = iter([Reading(0.0, 2)])
+    readings = iter([BusyReading(0.0, 2)])
     told = []
     assert quiet.wait(60.0, told.append, reader=lambda: next(readings)).quiet
     assert told == []

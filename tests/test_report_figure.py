@@ -269,7 +269,7 @@ def test_names_avoid_each_other_and_stay_in_the_plot(frame, seed):
 
 
 def test_a_name_without_room_is_cut_before_it_is_left_out():
-    frame = axes.Frame(200, 120, left=10, right=10, top=10, bottom=10)
+    frame = axes.Canvas(200, 120, left=10, right=10, top=10, bottom=10)
     wanted = labels.Wanted(100, 60, ("a name that is far too long for this", "a name …"))
     (label,) = labels.place([wanted], [labels.Box(93, 53, 107, 67)], [], frame)
     assert label.text == "a name …"

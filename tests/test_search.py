@@ -404,7 +404,7 @@ def test_a_reference_that_hangs_is_a_failure_and_others_go_on():
 
 
 def test_what_was_timed_on_a_busy_machine_says_so():
-    from vitrail.measure.quiet import Reading
+    from vitrail.measure.quiet import BusyReading
 
     grid = grid_of()
     settings = SearchSettings(models=MODELS, runtimes=("openvino",), budget_s=400.0)
@@ -414,7 +414,7 @@ def test_what_was_timed_on_a_busy_machine_says_so():
     def wait(seconds):
         waited.append(seconds)
         clock.now += seconds
-        return Reading(busy=1.2, processors=2)
+        return BusyReading(busy=1.2, processors=2)
 
     search = Search(
         requirements=Requirements(max_latency_ms=1000.0),
@@ -434,7 +434,7 @@ def test_what_was_timed_on_a_busy_machine_says_so():
 
 def searched_in_noise(readings, **limits):
     """A search whose machine is as busy as the readings say, one for each wait; the last stays."""
-    from vitrail.measure.quiet import Reading
+    from vitrail.measure.quiet import BusyReading
 
     grid = grid_of()
     settings = SearchSettings(
@@ -445,7 +445,7 @@ def searched_in_noise(readings, **limits):
     said = []
 
     def wait(seconds):
-        return Reading(busy=readings.pop(0) if len(readings) > 1 else readings[0], processors=2)
+        return BusyReading(busy=readings.pop(0) if len(readings) > 1 else readings[0], processors=2)
 
     search = Search(
         requirements=Requirements(**limits),

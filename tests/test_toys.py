@@ -1,4 +1,4 @@
-"""A new engine is one file and one row, and so is a new task, and a new source one file: nothing else changes."""
+"""A new engine or task is one file and one row, a new source one file: nothing else changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitrail.artifact import open_artifact, write
 from vitrail.errors import InputError
 from vitrail.export.variants import variants
 from vitrail.images.decode import decode
-from vitrail.measure.session import Session, SessionRequest
+from vitrail.measure.session import ExportSession, SessionRequest
 from vitrail.sources.gather import arranged, check_task, gather
 from vitrail.sources.probe import Probe
 from vitrail.sources.source import Context, Found, Source
@@ -46,9 +46,9 @@ def toy_task_row(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "colour", "toy_task:Colour")
 
 
-def session_of(artifact) -> Session:
+def session_of(artifact) -> ExportSession:
     variant, photos = artifact.manifest.variant, [str(photo) for photo in artifact.photos]
-    return Session(
+    return ExportSession(
         SessionRequest(
             folder=str(artifact.model_folder),
             graph=artifact.manifest.graphs[0],

@@ -22,12 +22,12 @@ from vitrail import models, store
 from vitrail.errors import InputError
 from vitrail.learn import finetune as finetuning
 from vitrail.learn import room, trained
-from vitrail.learn.finetune import Machine, Setup, finetune, launched
+from vitrail.learn.finetune import FinetuneSetup, Machine, finetune, launched
 from vitrail.learn.metrics import Metrics
 from vitrail.learn.order import Steps
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.request import RunRequest
-from vitrail.learn.run import Run, Watcher
+from vitrail.learn.run import Run, RunWatcher
 from vitrail.learn.train import parameter_groups, train
 from vitrail.weights.find import WeightsFinder
 
@@ -506,7 +506,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypa
 def test_what_cannot_be_trained(tmp_path, folder, changes, said):
     given = {"data": str(folder), "model": MODEL, "recipe": recipe(), "out": tmp_path / "run", **changes}
     with pytest.raises(InputError, match=said):
-        finetune(Setup(**given), WeightsFinder(offline=True), Watcher())
+        finetune(FinetuneSetup(**given), WeightsFinder(offline=True), RunWatcher())
 
 
 # --- processes ------------------------------------------------------------------------------------

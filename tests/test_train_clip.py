@@ -19,7 +19,7 @@ from vitrail.cli import main
 from vitrail.learn import clip as clip_run
 from vitrail.learn import pairs_room
 from vitrail.learn.recipe import load_recipe
-from vitrail.learn.run import Watcher
+from vitrail.learn.run import RunWatcher
 from vitrail.models import clip, factory, table
 from vitrail.text.tokenizer import load_tokenizer
 
@@ -86,14 +86,14 @@ def setup_of(pairs, out, *changes, model=TINY, epochs=2, **more):
     recipe = load_recipe("clip", [*FAST, f"epochs={epochs}", *changes])
     machine = clip_run.Machine(workers=0, threads=1)
     preprocess = published.preprocess_of(model, clip.VARIANTS[model].image_size[0], None)
-    return clip_run.Setup(
+    return clip_run.ClipSetup(
         pairs=pairs, model=model, preprocess=preprocess, recipe=recipe, out=out, machine=machine, **more
     )
 
 
 @pytest.mark.parametrize("model", [TINY, f"{TINY}-sigmoid"])
 def test_it_learns_which_text_belongs_to_which_image(pairs, tmp_path, model):
-    run = clip_run.train_clip(setup_of(pairs, tmp_path / "run", epochs=40, model=model), Watcher())
+    run = clip_run.train_clip(setup_of(pairs, tmp_path / "run", epochs=40, model=model), RunWatcher())
     assert run.loss == ("clip" if model == TINY else "sigmoid")
     first, best = run.history[0], max(run.history, key=lambda figures: figures["recall_1"])
     assert best["recall_1"] > 90, run.history
@@ -108,7 +108,7 @@ def test_it_learns_which_text_belongs_to_which_image(pairs, tmp_path, model):
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(pairs, tmp_path):
     drawn = ("regularization.drop_path=0.2", "engine.accumulate=2")
-    whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *drawn, epochs=3), Watcher())
+    whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *drawn, epochs=3), RunWatcher())
 
     class Stopped(Exception):
         pass
@@ -118,12 +118,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(pairs, tmp_path):
 
     with pytest.raises(Stopped):
         clip_run.train_clip(
-            setup_of(pairs, tmp_path / "run", *drawn, epochs=3, checkpoint_every=3), Watcher(step=stop)
+            setup_of(pairs, tmp_path / "run", *drawn, epochs=3, checkpoint_every=3), RunWatcher(step=stop)
         )
     begun = []
     again = clip_run.train_clip(
         setup_of(pairs, tmp_path / "run", *drawn, epochs=3, checkpoint_every=3),
-        Watcher(begin=lambda step, total: begun.append((step, total))),
+        RunWatcher(begin=lambda step, total: begun.append((step, total))),
     )
     assert begun == [(9, 12)], "it goes on from the last checkpoint"
     assert again.sha256 == whole.sha256
@@ -132,8 +132,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(pairs, tmp_path):
 
 
 def test_parts_of_a_batch_give_the_same_curve(pairs, tmp_path):
-    one = clip_run.train_clip(setup_of(pairs, tmp_path / "one"), Watcher())
-    four = clip_run.train_clip(setup_of(pairs, tmp_path / "four", "engine.accumulate=4"), Watcher())
+    one = clip_run.train_clip(setup_of(pairs, tmp_path / "one"), RunWatcher())
+    four = clip_run.train_clip(setup_of(pairs, tmp_path / "four", "engine.accumulate=4"), RunWatcher())
     for a, b in zip(one.history, four.history, strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-3)
         assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-3)
@@ -165,15 +165,15 @@ def test_memory_is_counted_per_pair_and_a_batch_that_does_not_fit_is_refused(pai
 
 def test_a_finished_run_is_extended_and_ends_as_a_longer_one_where_the_rate_does_not_fall(pairs, tmp_path):
     level = ("optimizer.final_share=1",)
-    whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *level, epochs=3), Watcher())
-    clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=1), Watcher())
+    whole = clip_run.train_clip(setup_of(pairs, tmp_path / "whole", *level, epochs=3), RunWatcher())
+    clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=1), RunWatcher())
     with pytest.raises(clip_run.InputError, match="add --extend to continue to 3"):
-        clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=3), Watcher())
+        clip_run.train_clip(setup_of(pairs, tmp_path / "run", *level, epochs=3), RunWatcher())
     asked = setup_of(pairs, tmp_path / "run", *level, epochs=3, extend=True)
-    extended = clip_run.train_clip(asked, Watcher())
+    extended = clip_run.train_clip(asked, RunWatcher())
     assert extended.sha256 == whole.sha256
     assert [leg.ended for leg in extended.extended] == [1]
-    assert clip_run.train_clip(asked, Watcher()) == extended, "the same again does nothing more"
+    assert clip_run.train_clip(asked, RunWatcher()) == extended, "the same again does nothing more"
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -270,15 +270,15 @@ def test_one_text_for_all_is_refused(pairs, tmp_path):
         changed = [[row[0], "One" if row[2] == split else row[1], *row[2:]] for row in rows[1:]]
         same.write_text("\n".join(",".join(row) for row in [rows[0], *changed]))
         with pytest.raises(clip_run.InputError, match=f"All {said} images .* have the same text"):
-            clip_run.train_clip(setup_of(same, tmp_path / split), Watcher())
+            clip_run.train_clip(setup_of(same, tmp_path / split), RunWatcher())
 
 
 def test_another_manifest_does_not_go_on_with_a_run(pairs, tmp_path):
     out = tmp_path / "run"
-    clip_run.train_clip(setup_of(pairs, out, epochs=1), Watcher())
+    clip_run.train_clip(setup_of(pairs, out, epochs=1), RunWatcher())
     fewer = pairs.parent / "fewer.csv"
     fewer.write_text("".join(pairs.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(clip_run.InputError, match="data is"):
-        clip_run.train_clip(setup_of(fewer, out, epochs=1), Watcher())
+        clip_run.train_clip(setup_of(fewer, out, epochs=1), RunWatcher())
     with pytest.raises(clip_run.InputError, match="label_smoothing"):
-        clip_run.train_clip(setup_of(pairs, out, "regularization.label_smoothing=0.1"), Watcher())
+        clip_run.train_clip(setup_of(pairs, out, "regularization.label_smoothing=0.1"), RunWatcher())

@@ -21,7 +21,7 @@ from vitrail.artifact import evidence_of
 from vitrail.cli import main
 from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
-from vitrail.export import source, work
+from vitrail.export import eager, work
 from vitrail.export.variants import implementations, variants
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
@@ -322,7 +322,7 @@ def test_an_architecture_of_ours_alone_never_asks_timm(monkeypatch, tmp_path, da
         np.testing.assert_allclose(scores, model(images).numpy(), atol=1e-4)
     compared = msgspec.convert(request | {"compare": True}, work.ExportRequest)
     with pytest.raises(TypeError):  # timm is asked as soon as the request wants a comparison
-        source.check(model, compared, SIZE, 1e-3)
+        eager.check(model, compared, SIZE, 1e-3)
 
 
 # --- the road -------------------------------------------------------------------------------------

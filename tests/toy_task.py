@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.images.preprocess import crops, prepare_batch
-from vitrail.tasks import Arrays, Bounds, Check, agreement
+from vitrail.tasks import Arrays, Bounds, Comparison, agreement
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
 
 
@@ -65,7 +65,7 @@ class Colour:
 
     def checks(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
-    ) -> list[Check]:
+    ) -> list[Comparison]:
         """By the numbers."""
         return agreement.numeric(reference["channels"], outputs["channels"], bounds)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vitrail import models
-from vitrail.learn.classify import Classification
+from vitrail.learn.classify import ClassifierTraining
 from vitrail.learn.finetune import Machine, launched
 from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
 from vitrail.learn.recipe import load_recipe
@@ -39,7 +39,7 @@ def small(depth=2, **changes):
 
 
 def task_of(plan, model=None, *, named=None):
-    """A `Classification` of 24 training and 12 validation images, in memory; `named`: other labels."""
+    """A `ClassifierTraining` of 24 training and 12 validation images, in memory; `named`: other labels."""
     rng = np.random.default_rng(1)
     labels = [i % CLASSES for i in range(36)]
     pixels = [rng.integers(0, 120, (28, 28, 3)).astype(np.uint8) for _ in labels]
@@ -47,7 +47,7 @@ def task_of(plan, model=None, *, named=None):
         image[..., label] += 120
     labels = named or labels
     preprocess = Preprocess(image_size=28, crop=1.0)
-    return Classification(
+    return ClassifierTraining(
         model=model or small(),
         images=TrainingImages(
             Pixels(pixels[:24]), labels[:24], augmentation(plan.augmentation, preprocess), seed=plan.seed

@@ -51,7 +51,7 @@ CGROUP_MEMORY = (
 GPU_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
-class Engine(Protocol):
+class EngineInfo(Protocol):
     """What this module needs to know of a row of the table of runtimes."""
 
     @property
@@ -64,7 +64,7 @@ class Engine(Protocol):
     def reference(self) -> bool: ...
 
 
-def facts(root: Path = ROOT, table: Mapping[str, Engine] | None = None) -> dict[str, Any]:
+def facts(root: Path = ROOT, table: Mapping[str, EngineInfo] | None = None) -> dict[str, Any]:
     """All facts, as plain JSON data: `cpu`, `memory` (MiB), `gpus`, `virtualised`, `os`, `python`, `engines`.
 
     Args:
@@ -83,7 +83,7 @@ def facts(root: Path = ROOT, table: Mapping[str, Engine] | None = None) -> dict[
     }
 
 
-def engines(table: Mapping[str, Engine]) -> dict[str, dict[str, Any]]:
+def engines(table: Mapping[str, EngineInfo]) -> dict[str, dict[str, Any]]:
     """{name: label, version (None: not installed), install, reference}, from package metadata alone."""
     from importlib import metadata
 

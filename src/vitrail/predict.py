@@ -23,11 +23,11 @@ from vitrail.hardware import usable_cores
 from vitrail.images.decode import decode
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.images.preprocess import resized_short_side
-from vitrail.tasks import Arrays, Source, Task
+from vitrail.tasks import Arrays, ImageInput, Task
 from vitrail.tasks.classify import Prediction, Ranked
 from vitrail.vocabulary import Graph
 
-__all__ = ["Prediction", "Predictor", "Ranked", "Source", "from_artifact", "load"]
+__all__ = ["ImageInput", "Prediction", "Predictor", "Ranked", "from_artifact", "load"]
 
 MOST_WORKERS = 8
 """Each may hold one decoded image, which takes up to `Limits.memory_bytes`."""
@@ -71,7 +71,7 @@ class Predictor:
         short_side = resized_short_side(task.preprocess)
         self._short_side = short_side if scaled else None
 
-    def predict(self, sources: Source | Iterable[Source], **options: Any) -> list[Any]:
+    def predict(self, images: ImageInput | Iterable[ImageInput], **options: Any) -> list[Any]:
         """One result for each image, of any number; one image alone may come without a list.
 
         `options` are the task's: `top=5` for classification.
@@ -80,28 +80,28 @@ class Predictor:
             InputError: an image cannot be used (the first such), or an option is out of range.
         """
         results = []
-        for outcome in self.predict_each(sources, **options):
+        for outcome in self.predict_each(images, **options):
             if isinstance(outcome, InputError):
                 raise outcome
             results.append(outcome)
         return results
 
-    def predict_each(self, sources: Source | Iterable[Source], **options: Any) -> Iterator[Any]:
+    def predict_each(self, images: ImageInput | Iterable[ImageInput], **options: Any) -> Iterator[Any]:
         """As `predict`, as they come, but with an image's InputError in its place."""
-        for slots, outputs in self.outputs(sources):
+        for slots, outputs in self.outputs(images):
             results = iter(self.task.finish(outputs, **options) if outputs is not None else ())
             yield from (next(results) if slot is None else slot for slot in slots)
 
     def outputs(
-        self, sources: Source | Iterable[Source]
+        self, images: ImageInput | Iterable[ImageInput]
     ) -> Iterator[tuple[list[InputError | None], Arrays | None]]:
         """Batch after batch: an error or None for each image, and the outputs of those without one.
 
         Outputs are None where no image of a batch could be used. Up to `AHEAD` batches of files are read
-        ahead; what `sources` itself raises comes after the results of all that it gave before.
+        ahead; what `images` itself raises comes after the results of all that it gave before.
         """
         failure: Exception | None = None
-        with closing(self._prepared(iter(_as_images(sources)))) as prepared:
+        with closing(self._prepared(iter(_as_images(images)))) as prepared:
             while failure is None:
                 slots: list[InputError | None] = []
                 parts: list[Arrays] = []
@@ -120,15 +120,15 @@ class Predictor:
         if failure is not None:
             raise failure
 
-    def request(self, sources: Sequence[Source], **options: Any) -> list[Any]:
+    def request(self, images: Sequence[ImageInput], **options: Any) -> list[Any]:
         """One production request, all of it: decode, prepare, run, finish.
 
         Raises:
             InputError: an image cannot be used, or an option is out of range.
         """
-        return self.task.finish(self.run(self.prepare(sources)), **options)
+        return self.task.finish(self.run(self.prepare(images)), **options)
 
-    def prepare(self, sources: Sequence[Source], *, scaled: bool = True) -> Arrays:
+    def prepare(self, images: Sequence[ImageInput], *, scaled: bool = True) -> Arrays:
         """Decode and prepare n images -> named inputs of n rows.
 
         `scaled=False` decodes JPEG in full where production may decode at a lower scale; the stored
@@ -136,7 +136,7 @@ class Predictor:
         """
         short_side = self._short_side if scaled else None
         return self.task.prepare(
-            [decode(source, short_side=short_side, limits=self.limits) for source in sources]
+            [decode(image, short_side=short_side, limits=self.limits) for image in images]
         )
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -162,15 +162,15 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepared(self, sources: Iterator[Source]) -> Generator[Arrays | InputError]:
+    def _prepared(self, images: Iterator[ImageInput]) -> Generator[Arrays | InputError]:
         """Inputs of one row for each image, in order; files are prepared ahead by threads.
 
         Everything else is decoded before the next one is asked for: its memory may be used again.
         """
 
-        def one(source: Source) -> Arrays | InputError:
+        def one(image: ImageInput) -> Arrays | InputError:
             try:
-                return self.prepare([source])
+                return self.prepare([image])
             except InputError as error:
                 return error
 
@@ -180,17 +180,17 @@ class Predictor:
             try:
                 while failure is None:
                     try:
-                        source = next(sources)
+                        image = next(images)
                     except StopIteration:
                         break
                     except Exception as error:  # first what was given before it
                         failure = error
                         break
-                    if isinstance(source, (str, Path, bytes)):
-                        waiting.append(pool.submit(one, source))
+                    if isinstance(image, (str, Path, bytes)):
+                        waiting.append(pool.submit(one, image))
                     else:
                         waiting.append(Future())
-                        waiting[-1].set_result(one(source))
+                        waiting[-1].set_result(one(image))
                     if len(waiting) > AHEAD * self.batch_size + self.workers:
                         yield waiting.popleft().result()
                 while waiting:
@@ -213,11 +213,11 @@ def _said(graph: Graph) -> str:
     return " -> ".join(sides)
 
 
-def _as_images(sources: Source | Iterable[Source]) -> Iterable[Source]:
-    single = isinstance(sources, (str, Path, bytes, bytearray, memoryview)) or hasattr(sources, "getbands")
-    if isinstance(sources, np.ndarray):
-        single = sources.ndim < 4  # (n, H, W, C) is n images
-    return [sources] if single else sources  # type: ignore[list-item,return-value]
+def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    single = isinstance(images, (str, Path, bytes, bytearray, memoryview)) or hasattr(images, "getbands")
+    if isinstance(images, np.ndarray):
+        single = images.ndim < 4  # (n, H, W, C) is n images
+    return [images] if single else images  # type: ignore[list-item,return-value]
 
 
 def load(

@@ -43,7 +43,7 @@ def measure_artifact(
     *,
     launches: int = LAUNCHES,
     patience_s: float = PATIENCE_S,
-    tell: Callable[[quiet.Reading], None] = lambda _: None,
+    tell: Callable[[quiet.BusyReading], None] = lambda _: None,
 ) -> Observation:
     """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
 

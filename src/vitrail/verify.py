@@ -205,7 +205,7 @@ def _outputs(artifact: Artifact, predictor: Predictor, *, same_place: bool) -> l
     ]
 
 
-def _answered(found: agreement.Check) -> Check:
+def _answered(found: agreement.Comparison) -> Check:
     return Check(
         name=found.name,
         answer="pass" if found.holds else "fail",

@@ -15,7 +15,7 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.profiling.kernel_session import Case
-    from vitrail.profiling.kernels import Kernel, Row
+    from vitrail.profiling.kernels import Kernel, KernelRow
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -119,13 +119,13 @@ def attention_document(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def with_speedups(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def with_speedups(rows: Sequence[KernelRow]) -> list[dict[str, Any]]:
     """The rows of one length as JSON, with `speedup_over_naive` and `speedup_over_fused` of the medians."""
     from dataclasses import asdict
 
     medians = {row.kernel: row.median_ms for row in rows}
 
-    def speedup(row: Row, other: str) -> float | None:
+    def speedup(row: KernelRow, other: str) -> float | None:
         theirs = medians.get(other)
         return None if theirs is None or row.median_ms is None else theirs / row.median_ms
 

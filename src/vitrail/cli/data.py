@@ -15,7 +15,7 @@ from vitrail.errors import InputError
 from vitrail.words import counted, utf8
 
 if TYPE_CHECKING:
-    from vitrail.data.near import Pair
+    from vitrail.data.near import NearPair
     from vitrail.data.read import Reading
 
 SCHEMA_VERSION = 1
@@ -104,7 +104,7 @@ def _spread(values: Iterable[int]) -> dict[str, float]:
     return {"min": min(numbers), "median": statistics.median(numbers), "max": max(numbers)}
 
 
-def _pair(pair: Pair, classes: Sequence[str]) -> dict[str, Any]:
+def _pair(pair: NearPair, classes: Sequence[str]) -> dict[str, Any]:
     both = (pair.first, pair.second)
     return {
         "paths": [example.path for example in both],

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     a FILE that cannot be written.
     """
     from vitrail.embeddings import embed, write_table
-    from vitrail.embeddings.sources import image_paths, text_lines
-    from vitrail.embeddings.table import check_installed
+    from vitrail.embeddings.inputs import image_paths, text_lines
+    from vitrail.embeddings.vectors import check_installed
 
     check_installed()
     _check_artifact(args)

@@ -12,7 +12,7 @@ from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.profiling.memory import Setup
+    from vitrail.profiling.memory import MemorySetup
 
 SCHEMA_VERSION = 1
 MEASURED_SHARE = 0.8
@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
     Raises InputError for a model, size, batch or kernel that does not exist or does not go together.
     """
-    from vitrail.profiling.memory import Setup
+    from vitrail.profiling.memory import MemorySetup
 
-    setup = Setup(
+    setup = MemorySetup(
         model=args.model,
         image_size=args.image_size,
         batch_size=args.batch_size,
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def memory_document(setup: Setup, *, measured: bool) -> dict[str, Any]:
+def memory_document(setup: MemorySetup, *, measured: bool) -> dict[str, Any]:
     """The `--json` document: what was asked, `predicted_mib`, `measured_mib` (None: not asked or not to be
     had, `not_measured` says why), `machine_mib`, `fits` and `largest_batch`, all three by the prediction."""
     from vitrail.profiling import memory

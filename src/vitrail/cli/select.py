@@ -16,7 +16,7 @@ from vitrail.errors import InputError
 from vitrail.words import utf8
 
 if TYPE_CHECKING:
-    from vitrail.selection.search import Progress
+    from vitrail.selection.search import SearchProgress
     from vitrail.selection.select import Watcher
     from vitrail.sources.source import Source
     from vitrail.sources.zero_shot import OwnCLIP
@@ -218,7 +218,7 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Iterator[Watcher]:
 
     status = Status(stream)
 
-    def progress(step: Progress) -> None:
+    def progress(step: SearchProgress) -> None:
         status.line(progress_line(step.done, step.total, step.entry, step.best, step.left_s, workload))
 
     def done(selection: Selection) -> None:

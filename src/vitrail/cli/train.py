@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     need_training()
     recipe, machine = recipe_of(args), machine_of(args)
     selecting = _selection_arguments(args)
-    from vitrail.learn.finetune import Setup, finetune
+    from vitrail.learn.finetune import FinetuneSetup, finetune
     from vitrail.weights.find import WeightsFinder
 
-    setup = Setup(
+    setup = FinetuneSetup(
         data=args.data,
         layout=args.layout,
         model=args.model,

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, name)
         if path is not None and not Path(path).is_file():
             raise InputError(f"There is no file at {path}: check --{name}.")
-    from vitrail.learn.clip import Setup, train_clip
+    from vitrail.learn.clip import ClipSetup, train_clip
 
-    setup = Setup(
+    setup = ClipSetup(
         pairs=Path(args.pairs),
         model=args.model,
         preprocess=_preprocess(args.model, args.tag),

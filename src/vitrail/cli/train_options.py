@@ -18,7 +18,7 @@ from vitrail.words import shown
 if TYPE_CHECKING:
     from vitrail.learn.finetune import Machine
     from vitrail.learn.recipe import Recipe
-    from vitrail.learn.run import Watcher
+    from vitrail.learn.run import RunWatcher
 
 Result = TypeVar("Result")
 
@@ -138,7 +138,7 @@ def need_training() -> None:
             )
 
 
-def trained_by(args: argparse.Namespace, train: Callable[[Watcher], Result]) -> Result | None:
+def trained_by(args: argparse.Namespace, train: Callable[[RunWatcher], Result]) -> Result | None:
     """What `train` gives, shown while it goes on; None in all but one of several processes.
 
     Raises InputError as `train`; where the first process says the same, the others end quietly.
@@ -160,12 +160,12 @@ def trained_by(args: argparse.Namespace, train: Callable[[Watcher], Result]) -> 
     return None if any(int(os.environ.get(name, "0")) for name in ranks) else result
 
 
-def watcher_of(args: argparse.Namespace) -> Watcher:
+def watcher_of(args: argparse.Namespace) -> RunWatcher:
     """A progress bar on a terminal, a line for each epoch otherwise; stderr while stdout holds JSON."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vitrail.learn.run import Watcher
+    from vitrail.learn.run import RunWatcher
 
     stream = sys.stderr if args.json == STDOUT else sys.stdout
     # Names of files and folders may look like markup or emoji.
@@ -190,7 +190,7 @@ def watcher_of(args: argparse.Namespace) -> Watcher:
     def epoch(figures: dict[str, Any]) -> None:
         console.print(_line(figures))
 
-    return Watcher(
+    return RunWatcher(
         begin=begin, step=stepped, epoch=epoch, note=lambda line: console.print(shown(line)), end=bar.stop
     )
 

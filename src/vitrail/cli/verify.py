@@ -17,7 +17,7 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.artifact import Manifest
-    from vitrail.measure.quiet import Reading
+    from vitrail.measure.quiet import BusyReading
     from vitrail.verify import Verification
 
 SCHEMA_VERSION = 1
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_of_noise(reading: Reading) -> None:
+def _tell_of_noise(reading: BusyReading) -> None:
     print(f"waiting for a quiet machine: {reading}", file=sys.stderr, flush=True)
 
 

@@ -20,7 +20,7 @@ from vitrail.data.splits import SPLIT_NAMES
 from vitrail.errors import InputError
 from vitrail.images import find
 
-__all__ = ["ClassFolder", "Recognised", "recognise", "split_names"]
+__all__ = ["ClassFolder", "RecognisedLayout", "recognise", "split_names"]
 
 FILLERS = frozenset((
     "set", "sets", "data", "dataset", "split", "folder", "image", "images", "img", "imgs", "sample",
@@ -56,7 +56,7 @@ class ClassFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recognised:
+class RecognisedLayout:
     """What the folders are. `root`: where classes or splits start; `splits`: folder name to split."""
 
     layout: Layout
@@ -69,7 +69,7 @@ class Recognised:
     """Folders without images next to those that were entered."""
 
 
-def recognise(root: Path, layout: Layout | None = None) -> Recognised:
+def recognise(root: Path, layout: Layout | None = None) -> RecognisedLayout:
     """Say what the folders of `root` are, or treat them as what `layout` says they are.
 
     Raises:
@@ -146,9 +146,9 @@ class _Folder:
 # --- the three layouts --------------------------------------------------------------------------
 
 
-def _classes(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
+def _classes(top: _Folder, ignored: Iterable[str] = ()) -> RecognisedLayout:
     classes, passed = _class_folders(top)
-    return Recognised(
+    return RecognisedLayout(
         layout="class",
         root=top.path,
         classes=tuple(classes),
@@ -158,7 +158,7 @@ def _classes(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
     )
 
 
-def _splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
+def _splits(top: _Folder, ignored: Iterable[str] = ()) -> RecognisedLayout:
     """Train must have classes; anything else without classes is unplaced, even a folder of another name."""
     if "train" not in top.splits.values():
         names = ", ".join(folder.name for folder in top.filled) or "nothing"
@@ -188,7 +188,7 @@ def _splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
             "class",
             "class",
         )
-    return Recognised(
+    return RecognisedLayout(
         layout="split/class",
         root=top.path,
         classes=tuple(classes),
@@ -198,7 +198,7 @@ def _splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
     )
 
 
-def _class_splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
+def _class_splits(top: _Folder, ignored: Iterable[str] = ()) -> RecognisedLayout:
     classes: list[ClassFolder] = []
     splits: dict[str, Split] = {}
     unplaced = _beside(top.images, "the class folders")
@@ -215,7 +215,7 @@ def _class_splits(top: _Folder, ignored: Iterable[str] = ()) -> Recognised:
             ClassFolder(label=folder.name, folder=inner.path, split=folder.splits[inner.name])
             for inner in folder.filled
         ]
-    return Recognised(
+    return RecognisedLayout(
         layout="class/split",
         root=top.path,
         classes=tuple(classes),
@@ -243,7 +243,7 @@ def _class_folders(folder: _Folder, split: Split | None = None) -> tuple[list[Cl
 # --- recognising --------------------------------------------------------------------------------
 
 
-def _guessed(top: _Folder, ignored: Sequence[str]) -> Recognised:
+def _guessed(top: _Folder, ignored: Sequence[str]) -> RecognisedLayout:
     named, others = set(top.splits), [folder for folder in top.filled if folder.name not in top.splits]
     if named and (not others or top.holds_parts):
         return _splits(top, ignored)
@@ -275,9 +275,9 @@ def _guessed(top: _Folder, ignored: Sequence[str]) -> Recognised:
     return _class_splits(top, ignored)
 
 
-def _without_classes(top: _Folder) -> Recognised:
+def _without_classes(top: _Folder) -> RecognisedLayout:
     unplaced = top.unplaced(f"it lies in no class folder: {MOVE}")
-    return Recognised(layout="class", root=top.path, classes=(), splits={}, unplaced=tuple(unplaced))
+    return RecognisedLayout(layout="class", root=top.path, classes=(), splits={}, unplaced=tuple(unplaced))
 
 
 def _refuse_no_classes(top: _Folder) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vitrail.data.arrow import import_pyarrow
-from vitrail.data.records import Row, Source, Split
+from vitrail.data.records import ListedImage, Listing, Split
 from vitrail.data.splits import split_name
 from vitrail.errors import InputError
 
@@ -23,21 +23,21 @@ Cells = tuple[str, Mapping[str, str]]
 """A row's place, and its cells by column."""
 
 
-def read_csv(path: Path) -> Source:
+def read_csv(path: Path) -> Listing:
     """Rows of a comma-separated table in UTF-8 whose first line names the columns.
 
     Raises InputError for missing columns, and for a row without a label, without a path, with an empty or
     unknown split, or whose path leads outside the folder; it names the line.
     """
-    return _source(path, csv_cells(path, REQUIRED, (OPTIONAL,)))
+    return _listing(path, csv_cells(path, REQUIRED, (OPTIONAL,)))
 
 
-def read_parquet(path: Path) -> Source:
+def read_parquet(path: Path) -> Listing:
     """Rows of a Parquet table with the same columns; labels may be numbers. Raises as `read_csv` does.
 
     Raises MissingExtraError without pyarrow.
     """
-    return _source(path, parquet_cells(path, REQUIRED, (OPTIONAL,)))
+    return _listing(path, parquet_cells(path, REQUIRED, (OPTIONAL,)))
 
 
 def csv_cells(path: Path, required: Sequence[str], optional: Sequence[str]) -> list[Cells]:
@@ -130,15 +130,15 @@ def _columns(
     return {name: columns.index(name) for name in wanted}
 
 
-def _source(path: Path, table: Iterable[Cells]) -> Source:
+def _listing(path: Path, table: Iterable[Cells]) -> Listing:
     rows = tuple(_rows(path, table))
-    return Source(name=path.stem, rows=rows)
+    return Listing(name=path.stem, rows=rows)
 
 
-def _rows(path: Path, table: Iterable[Cells]) -> Iterator[Row]:
+def _rows(path: Path, table: Iterable[Cells]) -> Iterator[ListedImage]:
     for place, file, cells in checked(path, table, REQUIRED):
         split = split_of(cells[OPTIONAL], place) if OPTIONAL in cells else None
-        yield Row(path=file, label=cells["label"], split=split, place=place)
+        yield ListedImage(path=file, label=cells["label"], split=split, place=place)
 
 
 def checked(

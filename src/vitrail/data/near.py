@@ -28,7 +28,7 @@ BLOCK = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class NearPair:
     """Two examples and the correlation of their thumbnails, `ALIKE` to 1."""
 
     first: Example
@@ -59,7 +59,7 @@ class Near:
     straddling: int
     held_out: int
     mislabelled: int
-    closest: tuple[Pair, ...]
+    closest: tuple[NearPair, ...]
 
 
 def near_duplicates(examples: Sequence[Example], thumbnails: Sequence[bytes]) -> Near:
@@ -87,7 +87,8 @@ def near_duplicates(examples: Sequence[Example], thumbnails: Sequence[bytes]) ->
             closest = heapq.nsmallest(KEPT, [*closest, *block])
     held_out = sum(bool(leaked) and e.split != "train" for leaked, e in zip(leaked_N, examples, strict=True))
     nearest = tuple(
-        Pair(first=examples[i], second=examples[j], correlation=min(1.0, -value)) for value, i, j in closest
+        NearPair(first=examples[i], second=examples[j], correlation=min(1.0, -value))
+        for value, i, j in closest
     )
     return Near(
         pairs=pairs,

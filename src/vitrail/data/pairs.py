@@ -15,9 +15,9 @@ from pathlib import Path
 
 from vitrail.data import manifest
 from vitrail.data.examine import Look, examine
+from vitrail.data.listing import MANIFESTS
 from vitrail.data.read import PRECEDENCE, broken_of, class_name, class_names
-from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Row, Split
-from vitrail.data.sources import MANIFESTS
+from vitrail.data.records import SPLITS, Broken, Conflict, Copy, ListedImage, Split
 from vitrail.data.splits import assign
 from vitrail.errors import InputError
 from vitrail.store import canonical_json
@@ -67,7 +67,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Line(Row):
+class _Line(ListedImage):
     """A row of the manifest; its label is the category, empty for none."""
 
     text: str

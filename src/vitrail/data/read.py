@@ -1,4 +1,4 @@
-"""From a source to a `Dataset`: classes, contents, splits."""
+"""From a folder or manifest to a `Dataset`: classes, contents, splits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail.data import sources
+from vitrail.data import listing
 from vitrail.data.examine import Look, examine
-from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Layout, Row, Split
+from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Layout, ListedImage, Split
 from vitrail.data.splits import FRACTIONS, LEAST, assign, check_fractions
 from vitrail.errors import InputError
 from vitrail.store import canonical_json
 from vitrail.words import counted, is_utf8, utf8
 
-# Which of the copies that a source spread over splits is kept: held-out images must not be learned from.
+# Which of the copies spread over splits is kept: held-out images must not be learned from.
 PRECEDENCE: dict[Split | None, int] = {"test": 0, "validation": 1, "train": 2, None: 3}
 
 
@@ -26,13 +26,13 @@ def load(
 ) -> Dataset:
     """Read the labelled images of a folder or manifest, decode each once, and split them by content.
 
-    `fractions`: the shares of train, validation and test, for the splits that the source does not give; those
+    `fractions`: the shares of train, validation and test, for the splits that the data does not name; those
     are taken from train. `layout`: what the folders are, `class`, `split/class` or `class/split`; None:
-    recognise it. docs/data.md describes the sources.
+    recognise it. docs/data.md describes the layouts.
 
-    Raises InputError for a source that cannot be used: nothing readable, one class only, two classes with
+    Raises InputError for data that cannot be used: nothing readable, one class only, two classes with
     the same name, a class without at least one image in each split; MissingExtraError without pyarrow where
-    the source needs it.
+    the format needs it.
     """
     return read(path, fractions=fractions, layout=layout).dataset
 
@@ -50,31 +50,31 @@ def read(
 ) -> Reading:
     """Like `load`, but keep what was read from the files; raises the same."""
     shares = check_fractions(fractions)
-    source = sources.find_source(path, layout)
-    classes = _classes(source.rows)
-    seen = examine(row.path for row in source.rows)
+    listed = listing.list_images(path, layout)
+    classes = _classes(listed.rows)
+    seen = examine(row.path for row in listed.rows)
     looks = {p: look for p, look in seen.items() if isinstance(look, Look)}
-    broken = broken_of(source.rows, seen)
+    broken = broken_of(listed.rows, seen)
     if not looks:
         first = next(iter(broken.values())).reason
         raise InputError(f"No image of {path} can be read ({len(seen)} tried); the first: {first}")
-    groups, conflicts = _groups([row for row in source.rows if row.path in looks], looks)
-    given = tuple(split for split in SPLITS if any(row.split == split for row in source.rows))
+    groups, conflicts = _groups([row for row in listed.rows if row.path in looks], looks)
+    given = tuple(split for split in SPLITS if any(row.split == split for row in listed.rows))
     try:
         splits = _splits(groups, given, shares, classes)
     except _TooFew as error:
-        raise _with_reasons(error, source.rows, broken, conflicts) from None
+        raise _with_reasons(error, listed.rows, broken, conflicts) from None
     examples, copies = _examples(groups, splits, {name: label for label, name in enumerate(classes)})
     dataset = Dataset(
-        name=source.name,
+        name=listed.name,
         classes=classes,
         examples=examples,
-        broken=tuple(sorted([*broken.values(), *source.unplaced], key=lambda item: item.path)),
+        broken=tuple(sorted([*broken.values(), *listed.unplaced], key=lambda item: item.path)),
         copies=copies,
         conflicts=conflicts,
         given=given,
         digest=_digest(examples, classes),
-        found=source.found,
+        found=listed.found,
     )
     return Reading(dataset=dataset, looks=looks)
 
@@ -87,7 +87,7 @@ def class_name(label: str) -> str:
     return unicodedata.normalize("NFC", label).strip()
 
 
-def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
+def _classes(rows: Iterable[ListedImage]) -> tuple[str, ...]:
     """The K names, sorted; InputError for a single class or for two that differ only in case or blanks."""
     names = class_names(rows)
     if len(names) == 1:
@@ -95,9 +95,9 @@ def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
     return names
 
 
-def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
+def class_names(rows: Iterable[ListedImage]) -> tuple[str, ...]:
     """The names of the rows' labels, sorted; InputError for two that differ only in case or blanks."""
-    spellings: dict[str, Row] = {}
+    spellings: dict[str, ListedImage] = {}
     for row in rows:
         if not is_utf8(row.label):
             where = utf8(row.place or row.path)
@@ -119,13 +119,13 @@ def class_names(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def _groups(
-    rows: Sequence[Row], looks: Mapping[str, Look]
-) -> tuple[dict[str, dict[str, list[Row]]], tuple[Conflict, ...]]:
+    rows: Sequence[ListedImage], looks: Mapping[str, Look]
+) -> tuple[dict[str, dict[str, list[ListedImage]]], tuple[Conflict, ...]]:
     """Rows by class name and digest, the one to keep first; digests with several labels separately."""
-    by_digest: dict[str, list[Row]] = defaultdict(list)
+    by_digest: dict[str, list[ListedImage]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (PRECEDENCE[row.split], row.path)):
         by_digest[looks[row.path].digest].append(row)
-    groups: dict[str, dict[str, list[Row]]] = defaultdict(dict)
+    groups: dict[str, dict[str, list[ListedImage]]] = defaultdict(dict)
     conflicts = []
     for digest, equal in sorted(by_digest.items(), key=lambda item: item[1][0].path):
         labels = tuple(class_name(row.label) for row in equal)
@@ -136,7 +136,7 @@ def _groups(
     return groups, tuple(conflicts)
 
 
-def broken_of(rows: Iterable[Row], seen: Mapping[str, Look | str]) -> dict[str, Broken]:
+def broken_of(rows: Iterable[ListedImage], seen: Mapping[str, Look | str]) -> dict[str, Broken]:
     """What cannot be read, by path; the reason starts with the manifest's row if there is one."""
     places = {row.path: f"{row.place}: " for row in reversed(list(rows)) if row.place}
     return {
@@ -150,7 +150,7 @@ def broken_of(rows: Iterable[Row], seen: Mapping[str, Look | str]) -> dict[str, 
 
 
 def _splits(
-    groups: Mapping[str, Mapping[str, list[Row]]],
+    groups: Mapping[str, Mapping[str, list[ListedImage]]],
     given: Sequence[Split],
     shares: Sequence[float],
     classes: Sequence[str],
@@ -188,7 +188,7 @@ def _too_few(name: str, split: Split, count: int, given: bool) -> _TooFew:
 
 
 def _with_reasons(
-    error: _TooFew, rows: Iterable[Row], broken: Mapping[str, Broken], conflicts: Iterable[Conflict]
+    error: _TooFew, rows: Iterable[ListedImage], broken: Mapping[str, Broken], conflicts: Iterable[Conflict]
 ) -> InputError:
     """The same error with the class's unusable files, which are often the reason."""
     reasons = []
@@ -214,7 +214,9 @@ def _with_reasons(
 
 
 def _examples(
-    groups: Mapping[str, Mapping[str, list[Row]]], splits: Mapping[str, Split], labels: Mapping[str, int]
+    groups: Mapping[str, Mapping[str, list[ListedImage]]],
+    splits: Mapping[str, Split],
+    labels: Mapping[str, int],
 ) -> tuple[tuple[Example, ...], tuple[Copy, ...]]:
     """One example per distinct image, the other files as its copies; both sorted by path."""
     examples, copies = [], []

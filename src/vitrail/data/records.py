@@ -16,10 +16,10 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """An image as its source lists it, before anything is opened.
+class ListedImage:
+    """An image as its folder or manifest lists it, before anything is opened.
 
-    `path` is absolute; `split` is None where the source does not say; `place` names the row in messages.
+    `path` is absolute; `split` is None where none is named; `place` names the row in messages.
     """
 
     path: str
@@ -37,14 +37,14 @@ class Broken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Everything a source lists: its rows, and files that cannot be rows (images without a class).
+class Listing:
+    """Everything a folder or manifest lists: its rows, and files without a class, which cannot be rows.
 
-    `found` describes how the source is laid out.
+    `found` describes how it is laid out.
     """
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[ListedImage, ...]
     unplaced: tuple[Broken, ...] = ()
     found: str = ""
 
@@ -63,7 +63,7 @@ class Example:
 class Copy:
     """A file that is byte-equal to the example at `original`, with the same label.
 
-    `straddles`: the source put the two into different splits; the one that is kept is in test rather than
+    `straddles`: the data has the two in different splits; the one that is kept is in test rather than
     validation, in validation rather than train.
     """
 
@@ -96,9 +96,9 @@ class Dataset:
     """A labelled data set whose every example has been decoded once.
 
     `classes`: K names in the order of the labels. `examples`: each distinct image once, sorted by path.
-    `given`: the splits that the source named itself; the others were made by content hash. `digest`: sha256
+    `given`: the splits that the data names itself; the others were made by content hash. `digest`: sha256
     over the sorted (digest, label name, split), regardless of the files' names and copies. `found`: a
-    description of how the source is laid out, so that the user can check it.
+    description of how the data is laid out, so that the user can check it.
     """
 
     name: str

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.arrow import import_pyarrow
-from vitrail.data.records import Row, Source, Split
+from vitrail.data.records import ListedImage, Listing, Split
 from vitrail.data.splits import split_name
 from vitrail.errors import InputError
 from vitrail.store import cache_dir, sha256_file, writing
@@ -35,7 +35,7 @@ SUFFIX = {
 SAVE_AGAIN = "save it again with `save_to_disk`"
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> Listing:
     """Rows of a saved `Dataset` or `DatasetDict`: one Image feature, one ClassLabel or text feature.
 
     Raises InputError for any other form of data set, for a row without a label or embedded image, or for an
@@ -51,10 +51,10 @@ def read(root: Path) -> Source:
     rows = tuple(row for folder, split in parts for row in _rows(folder, split))
     if not rows:
         raise InputError(f"{root} holds no images: save a data set with rows in it.")
-    return Source(name=root.name, rows=rows)
+    return Listing(name=root.name, rows=rows)
 
 
-def _rows(folder: Path, split: Split | None) -> Iterator[Row]:
+def _rows(folder: Path, split: Split | None) -> Iterator[ListedImage]:
     state = _json(folder / "state.json")
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise InputError(f"{folder} was saved with an indices file: call flatten_indices() and {SAVE_AGAIN}.")
@@ -65,7 +65,7 @@ def _rows(folder: Path, split: Split | None) -> Iterator[Row]:
         for cell, value in _cells(file, image, label):
             number += 1
             place = f"{folder} row {number}"
-            yield Row(
+            yield ListedImage(
                 path=_kept(cell, image, place), label=_label(value, names, place), split=split, place=place
             )
 
@@ -98,7 +98,7 @@ def _cells(file: Path, image: str, label: str) -> Iterator[tuple[Any, Any]]:
     import pyarrow
 
     try:
-        with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
+        with pyarrow.memory_map(str(file)) as file_map, pyarrow.ipc.open_stream(file_map) as stream:
             for batch in stream:
                 # Arrow trusts the lengths and offsets in a file; using damaged ones ends the process.
                 batch.validate(full=True)

@@ -76,8 +76,8 @@ def draw(dataset: Dataset, *, per_class: int) -> Image.Image:
         for line, split in enumerate(SPLITS, start=1):
             text = f"{counts[name][split]} {split}"
             canvas.text((GAP, top + line * (TEXT_SIZE + GAP)), text, PALE, font)
-        for column, source in enumerate(paths[row]):
-            sheet.paste(_cell(source), (NAME_WIDTH + column * (SIDE + GAP), top))
+        for column, path in enumerate(paths[row]):
+            sheet.paste(_cell(path), (NAME_WIDTH + column * (SIDE + GAP), top))
     return sheet
 
 

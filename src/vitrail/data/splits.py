@@ -38,7 +38,7 @@ _SALT = b"vitrail.data/1 "
 
 
 def split_name(text: str, place: str) -> Split:
-    """Return the split that a source names; InputError, naming the place, for an unknown one."""
+    """Return the split that a data set names; InputError, naming the place, for an unknown one."""
     known = SPLIT_NAMES.get(text.strip().casefold())
     if known is None:
         raise InputError(f"{place} has the unknown split {text!r}: name it train, validation or test.")
@@ -63,7 +63,7 @@ def assign(
 ) -> dict[str, Split]:
     """Return the split of each distinct digest (hexadecimal sha256) of one class.
 
-    `given`: the splits that the source names, for all of `digests` or for none of them (empty). A share of
+    `given`: the splits that the data set names, for all of `digests` or for none of them (empty). A share of
     0 in `fractions` means that this split is given; the others are taken from what is given as train.
     If there are at least as many images as shares above 0, every such split gets one.
     """

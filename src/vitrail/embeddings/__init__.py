@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from vitrail.embeddings.embedder import Embedder, Origin
 from vitrail.embeddings.index import EXACT_UP_TO, Hit, Index
-from vitrail.embeddings.table import Broken, Table, embed, read_table, write_table
+from vitrail.embeddings.vectors import Skipped, Table, embed, read_table, write_table
 
 __all__ = [
     "EXACT_UP_TO",
-    "Broken",
     "Embedder",
     "Hit",
     "Index",
     "Origin",
+    "Skipped",
     "Table",
     "embed",
     "read_table",

@@ -19,7 +19,7 @@ import numpy as np
 
 from vitrail import store
 from vitrail.embeddings.embedder import Embedder, Origin
-from vitrail.embeddings.table import INSTALL, Content, Table, read_table
+from vitrail.embeddings.vectors import INSTALL, Content, Table, read_table
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.hardware import usable_cores
 from vitrail.limits import whole

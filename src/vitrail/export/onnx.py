@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from vitrail import runtimes
 from vitrail.errors import VitrailError
-from vitrail.export import attention
+from vitrail.export import fused_attention
 from vitrail.vocabulary import Graph, Target
 from vitrail.weights.finite import check_outputs
 
@@ -60,7 +60,7 @@ def write_onnx(model: nn.Module, graph: Graph, path: Path) -> None:
             dynamic_shapes=tuple({0: Dim("batch", min=1)} for _ in examples),
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
-            custom_translation_table=attention.translations(),
+            custom_translation_table=fused_attention.translations(),
             verbose=False,
         )
     assert program is not None

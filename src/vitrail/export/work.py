@@ -91,7 +91,7 @@ class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.task["facts"]["name"] == "embed")
 
 
-class Workshop:
+class Jobs:
     """A process's side of `export/workshop.py`: libraries loaded, ready for one job after another."""
 
     def __init__(self) -> None:
@@ -116,25 +116,25 @@ class Workshop:
         return reference_outputs(payload)
 
 
-def workshop(_: dict[str, Any]) -> Workshop:
+def workshop(_: dict[str, Any]) -> Jobs:
     """The object whose methods answer the process's calls."""
-    return Workshop()
+    return Jobs()
 
 
 def export(payload: dict[str, Any]) -> dict[str, Any]:
     """Write one model's graph into a new folder, which appears whole or not at all."""
     import torch
 
-    from vitrail.export import onnx, source
+    from vitrail.export import eager, onnx
     from vitrail.weights.labels import labels
 
     request = msgspec.convert(payload, ExportRequest)
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
     names = () if request.features else labels(request.labels)
-    model = source.module(request, request.image_size)
+    model = eager.module(request, request.image_size)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
-    width = source.check(model, request, request.image_size, tolerance)
+    width = eager.check(model, request, request.image_size, tolerance)
     facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": width}
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -173,12 +173,12 @@ def write_head(payload: dict[str, Any]) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    from vitrail.export import source
+    from vitrail.export import eager
 
     request = msgspec.convert(payload, HeadRequest)
     torch.set_num_threads(request.threads)
     with np.load(request.head, allow_pickle=False) as head:
-        model = source.with_head(request, head["weight"], head["bias"])
+        model = eager.with_head(request, head["weight"], head["bias"])
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     partial = Path(request.target).with_suffix(".partial")
     save_file(tensors, partial)
@@ -193,7 +193,7 @@ def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from vitrail.export import source
+    from vitrail.export import eager
     from vitrail.images.decode import decode
     from vitrail.weights.finite import check_outputs
 
@@ -202,7 +202,7 @@ def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
     task = tasks.unpack(request.task)
     graph = task.graph(REFERENCE_FILE)
     (output,) = graph.outputs
-    model = source.module(request, task.preprocess.image_size)
+    model = eager.module(request, task.preprocess.image_size)
     begin, rows = time.perf_counter(), []
     with torch.inference_mode():
         for photo in _until(request.photos, begin + request.seconds, request.minimum):

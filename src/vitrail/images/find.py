@@ -92,35 +92,35 @@ def looks_like_image(path: str) -> bool:
         return not os.path.splitext(name)[1]
 
 
-def expand(sources: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:
+def expand(arguments: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:
     """The images that files, folders and patterns (`*`, `?`, `[...]`, `**` for any depth) name, in order.
 
     A file is taken as it is, a folder gives what `images_below` does, and so do the folders that a pattern
-    matches; of the files that it matches, those that look like images. A source that gives nothing comes
+    matches; of the files that it matches, those that look like images. An argument that gives nothing comes
     with the reason.
     """
-    for source in sources:
+    for argument in arguments:
         try:
-            yield from ((path, None) for path in _expanded(source))
+            yield from ((path, None) for path in _expanded(argument))
         except InputError as error:
-            yield source, error
+            yield argument, error
 
 
-def _expanded(source: str) -> Sequence[str]:
-    if os.path.isdir(source):
-        if images := images_below(source):
+def _expanded(argument: str) -> Sequence[str]:
+    if os.path.isdir(argument):
+        if images := images_below(argument):
             return images
-        raise InputError(f"{source} is a folder without images: give one with image files in it.")
-    if os.path.lexists(source) or not glob.has_magic(source):
-        return [source]  # if it does not exist, the decoder says so
+        raise InputError(f"{argument} is a folder without images: give one with image files in it.")
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        return [argument]  # if it does not exist, the decoder says so
     images = []
-    for match in sorted(glob.glob(source, recursive=True)):
+    for match in sorted(glob.glob(argument, recursive=True)):
         if not os.path.isdir(match):
             images += [match] if looks_like_image(match) else []
-        elif "**" not in source:  # its files match themselves
+        elif "**" not in argument:  # its files match themselves
             images += images_below(match)
     if not images:
-        raise InputError(f"No image matches {source}: check the pattern.")
+        raise InputError(f"No image matches {argument}: check the pattern.")
     return images
 
 

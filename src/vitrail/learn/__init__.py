@@ -1,1 +1,1 @@
-"""Learning on frozen or trainable towers: losses, heads. The torch side; import the modules by name."""
+"""Training on frozen or trainable towers: losses, heads. The torch side; import the modules by name."""

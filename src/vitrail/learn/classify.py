@@ -1,4 +1,4 @@
-"""Learning classes: cross-entropy, mixup and cutmix, accuracy on the validation images.
+"""Training classes: cross-entropy, mixup and cutmix, accuracy on the validation images.
 
 Shapes: B images of one part of a batch, S pixels, K classes.
 """
@@ -20,13 +20,13 @@ from torchvision.transforms import v2
 from vitrail.learn.images import EvaluationImages, TrainingImages
 from vitrail.learn.recipe import Regularization
 
-__all__ = ["Classification"]
+__all__ = ["ClassifierTraining"]
 
 EVALUATED_AT_ONCE = 64
 
 
 @dataclass
-class Classification:
+class ClassifierTraining:
     """A classifier, its images and its loss.
 
     Args:

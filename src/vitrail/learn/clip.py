@@ -27,7 +27,7 @@ from vitrail.learn.images import (
 from vitrail.learn.pairs import Contrastive, Loss, TrainingPairs, read_texts
 from vitrail.learn.recipe import Leg, Recipe
 from vitrail.learn.request import RunRequest, is_done
-from vitrail.learn.run import BestWeights, Run, Watcher, said_once
+from vitrail.learn.run import BestWeights, Run, RunWatcher, said_once
 from vitrail.learn.train import train
 from vitrail.learn.trained import DamagedRecord
 from vitrail.models import clip, factory
@@ -36,7 +36,7 @@ from vitrail.text.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess
 from vitrail.words import counted, utf8_all
 
-__all__ = ["RECORD", "ClipRun", "Setup", "read", "train_clip"]
+__all__ = ["RECORD", "ClipRun", "ClipSetup", "read", "train_clip"]
 
 RECORD = "clip.json"
 SCHEMA_VERSION = 1
@@ -73,7 +73,7 @@ class ClipRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(kw_only=True)
-class Setup:
+class ClipSetup:
     """What to train on what.
 
     Args:
@@ -102,7 +102,7 @@ class Setup:
     machine: Machine = field(default_factory=Machine)
 
 
-def train_clip(setup: Setup, watcher: Watcher) -> ClipRun:
+def train_clip(setup: ClipSetup, watcher: RunWatcher) -> ClipRun:
     """Train a CLIP on images with texts.
 
     Raises:
@@ -178,7 +178,7 @@ def _record(folder: Path) -> ClipRun | None:
 # --- the request -----------------------------------------------------------------------------------
 
 
-def _loss(setup: Setup) -> Loss:
+def _loss(setup: ClipSetup) -> Loss:
     """The loss that fits the model: SigLIP's needs a bias, which CLIP's would leave untrained."""
     config = clip.VARIANTS.get(setup.model)
     if config is None:
@@ -194,7 +194,7 @@ def _loss(setup: Setup) -> Loss:
     return loss
 
 
-def _check_recipe(setup: Setup) -> None:
+def _check_recipe(setup: ClipSetup) -> None:
     """Refuse settings of a recipe that are for classes, rather than ignore them."""
     r, fix = setup.recipe.regularization, "--recipe clip has it off"
     for name in ("label_smoothing", "mixup", "cutmix"):
@@ -210,7 +210,7 @@ def _check_recipe(setup: Setup) -> None:
         raise InputError("A CLIP is trained with ddp: leave --strategy fsdp out.")
 
 
-def _built(setup: Setup) -> CLIP:
+def _built(setup: ClipSetup) -> CLIP:
     """The model with its first weights, gradients on."""
     image = clip.VARIANTS[setup.model].image
     image = dataclasses.replace(image, drop_path=setup.recipe.regularization.drop_path)
@@ -223,7 +223,7 @@ def _built(setup: Setup) -> CLIP:
     return model.requires_grad_(True).train()
 
 
-def _introduced(pairs: Pairs, setup: Setup, model: CLIP, loss: Loss) -> list[str]:
+def _introduced(pairs: Pairs, setup: ClipSetup, model: CLIP, loss: Loss) -> list[str]:
     split = ", ".join(f"{len(pairs.of(s))} {s}" for s in ("train", "validation", "test"))
     texts = len({text for pair in pairs.pairs for text in pair.texts})
     begun = "random weights" if setup.weights is None else f"the weights of {setup.weights.name}"
@@ -256,7 +256,7 @@ def _task(
     model: CLIP,
     loss: Loss,
     pairs: Pairs,
-    setup: Setup,
+    setup: ClipSetup,
     tokenizer: Tokenizer,
     note: Callable[[str], None],
 ) -> Contrastive:
@@ -309,7 +309,7 @@ def _categories(
 class _Recorder:
     """Writes clip.json whenever the best weights change."""
 
-    setup: Setup
+    setup: ClipSetup
     loss: Loss
     start: str
     pairs: Pairs

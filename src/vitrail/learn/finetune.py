@@ -17,7 +17,7 @@ from lightning_fabric.strategies import FSDPStrategy
 from vitrail import data, hardware
 from vitrail.errors import InputError
 from vitrail.learn import room, trained
-from vitrail.learn.classify import Classification
+from vitrail.learn.classify import ClassifierTraining
 from vitrail.learn.images import (
     EvaluationImages,
     Make,
@@ -31,7 +31,7 @@ from vitrail.learn.images import (
 )
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.request import RunRequest, is_done
-from vitrail.learn.run import BestWeights, CheckpointFile, Run, Watcher, said_once
+from vitrail.learn.run import BestWeights, CheckpointFile, Run, RunWatcher, said_once
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.limits import whole
@@ -39,7 +39,7 @@ from vitrail.vocabulary import Layout
 from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
 
-__all__ = ["Machine", "Setup", "finetune", "images_of", "launched", "on_threads"]
+__all__ = ["FinetuneSetup", "Machine", "finetune", "images_of", "launched", "on_threads"]
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PIXELS_SHARE = 0.25
@@ -157,7 +157,7 @@ def on_threads(threads: int) -> Iterator[None]:
 
 
 @dataclass
-class Setup:
+class FinetuneSetup:
     """What to train on what.
 
     Args:
@@ -184,7 +184,7 @@ class Setup:
     machine: Machine = field(default_factory=Machine)
 
 
-def finetune(setup: Setup, finder: WeightsFinder, watcher: Watcher) -> trained.Trained:
+def finetune(setup: FinetuneSetup, finder: WeightsFinder, watcher: RunWatcher) -> trained.Trained:
     """Train a classifier on labelled images.
 
     Raises:
@@ -253,7 +253,7 @@ def _introduced(dataset: data.Dataset, start: Start, recipe: Recipe) -> str:
     )
 
 
-def _request(setup: Setup, start: Start, dataset: data.Dataset) -> RunRequest:
+def _request(setup: FinetuneSetup, start: Start, dataset: data.Dataset) -> RunRequest:
     return RunRequest(
         model=f"{start.implementation} {start.architecture}",
         image_size=start.preprocess.image_size,
@@ -263,7 +263,7 @@ def _request(setup: Setup, start: Start, dataset: data.Dataset) -> RunRequest:
     )
 
 
-def _task(start: Start, dataset: data.Dataset, setup: Setup, note: Any) -> Classification:
+def _task(start: Start, dataset: data.Dataset, setup: FinetuneSetup, note: Any) -> ClassifierTraining:
     recipe = setup.recipe
 
     def read(split: data.Split, how: Make) -> tuple[Pixels | PixelsOnDemand, list[int]]:
@@ -276,7 +276,7 @@ def _task(start: Start, dataset: data.Dataset, setup: Setup, note: Any) -> Class
     held_out, true = read("validation", evaluated(start.preprocess))
     if isinstance(seen, PixelsOnDemand):
         note("the images do not all fit in memory and are decoded again in each epoch")
-    return Classification(
+    return ClassifierTraining(
         model=start.module,
         images=TrainingImages(seen, labels, change, seed=recipe.seed),
         validation=EvaluationImages(held_out, true, start.preprocess),
@@ -296,7 +296,7 @@ def images_of(paths: Sequence[str], make: Make, machine: Machine) -> Pixels | Pi
 class _Recorder:
     """Writes trained.json whenever the best weights change."""
 
-    setup: Setup
+    setup: FinetuneSetup
     start: Start
     dataset: data.Dataset
 

@@ -1,4 +1,4 @@
-"""Learning from pairs of images and texts: CLIP's loss or SigLIP's over the whole batch; recall on others.
+"""Training from pairs of images and texts: CLIP's loss or SigLIP's over the whole batch; recall on others.
 
 A contrastive loss needs all embeddings of a batch at once, but not all activations. A batch in several parts
 uses gradient caching (Gao et al. 2021, section 3.2):
@@ -120,7 +120,7 @@ class TrainingPairs(Dataset):
 
 @dataclass(kw_only=True)
 class Contrastive:
-    """A CLIP, its pairs and its loss; a `train.Task`.
+    """A CLIP, its pairs and its loss; a `train.TrainingTask`.
 
     Args:
         model: a CLIP, with a bias for the sigmoid loss, without for CLIP's.

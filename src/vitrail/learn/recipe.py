@@ -29,7 +29,7 @@ else:
 __all__ = [
     "RECIPES",
     "Augmentation",
-    "Engine",
+    "EngineOptions",
     "Leg",
     "Optimizer",
     "Recipe",
@@ -116,7 +116,7 @@ class Augmentation(_Section, frozen=True, kw_only=True):
     """Probability of erasing a rectangle (Zhong et al. 2020)."""
 
 
-class Engine(_Section, frozen=True, kw_only=True):
+class EngineOptions(_Section, frozen=True, kw_only=True):
     """What changes the speed and, up to rounding, not the result."""
 
     precision: Precision = "bf16"
@@ -145,7 +145,7 @@ class Recipe(_Section, frozen=True, kw_only=True):
     optimizer: Optimizer = Optimizer()
     regularization: Regularization = Regularization()
     augmentation: Augmentation = Augmentation()
-    engine: Engine = Engine()
+    engine: EngineOptions = EngineOptions()
 
     def learning_rate(self) -> float:
         """The highest learning rate, scaled to the batch size if the recipe says so."""

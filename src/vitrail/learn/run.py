@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from vitrail.learn.order import Steps
 
-__all__ = ["BestWeights", "CheckpointFile", "ReportedByProcessZero", "Run", "Watcher", "said_once"]
+__all__ = ["BestWeights", "CheckpointFile", "ReportedByProcessZero", "Run", "RunWatcher", "said_once"]
 
 CHECKPOINTS_KEPT = 2
 LOG_EVERY = 10
@@ -82,7 +82,7 @@ class BestWeights:
 
 
 @dataclass
-class Watcher:
+class RunWatcher:
     """Callbacks while a run is going on; in process 0."""
 
     begin: Callable[[int, int], None] = lambda step, total: None
@@ -114,7 +114,7 @@ class Run:
     record: Callable[[BestWeights], None]
     fabric: Fabric
     every: int | None = None
-    watcher: Watcher = field(default_factory=Watcher)
+    watcher: RunWatcher = field(default_factory=RunWatcher)
     before: Record | None = None
     extend: bool = False
 

@@ -43,7 +43,7 @@ from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
 from vitrail.profiling.malloc import freed_memory_kept
 
-__all__ = ["Task", "train"]
+__all__ = ["TrainingTask", "train"]
 
 SKIPPED_AT_MOST = 20
 """Steps in a row that fp16's scaler may skip; each time it halves the loss's scale, from 65,536."""
@@ -63,7 +63,7 @@ KEPT = (
 )
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is learned: a model, its images, a loss, and a figure for how well it does."""
 
     model: nn.Module
@@ -82,7 +82,7 @@ class Task(Protocol):
 
 
 @freed_memory_kept()
-def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int = 0) -> Progress:
+def train(task: TrainingTask, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int = 0) -> Progress:
     """Train until the recipe's last epoch, or until the validation figure has not improved for long enough.
 
     Resumes from the run's last checkpoint if there is one. An extension starts from the end of the run with
@@ -169,7 +169,7 @@ def train(task: Task, recipe: Recipe, run: Run, fabric: Fabric, *, workers: int 
     return progress
 
 
-def _step_of_the_plain_model(task: Task, fabric: Fabric, batch: Sequence[Any], seed: int) -> None:
+def _step_of_the_plain_model(task: TrainingTask, fabric: Fabric, batch: Sequence[Any], seed: int) -> None:
     torch.manual_seed(seed)
     with fabric.autocast():
         task.backward(fabric, task.model, batch)
@@ -190,7 +190,7 @@ def _enough_memory(recipe: Recipe) -> Iterator[None]:
 
 
 def _end_epoch(
-    task: Task,
+    task: TrainingTask,
     model: Any,
     average: ModelEmaV3 | None,
     run: Run,
@@ -296,7 +296,7 @@ def mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 def _refuse_what_is_not_finite(
-    task: Task,
+    task: TrainingTask,
     progress: Progress,
     steps: Steps,
     loss: Tensor,

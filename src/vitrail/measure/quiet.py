@@ -24,7 +24,7 @@ A quiet machine showed up to about 20, one with a single busy process besides tw
 
 
 @dataclass(frozen=True)
-class Reading:
+class BusyReading:
     """What others used during one reading."""
 
     busy: float
@@ -45,7 +45,7 @@ class Reading:
         return f"other processes take {self.busy:.1f} of {self.processors} processors"
 
 
-def read(seconds: float = READING_S) -> Reading:
+def read(seconds: float = READING_S) -> BusyReading:
     """Watch the processors that this process may use for `seconds`."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     begin, total, own = time.monotonic(), _busy_s(usable), _own_s()
@@ -53,16 +53,16 @@ def read(seconds: float = READING_S) -> Reading:
     elapsed = time.monotonic() - begin
     others = (_busy_s(usable) - total) - (_own_s() - own)
     count = len(usable) if usable is not None else os.cpu_count() or 1
-    return Reading(busy=min(max(others / elapsed, 0.0), float(count)), processors=count)
+    return BusyReading(busy=min(max(others / elapsed, 0.0), float(count)), processors=count)
 
 
 def wait(
     seconds: float,
-    tell: Callable[[Reading], None] = lambda _: None,
+    tell: Callable[[BusyReading], None] = lambda _: None,
     *,
-    reader: Callable[[], Reading] = read,
+    reader: Callable[[], BusyReading] = read,
     clock: Callable[[], float] = time.monotonic,
-) -> Reading:
+) -> BusyReading:
     """Read until the machine is quiet, for at most `seconds`; `tell` is called once if there is a wait."""
     until = clock() + seconds
     reading = reader()

@@ -26,9 +26,9 @@ from vitrail.vocabulary import Graph, Target
 SPEED_REPEATS = 7
 
 
-def start(payload: dict[str, Any]) -> Session:
+def start(payload: dict[str, Any]) -> ExportSession:
     """Load an export. Payload: the fields of `SessionRequest`, as JSON."""
-    return Session(msgspec.convert(payload, SessionRequest))
+    return ExportSession(msgspec.convert(payload, SessionRequest))
 
 
 class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-class Session:
+class ExportSession:
     """A loaded export that answers `block`, `warm_up`, `memory`, `facts` and `outputs`."""
 
     def __init__(self, request: SessionRequest) -> None:

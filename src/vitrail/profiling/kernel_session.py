@@ -17,7 +17,7 @@ from vitrail.errors import VitrailError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
 from vitrail.models.attention import attend
 
-__all__ = ["PRECISIONS", "PROBE_TOKENS", "Case", "Session", "inputs", "start"]
+__all__ = ["PRECISIONS", "PROBE_TOKENS", "Case", "KernelSession", "inputs", "start"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,12 +41,12 @@ class Case:
     threads: int = 1
 
 
-def start(payload: dict[str, Any]) -> Session:
+def start(payload: dict[str, Any]) -> KernelSession:
     """Called by the sandbox: make the inputs and warm the kernel up on a few tokens."""
-    return Session(payload["kernel"], Case(**payload["case"]))
+    return KernelSession(payload["kernel"], Case(**payload["case"]))
 
 
-class Session:
+class KernelSession:
     """One kernel at one length, in a process of its own."""
 
     def __init__(self, kernel: str, case: Case) -> None:

@@ -30,7 +30,7 @@ from vitrail.profiling.kernel_session import PRECISIONS, PROBE_TOKENS, Case, inp
 __all__ = [
     "MEASURED",
     "Kernel",
-    "Row",
+    "KernelRow",
     "auto_takes",
     "available",
     "check_device",
@@ -72,7 +72,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class KernelRow:
     """What was measured of a kernel at one length."""
 
     tokens: int
@@ -225,14 +225,14 @@ def free_mib(device: str) -> float:
     return free if limit is None else min(free, limit)
 
 
-def measure(case: Case, kernels: list[Kernel], *, seed: int = 0) -> list[Row]:
+def measure(case: Case, kernels: list[Kernel], *, seed: int = 0) -> list[KernelRow]:
     """Run each of `kernels` at `case`, in turn; one row each, whatever happens."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, KernelRow] = {}
     room = free_mib(case.device) - PROCESS_MIB * len(kernels)
     contestants = []
     for kernel in kernels:
         needs = needs_mib(case, kernel.kernel)
-        row = Row(tokens=case.tokens, kernel=kernel.kernel, status="failed", needs_mib=needs)
+        row = KernelRow(tokens=case.tokens, kernel=kernel.kernel, status="failed", needs_mib=needs)
         if not (kernel.backward if case.backward else kernel.forward):
             row = _with(row, status="unavailable", reason=kernel.reason)
         elif needs > room:
@@ -257,7 +257,7 @@ def measure(case: Case, kernels: list[Kernel], *, seed: int = 0) -> list[Row]:
     return list(rows.values())
 
 
-def _race(children: dict[str, Child], rows: dict[str, Row], dice: random.Random) -> None:
+def _race(children: dict[str, Child], rows: dict[str, KernelRow], dice: random.Random) -> None:
     """First one call each, for memory and error; then rounds of timed turns, each in a new order."""
     samples: dict[str, list[float]] = {}
     first_ms: dict[str, float] = {}
@@ -293,8 +293,8 @@ def _race(children: dict[str, Child], rows: dict[str, Row], dice: random.Random)
         )
 
 
-def _with(row: Row, **changes: Any) -> Row:
-    return Row(**{**asdict(row), **changes})
+def _with(row: KernelRow, **changes: Any) -> KernelRow:
+    return KernelRow(**{**asdict(row), **changes})
 
 
 def gib(mib: float) -> str:

@@ -26,7 +26,7 @@ from vitrail.errors import InputError
 from vitrail.limits import whole
 from vitrail.measure import sandbox
 
-__all__ = ["ROLES", "Setup", "measure", "predict"]
+__all__ = ["ROLES", "MemorySetup", "measure", "predict"]
 
 MIB = 1024 * 1024
 ROLES = ("weights", "input", "activations", "attention", "workspace", "kernels", "gradients", "optimizer")
@@ -37,7 +37,7 @@ MEASURE_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
+class MemorySetup:
     """What is run.
 
     Raises:
@@ -74,7 +74,7 @@ class Setup:
         return self.implementation == "vitrail"
 
 
-def predict(setup: Setup, *, budget_mib: float | None = None) -> dict[str, Any]:
+def predict(setup: MemorySetup, *, budget_mib: float | None = None) -> dict[str, Any]:
     """Predict the peak.
 
     The answer has `predicted_mib` {total, baseline, runtime, one for each of ROLES, allocator},
@@ -93,7 +93,7 @@ def predict(setup: Setup, *, budget_mib: float | None = None) -> dict[str, Any]:
     return _in_child("predict", payload, PREDICT_TIMEOUT_S, "predicting", psutil.virtual_memory().total / MIB)
 
 
-def measure(setup: Setup, *, memory_mib: float) -> dict[str, Any]:
+def measure(setup: MemorySetup, *, memory_mib: float) -> dict[str, Any]:
     """Run it: {"measured_mib": {total, baseline, load, run, repeated}}.
 
     `total` is the peak resident memory of the process up to the end of the first call (in training: of the

@@ -16,7 +16,7 @@ from vitrail.errors import InputError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
 from vitrail.models.table import MODELS, TWO_TOWERS
 from vitrail.profiling.malloc import give_back, malloc_state
-from vitrail.profiling.memory import MIB, ROLES, Setup
+from vitrail.profiling.memory import MIB, ROLES, MemorySetup
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +41,12 @@ PROBES = 12
 def predict(payload: Mapping[str, Any]) -> dict[str, Any]:
     """`memory.predict` in this process; what a user got wrong comes back as {"refused": sentence}."""
     try:
-        return _predict(_resolved(Setup(**payload["setup"])), payload["budget_mib"])
+        return _predict(_resolved(MemorySetup(**payload["setup"])), payload["budget_mib"])
     except InputError as error:
         return {"refused": str(error)}
 
 
-def _predict(setup: Setup, budget_mib: float | None) -> dict[str, Any]:
+def _predict(setup: MemorySetup, budget_mib: float | None) -> dict[str, Any]:
     _import(setup)
     baseline = resident_mib()
     malloc = malloc_state()
@@ -76,7 +76,7 @@ class _Peaks:
     smaller batches: what such code holds at a time does not grow, everything else does in proportion.
     """
 
-    def __init__(self, setup: Setup, malloc: tuple[int, int], fixed: dict[str, float]) -> None:
+    def __init__(self, setup: MemorySetup, malloc: tuple[int, int], fixed: dict[str, float]) -> None:
         self._setup, self._malloc, self._fixed = setup, malloc, fixed
         self._known: dict[int, dict[str, float]] = {}
         self._events: dict[int, int] = {}
@@ -110,7 +110,7 @@ class _Peaks:
         return self._known[batch_size]
 
 
-def _cost(setup: Setup) -> Cost:
+def _cost(setup: MemorySetup) -> Cost:
     import torch
 
     from vitrail.profiling import cost
@@ -143,7 +143,7 @@ def _peak(lifetimes: Lifetimes, threshold: int, spare: int) -> dict[str, float]:
     return {role: size / MIB for role, size in parts.items()}
 
 
-def _lifetimes(setup: Setup, batch_size: int) -> Lifetimes:
+def _lifetimes(setup: MemorySetup, batch_size: int) -> Lifetimes:
     import torch
 
     from vitrail.profiling import lifetimes
@@ -162,7 +162,7 @@ def _lifetimes(setup: Setup, batch_size: int) -> Lifetimes:
         raise _unaccepted(setup, error) from None
 
 
-def _unaccepted(setup: Setup, error: Exception) -> InputError:
+def _unaccepted(setup: MemorySetup, error: Exception) -> InputError:
     reason = " ".join(str(error).split("\n")[0].split()).rstrip(".") or type(error).__name__
     return InputError(f"{setup.model} does not take {setup.image_size} px ({reason}): give another size.")
 
@@ -205,7 +205,7 @@ def _guess(known: Mapping[int, float], low: int, budget_mib: float) -> int:
     return int(low + (budget_mib - known[low]) / slope) if slope > 0 else low
 
 
-def _warmed_up(setup: Setup) -> float:
+def _warmed_up(setup: MemorySetup) -> float:
     """Resident MiB after every kind of kernel has run on something small, in the setup's precision."""
     import torch
     from torch.nn import functional
@@ -223,7 +223,7 @@ def _warmed_up(setup: Setup) -> float:
     return resident_mib()
 
 
-def _small_model(setup: Setup, dtype: torch.dtype) -> None:
+def _small_model(setup: MemorySetup, dtype: torch.dtype) -> None:
     """A model of everything, run twice and forgotten."""
     import torch
     from torch import nn
@@ -261,12 +261,12 @@ def _small_model(setup: Setup, dtype: torch.dtype) -> None:
 def measure(payload: Mapping[str, Any]) -> dict[str, Any]:
     """`memory.measure` in this process; what a user got wrong comes back as {"refused": sentence}."""
     try:
-        return _measure(_resolved(Setup(**payload["setup"])))
+        return _measure(_resolved(MemorySetup(**payload["setup"])))
     except InputError as error:
         return {"refused": str(error)}
 
 
-def _measure(setup: Setup) -> dict[str, Any]:
+def _measure(setup: MemorySetup) -> dict[str, Any]:
     import torch
 
     _import(setup)
@@ -297,7 +297,7 @@ def _measure(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _step(setup: Setup, model: nn.Module) -> Callable[[], None]:
+def _step(setup: MemorySetup, model: nn.Module) -> Callable[[], None]:
     """A function that runs the model once on the same batch."""
     import torch
     from torch.nn import functional
@@ -328,7 +328,7 @@ def _step(setup: Setup, model: nn.Module) -> Callable[[], None]:
 # --- both ---------------------------------------------------------------------------------------
 
 
-def _import(setup: Setup) -> None:
+def _import(setup: MemorySetup) -> None:
     """What the process needs before there is a model."""
     importlib.import_module("torch")
     importlib.import_module("vitrail.models.factory" if setup.ours else "vitrail.models.timm")
@@ -336,7 +336,7 @@ def _import(setup: Setup) -> None:
         importlib.import_module(MODELS[setup.model].partition(":")[0])
 
 
-def _resolved(setup: Setup) -> Setup:
+def _resolved(setup: MemorySetup) -> MemorySetup:
     """With `implementation` and `image_size` filled in; imports no more than the one that is chosen needs."""
     if setup.implementation == "vitrail" or setup.model in MODELS:
         implementation = setup.implementation or "vitrail"
@@ -362,7 +362,7 @@ def _unknown(name: str, known: Iterable[str], complaint: str) -> str:
     return f"{complaint.format(repr(name))}: did you mean {' or '.join(near)}?"
 
 
-def _own_size(setup: Setup) -> int:
+def _own_size(setup: MemorySetup) -> int:
     if setup.ours:
         module = importlib.import_module(MODELS[setup.model].partition(":")[0])
         return int(module.VARIANTS[setup.model].image_size[0])
@@ -372,14 +372,14 @@ def _own_size(setup: Setup) -> int:
     return int(config.input_size[-1])
 
 
-def _dtype(setup: Setup) -> torch.dtype:
+def _dtype(setup: MemorySetup) -> torch.dtype:
     """Of weights and images; training keeps both in fp32 and lets autocast convert."""
     import torch
 
     return torch.bfloat16 if setup.precision == "bf16" and not setup.training else torch.float32
 
 
-def _built(setup: Setup) -> nn.Module:
+def _built(setup: MemorySetup) -> nn.Module:
     """The model with random weights, on the default device, in the setup's dtype and mode."""
     import torch
 
@@ -394,7 +394,7 @@ def _built(setup: Setup) -> nn.Module:
     return model.train(setup.training)
 
 
-def _ours(setup: Setup) -> nn.Module:
+def _ours(setup: MemorySetup) -> nn.Module:
     from vitrail.models import factory
 
     name, size = setup.model, setup.image_size
@@ -408,7 +408,7 @@ def _ours(setup: Setup) -> nn.Module:
     return factory.build(name, image_size=size, attention=setup.attention)
 
 
-def _of_timm(setup: Setup) -> nn.Module:
+def _of_timm(setup: MemorySetup) -> nn.Module:
     from vitrail.models import timm
 
     if setup.attention not in ("auto", "naive", "fused"):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["NARROW", "WIDE", "Axis", "Frame", "accuracy_range", "latency_range"]
+__all__ = ["NARROW", "WIDE", "Axis", "Canvas", "accuracy_range", "latency_range"]
 
 LOG_FROM = 6.0
 """A latency axis is logarithmic from this ratio of its ends on."""
@@ -16,7 +16,7 @@ REACH = 2.0
 
 
 @dataclass(frozen=True)
-class Frame:
+class Canvas:
     """The size of a figure and of its margins, in the units of its viewBox (pixels at full size)."""
 
     width: float
@@ -37,8 +37,8 @@ class Frame:
         return self.height - self.bottom
 
 
-WIDE = Frame(760, 450)
-NARROW = Frame(340, 400, left=46, right=12)
+WIDE = Canvas(760, 450)
+NARROW = Canvas(340, 400, left=46, right=12)
 """About as wide as a telephone, so that text keeps its size there."""
 
 

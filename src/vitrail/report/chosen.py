@@ -92,7 +92,7 @@ def _limited(name: str, value: float, unit: str, detail: str, limit: float | Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class TaskSummary:
     """How the winner does on the user's labelled images: the test split where it was looked at."""
 
     headline: str
@@ -115,7 +115,7 @@ class TaskRow:
     named: tuple[tuple[int, float], ...]
 
 
-def task(selection: Selection) -> Task | None:
+def task(selection: Selection) -> TaskSummary | None:
     """None where there are no labelled images."""
     winner = selection.winner or selection.leader
     seen = selection.test or (winner.observation.classification if winner else None)
@@ -137,7 +137,7 @@ def task(selection: Selection) -> Task | None:
         f"{seen.accuracy:.1f} % of {counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
     )
     few = len(labels) <= MOST_CONFUSED and len(labels) == len(seen.confusion)
-    return Task(
+    return TaskSummary(
         headline=headline,
         detail=phrases.task(seen),
         split=seen.split,

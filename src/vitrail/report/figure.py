@@ -10,7 +10,7 @@ from __future__ import annotations
 from markupsafe import Markup, escape
 
 from vitrail.report import labels, phrases
-from vitrail.report.axes import NARROW, WIDE, Axis, Frame
+from vitrail.report.axes import NARROW, WIDE, Axis, Canvas
 from vitrail.report.scene import Point, Scene, look, scene
 from vitrail.vocabulary import Selection
 from vitrail.words import counted
@@ -27,7 +27,7 @@ def both(selection: Selection) -> Markup:
     return scatter(selection, WIDE) + scatter(selection, NARROW)
 
 
-def scatter(selection: Selection, frame: Frame = WIDE) -> Markup:
+def scatter(selection: Selection, frame: Canvas = WIDE) -> Markup:
     """The figure; empty where no variant has both an accuracy and a latency."""
     shown = scene(selection, frame)
     if shown is None:

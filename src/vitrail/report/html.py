@@ -22,7 +22,7 @@ _SIGNS = {"pass": "✓", "fail": "✕", "undecided": "?", "not assessed": "–"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LedgerRow:
     """A ledger entry as the table shows it. `sort` holds what each column sorts by ("": no figure, last)."""
 
     entry: LedgerEntry
@@ -83,7 +83,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
 # --- the ledger ---------------------------------------------------------------------------------
 
 
-def _order(row: Row, order: dict[str, int]) -> tuple[float, ...]:
+def _order(row: LedgerRow, order: dict[str, int]) -> tuple[float, ...]:
     accuracy = row.accuracy.value if row.accuracy else 0.0
     return (order[row.status], row.latency is None, not row.entry.would_win, -accuracy)
 
@@ -93,7 +93,7 @@ def _task_of(selection: Selection) -> str:
     return entry.variant.candidate.task
 
 
-def _row(entry: LedgerEntry, selection: Selection) -> Row:
+def _row(entry: LedgerEntry, selection: Selection) -> LedgerRow:
     seen, variant = entry.observation, entry.variant
     latency = phrases.judged_figures(entry, selection.workload)
     status = phrases.place(entry)
@@ -113,7 +113,7 @@ def _row(entry: LedgerEntry, selection: Selection) -> Row:
     tag = name[len(architecture) :].lstrip(".") if name.startswith(architecture) else name
     size = f"{variant.image_size} px" if variant.image_size else ""
     implementation = "" if variant.implementation == "timm" else variant.implementation
-    return Row(
+    return LedgerRow(
         entry=entry,
         details=tuple(part for part in (tag, size, implementation) if part),
         status=status,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitrail.report.axes import Frame
+from vitrail.report.axes import Canvas
 
 __all__ = ["LINE", "Box", "Label", "Wanted", "place", "width_of"]
 
@@ -84,7 +84,7 @@ def width_of(text: str, *, bold: bool = False) -> float:
     return (_BOLD if bold else _CHAR) * len(text) + 4
 
 
-def place(wanted: Sequence[Wanted], marks: Sequence[Box], lines: Sequence[Box], frame: Frame) -> list[Label]:
+def place(wanted: Sequence[Wanted], marks: Sequence[Box], lines: Sequence[Box], frame: Canvas) -> list[Label]:
     """Names in their places, the first of `wanted` first; those without a free place are left out.
 
     Args:

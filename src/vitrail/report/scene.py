@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from vitrail.report import labels, phrases
-from vitrail.report.axes import WIDE, Axis, Frame, accuracy_range, latency_range
+from vitrail.report.axes import WIDE, Axis, Canvas, accuracy_range, latency_range
 from vitrail.report.labels import Box, Wanted
 from vitrail.vocabulary import LatencyFigures, LedgerEntry, Selection
 
@@ -34,7 +34,7 @@ class Point:
 class Scene:
     """What one figure shows and where."""
 
-    frame: Frame
+    frame: Canvas
     x: Axis
     y: Axis
     points: tuple[Point, ...]
@@ -63,7 +63,7 @@ def look(entry: LedgerEntry) -> str:
     return entry.status.replace(" ", "-") + (" hollow" if hollow else "")
 
 
-def scene(selection: Selection, frame: Frame = WIDE) -> Scene | None:
+def scene(selection: Selection, frame: Canvas = WIDE) -> Scene | None:
     """Axes, points and names; None where no variant has both an accuracy and a latency."""
     figures = _figures(selection)
     if not figures:
@@ -109,7 +109,7 @@ def _figures(selection: Selection) -> list[tuple[LedgerEntry, LatencyFigures, fl
 
 
 def _axes(
-    selection: Selection, figures: list[tuple[LedgerEntry, LatencyFigures, float]], frame: Frame
+    selection: Selection, figures: list[tuple[LedgerEntry, LatencyFigures, float]], frame: Canvas
 ) -> tuple[Axis, Axis]:
     """Ranges by what could ship: references are measured and shown, but do not stretch the axes."""
     own = [figure for figure in figures if figure[0].status != "reference"] or figures
@@ -214,7 +214,7 @@ def _lines(selection: Selection, shown: Scene) -> list[Box]:
     return boxes
 
 
-def _limit_names(selection: Selection, frame: Frame, x_axis: Axis, y_axis: Axis) -> list[LimitName]:
+def _limit_names(selection: Selection, frame: Canvas, x_axis: Axis, y_axis: Axis) -> list[LimitName]:
     limit, least, found = selection.requirements.max_latency_ms, selection.requirements.min_accuracy, []
     latency_x = None
     if limit is not None and not x_axis.beyond(limit):

@@ -22,7 +22,7 @@ from vitrail.errors import InputError
 from vitrail.export.bench import Bench
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import ExportSubject
-from vitrail.measure.quiet import Reading
+from vitrail.measure.quiet import BusyReading
 from vitrail.measure.sandbox import ChildFailure, ChildTimeout
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import Peaks, ruled_out
@@ -92,7 +92,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """Where the search stands after one more variant, for the person who watches."""
 
     done: int
@@ -119,11 +119,11 @@ class Search:
     variants: Sequence[Variant]
     excluded: Mapping[str, str] = field(default_factory=dict)
     """Candidate's name -> why nothing of it is measured, known before the search."""
-    report: Callable[[Progress], None] = lambda _: None
+    report: Callable[[SearchProgress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
     doing: Callable[[str, float], None] = lambda _, __: None
     """Called when something begins that may last over a second: what it is, and the seconds left."""
-    wait_until_quiet: Callable[[float], Reading] | None = None
+    wait_until_quiet: Callable[[float], BusyReading] | None = None
     """Waits at most so many seconds for other processes; None: the machine is taken as it is."""
     prove_provisional: bool = False
     """Without a winner, compare the provisional best with the fp32 reference, so that it may ship."""
@@ -693,7 +693,7 @@ class Search:
         best = self._best(at_hand=True)
         total = sum(t.pruned is None and not t.variant.reference for t in self.trials.values())
         self.report(
-            Progress(
+            SearchProgress(
                 done=self._done,
                 total=total,
                 entry=self._entry(trial),

@@ -29,7 +29,7 @@ from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
 from vitrail.selection.labelled import calibrated, check_classes, described, doubts, photos_of, tested
 from vitrail.selection.prune import Peaks
-from vitrail.selection.search import Progress, Search
+from vitrail.selection.search import Search, SearchProgress
 from vitrail.sources.gather import arranged, check_task, gather, labelled_images
 from vitrail.sources.source import Context, Found, Source
 from vitrail.vocabulary import LedgerEntry, Requirements, SearchSettings, Selection, Variant, Workload
@@ -51,7 +51,7 @@ WORKBENCH = ("torch", "timm", "onnx", "onnxscript", "huggingface_hub", "safetens
 class Watcher:
     """Who is told while a selection runs; each call comes between measurements, never during one."""
 
-    progress: Callable[[Progress], None] = lambda _: None
+    progress: Callable[[SearchProgress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
     doing: Callable[[str, float], None] = lambda _, __: None
     """Called when something begins that may last over a second: what it is, and the seconds left."""
@@ -262,8 +262,8 @@ class _Road:
                 self.workshop.load()
         return measured_peaks(self.machine, self.workload, fresh=self.settings.fresh)
 
-    def _wait_until_quiet(self, seconds: float) -> quiet.Reading:
-        def tell(reading: quiet.Reading) -> None:
+    def _wait_until_quiet(self, seconds: float) -> quiet.BusyReading:
+        def tell(reading: quiet.BusyReading) -> None:
             self.watcher.note(f"{reading}: waiting up to {seconds:.0f} s, then timing all the same")
 
         return quiet.wait(seconds, tell)

@@ -31,7 +31,7 @@ IMAGE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Engine:
+class Extractor:
     """The form of a candidate that gives its features, and its ms for one image (engine alone)."""
 
     variant: Variant
@@ -47,18 +47,18 @@ class Features:
         self._folder = store.cache_dir() / "features"
         self._engines = store.RecordStore(self._folder)
 
-    def engine(self, forms: Sequence[Variant], examples: Sequence[Example]) -> Engine:
+    def engine(self, forms: Sequence[Variant], examples: Sequence[Example]) -> Extractor:
         """The fastest of a candidate's variants whose features agree with fp32 eager ones on some images.
 
         Raises:
             ChildFailure: the candidate cannot be exported, or no form of it holds parity.
         """
         some = examples[:TRIAL_IMAGES]
-        key = {"engines": [self.key(Engine(form, 0.0)) for form in forms], "images": _digest_of(some)}
+        key = {"engines": [self.key(Extractor(form, 0.0)) for form in forms], "images": _digest_of(some)}
         kept = None if self._fresh else self._engines.get(key)
         if kept is not None:
             form = next(f for f in forms if (f.runtime, f.precision) == (kept["runtime"], kept["precision"]))
-            return Engine(form, float(str(kept["ms"])))
+            return Extractor(form, float(str(kept["ms"])))
         reference, _ = self._extract(_eager(forms[0]), some)
         found, refused = [], []
         for form in forms:
@@ -69,7 +69,7 @@ class Features:
                 continue
             reason = disagreement(reference, rows, form.precision)
             if reason is None:
-                found.append(Engine(form, ms))
+                found.append(Extractor(form, ms))
             else:
                 refused.append(f"{form.runtime} {form.precision}: {reason}")
         if not found:
@@ -80,7 +80,7 @@ class Features:
         )
         return best
 
-    def rows(self, engine: Engine, examples: Sequence[Example]) -> np.ndarray:
+    def rows(self, engine: Extractor, examples: Sequence[Example]) -> np.ndarray:
         """float32 (n, D) features of the examples; only images that were never seen are run.
 
         Raises:
@@ -96,7 +96,7 @@ class Features:
             _write(file, known)
         return np.stack([known[example.digest] for example in examples])
 
-    def key(self, engine: Engine) -> dict[str, object]:
+    def key(self, engine: Extractor) -> dict[str, object]:
         """All that a feature depends on, the image aside."""
         variant = engine.variant
         located = self._bench.weights(variant.candidate)

@@ -22,7 +22,7 @@ from vitrail.errors import VitrailError
 from vitrail.export import work
 from vitrail.export.variants import at_size, variants
 from vitrail.measure import sandbox
-from vitrail.sources.features import Engine, Features
+from vitrail.sources.features import Extractor, Features
 from vitrail.sources.source import Context, Found, Source
 from vitrail.tasks import accuracy
 from vitrail.vocabulary import Accuracy, Candidate, Weights
@@ -44,11 +44,11 @@ HEAD_TIMEOUT_S = 120.0
 
 
 @dataclass
-class Runner:
+class Contestant:
     """One candidate in the race."""
 
     candidate: Candidate
-    engine: Engine
+    engine: Extractor
     images: int = 0
     right: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """Which of the validation images its head gets right."""
@@ -128,9 +128,9 @@ class _Race:
 
     # --- the race ---------------------------------------------------------------------------------
 
-    def _starters(self, candidates: Sequence[Candidate]) -> list[Runner]:
+    def _starters(self, candidates: Sequence[Candidate]) -> list[Contestant]:
         """Candidates that can take part, those with the least arithmetic first."""
-        runners: list[Runner] = []
+        runners: list[Contestant] = []
         for number, candidate in enumerate(sorted(candidates, key=lambda each: each.macs), 1):
             self._doing(f"probing: preparing {number} of {counted(len(candidates), 'model')}")
             begin = self._clock()
@@ -151,10 +151,10 @@ class _Race:
             except (sandbox.ChildFailure, VitrailError) as error:
                 self.excluded[candidate.name] = f"probe: {error}"
                 continue
-            runners.append(Runner(candidate, engine))
+            runners.append(Contestant(candidate, engine))
         return runners
 
-    def _advance(self, runner: Runner, images: int) -> bool:
+    def _advance(self, runner: Contestant, images: int) -> bool:
         """Fit the runner's head on the first `images`; False: it is out."""
         train, seen = self._train[:images], self._part(images)
         name = runner.candidate.name
@@ -177,7 +177,7 @@ class _Race:
         share = images / len(self._train)
         return self._validation[: max(1, round(share * len(self._validation)))]
 
-    def _drop(self, runners: list[Runner], images: int) -> None:
+    def _drop(self, runners: list[Contestant], images: int) -> None:
         """Take out what a faster runner beats, and what cannot reach the asked accuracy."""
         asked = self._requirements.min_accuracy
         for runner in list(runners):
@@ -199,7 +199,7 @@ class _Race:
                 )
                 runners.remove(runner)
 
-    def _beats(self, a: Runner, b: Runner) -> bool:
+    def _beats(self, a: Contestant, b: Contestant) -> bool:
         """More accurate beyond the noise, faster and no larger: whatever is optimised, b cannot win."""
         if self._settings.exhaustive or a is b:
             return False
@@ -208,7 +208,9 @@ class _Race:
 
     # --- one head ---------------------------------------------------------------------------------
 
-    def _key(self, runner: Runner, train: Sequence[Example], seen: Sequence[Example]) -> dict[str, object]:
+    def _key(
+        self, runner: Contestant, train: Sequence[Example], seen: Sequence[Example]
+    ) -> dict[str, object]:
         return {
             "probe": PROBE_VERSION,
             "features": self._features.key(runner.engine),
@@ -218,7 +220,9 @@ class _Race:
             "classes": list(self._dataset.classes),
         }
 
-    def _fitted(self, runner: Runner, train: Sequence[Example], seen: Sequence[Example]) -> dict[str, Any]:
+    def _fitted(
+        self, runner: Contestant, train: Sequence[Example], seen: Sequence[Example]
+    ) -> dict[str, Any]:
         """Figures of the runner's head after these images, from an earlier run if there was one."""
         from vitrail.learn import probe as learn
 
@@ -252,7 +256,7 @@ class _Race:
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
         return store.cache_dir() / "probes" / f"{digest}.npz"
 
-    def _as_candidate(self, runner: Runner) -> Candidate:
+    def _as_candidate(self, runner: Contestant) -> Candidate:
         """The runner as an ordinary candidate: weights with its own head, labels, accuracy on validation."""
         candidate = runner.candidate
         key = self._key(runner, self._train[: runner.images], self._part(runner.images))
@@ -329,7 +333,7 @@ def mixed(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(example for _, _, example in sorted(placed, key=lambda item: item[:2]))
 
 
-def standing(runners: Sequence[Runner]) -> str:
+def standing(runners: Sequence[Contestant]) -> str:
     """`a 81.2 %, b 79.0 %`, best first."""
     ordered = sorted(runners, key=lambda runner: -float(runner.right.mean()))
     return (
@@ -341,4 +345,4 @@ def _labels(examples: Sequence[Example]) -> np.ndarray:
     return np.array([example.label for example in examples])
 
 
-__all__ = ["Probe", "Runner", "mixed", "rounds", "standing"]
+__all__ = ["Contestant", "Probe", "mixed", "rounds", "standing"]

@@ -24,8 +24,8 @@ __all__ = [
     "TASKS",
     "Arrays",
     "Bounds",
-    "Check",
-    "Source",
+    "Comparison",
+    "ImageInput",
     "Task",
     "batches",
     "known",
@@ -39,7 +39,7 @@ __all__ = [
 Arrays: TypeAlias = "dict[str, np.ndarray]"
 """Tensors by their names; the first axis of each counts images."""
 
-Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray"
+ImageInput: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray"
 """What one image may be: a path, encoded bytes, a PIL image, or an array as images/decode.py takes it."""
 
 TASKS: dict[str, str] = {
@@ -50,7 +50,7 @@ TASKS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Comparison:
     """One comparison of outputs with recorded ones."""
 
     name: str
@@ -107,7 +107,7 @@ class Task(Protocol):
 
     def checks(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
-    ) -> list[Check]:
+    ) -> list[Comparison]:
         """The same of one crop a photo (photos, ...), against the bounds of an artifact."""
 
     def score(

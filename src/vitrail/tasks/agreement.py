@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from vitrail import stats
-from vitrail.tasks import Bounds, Check
+from vitrail.tasks import Bounds, Comparison
 from vitrail.vocabulary import Answer, Parity
 
 MIN_DECIDED_PHOTOS = 8
@@ -130,22 +130,22 @@ def judged(
     return "pass", ""
 
 
-def bounded(name: str, observed: float, limit: float, holds: bool, word: str) -> Check:
+def bounded(name: str, observed: float, limit: float, holds: bool, word: str) -> Comparison:
     """A check of one figure against one limit; `word` is `at least` or `at most`."""
     reason = f"{observed:.6g}, {word} {limit:.6g} asked"
-    return Check(name=name, observed=observed, limit=limit, holds=holds, reason=reason)
+    return Comparison(name=name, observed=observed, limit=limit, holds=holds, reason=reason)
 
 
 def checks(
     reference: np.ndarray, outputs: np.ndarray, bounds: Bounds, agreement: Agreement, *, what: str, said: str
-) -> list[Check]:
+) -> list[Comparison]:
     """Least cosine, largest relative error and agreement of outputs (P photos, ...).
 
     `what` names the last check, and `said` its reason, with `{agreeing}` and `{decided}` in it.
     """
     decided, agreeing = agreement(reference[:, None], outputs[:, None])
     share = agreeing / decided if decided else None
-    kept = Check(
+    kept = Comparison(
         name=what,
         # Without a decided photo nothing contradicts the claim; the other two checks still bind.
         holds=share is None or share >= bounds.agreement,
@@ -156,7 +156,7 @@ def checks(
     return [*numeric(reference, outputs, bounds), kept]
 
 
-def numeric(reference: np.ndarray, outputs: np.ndarray, bounds: Bounds) -> list[Check]:
+def numeric(reference: np.ndarray, outputs: np.ndarray, bounds: Bounds) -> list[Comparison]:
     """Least cosine and largest relative error over the rows (..., K)."""
     cosine = float(cosines(reference, outputs).min())
     error = float(relative_errors(reference, outputs).max())

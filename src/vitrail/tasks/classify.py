@@ -16,7 +16,7 @@ from PIL import Image
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Check, agreement
+from vitrail.tasks import Arrays, Bounds, Comparison, agreement
 from vitrail.tasks.accuracy import classify as classified
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
 from vitrail.vocabulary import Classification, Graph, Parity, Preprocess, TensorSpec
@@ -133,7 +133,7 @@ class Classify:
 
     def checks(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
-    ) -> list[Check]:
+    ) -> list[Comparison]:
         """Cosine, relative error and top-1 of scores (P, K)."""
         expected = reference[SCORES]
         said = f"{{agreeing}} of {{decided}} decided photos agree ({counted(len(expected), 'photo')})"

@@ -16,7 +16,7 @@ from PIL import Image
 from vitrail.errors import ClaimError
 from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Check, agreement
+from vitrail.tasks import Arrays, Bounds, Comparison, agreement
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
 
 __all__ = ["Embed", "nearest"]
@@ -91,7 +91,7 @@ class Embed:
 
     def checks(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], bounds: Bounds
-    ) -> list[Check]:
+    ) -> list[Comparison]:
         """Cosine, relative error and nearest neighbours of vectors (P, D)."""
         return agreement.checks(
             reference[VECTORS],

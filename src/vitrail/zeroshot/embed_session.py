@@ -32,7 +32,7 @@ from vitrail.text.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Implementation, Preprocess
 from vitrail.weights import checkpoints
 
-__all__ = ["Request", "Session", "start"]
+__all__ = ["EmbedSession", "Request", "start"]
 
 BATCH = 16
 
@@ -51,7 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
 
 
-def start(payload: dict[str, Any]) -> Session | dict[str, str]:
+def start(payload: dict[str, Any]) -> EmbedSession | dict[str, str]:
     """Load what the payload (a `Request`) names; a user's mistake is returned as `{"refused": sentence}`."""
     request = msgspec.convert(payload, Request)
     torch.set_num_threads(request.threads)
@@ -62,7 +62,7 @@ def start(payload: dict[str, Any]) -> Session | dict[str, str]:
 
 
 @dataclass
-class Session:
+class EmbedSession:
     """A model that embeds images and, if it is a CLIP with a tokenizer, texts."""
 
     model: nn.Module
@@ -158,7 +158,7 @@ def _answer(outcomes: list[Any], names: list[str], target: str) -> dict[str, str
 # --- loading --------------------------------------------------------------------------------------
 
 
-def _loaded(request: Request) -> Session:
+def _loaded(request: Request) -> EmbedSession:
     architecture = request.model.split(".")[0]
     if MODELS.get(architecture, "").endswith(":CLIP"):
         return _clip(request, architecture)
@@ -172,10 +172,10 @@ def _loaded(request: Request) -> Session:
     ours = architecture in MODELS
     build = _ours if ours else _of_timm
     module = build(architecture, preprocess.image_size, request.weights)
-    return Session(module, preprocess, "vitrail" if ours else "timm")
+    return EmbedSession(module, preprocess, "vitrail" if ours else "timm")
 
 
-def _clip(request: Request, name: str) -> Session:
+def _clip(request: Request, name: str) -> EmbedSession:
     model = models.build(name)
     assert isinstance(model, CLIP)
     models.load_weights(model, request.weights)
@@ -192,7 +192,7 @@ def _clip(request: Request, name: str) -> Session:
         if not isinstance(error, MissingExtraError):
             missing += " with --tokenizer"
     preprocess = _changed(request.preprocess or _clip_preprocess(model), request.changes)
-    return Session(model.requires_grad_(False), preprocess, "vitrail", tokenizer, missing)
+    return EmbedSession(model.requires_grad_(False), preprocess, "vitrail", tokenizer, missing)
 
 
 def _clip_preprocess(model: CLIP) -> Preprocess:

@@ -12,7 +12,7 @@ import torch
 
 from vitrail import catalog
 from vitrail.errors import InputError
-from vitrail.export import source, work
+from vitrail.export import eager, work
 from vitrail.export.onnx import ExportMismatch
 from vitrail.export.variants import implementations, variants
 from vitrail.models import timm
@@ -49,7 +49,7 @@ def noise(size, batch=2):
 
 
 def test_both_implementations_give_the_same_scores(vit):
-    ours, theirs = (source.module(replace(vit, implementation=i), 32) for i in ("vitrail", "timm"))
+    ours, theirs = (eager.module(replace(vit, implementation=i), 32) for i in ("vitrail", "timm"))
     assert type(ours).__module__.startswith("vitrail.")
     assert type(theirs).__module__.startswith("timm.")
     with torch.inference_mode():
@@ -58,26 +58,26 @@ def test_both_implementations_give_the_same_scores(vit):
 
 def test_random_weights_are_the_same_in_both(vit):
     random = replace(vit, architecture=SWIN, weights=None)
-    ours, theirs = (source.module(replace(random, implementation=i), 224) for i in ("vitrail", "timm"))
+    ours, theirs = (eager.module(replace(random, implementation=i), 224) for i in ("vitrail", "timm"))
     with torch.inference_mode():
         torch.testing.assert_close(ours(noise(224, 1)), theirs(noise(224, 1)), rtol=1e-3, atol=1e-4)
 
 
 def test_a_module_that_computes_something_else_is_not_exported(vit):
-    model = source.module(vit, 32)
-    source.check(model, vit, 32, 1e-4)
+    model = eager.module(vit, 32)
+    eager.check(model, vit, 32, 1e-4)
     model.blocks[3].attn.proj.bias += torch.linspace(-1, 1, 192)
     with pytest.raises(ExportMismatch, match=r"differs from timm's by .*--implementations timm"):
-        source.check(model, vit, 32, 1e-4)
+        eager.check(model, vit, 32, 1e-4)
 
 
 def test_where_padding_would_take_part_in_timm_s_attention_the_two_are_not_compared(vit):
     asked = replace(vit, architecture=SWIN, weights=None)
-    model = source.module(asked, 250)
+    model = eager.module(asked, 250)
     with torch.inference_mode():
-        theirs = source.module(replace(asked, implementation="timm"), 250)(noise(250, 1))
+        theirs = eager.module(replace(asked, implementation="timm"), 250)(noise(250, 1))
         assert not torch.allclose(model(noise(250, 1)), theirs, rtol=1e-3)
-    source.check(model, asked, 250, 1e-4)
+    eager.check(model, asked, 250, 1e-4)
 
 
 def test_our_export_is_what_the_engines_and_the_reference_run(vit, tmp_path):
@@ -85,7 +85,7 @@ def test_our_export_is_what_the_engines_and_the_reference_run(vit, tmp_path):
     made = work.export(request)
     assert made["relative_difference"] <= 1e-4
     with torch.inference_mode():
-        expected = source.module(replace(vit, implementation="timm"), 32)(noise(32, 3)).numpy()
+        expected = eager.module(replace(vit, implementation="timm"), 32)(noise(32, 3)).numpy()
     exports.build(tmp_path / "export")
     for runtime in ("openvino", "onnxruntime", "pytorch"):
         runner = exports.load(tmp_path / "export", runtime, batch=3, size=32, classes=expected.shape[1])

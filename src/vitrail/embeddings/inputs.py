@@ -10,41 +10,41 @@ from vitrail.images.find import images_below
 __all__ = ["image_paths", "text_lines"]
 
 
-def image_paths(source: str) -> list[str]:
+def image_paths(path: str) -> list[str]:
     """The image itself, or all images below the folder (images/find.py says what one is), sorted.
 
-    Each path begins with `source` as given.
+    Each path begins with `path` as given.
 
     Raises:
         InputError: it does not exist, or it is a folder without images.
     """
-    root = Path(source)
+    root = Path(path)
     if root.is_file():
-        return [source]
+        return [path]
     if not root.is_dir():
-        raise InputError(f"{source} does not exist: give a folder of images, an image, or texts with --text.")
+        raise InputError(f"{path} does not exist: give a folder of images, an image, or texts with --text.")
     found = images_below(root)
     if not found:
-        raise InputError(f"{source} holds no images: put image files in it.")
+        raise InputError(f"{path} holds no images: put image files in it.")
     return found
 
 
-def text_lines(source: str) -> list[str]:
+def text_lines(path: str) -> list[str]:
     """The lines of a UTF-8 file without blanks around them; lines of blanks alone are no texts.
 
     Raises:
         InputError: the file cannot be read, is no UTF-8, or holds no text.
     """
     try:
-        content = Path(source).read_text(encoding="utf-8-sig")
+        content = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(
-            f"{source} cannot be read ({error.strerror}): give a file with one text a line."
+            f"{path} cannot be read ({error.strerror}): give a file with one text a line."
         ) from None
     except UnicodeDecodeError:
-        raise InputError(f"{source} is not UTF-8 text: save it as UTF-8, one text a line.") from None
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8, one text a line.") from None
     # Not splitlines: it also cuts at separators that a text may contain.
     texts = [line.strip() for line in content.split("\n") if line.strip()]
     if not texts:
-        raise InputError(f"{source} holds no text: write one text a line.")
+        raise InputError(f"{path} holds no text: write one text a line.")
     return texts

@@ -25,7 +25,7 @@ from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.version import __version__
 from vitrail.words import is_utf8, utf8, utf8_all
 
-__all__ = ["Broken", "Table", "check_installed", "embed", "read_table", "write_table"]
+__all__ = ["Skipped", "Table", "check_installed", "embed", "read_table", "write_table"]
 
 SCHEMA_VERSION = 1
 KEY = b"vitrail"
@@ -41,7 +41,7 @@ Content = Literal["image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broken:
+class Skipped:
     """An image or text that has no vector, and why."""
 
     name: str
@@ -63,7 +63,7 @@ class Table:
     vectors_ND: np.ndarray
     """float32, rows of length 1."""
     origin: Origin
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[Skipped, ...] = ()
     """What was to be embedded too and could not be."""
     digest: str = field(init=False)
     """sha256 over names and vectors."""
@@ -108,7 +108,7 @@ def embed(
     """
     kept: list[str] = []
     rows: list[np.ndarray] = []
-    broken: list[Broken] = []
+    broken: list[Skipped] = []
     each = embedder.images_each if content == "image" else embedder.texts_each
     waiting = iter(names)
     while chunk := list(islice(waiting, CHUNK)):
@@ -120,14 +120,14 @@ def embed(
             if not rows:
                 raise
             reason = f"not embedded, because the model ended: {error}"
-            broken += [Broken(name=utf8(name), reason=utf8(reason)) for name in (*chunk, *waiting)]
+            broken += [Skipped(name=utf8(name), reason=utf8(reason)) for name in (*chunk, *waiting)]
             break
         for name, outcome in zip(chunk, outcomes, strict=True):
             if isinstance(outcome, InputError):
-                broken.append(Broken(name=utf8(name), reason=utf8(str(outcome))))
+                broken.append(Skipped(name=utf8(name), reason=utf8(str(outcome))))
             elif not is_utf8(name):
                 reason = f"{utf8(name)} is no UTF-8, and Parquet holds nothing else: rename it."
-                broken.append(Broken(name=utf8(name), reason=reason))
+                broken.append(Skipped(name=utf8(name), reason=reason))
             else:
                 kept.append(name)
                 rows.append(outcome)
@@ -234,7 +234,7 @@ def _table(file: Any, facts: dict[str, Any]) -> Table:
         names=tuple(names),
         vectors_ND=vectors_ND,
         origin=origin,
-        broken=msgspec.convert(facts["broken"], tuple[Broken, ...]),
+        broken=msgspec.convert(facts["broken"], tuple[Skipped, ...]),
     )
 
 

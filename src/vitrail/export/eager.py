@@ -18,12 +18,12 @@ from vitrail.weights import checkpoints
 from vitrail.weights.finite import check_outputs
 from vitrail.weights.labels import labels
 
-__all__ = ["Source", "check", "module", "with_head", "without_classifier"]
+__all__ = ["ModuleRequest", "check", "module", "with_head", "without_classifier"]
 
 HEAD_TOLERANCE = 1e-4
 
 
-class Source(Protocol):
+class ModuleRequest(Protocol):
     """The part of an export's or a reference's request that names the module."""
 
     @property
@@ -36,7 +36,7 @@ class Source(Protocol):
     def weights(self) -> str | None: ...
 
 
-class Head(Protocol):
+class NewHead(Protocol):
     """The part of a request that names a model whose classifier is replaced."""
 
     @property
@@ -49,29 +49,29 @@ class Head(Protocol):
     def weights(self) -> str: ...
 
 
-def module(source: Source, image_size: int) -> nn.Module:
+def module(request: ModuleRequest, image_size: int) -> nn.Module:
     """The module in evaluation mode, (B, 3, image_size, image_size) -> (B, K); random weights are timm's.
 
     Raises:
         InputError: weights that do not fit, or an image size that the architecture cannot take.
     """
-    if source.architecture in clip.VARIANTS:
-        return _zero_shot(source, image_size)
-    without_head = getattr(source, "features", False)
-    if source.implementation == "timm":
-        model = _of_timm(source, image_size)
+    if request.architecture in clip.VARIANTS:
+        return _zero_shot(request, image_size)
+    without_head = getattr(request, "features", False)
+    if request.implementation == "timm":
+        model = _of_timm(request, image_size)
         return without_classifier(model) if without_head else model
     if without_head:
-        model = models.build(source.architecture, image_size=image_size, num_classes=0)
-        weights = source.weights or _of_timm(source, image_size).state_dict()
+        model = models.build(request.architecture, image_size=image_size, num_classes=0)
+        weights = request.weights or _of_timm(request, image_size).state_dict()
         models.load_weights(model, weights, replace_head=True)
         return model.requires_grad_(False)
-    model = models.build(source.architecture, image_size=image_size, num_classes=len(labels(source.labels)))
-    models.load_weights(model, source.weights or _of_timm(source, image_size).state_dict())
+    model = models.build(request.architecture, image_size=image_size, num_classes=len(labels(request.labels)))
+    models.load_weights(model, request.weights or _of_timm(request, image_size).state_dict())
     return model.requires_grad_(False)
 
 
-def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -> int:
+def check(model: nn.Module, request: ModuleRequest, image_size: int, tolerance: float) -> int:
     """The width of the module's output, once two checks hold.
 
     The scores must be finite; and the same weights must give the same numbers in our module and timm's, on
@@ -87,29 +87,29 @@ def check(model: nn.Module, source: Source, image_size: int, tolerance: float) -
     noise = np.random.default_rng(0).standard_normal((1, 3, image_size, image_size), dtype=np.float32)
     with torch.inference_mode():
         ours = model(torch.from_numpy(noise))
-    check_outputs(ours, source.weights or source.architecture, "scores")
-    own_only = source.architecture in clip.VARIANTS or not getattr(source, "compare", True)
-    if source.implementation == "timm" or own_only or getattr(model, "pads", False):
+    check_outputs(ours, request.weights or request.architecture, "scores")
+    own_only = request.architecture in clip.VARIANTS or not getattr(request, "compare", True)
+    if request.implementation == "timm" or own_only or getattr(model, "pads", False):
         return int(ours.shape[-1])
     with torch.inference_mode():
-        timms = _of_timm(source, image_size)
-        if getattr(source, "features", False):
+        timms = _of_timm(request, image_size)
+        if getattr(request, "features", False):
             timms = without_classifier(timms)
         theirs = timms(torch.from_numpy(noise))
     difference = float((ours.double() - theirs).norm() / theirs.double().norm().clamp(min=1e-30))
     if not difference <= tolerance:
         raise ExportMismatch(
-            f"our {source.architecture} differs from timm's by {difference:.1e} (relative) with these "
+            f"our {request.architecture} differs from timm's by {difference:.1e} (relative) with these "
             "weights; choose timm's code with --implementations timm"
         )
     return int(ours.shape[-1])
 
 
-def _zero_shot(source: Source, image_size: int) -> nn.Module:
+def _zero_shot(request: ModuleRequest, image_size: int) -> nn.Module:
     """CLIP's image tower with the head that zeroshot/ made from class names; the file holds only these."""
-    assert source.weights is not None, "a zero-shot head with random weights means nothing"
-    config = clip.VARIANTS[source.architecture].overridden(image_size=(image_size, image_size))
-    state = checkpoints.read_state_dict(Path(source.weights))
+    assert request.weights is not None, "a zero-shot head with random weights means nothing"
+    config = clip.VARIANTS[request.architecture].overridden(image_size=(image_size, image_size))
+    state = checkpoints.read_state_dict(Path(request.weights))
     model = clip.ZeroShotClassifier(ViT(config.image), state["head.weight"].float(), state.get("head.bias"))
     image = {key.removeprefix("image."): value for key, value in state.items() if key.startswith("image.")}
     model.image.load_state_dict(model.image.adapt_weights(image))
@@ -122,7 +122,7 @@ def without_classifier(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def with_head(request: Head, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Module:
+def with_head(request: NewHead, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Module:
     """timm's model with its classifiers replaced by one linear classifier on the same features.
 
     A model with two of them (distilled ones average both) gets the same one twice.
@@ -159,7 +159,7 @@ def with_head(request: Head, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Mo
     return model
 
 
-def _of_timm(source: Source, image_size: int) -> nn.Module:
-    weights = None if source.weights is None else Path(source.weights)
-    classes = len(labels(source.labels))
-    return timm.build(source.architecture, image_size=image_size, classes=classes, weights=weights)
+def _of_timm(request: ModuleRequest, image_size: int) -> nn.Module:
+    weights = None if request.weights is None else Path(request.weights)
+    classes = len(labels(request.labels))
+    return timm.build(request.architecture, image_size=image_size, classes=classes, weights=weights)

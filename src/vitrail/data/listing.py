@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vitrail.data import layouts
-from vitrail.data.records import Layout, Row, Source
+from vitrail.data.records import Layout, ListedImage, Listing
 from vitrail.errors import InputError
 from vitrail.images import find
 from vitrail.words import counted
@@ -15,7 +15,7 @@ MANIFESTS = (".csv", ".parquet", ".pq")
 LAYOUT = "give a folder with one folder of images per class, or a manifest (CSV or Parquet)"
 
 
-def find_source(path: str | Path, layout: Layout | None = None) -> Source:
+def list_images(path: str | Path, layout: Layout | None = None) -> Listing:
     """List the labelled images of `path`; nothing but manifests is read.
 
     `layout`: what its folders are, where that is ambiguous (layouts.py).
@@ -39,7 +39,7 @@ def find_source(path: str | Path, layout: Layout | None = None) -> Source:
     return _folders(root, layout)
 
 
-def _manifest(path: Path) -> Source:
+def _manifest(path: Path) -> Listing:
     from vitrail.data import manifest
 
     suffix = path.suffix.lower()
@@ -51,16 +51,16 @@ def _manifest(path: Path) -> Source:
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _folders(root: Path, layout: Layout | None) -> Source:
+def _folders(root: Path, layout: Layout | None) -> Listing:
     recognised = layouts.recognise(root, layout)
     rows = [
-        Row(path=path, label=folder.label, split=folder.split)
+        ListedImage(path=path, label=folder.label, split=folder.split)
         for folder in recognised.classes
         for path in find.images_below(folder.folder)
     ]
     if not rows:
         raise _nothing(root, len(recognised.unplaced))
-    return Source(
+    return Listing(
         name=root.resolve().name or str(root),
         rows=tuple(rows),
         unplaced=recognised.unplaced,
@@ -68,7 +68,7 @@ def _folders(root: Path, layout: Layout | None) -> Source:
     )
 
 
-def _said(root: Path, recognised: layouts.Recognised) -> str:
+def _said(root: Path, recognised: layouts.RecognisedLayout) -> str:
     """`split/class in archive: Training is train, Testing is test; without images: Annotations`."""
     below = os.path.relpath(recognised.root, root)
     text = recognised.layout + ("" if below == "." else f" in {below}")
