@@ -157,7 +157,7 @@ def test_overwrites_an_artifact_and_nothing_else(bundle, tmp_path):
     open_artifact(tmp_path / "w")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("precious")
-    with pytest.raises(InputError, match="is no artifact"):
+    with pytest.raises(InputError, match="is not an artifact"):
         write(tmp_path / "photos", bundle, overwrite=True)
     assert (tmp_path / "photos" / "mine.jpg").read_text() == "precious"
 

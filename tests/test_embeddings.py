@@ -268,7 +268,7 @@ def test_renaming_rows_without_their_digest_is_damage(written):
     column = pyarrow.array(["swapped", *rows["path"].to_pylist()[1:]])
     other = path.with_name("renamed.parquet")
     parquet.write_table(rows.set_column(0, "path", column), other)
-    with pytest.raises(InputError, match="does not hold what was written"):
+    with pytest.raises(InputError, match="its content was changed"):
         read_table(other)
 
 
@@ -331,7 +331,7 @@ def test_vectors_that_were_made_before_the_model_ended_are_kept(monkeypatch, tmp
     table = embed(Ending(), ["a", "b", "c", "d", "e"], "image")
     assert table.names == ("a", "b")
     assert [item.name for item in table.broken] == ["c", "d", "e"]
-    assert "not embedded, because the model ended: it outgrew the memory" in table.broken[0].reason
+    assert "not embedded, because the model failed: it outgrew the memory" in table.broken[0].reason
     with pytest.raises(ClaimError):
         embed(Ending(), ["d", "a"], "image")
 
@@ -341,7 +341,7 @@ def test_an_index_of_another_model_is_refused():
     index.check(Letters())
     other = Letters()
     other.origin = origin(sha256="b" * 64)
-    with pytest.raises(InputError, match="embed both with the same"):
+    with pytest.raises(InputError, match="use one model for both"):
         index.check(other)
 
 

@@ -40,7 +40,7 @@ def test_the_articles_requirements_are_judged_with_its_own_figures(article, caps
     assert main(["select", "--from", str(article), *asked]) == 0
     said = capsys.readouterr().out
     assert said.startswith("SELECTED   EfficientNetV2-M")
-    assert "does not say its load: judged as if batch_size 32" in said
+    assert "does not state its whole workload: judged as if batch_size 32" in said
     for name, short in (("ViT-Base", "3.2"), ("Swin-Base", "1.5"), ("ConvNeXt-Base", "1.2")):
         assert any(name in line and f"{short} points short" in line for line in said.splitlines())
 
@@ -73,7 +73,7 @@ def test_what_a_record_says_is_not_judged_under_another_load(tmp_path):
         judge_recorded(path, v.Requirements(), load, v.SearchSettings(), said=("batch_size",))
     found = judge_recorded(path, v.Requirements(), v.Workload(), v.SearchSettings())
     assert found.workload.batch_size == 8
-    (note,) = (each for each in found.notes if "does not say" in each)
+    (note,) = (each for each in found.notes if "does not state" in each)
     assert "batch_size" not in note
     assert "percentile 95" in note
 

@@ -88,7 +88,7 @@ def signed(original, tmp_path) -> Path:
 
 def test_the_right_key_holds_also_elsewhere_and_another_does_not(signed, keys):
     assert "mine.pub" in verify_signature(signed, Trusted(public_key=keys / "mine.pub"))
-    with pytest.raises(InputError, match="by whom you trust"):
+    with pytest.raises(InputError, match="by anyone you trust"):
         verify_signature(signed, Trusted(public_key=keys / "other.pub"))
 
 
@@ -122,7 +122,7 @@ def test_certificates(signed, keys, tmp_path):
         signed, Signer(key=keys / "mine.pem", certificate=keys / "mine.crt"), signature=tmp_path / "c.sig"
     )
     assert "root.crt" in verify_signature(signed, Trusted(chain=(keys / "root.crt",)), place)
-    with pytest.raises(InputError, match="by whom you trust"):
+    with pytest.raises(InputError, match="by anyone you trust"):
         verify_signature(signed, Trusted(chain=(keys / "other.crt",)), place)
     with pytest.raises(InputError, match="could not be signed"):
         sign(signed, Signer(key=keys / "other.pem", certificate=keys / "mine.crt"), signature=place)
@@ -150,12 +150,15 @@ def test_commands(signed, keys, capsys):
         (["sign", "{0}", "--key", "{1}/none.pem"], "There is no file"),
         (["sign", "{0}", "--key", "{1}/mine.crt"], "could not be signed"),
         (["sign", "{1}", "--key", "{1}/mine.pem"], "has no manifest.json"),
-        (["sign", "{0}", "--key", "{1}/mine.pem", "--signature", "{0}/a.sig"], "lies in the artifact"),
+        (["sign", "{0}", "--key", "{1}/mine.pem", "--signature", "{0}/a.sig"], "is inside the artifact"),
         (
             ["verify", "{0}", "--public-key", "{1}/mine.pub", "--signature", "{1}/none"],
             "There is no signature",
         ),
-        (["verify", "{0}", "--public-key", "{1}/mine.pub", "--signature", "{1}/mine.pem"], "no signature of"),
+        (
+            ["verify", "{0}", "--public-key", "{1}/mine.pub", "--signature", "{1}/mine.pem"],
+            "not a signature of",
+        ),
         (["verify", "{0}", "--public-key", "{1}/mine.pub", "--chain", "{1}/root.crt"], "whom to trust, once"),
         (["verify", "{0}", "--identity", "me@example.com"], "goes with its provider"),
         (["verify", "{0}", "--signature", "{1}/x.sig"], "whom to trust, once"),

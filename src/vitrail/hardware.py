@@ -1,6 +1,6 @@
 """Facts of this machine: CPU, usable cores, memory, GPU. Read from the system, never measured.
 
-Linux is read from /proc and /sys (`root` lets a test bring its own); elsewhere what cannot be known is None.
+On Linux from /proc and /sys (`root` lets a test bring its own); elsewhere what cannot be known is None.
 Nothing here imports an engine.
 """
 
@@ -40,8 +40,8 @@ ARM_CORES = {
     ("0xc0", "0xac3"): "Ampere-1",
 }
 
-# Of each cgroup version: its controller, the files memory.* of limit and use in bytes, and the entries of
-# memory.stat that count pages of files.
+# For each cgroup version: its controller, the memory.* files with limit and use in bytes, and the entries of
+# memory.stat that count file pages.
 CGROUP_MEMORY = (
     ("", "max", "current", ("active_file", "inactive_file")),
     ("memory", "limit_in_bytes", "usage_in_bytes", ("total_active_file", "total_inactive_file")),
@@ -52,7 +52,7 @@ GPU_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
 class EngineInfo(Protocol):
-    """What this module needs to know of a row of the table of runtimes."""
+    """The fields of a row of the runtimes table that this module reads."""
 
     @property
     def label(self) -> str: ...
@@ -68,7 +68,7 @@ def facts(root: Path = ROOT, table: Mapping[str, EngineInfo] | None = None) -> d
     """All facts, as plain JSON data: `cpu`, `memory` (MiB), `gpus`, `virtualised`, `os`, `python`, `engines`.
 
     Args:
-        root: where /proc and /sys are looked for.
+        root: the folder that holds proc/ and sys/.
         table: the runtimes whose installed versions are wanted (`vitrail.runtimes.RUNTIMES`).
     """
     info = _cpuinfo(root)
@@ -103,10 +103,10 @@ def engines(table: Mapping[str, EngineInfo]) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(known: Mapping[str, Any]) -> str:
-    """12 hex digits over the facts that decide how fast this machine is.
+    """12 hex digits derived from the facts that decide how fast this machine is.
 
-    Kernel, Python and engines are not in it (the engine is a key of its own), nor free memory or any
-    measured figure; total memory counts in whole GiB, because kernels reserve varying amounts.
+    Leaves out kernel, Python and engines (the engine is a separate part of every key), free memory and all
+    measured figures; total memory is rounded to whole GiB, because kernels reserve varying amounts.
     """
     total = known["memory"]["total_mib"]
     matter = {
@@ -148,9 +148,9 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def free_memory_mib(root: Path = ROOT) -> float:
-    """MiB that this process can still take: what the machine has, and what every cgroup above it leaves.
+    """MiB this process can still allocate: the least of the machine's free memory and each cgroup's.
 
-    Pages of files count as free in both, because the kernel gives them back when memory is needed.
+    File pages count as free in both, because the kernel drops them when memory is needed.
     """
     if root == ROOT:
         import psutil
@@ -180,7 +180,7 @@ def _cpu(root: Path, info: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:
-    """The first processor's block of /proc/cpuinfo; empty where there is none."""
+    """The first processor's entry in /proc/cpuinfo; empty if there is none."""
     block = (_read(root / "proc/cpuinfo") or "").strip().split("\n\n")[0]
     pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
@@ -232,12 +232,12 @@ def _physical_cores(root: Path) -> int | None:
 
 
 def _siblings(root: Path, cpu: int) -> str | None:
-    """The list of hyperthreads that share this CPU's core: one text per core."""
+    """The hyperthreads that share this CPU's core, as text: the same for all of a core."""
     return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
 
 
 def _allowed_cpus(root: Path) -> Iterable[int]:
-    """CPUs of this process' affinity, which holds the cgroup's cpuset too."""
+    """CPUs in this process's affinity, which reflects the cgroup's cpuset too."""
     if root != ROOT:
         status = _read(root / "proc/self/status") or ""
         listed = re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)
@@ -257,7 +257,7 @@ def _cpu_list(text: str) -> list[int]:
 
 
 def _caches(root: Path) -> list[dict[str, Any]] | None:
-    """Caches of the first CPU: level, type, KiB and by how many CPUs it is shared."""
+    """Caches of the first CPU: level, type, KiB and the number of CPUs that share it."""
     caches = []
     for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (_read(folder / name) for name in ("level", "type", "size"))
@@ -269,7 +269,7 @@ def _caches(root: Path) -> list[dict[str, Any]] | None:
 
 
 def _vectors(flags: Iterable[str] | None) -> str:
-    """The vector units worth a word: `AVX-512 VNNI BF16`, `AVX2`, `SVE I8MM BF16`."""
+    """The vector units worth mentioning: `AVX-512 VNNI BF16`, `AVX2`, `SVE I8MM BF16`."""
     has = set(flags or ())
     if "avx512f" in has:
         words = {"AVX-512": "avx512f", "VNNI": "avx512_vnni", "BF16": "avx512_bf16", "AMX": "amx_tile"}
@@ -297,7 +297,7 @@ def _total_memory(root: Path) -> float | None:
 
 
 def _memory_limit(root: Path) -> float | None:
-    """The tightest cgroup limit in MiB, None without one (v1 writes a huge number for that)."""
+    """The tightest cgroup limit in MiB; None without one, which v1 writes as a huge number."""
     texts = [*_cgroup_files(root, "", "memory.max"), *_cgroup_files(root, "memory", "memory.limit_in_bytes")]
     limits = [int(text) / 2**20 for text in texts if text.isdigit()]
     total = _total_memory(root)
@@ -306,7 +306,7 @@ def _memory_limit(root: Path) -> float | None:
 
 
 def _left_by_cgroups(root: Path) -> list[float]:
-    """MiB between limit and use of each cgroup that has a limit; v1's huge number leaves a huge number."""
+    """MiB left in each cgroup that has a limit; v1 without a limit leaves a huge number."""
     left = []
     for controller, limit_file, use_file, pages in CGROUP_MEMORY:
         for folder in _cgroup_folders(root, controller):
@@ -329,16 +329,16 @@ def _cpu_quota(root: Path) -> float | None:
 
 
 def _cgroup_files(root: Path, controller: str, name: str) -> list[str]:
-    """Texts of one control file, from this process' cgroup up to the top; `controller` is empty for v2."""
+    """One control file's contents, from this process's cgroup up to the top; `controller` is empty for v2."""
     folders = _cgroup_folders(root, controller)
     return [text for folder in folders if (text := _read(folder / name)) is not None]
 
 
 def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """Folders of control files, from this process' cgroup up to the top; `controller` is empty for v2.
+    """Folders of control files, from this process's cgroup up to the top; `controller` is empty for v2.
 
-    Every level limits those below it. In a container the path may name folders that only the host sees;
-    those are missing here, and the top is the container's own.
+    Every level limits those below it. In a container the path may name folders that only the host sees:
+    they are missing here, and the top is the container's own.
     """
     mount = root / "sys/fs/cgroup"
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
@@ -356,7 +356,7 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
 
 
 def _gpus(root: Path) -> list[str]:
-    """Names of GPUs that could run a model; empty: none found."""
+    """Names of GPUs that could run a model."""
     models = [
         match[1].strip()
         for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
@@ -384,7 +384,7 @@ def _read(path: Path) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """Standard output of a short system command; None if it is not there or does not do well."""
+    """Standard output of a short system command; None if it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

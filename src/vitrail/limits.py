@@ -1,8 +1,8 @@
-"""The whole numbers that a person, a program or a file may ask for: from where to where, in one place.
+"""The ranges of whole numbers that a person, a program or a file may ask for, all in one place.
 
-Engines take any number at its word: 100,000 threads are 16 GiB of stacks, and a batch of a billion images is
-an allocation that ends the process. The bounds lie above what the largest machines do, so that they
-stop mistakes and nothing else.
+Engines accept any number: 100,000 threads take 16 GiB of stacks, and a batch of a billion images is an
+allocation that kills the process. The bounds lie above what the largest machines can do, so they stop only
+mistakes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ RANGES: dict[str, tuple[int, int]] = {
 """name: (least, most)."""
 
 LARGEST_INPUT_BYTES = 8 << 30
-"""Of one batch as the engine takes it. A batch of 4,096 at 384 px is 7 GB."""
+"""For one batch as the engine takes it. A batch of 4,096 at 384 px is 7 GB."""
 
 
 def whole(name: str, value: object, said: str | None = None) -> int:
-    """`value`, if it is a whole number in the range of `name`; `said` names it in the error.
+    """`value`, if it is a whole number in the range of `name`; `said` is its name in the error.
 
     Raises:
         InputError: it is not.
@@ -59,10 +59,10 @@ def whole(name: str, value: object, said: str | None = None) -> int:
 
 
 def input_bytes(shapes: Iterable[Sequence[int]]) -> int:
-    """Bytes of the float32 inputs of these shapes together.
+    """Total bytes of float32 inputs of these shapes.
 
     Raises:
-        InputError: they are beyond `LARGEST_INPUT_BYTES`.
+        InputError: more than `LARGEST_INPUT_BYTES`.
     """
     shapes = list(shapes)
     size = sum(4 * math.prod(shape) for shape in shapes)

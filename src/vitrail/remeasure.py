@@ -1,4 +1,4 @@
-"""An artifact measured again in fresh processes, the way it was measured before it shipped."""
+"""Measures an artifact again in new processes, the way it was measured before it shipped."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["measure_artifact"]
 MOST_SECONDS = 60.0
 CALLS_PER_LAUNCH = 100
 LAUNCHES = 5
-"""Two more than a limit needs: the interval of a median from three launches is wider than the change that
-`verify` promises to see."""
+"""Two more than a limit needs: with three launches the interval of the median is wider than the change that
+`verify` promises to detect."""
 PATIENCE_S = 5.0
 
 
@@ -45,10 +45,10 @@ def measure_artifact(
     patience_s: float = PATIENCE_S,
     tell: Callable[[quiet.BusyReading], None] = lambda _: None,
 ) -> Observation:
-    """Launch the artifact's export afresh until the requirements are decided, for at most a minute of calls.
+    """Launch the artifact's export again until the requirements are decided, for at most a minute of calls.
 
-    Photos are the workload's folder where that exists on this machine, else the artifact's own. A busy
-    machine is waited for, at most `patience_s`, which `tell` hears of; figures taken all the same say so.
+    The photos are the workload's folder if it exists on this machine, else the artifact's own. If the machine
+    is busy, wait for up to `patience_s` and call `tell`; figures taken on a busy machine are flagged.
 
     Raises:
         InputError: the photos cannot be used.

@@ -1,4 +1,4 @@
-"""`select --from RECORDED.json`: recorded figures under other requirements. It decides, it never ships."""
+"""`select --from RECORDED.json`: judges recorded figures under new requirements. It never ships anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vitrail.vocabulary import (
 __all__ = ["judge_recorded"]
 
 ANEW = ("latency_scope", "percentile")
-"""Parts of a workload that recorded figures can be judged under anew."""
+"""Fields of a workload that may change when recorded figures are judged again."""
 PATHS = ("images", "data")
 
 
@@ -41,14 +41,14 @@ def judge_recorded(
     Args:
         path: the document.
         requirements: what to meet now.
-        workload: its fields named in `said` count, and those that the document does not state; scope and
-            percentile may differ from the recorded ones.
+        workload: used for the fields named in `said` and those that the document does not state; scope
+            and percentile may differ from the recorded ones.
         settings: models, runtimes and precisions choose among the recorded variants.
-        said: fields of the workload that were asked for; the others are as recorded.
+        said: fields of the workload that the user set; the others are as recorded.
 
     Raises:
-        InputError: a bad requirement, unreadable file, wrong document, no recorded variant is asked for, or
-            another load is.
+        InputError: a bad requirement, unreadable file, wrong document, settings that match no recorded
+            variant, or a different workload.
     """
     check(requirements, workload, settings)
     check_requirement(requirements.license)
@@ -76,7 +76,7 @@ def judge_recorded(
 def _judge(
     chosen: Sequence[Observation], recorded: Recorded, requirements: Requirements, asked: Workload
 ) -> Selection:
-    """The verdicts, and what the answer lacks where a search had left variants out under another question."""
+    """The verdicts, and what is missing where a search skipped variants because of its own requirements."""
 
     def judged(observations: Sequence[Observation]) -> Selection:
         return judge.judge(
@@ -93,7 +93,7 @@ def _judge(
         return judged(chosen)
     before = judge.Question(requirements=recorded.requirements, workload=recorded.workload)
     now = judge.Question(requirements=requirements, workload=asked)
-    # A first look, in which nothing is open again: does the recorded winner still stand?
+    # First without reopening anything: does the recorded winner still stand?
     first = judged(judge.reopen(chosen, before, before, won_before=True))
     won = recorded.selection.selected
     stands = any(e.variant.name == won and e.status in ("selected", "meets") for e in first.ledger)
@@ -104,16 +104,16 @@ def _judge(
 def _workload(
     recorded: Recorded, workload: Workload, said: Collection[str]
 ) -> tuple[Workload, tuple[str, ...]]:
-    """The load that is judged under, and a note of what the record does not say: there the asked is taken.
+    """The workload to judge under, and a note on the fields the record leaves out, which come from `asked`.
 
     Raises:
-        InputError: another load is asked for than the record states.
+        InputError: the workload differs from the recorded one.
     """
     for name in said:
         was = getattr(recorded.workload, name)
         if name in recorded.stated and name not in ANEW and not _same(name, getattr(workload, name), was):
             raise InputError(
-                f"{recorded.source} was recorded with {name} {was}: another one has to be measured."
+                f"{recorded.source} was recorded with {name} {was}: a different one has to be measured."
             )
     unstated = [f.name for f in dataclasses.fields(Workload) if f.name not in recorded.stated]
     taken = {name: getattr(workload, name) for name in {*said, *unstated}}
@@ -125,11 +125,11 @@ def _workload(
     ]
     if not shown:
         return asked, ()
-    return asked, (f"{recorded.source} does not say its load: judged as if {', '.join(shown)}",)
+    return asked, (f"{recorded.source} does not state its whole workload: judged as if {', '.join(shown)}",)
 
 
 def _declared_at(observation: Observation, asked: Workload) -> Observation:
-    """A number declared without calls stands for whichever percentile is asked, for it does not say."""
+    """A figure declared without calls names no percentile, so it counts for whichever one is judged."""
 
     def at(figures: LatencyFigures | None) -> LatencyFigures | None:
         if figures is None or figures.calls or len({figures.p50, figures.p95, figures.p99}) > 1:
@@ -142,7 +142,7 @@ def _declared_at(observation: Observation, asked: Workload) -> Observation:
 
 
 def _same(field: str, asked: object, recorded: object) -> bool:
-    """Equal, or two spellings of one path: `photos`, `photos/`, `./photos` and a link to it."""
+    """Whether they are equal, or spell the same path: `photos`, `photos/`, `./photos` or a link to it."""
     if field in PATHS and isinstance(asked, str) and isinstance(recorded, str):
         return os.path.realpath(asked) == os.path.realpath(recorded)
     return asked == recorded
@@ -166,11 +166,11 @@ def _is_asked(observation: Observation, settings: SearchSettings) -> bool:
 def _check_classes(
     observations: Collection[Observation], requirements: Requirements, path: str | os.PathLike[str]
 ) -> None:
-    """Refuse a recall of a class that no recorded figure is about."""
+    """Refuse a recall limit for a class without recorded figures."""
     known = sorted(
         {r.label for each in observations if each.classification for r in each.classification.recalls}
     )
     for label, _ in requirements.min_recall:
         if label not in known:
             what = f"use {' or '.join(known)}." if known else "it was recorded without labelled images."
-            raise InputError(f"--min-recall: {label!r} is no class of {path}: {what}")
+            raise InputError(f"--min-recall: {label!r} is not a class of {path}: {what}")

@@ -1,8 +1,8 @@
 """Text, units, TOML and profiles -> Requirements, Workload and SearchSettings.
 
-`OPTIONS` names everything that can be asked for, once: its keys are the command's flags (`--max-latency`),
+`OPTIONS` names everything that can be set, once: its keys are the command's flags (`--max-latency`),
 the keys of a TOML file (`max-latency` or `max_latency`) and the keys of a profile's settings. Values carry
-their unit (`50ms`, `1GiB`); a bare number is refused wherever it could mean two things.
+their unit (`50ms`, `1GiB`); a bare number is refused where it would be ambiguous.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _one_of(*choices: str) -> Callable[[object, str], str]:
 
 
 def _names(value: object, name: str) -> tuple[str, ...]:
-    """A text, or a list of texts; each may hold several names with commas between."""
+    """A string or a list of strings; each may hold several names separated by commas."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
         raise InputError(f'{name}: {value!r} is not a list of names: write ["a", "b"].')
@@ -77,28 +77,28 @@ def _names(value: object, name: str) -> tuple[str, ...]:
 
 
 def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
-    """A text `class=percent` or a list of them; records built in Python hold (class, percent) pairs."""
+    """`class=percent` or a list of those; records built in Python hold (class, percent) pairs."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
-        raise InputError(f"{name}: {value!r} is no class with a percentage: write defect=95.")
+        raise InputError(f"{name}: {value!r} is not a class with a percentage: write defect=95.")
     found: dict[str, float] = {}
     for item in items:
         pair = isinstance(item, tuple) and len(item) == 2
         label, least = item if pair else str(item).rpartition("=")[::2]
         if not (pair or isinstance(item, str)) or not isinstance(label, str) or not label:
-            raise InputError(f"{name}: {item!r} is no class with a percentage: write defect=95.")
+            raise InputError(f"{name}: {item!r} is not a class with a percentage: write defect=95.")
         if label in found:
             raise InputError(f"{name}: {label} is given twice: keep one.")
         found[label] = percent(least, name)
         if not 1 < found[label] <= 100:
-            raise InputError(f"{name}: {label}={found[label]:g} is no percentage: give one in (1, 100].")
+            raise InputError(f"{name}: {label}={found[label]:g} is not a percentage: give one in (1, 100].")
     return tuple(found.items())
 
 
 def _licenses(value: object, name: str) -> tuple[str, ...]:
     names = _names(value, name)
     if "any" in names and len(names) > 1:
-        raise InputError(f"{name}: any admits every license, so it stands alone: drop the others.")
+        raise InputError(f"{name}: any admits every license: drop the others.")
     return names
 
 
@@ -106,7 +106,7 @@ def _path_of(what: str) -> Callable[[object, str], str]:
     def parse(value: object, name: str) -> str:
         if not isinstance(value, str) or not value:
             raise InputError(f"{name}: {value!r} is not a path: give {what}.")
-        if not is_utf8(value):  # it is recorded, in JSON, and must be found again
+        if not is_utf8(value):  # it is recorded in JSON, and must be readable from there
             raise InputError(f"{name}: {utf8(value)} is not UTF-8: rename it.")
         return value
 
@@ -115,7 +115,7 @@ def _path_of(what: str) -> Callable[[object, str], str]:
 
 def _switch(value: object, name: str) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"{name}: {value!r} is not a switch: write true or false.")
+        raise InputError(f"{name}: {value!r} is not a boolean: write true or false.")
     return value
 
 
@@ -124,7 +124,7 @@ def _switch(value: object, name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One thing that can be asked for, under the same name on the command line, in TOML and in profiles."""
+    """One setting, under the same name on the command line, in TOML and in profiles."""
 
     record: type[Requirements] | type[Workload] | type[SearchSettings]
     field: str
@@ -329,7 +329,7 @@ PROFILES: dict[str, Profile] = {
 
 
 def from_toml(path: str | Path) -> dict[str, object]:
-    """Read a TOML file of options into {option: value in the record's unit}; `profile` stays a name.
+    """Read a TOML file of options into {option: value in the record's unit}; `profile` stays a string.
 
     The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. Relative `images` and
     `data` are relative to the file.
@@ -352,12 +352,12 @@ def resolve(
     *,
     runtimes: Collection[str] = (),
 ) -> tuple[Requirements, Workload, SearchSettings]:
-    """Merge the four sources: flags override TOML, which overrides the profile, which overrides defaults.
+    """Merge the four layers: flags override TOML, which overrides the profile, which overrides defaults.
 
     Args:
         profile: a name of `PROFILES`; None: the one the TOML file names, if any.
         toml: a path, or what `from_toml` returned.
-        flags: {option: text as typed}, None values are as if absent; keys with `-` or `_`.
+        flags: {option: text as typed}; None counts as absent; keys with `-` or `_`.
         runtimes: names of all engines, to refuse unknown ones; empty: not checked.
 
     Raises:
@@ -371,7 +371,7 @@ def resolve(
     layers = [_parse(settings, lambda name: f"{name} of profile {named}"), from_file, from_flags]
     chosen: dict[str, object] = {}
     for layer in layers:
-        if layer.get("offline"):  # overrides the allowance of a weaker source
+        if layer.get("offline"):  # overrides the allowance of a lower layer
             chosen.pop("max-download", None)
         chosen.update(layer)
     requirements = Requirements(**_fields(Requirements, chosen))
@@ -389,7 +389,7 @@ def check(
     *records: Requirements | Workload | SearchSettings,
     runtimes: Collection[str] = (),
 ) -> None:
-    """Check records that were built in Python by the same rules as typed ones.
+    """Check records built in Python by the same rules as typed ones.
 
     No latency limit contradicts a throughput limit: each is a bound that a faster model can meet.
 
@@ -417,19 +417,19 @@ def _check_value(value: object, option: Option) -> None:
         return
     if option.above is None and option.least is None:
         if option.parse(value, name) != value:
-            raise InputError(f"{name}: {value!r} is not of the right kind: give a tuple of names.")
+            raise InputError(f"{name}: {value!r} has the wrong type: give a tuple of names.")
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise InputError(f"{name}: {str(value)[:40]!r} is not a finite number: give one, or leave it out.")
     if option.parse in (percent, _percentile):
-        option.parse(value, name)  # a fraction means nothing else here than where it is typed
+        option.parse(value, name)  # a bare fraction is as ambiguous here as when typed
     if option.parse is count and not isinstance(value, int):
         raise InputError(f"{name}: {value!r} is not a whole number: give an int.")
     _check_range(value, option, name, f"{value:g}")
 
 
 def _finite(value: float) -> bool:
-    # Whole numbers have no bound in Python, and beyond a float's they cannot be compared with one or printed.
+    # Python's integers are unbounded, and beyond a float's range they cannot be compared with one or printed.
     return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
@@ -492,4 +492,4 @@ def _read_toml(path: Path) -> dict[str, object]:
         reason = str(error).rstrip(".")
         if "line" not in reason:
             reason += f", line {text.count(chr(10)) + 1}"
-        raise InputError(f"{path} is not valid TOML: {reason}: mend that line.") from None
+        raise InputError(f"{path} is not valid TOML: {reason}: fix that line.") from None

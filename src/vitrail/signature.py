@@ -1,7 +1,7 @@
 """Signing an artifact and checking a signature, with sigstore's model-signing (docs/artifact.md).
 
-The signature is a file beside the folder. It covers the name and content of every file, the manifest's too,
-so it says who made the artifact where the manifest's own digests only say that it is whole.
+The signature is a file next to the folder. It covers the name and content of every file, the manifest
+included: it says who made the artifact, while the manifest's own digests only say that it is intact.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ INSTALL = 'pip install "vitrail[sign]"'
 
 @dataclass(frozen=True, kw_only=True)
 class Signer:
-    """Whose signature it becomes: a private key, a key with its certificate, or a sigstore identity."""
+    """Who signs: a private key, a key with its certificate, or a sigstore identity."""
 
     key: Path | None = None
     """PEM, an elliptic curve (P-256, P-384 or P-521); None: keyless, through sigstore's public service."""
     certificate: Path | None = None
     """PEM, of that key."""
     chain: tuple[Path, ...] = ()
-    """PEM, the certificates between that one and its root."""
+    """PEM, the certificates between the signer's and its root."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trusted:
-    """Whose signature is believed: exactly one of the three."""
+    """Whose signature to accept: exactly one of the three."""
 
     public_key: Path | None = None
     """PEM."""
     chain: tuple[Path, ...] = ()
-    """PEM, certificates that the signer's must go back to."""
+    """PEM, certificates that the signer's must chain to."""
     identity: str | None = None
     """Of sigstore, e.g. `name@example.com` ..."""
     provider: str | None = None
@@ -47,13 +47,13 @@ class Trusted:
 
 
 def signature_path(artifact: Path | str) -> Path:
-    """Where an artifact's signature is kept unless another place is named: `winner.sig` beside `winner/`."""
+    """The default place of an artifact's signature: `winner.sig` next to `winner/`."""
     folder = Path(artifact).absolute()
     return folder.with_name(f"{folder.name}.sig")
 
 
 def sign(artifact: Path | str, signer: Signer, signature: Path | None = None) -> Path:
-    """Check the artifact as a whole and sign it; returns the signature's place.
+    """Check the whole artifact and sign it; returns the path of the signature.
 
     Raises:
         InputError: a damaged artifact, a key or certificate that cannot be used, or no place to write.
@@ -75,21 +75,21 @@ def sign(artifact: Path | str, signer: Signer, signature: Path | None = None) ->
             config.use_certificate_signer(
                 private_key=signer.key,
                 signing_certificate=signer.certificate,
-                # The library cannot read a chain of none; a certificate twice in it changes nothing.
+                # The library cannot read an empty chain; repeating the certificate in it changes nothing.
                 certificate_chain=list(signer.chain) or [signer.certificate],
             )
         config.set_hashing_config(_hashing())
         config.sign(Path(artifact), place)
-    except Exception as error:  # the library raises what its parts raise
+    except Exception as error:  # the library lets any exception of its dependencies through
         raise InputError(f"{artifact} could not be signed ({_said(error)}): check the key.") from None
     return place
 
 
 def verify_signature(artifact: Path | str, trusted: Trusted, signature: Path | None = None) -> str:
-    """Check that whoever is trusted signed this artifact as it is now; returns whom, in words.
+    """Check that a trusted party signed this artifact as it is now; returns that party, in words.
 
     Raises:
-        InputError: no signature, one of somebody else or of other files, or a key that cannot be read.
+        InputError: no signature, one by somebody else or for other files, or an unreadable key.
         MissingExtraError: model-signing is not installed.
     """
     place = _beside(artifact, signature)
@@ -99,7 +99,7 @@ def verify_signature(artifact: Path | str, trusted: Trusted, signature: Path | N
     if (trusted.identity is None) != (trusted.provider is None):
         raise InputError("A sigstore identity goes with its provider: give both.")
     if not place.is_file():
-        raise InputError(f"There is no signature at {place}: name it, or ask for it.")
+        raise InputError(f"There is no signature at {place}: give its path, or ask the sender for it.")
     for file in (trusted.public_key, *trusted.chain):
         _readable(file)
     config = _library("verifying").Config()
@@ -115,9 +115,9 @@ def verify_signature(artifact: Path | str, trusted: Trusted, signature: Path | N
             whom = f"{trusted.identity} ({trusted.provider})"
         config.set_hashing_config(_hashing())
         config.verify(Path(artifact), place)
-    except Exception as error:  # the library raises what its parts raise
+    except Exception as error:  # the library lets any exception of its dependencies through
         raise InputError(
-            f"{place} is no signature of {artifact} by whom you trust ({_said(error)}): do not use it."
+            f"{place} is not a signature of {artifact} by anyone you trust ({_said(error)}): do not use it."
         ) from None
     return whom
 
@@ -125,7 +125,7 @@ def verify_signature(artifact: Path | str, trusted: Trusted, signature: Path | N
 def _beside(artifact: Path | str, signature: Path | None) -> Path:
     place = signature_path(artifact) if signature is None else signature
     if place.resolve().is_relative_to(Path(artifact).resolve()):
-        raise InputError(f"{place} lies in the artifact, which holds its own files alone: keep it beside.")
+        raise InputError(f"{place} is inside the artifact, which holds only its own files: keep it outside.")
     return place
 
 
@@ -142,7 +142,7 @@ def _library(name: str) -> Any:
 
 
 def _hashing() -> Any:
-    # Every file, also what git would hide: an artifact has no files that do not count.
+    # Every file, including those git would ignore: all files of an artifact count.
     return _library("hashing").Config().set_ignored_paths(paths=[], ignore_git_paths=False)
 
 

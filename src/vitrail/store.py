@@ -1,8 +1,8 @@
-"""Files written whole or not at all: atomic files and folders, digests, and records kept as they arrive.
+"""Files written whole or not at all: atomic files and folders, digests, and records saved as they arrive.
 
-A write goes to a temporary name beside its target, is fsynced, then renamed; the folder is fsynced last,
-so after a crash a reader sees the old content or the new one. Errors of the file system that a user can
-mend (disk full, no permission) become one sentence.
+A write goes to a temporary name next to its target, is fsynced, then renamed; the folder is fsynced last,
+so after a crash a reader sees either the old content or the new. File system errors that a user can fix
+(disk full, no permission) become one sentence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 TEMPORARY = ".vitrail-"
-# Where locks cannot tell: a writer that is alive finishes within minutes; what is left of others may go.
+# Where locks do not work: a live writer finishes within minutes, so older leftovers may be removed.
 _STALE_S = 24 * 3600.0
 
 
@@ -76,7 +76,7 @@ def canonical_json(value: object) -> bytes:
 
     Raises:
         ValueError: not a finite number.
-        TypeError: something JSON cannot hold, or a key that is no string (`1` and `"1"` would collide).
+        TypeError: something JSON cannot hold, or a key that is not a string (`1` and `"1"` would collide).
     """
     _check_keys(value)
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -147,9 +147,9 @@ def _is_special(path: Path) -> bool:
 def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Fill a temporary sibling folder in the block; it takes `target`'s name when the block ends well.
 
-    On any exception (an interrupt too) nothing of it is left. A folder that is replaced is set aside by a
-    rename, brought back if the new one cannot take its place, and removed only after that. Missing
-    parents are made. An empty folder may always be replaced.
+    On any exception (an interrupt too) none of it is left behind. A replaced folder is first renamed, then
+    restored if the new one cannot take its place, or else removed. Missing parents are created. An empty
+    folder may always be replaced.
 
     Raises:
         InputError: `target` exists and `overwrite` is false, or it cannot be written.
@@ -166,7 +166,7 @@ def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Pa
         try:
             yield temporary
         except OSError as error:
-            # A source the caller cannot read is not a target that cannot be written: it goes on as it is.
+            # A file the caller cannot read is not a target that cannot be written: pass it on unchanged.
             if error.errno in _FULL or str(error.filename or "").startswith(str(temporary)):
                 raise _explain(error, place) from error
             raise
@@ -187,14 +187,14 @@ def atomic_folder(target: Path | str, *, overwrite: bool = False) -> Iterator[Pa
 
 
 def _new_folder(parent: Path) -> tuple[Path, int]:
-    """A new folder, and a handle whose lock says, for as long as it is open, that the writer is alive."""
+    """A new folder, and a handle whose lock shows, while it is open, that the writer is alive."""
     while True:
         folder = parent / f"{TEMPORARY}{secrets.token_hex(8)}.partial"
         os.makedirs(folder)
         with suppress(FileNotFoundError):  # swept before it was locked
             handle = os.open(folder, os.O_RDONLY)
             try:
-                with suppress(OSError):  # a file system without locks: there age alone decides
+                with suppress(OSError):  # a file system without locks: there only age decides
                     fcntl.flock(handle, fcntl.LOCK_EX)
                 if folder.exists():
                     return folder, handle
@@ -219,10 +219,10 @@ def _swap(temporary: Path, place: Path, *, overwrite: bool) -> None:
 
 
 def check_target(target: Path | str, *, overwrite: bool = False) -> None:
-    """Say now what would stop `atomic_folder(target)` later, before any work is done for it.
+    """Raise now what would stop `atomic_folder(target)` later, before any work is done.
 
     Raises:
-        InputError: `target` is taken, or its nearest existing parent is no folder or not writable.
+        InputError: `target` exists, or its nearest existing parent is not a folder or not writable.
     """
     target = Path(target)
     place = Path(os.path.realpath(target))
@@ -238,23 +238,23 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
 
 
 def check_room(place: Path | str, least_mib: float) -> None:
-    """Say before any work that a disk is too full for it.
+    """Refuse before any work if the disk is too full for it.
 
     Raises:
-        InputError: the disk that holds `place`, or will, has less than `least_mib` free.
+        InputError: the disk for `place` has less than `least_mib` free.
     """
     there = Path(os.path.realpath(place))
     existing = next(p for p in (there, *there.parents) if p.is_dir())
     free = shutil.disk_usage(existing).free / 2**20
     if free < least_mib:
         raise InputError(
-            f"Only {free:.0f} MiB are free for {place}, at least {least_mib:.0f} are needed: "
+            f"Only {free:.0f} MiB are free for {place}, and at least {least_mib:.0f} are needed: "
             "free some space or choose another place."
         )
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -270,9 +270,9 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that are gone left in `folder`, at once where locks tell, else after a day.
+    """Remove what dead writers left in `folder`: at once where locks work, else after a day.
 
-    Safe beside other writers, of other processes too. Folders set aside by a replacement are never touched.
+    Safe while other processes write. Folders set aside by a replacement are never touched.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
         with suppress(OSError):
@@ -315,7 +315,7 @@ def cache_dir() -> Path:
 class RecordStore:
     """JSON records under JSON keys, one file each, safe for concurrent writers and a kill at any time.
 
-    A file holds its key, the record and the digest of both. A file that is damaged, cut off or under a
+    A file holds its key, the record and the digest of both. A file that is damaged, truncated or under a
     wrong name counts as absent and is listed in `damaged`. The last writer of a key wins.
     """
 
@@ -323,16 +323,16 @@ class RecordStore:
         self.folder = Path(folder)
         self._swept = False
         self.damaged: list[Path] = []
-        """Files met so far that could not be trusted, each once."""
+        """Damaged files seen so far, each once."""
 
     def get(self, key: Mapping[str, object]) -> dict[str, object] | None:
-        """The record put under an equal key, or None."""
+        """The record stored under an equal key, or None."""
         path = self._path(key)
         entry = self._read(path)
         return None if entry is None else entry[1]
 
     def put(self, key: Mapping[str, object], record: Mapping[str, object]) -> None:
-        """Keep `record` under `key` (both JSON values; tuples come back as lists).
+        """Store `record` under `key` (both JSON values; tuples come back as lists).
 
         Raises:
             InputError: the folder cannot be written.
@@ -348,7 +348,7 @@ class RecordStore:
         atomic_write(self._path(key), canonical_json({**body, "sha256": digest}))
 
     def entries(self) -> Iterator[tuple[dict[str, object], dict[str, object]]]:
-        """All whole (key, record) pairs, in the order of their file names."""
+        """All intact (key, record) pairs, in the order of their file names."""
         for path in sorted(self.folder.glob("*.json")):
             entry = self._read(path)
             if entry is not None:

@@ -1,6 +1,6 @@
-"""Quantities as people write them -> floats in the units of the records; names that nearly match.
+"""Quantities as people write them -> floats in the records' units; suggestions for misspelled names.
 
-Every parser takes the text (or the number of a TOML file) and the name under which to complain, and raises
+Every parser takes the text (or a number from a TOML file) and the name to use in messages, and raises
 InputError with one sentence that names the fix.
 """
 
@@ -47,7 +47,7 @@ _RATE = {"": Decimal(1), "/s": Decimal(1), "images/s": Decimal(1), "/min": 1 / D
 def duration_ms(value: object, name: str = "duration", example: str = "50ms") -> float:
     """`50ms`, `0.05s`, `5m`, `250us` -> ms. Raises InputError for a bare number: 50 of what?
 
-    `example` has the unit that is likely meant; two with ` or ` between where two are likely.
+    `example` has the unit that was probably meant; two of them joined by ` or ` where two are likely.
     """
     return _quantity(value, name, _TIME, example)
 
@@ -65,7 +65,7 @@ def size_mib(value: object, name: str = "size") -> float:
 def percent(value: object, name: str = "percentage") -> float:
     """`80`, `80%`, `99.9` -> %. A bare number up to 1 is refused: 0.8 means 80 % to some, 0.8 % to others.
 
-    A number of Python is bare too.
+    A Python number is bare too.
     """
     number = _quantity(value, name, {"": Decimal(1), "%": Decimal(1)}, "80")
     if 0 < number <= 1 and not str(value).strip().endswith("%"):
@@ -93,7 +93,7 @@ def _quantity(
     text = value if isinstance(value, str) else str(value)
     match = _NUMBER.fullmatch(text)
     if isinstance(value, bool) or match is None:
-        raise InputError(f"{name}: {text!r} is not a number with its unit: write for example {example}.")
+        raise InputError(f"{name}: {text!r} is not a number with a unit: write for example {example}.")
     digits, unit = match.groups()
     if unit not in units:
         if not unit:
@@ -105,9 +105,7 @@ def _quantity(
     except DecimalException:
         number = math.inf
     if not math.isfinite(number):
-        raise InputError(
-            f"{name}: {text.strip()} is too large to mean anything: write for example {example}."
-        )
+        raise InputError(f"{name}: {text.strip()} is too large: write for example {example}.")
     return number
 
 
@@ -116,6 +114,6 @@ def _with_unit(digits: str, example: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean a, b?` for the known names that look like `name`; empty if none does."""
+    """` Did you mean a, b?` with the known names similar to `name`; empty if there are none."""
     found = difflib.get_close_matches(name, list(known), n=3)
     return f" Did you mean {', '.join(found)}?" if found else ""

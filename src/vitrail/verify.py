@@ -1,7 +1,7 @@
 """An artifact against its claims: files, reference outputs, and on request latency and memory.
 
 A damaged artifact is an InputError of opening it. An intact one gets a list of checks; it holds only if
-each of them passes. A figure that is missing or undecided was not shown to hold, which is no failure either.
+each of them passes. A missing or undecided figure has not been shown to hold, but that is not a failure.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ __all__ = ["CLAIM_TOLERANCE", "OWN_TOLERANCE", "Check", "Judge", "Measure", "Ver
 
 OWN_TOLERANCE: dict[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-3, "int8": 2e-2}
 """Largest ||now - then|| / ||then|| of one photo where engine version, CPU and threads are the same: an
-engine may sum in another order from one load to the next, by a few roundings of its precision."""
+engine may sum in a different order from one load to the next, which changes a few roundings."""
 
 CLAIM_TOLERANCE = 0.10
-"""How much slower or larger than claimed a figure may be measured again in the same place: medians and peak
-memory move by some percent, and 10 % is the change Vitrail promises to see. A median has an interval beside
-it, and fails only where that lies wholly beyond (docs/measurement.md)."""
+"""How much slower or larger than claimed a figure may be when measured again on the same machine: medians and
+peak memory vary by a few percent, and 10 % is the change Vitrail promises to detect. A median comes with an
+interval and fails only where all of it lies beyond the tolerance (docs/measurement.md)."""
 
 SPEED_TOLERANCE = 0.05
-"""How much longer than then the machine's reference workload may take before it may explain a slowness."""
+"""How much longer the machine's reference workload may take than before without explaining a slowdown."""
 
 NOISE = ("noise:", "steal:")
-"""How flags begin that say somebody else had the processors while calls were timed."""
+"""Prefixes of the flags that say other processes used the processors while calls were timed."""
 
 AGAIN = "verify again when it is quiet"
-"""The advice beside what is undecided here."""
+"""The advice added to anything left undecided here."""
 
 TIMED = ("max_latency", "min_throughput")
 
 Measure: TypeAlias = Callable[[Artifact, Requirements, Workload], Observation]
-"""Measures an artifact in a process of its own until the requirements are decided."""
+"""Measures an artifact in a separate process until the requirements are decided."""
 
 Judge: TypeAlias = Callable[[Observation, Requirements, Workload], Sequence[Verdict]]
-"""One variant's verdicts, one per limit that is asked."""
+"""One variant's verdicts, one per limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One question to the artifact with its answer; only `pass` holds."""
+    """One check of the artifact and its result; only `pass` holds."""
 
     name: str
     answer: Answer
@@ -76,7 +76,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """All checks of one artifact, what the engine did here, and what differs from where it was written."""
+    """All checks of one artifact, what the engine did here, and how this machine differs."""
 
     artifact: str
     name: str
@@ -91,7 +91,7 @@ class Verification:
 
     @property
     def answer(self) -> str:
-        """`holds its claims`, or what else is to be said: what is undecided has neither held nor failed."""
+        """`holds its claims`, or another phrase: an undecided check has neither held nor failed."""
         if self.holds:
             return "holds its claims"
         if any(check.answer == "fail" for check in self.checks):
@@ -101,7 +101,7 @@ class Verification:
     def require(self) -> None:
         """Raise a ClaimError naming the checks that did not pass, if any."""
         broken = [check for check in self.checks if check.answer != "pass"]
-        # What failed is the news; what is undecided is named where nothing did.
+        # Failures come first; undecided checks are named only where nothing failed.
         failed = [check.name for check in broken if check.answer == "fail"]
         names = failed or [f"{check.name} is {check.answer}" for check in broken]
         if broken:
@@ -117,19 +117,19 @@ def verify(
     requirements: Requirements | None = None,
     workload: Workload | None = None,
 ) -> Verification:
-    """Check an artifact's files and reference outputs, and with `measure` and `judge` speed and memory too.
+    """Check an artifact's files and reference outputs; with `measure` and `judge`, speed and memory too.
 
     Args:
         path: the artifact's folder.
         threads: inference threads for the reference outputs; None: the artifact's.
-        measure: takes fresh figures, judged by `judge`; None: nothing is measured.
-        judge: needed with `measure`.
+        measure: takes new measurements, which `judge` judges; None: nothing is measured.
+        judge: required with `measure`.
         requirements: what to meet; None: what the artifact was selected under.
         workload: under what load; None: the artifact's.
 
     Raises:
-        InputError: a bad requirement; the artifact is damaged (each way in `open_artifact`).
-        MissingExtraError, EngineMismatch: it cannot run here as it says.
+        InputError: a bad requirement, or a damaged artifact (see `open_artifact`).
+        MissingExtraError, EngineMismatch: it cannot run here as its manifest says.
     """
     check(*(record for record in (requirements, workload) if record is not None))
     artifact = open_artifact(path)
@@ -153,7 +153,7 @@ def verify(
 
 
 def _files(manifest: Manifest) -> Check:
-    # open_artifact raised already if a single one was wrong.
+    # open_artifact has already raised if any of them was wrong.
     count = len(manifest.files) + 1
     return Check(
         name="files",
@@ -168,7 +168,7 @@ def _files(manifest: Manifest) -> Check:
 
 
 def _differences(manifest: Manifest, facts: RunnerFacts) -> tuple[str, ...]:
-    """What is not as it was where the artifact's outputs were made; empty: the same place."""
+    """How this machine differs from the one where the artifact's outputs were made; empty: it does not."""
     from vitrail import hardware
 
     claimed, environment = manifest.evidence.facts, manifest.evidence.environment
@@ -218,7 +218,7 @@ def _answered(found: agreement.Comparison) -> Check:
 def _against_own(artifact: Artifact, outputs: Arrays, bounds: Bounds, *, same_place: bool) -> Check:
     before = artifact.own_outputs()
     error = max(float(agreement.relative_errors(before[name], outputs[name]).max()) for name in before)
-    # Another engine version or CPU may round differently, but never by more than the precision is allowed.
+    # Another engine version or CPU may round differently, but never by more than the precision's tolerance.
     tight = OWN_TOLERANCE[artifact.manifest.variant.precision]
     limit = min(tight, bounds.relative_error) if same_place else bounds.relative_error
     where = "the same engine, CPU and threads" if same_place else "another engine, CPU or threads"
@@ -231,7 +231,7 @@ def _against_own(artifact: Artifact, outputs: Arrays, bounds: Bounds, *, same_pl
 
 
 def _with_claims(manifest: Manifest, observation: Observation) -> Observation:
-    """Fresh figures of speed and memory, beside what no measuring here can renew: accuracy and parity."""
+    """New figures for speed and memory, with the claimed accuracy and parity, which are not measured here."""
     evidence = manifest.evidence
     return replace(
         observation,
@@ -253,24 +253,24 @@ def _measured(
         Check(name=v.requirement, answer=v.answer, observed=v.observed, limit=v.limit, reason=_again(v))
         for v in verdicts
     ]
-    # Figures of different places or loads are never compared.
+    # Figures from different machines or workloads are never compared.
     if same_load:
         checks += _as_claimed(evidence, claimed, observation)
     if checks:
         return _without_noise(checks, observation)
-    reason = "no limit was asked and the claimed figures are of another place: give limits with --against"
+    reason = "no limit was given and the claimed figures are from another machine: give limits with --against"
     return [Check(name="measured", answer="not assessed", observed=None, limit=None, reason=reason)]
 
 
 def _again(verdict: Verdict) -> str:
-    """The reason with advice that fits here: verifying has no budget, it is done again."""
+    """The reason with advice that fits here: verification has no budget to raise, but can be repeated."""
     for advice in ADVICE:
         verdict = replace(verdict, reason=verdict.reason.replace(f"; {advice}", f"; {AGAIN}"))
     return verdict.reason
 
 
 def _without_noise(checks: list[Check], seen: Observation) -> list[Check]:
-    """Others on the machine make it slower, never faster: what passed has passed, what failed is open."""
+    """Other processes only ever slow a machine down: a pass stands, a failure becomes undecided."""
     flags = (*seen.flags, *(seen.measurement.flags if seen.measurement else ()))
     noise = next((flag for flag in flags if flag.startswith(NOISE)), None)
     if noise is None:
@@ -285,7 +285,7 @@ def _without_noise(checks: list[Check], seen: Observation) -> list[Check]:
 
 
 def _as_claimed(evidence: Evidence, claimed: Measurement | None, seen: Observation) -> list[Check]:
-    # A request's latency belongs to its photos; on others only the model's can be compared.
+    # A request's latency depends on its photos; with different photos only the model's can be compared.
     scope = evidence.workload.latency_scope if _same_photos(evidence, seen) else "model"
     peak = None if evidence.memory is None else evidence.memory.peak
     return [
@@ -306,7 +306,7 @@ def _no_slower(
     figures: LatencyFigures | None,
     measured: Measurement | None,
 ) -> list[Check]:
-    """The medians with their intervals: a fail needs the fresh one wholly beyond what is tolerated."""
+    """Compare medians: it fails only if the whole interval of the new one is beyond the tolerance."""
     if claim is None:
         return []
     name = f"claimed {scope} latency"
@@ -343,7 +343,7 @@ def _blocks(scope: Scope, measurement: Measurement | None) -> list[Block]:
 def _median(
     scope: Scope, figures: LatencyFigures, measurement: Measurement | None
 ) -> tuple[float, float, float]:
-    """(median, low, high) in ms, from the launches where their calls were kept, else as if of one launch."""
+    """(median, low, high) in ms, per launch where the calls were kept, else as if from a single launch."""
     found = stats.median_interval(_blocks(scope, measurement))
     return found or stats.median_interval([_one_call(scope, figures.p50)]) or (figures.p50,) * 3
 
@@ -353,7 +353,7 @@ def _one_call(scope: Scope, milliseconds: float) -> Block:
 
 
 def _slower_machine(claimed: Measurement | None, measured: Measurement | None) -> float | None:
-    """By how much the reference workload around the calls takes longer than then; None: not noticeably."""
+    """By how much the reference workload around the calls became slower; None: not noticeably."""
     if claimed is None or measured is None:
         return None
     then, now = (
@@ -373,7 +373,7 @@ def _spelled(median: tuple[float, float, float]) -> str:
 
 
 def _no_larger(claimed: float | None, seen: float | None) -> list[Check]:
-    """A peak has no sampling distribution here: it is compared as a number."""
+    """A peak has no sampling distribution here, so it is compared as a plain number."""
     if claimed is None:
         return []
     name, limit = "claimed memory", claimed * (1 + CLAIM_TOLERANCE)

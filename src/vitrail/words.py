@@ -1,8 +1,8 @@
 """How counts and names are written, on a screen and in a document.
 
 A name that Vitrail did not choose (of a file, a class, a model) may hold anything: line breaks, escape
-sequences that a terminal obeys, bytes that are no UTF-8. What is printed or kept of it is written with the
-escapes of Python's literals, which a shell reads as `$'...'`.
+sequences that a terminal obeys, bytes that are not UTF-8. It is printed and stored with the escapes of
+Python's literals, which a shell reads as `$'...'`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any
 __all__ = ["NOT_AT_HAND", "counted", "is_utf8", "shown", "utf8", "utf8_all"]
 
 NOT_AT_HAND = "weights not at hand"
-"""How every place calls what could win and has no weights on this machine; notes on it begin so."""
+"""The phrase for what could win but has no weights on this machine; notes about it begin with it."""
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LONE = re.compile("[\ud800-\udfff]")
-# What is printed at one place must not turn around what stands beside it (Unicode's TR 36, 3.6).
+# A name must not reverse the text printed around it (Unicode's TR 36, 3.6).
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """`1 image`, `2 images`; `many` is the plural where that is not `one` with an s."""
+    """`1 image`, `2 images`; `many` is the plural where it is not `one` plus an s."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def shown(text: str) -> str:
-    """The text as one line that a terminal prints and does not obey: what it cannot show is escaped.
+    """The text as one line that a terminal prints but does not obey: whatever it cannot show is escaped.
 
-    Line breaks become `\\n`, other control characters `\\x1b`, bytes that are no UTF-8 `\\xff`; signs that
-    turn the direction of writing `\\u202e`. All else, backslashes too, stays.
+    Line breaks become `\\n`, other control characters `\\x1b`, bytes that are not UTF-8 `\\xff`; characters
+    that change the writing direction `\\u202e`. Everything else, backslashes included, stays as it is.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -41,7 +41,7 @@ def shown(text: str) -> str:
 
 
 def utf8(text: str) -> str:
-    """The text with its bytes that are no UTF-8 (Linux allows them in file names) written as `\\xff`.
+    """The text with any bytes that are not UTF-8 (Linux allows them in file names) written as `\\xff`.
 
     Python holds such a byte as a lone surrogate (PEP 383), which neither JSON nor Parquet may contain.
     """
@@ -49,12 +49,12 @@ def utf8(text: str) -> str:
 
 
 def is_utf8(name: str | Path) -> bool:
-    """Whether a name can be kept in a record and found again."""
+    """Whether a name can be stored in a record and read back unchanged."""
     return _LONE.search(str(name)) is None
 
 
 def utf8_all(value: Any) -> Any:
-    """`utf8` of every text in a value of dicts, lists and tuples, keys too."""
+    """`utf8` of every string in nested dicts (keys too), lists and tuples."""
     if isinstance(value, str):
         return utf8(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The artifact's folder: written whole or not at all, and checked file by file before anything is used."""
+"""The artifact's folder: written whole or not at all, and every file checked before any is used."""
 
 from __future__ import annotations
 
@@ -35,50 +35,50 @@ PHOTO_FOLDER = "reference/photos"
 FP32_OUTPUTS, OWN_OUTPUTS = "reference/fp32", "reference/own"
 """Folders of the outputs, one `.npy` each."""
 MAX_MANIFEST_BYTES = 64 << 20
-"""A manifest is some tens of kilobytes; a larger file is not read into memory."""
+"""A manifest takes tens of kilobytes; a file larger than this is not read."""
 
 PROVISIONAL = "provisional: shipped on request before it was known to meet all requirements"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """The whole CLIP that a zero-shot classifier was made from, to give it other classes later."""
+    """The whole CLIP that a zero-shot classifier was made from, so that its classes can be changed later."""
 
     weights: Path
-    """File with both towers."""
+    """The file with both towers."""
     model: str
     """open_clip's name."""
     tag: str
-    """Which published weights; "": not stated."""
+    """Which published weights; "": unknown."""
     license: str
     templates: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """All that goes into an artifact."""
+    """Everything that goes into an artifact."""
 
     variant: Variant
     task: Task
     export: Export
     evidence: Evidence
     photos: tuple[Path, ...]
-    """P photos, copied as they are; small ones, PNG or JPEG."""
+    """P small photos (PNG or JPEG), copied unchanged."""
     fp32_outputs: dict[str, np.ndarray]
-    """float32 (P, ...) by name: what the fp32 eager reference gives for the photos, decoded in full."""
+    """float32 (P, ...) by name: the fp32 eager reference's outputs for the photos, decoded in full."""
     own_outputs: dict[str, np.ndarray]
-    """float32 (P, ...) by name: what `export` gives for the same inputs."""
+    """float32 (P, ...) by name: the outputs of `export` for the same inputs."""
     bounds: Bounds
     measurement: Measurement | None = None
     splits: dict[str, dict[str, str]] | None = None
-    """{split: {sha256 of an image: its class}} of the user's labelled images; None: there were none."""
+    """{split: {sha256 of an image: its class}} of the user's labelled images; None: there are none."""
     text_tower: TextTower | None = None
-    """None: the artifact cannot be given other classes."""
+    """None: the artifact's classes cannot be changed."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact whose files were all found as its manifest lists them."""
+    """An artifact whose files all match its manifest."""
 
     path: Path
     manifest: Manifest
@@ -86,7 +86,7 @@ class Artifact:
 
     @property
     def model_folder(self) -> Path:
-        """Folder of the export, for `runtimes.load(model_folder, graph, ...)`."""
+        """The export's folder, for `runtimes.load(model_folder, graph, ...)`."""
         return self.path / self.manifest.folder
 
     @property
@@ -95,15 +95,15 @@ class Artifact:
         return tuple(self.path / name for name in self.manifest.reference.photos)
 
     def fp32_outputs(self) -> dict[str, np.ndarray]:
-        """float32 (P, ...) by name: what the fp32 eager reference gave for the reference photos."""
+        """float32 (P, ...) by name: the fp32 eager reference's outputs for the reference photos."""
         return self._outputs(self.manifest.reference.fp32_outputs)
 
     def own_outputs(self) -> dict[str, np.ndarray]:
-        """float32 (P, ...) by name: what this export gave for the reference photos when it was written."""
+        """float32 (P, ...) by name: this export's outputs for the reference photos when it was written."""
         return self._outputs(self.manifest.reference.own_outputs)
 
     def measurement(self) -> Measurement | None:
-        """The raw measurement behind the evidence, if it was kept.
+        """The raw measurement behind the evidence; None if it is not stored.
 
         Raises:
             InputError: it cannot be read.
@@ -120,7 +120,7 @@ class Artifact:
             raise InputError(f"{place} is not valid ({error}): write the artifact again.") from None
 
     def text_tower(self) -> TextTower | None:
-        """What the classes can be made anew from; None: it was not kept.
+        """What new classes can be made with; None: it is not stored.
 
         Raises:
             InputError: its description cannot be read.
@@ -157,7 +157,7 @@ class Artifact:
 
 
 def _float32(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array of a `.npy` file (version 1), None: it is another; its header is believed only if it fits."""
+    """The float32 array of this shape in a `.npy` file (version 1); None: the file holds something else."""
     file = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
@@ -175,7 +175,7 @@ def _path(kind: type, value: object) -> object:
 
 
 def evidence_of(selection: Selection) -> Evidence:
-    """The winner's evidence out of a selection; without a winner the provisional best's, marked as that.
+    """The winner's evidence; without a winner the provisional best's, marked as provisional.
 
     Raises:
         ValueError: the selection has neither.
@@ -210,12 +210,12 @@ def evidence_of(selection: Selection) -> Evidence:
 
 
 def write(target: Path | str, bundle: Bundle, *, overwrite: bool = False) -> Artifact:
-    """Write the artifact to a temporary folder, read it back as a user would, and give it its name.
+    """Write the artifact to a temporary folder, read it back as a user would, then rename it into place.
 
     `overwrite` replaces an earlier artifact and nothing else.
 
     Raises:
-        InputError: the target is taken or cannot be written, or a source file cannot be read.
+        InputError: the target exists or cannot be written, or a file to copy cannot be read.
         ValueError: the bundle contradicts itself, or must not ship (random weights, a reference).
     """
     _check(bundle)
@@ -228,14 +228,14 @@ def write(target: Path | str, bundle: Bundle, *, overwrite: bool = False) -> Art
 
 
 def check_target(target: Path | str, *, overwrite: bool = False) -> None:
-    """Say now what would stop `write` later, before any work is done for it.
+    """Raise now what would stop `write` later, before any work is done.
 
     Raises:
-        InputError: the target is taken (by anything but an artifact, if `overwrite`), or cannot be written.
+        InputError: the target exists (with `overwrite`: and is not an artifact), or cannot be written.
     """
     target = Path(target)
     if overwrite and target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_FILE).is_file():
-        raise InputError(f"{target} is no artifact and is not overwritten: choose another folder.")
+        raise InputError(f"{target} is not an artifact and is not overwritten: choose another folder.")
     store.check_target(target, overwrite=overwrite)
 
 
@@ -316,7 +316,7 @@ def _output_files(place: str, outputs: Iterable[str]) -> dict[str, str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    # Reading and writing are told apart: only the second is the target's trouble.
+    # Reading and writing fail separately: only writing is a problem of the target.
     if not source.is_file() or not os.access(source, os.R_OK):
         raise InputError(f"{source} cannot be read: check that it exists and is readable.")
     with writing(target):
@@ -342,12 +342,12 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def open_artifact(path: Path | str) -> Artifact:
-    """Open an artifact after checking all of it: manifest, containment, every file's presence and digest.
+    """Open an artifact after checking all of it: the manifest, the list of files, every digest.
 
     Raises:
         InputError: no folder, no manifest, a newer schema, a changed manifest, values that are missing, out
-            of range or in contradiction, or a file that is missing, changed, added, not what the manifest
-            says, or a link or special file (which could lie outside the folder).
+            of range or contradictory, or a file that is missing, changed, added, or a link or special file
+            (which could lie outside the folder).
     """
     path = Path(path)
     if not path.is_dir():
@@ -371,7 +371,7 @@ def open_artifact(path: Path | str) -> Artifact:
 
 
 def _task(manifest: Manifest, path: Path) -> Task:
-    """What the manifest's facts describe; it must be of one mind with the rest."""
+    """The task that the manifest describes; it must agree with the rest of the manifest."""
 
     def file(name: str) -> bytes:
         if name not in manifest.files:
@@ -430,7 +430,7 @@ def _check_tree(manifest: Manifest, path: Path) -> None:
     folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
     for name, entry in _walk(path, ""):
         if entry.is_symlink():
-            raise InputError(f"{path / name} is a link: replace it by the file itself or remove it.")
+            raise InputError(f"{path / name} is a link: replace it with the file itself or remove it.")
         if entry.is_dir(follow_symlinks=False):
             expected = name in folders
         elif entry.is_file(follow_symlinks=False):
@@ -447,7 +447,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     for entry in found:
         name = f"{prefix}{entry.name}"
         yield name, entry
-        # A link was refused by the consumer before this line is reached.
+        # The caller refuses links before this line is reached.
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(folder / entry.name, f"{name}/")
 

@@ -1,4 +1,4 @@
-"""The manifest: all an artifact says about itself, as JSON (docs/artifact.md)."""
+"""The manifest: everything an artifact says about itself, as JSON (docs/artifact.md)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vitrail.store import canonical_json
 
 FORMAT = "vitrail-artifact"
 SCHEMA_VERSION = 3
-"""2: every value that decides answers is there; 1 left some out, which then mean their default.
+"""Schema 2 states every value that decides answers; 1 left out some, which then have their defaults.
 
-3: `task` and `graphs` instead of one classifier's values. Older ones are read."""
+Schema 3 has `task` and `graphs` instead of one classifier's values. Older schemas can be read."""
 MANIFEST_FILE = "manifest.json"
 
 
 def encode(manifest: Manifest) -> bytes:
-    """`manifest.json` as bytes: indented JSON that ends with the manifest's own digest."""
+    """`manifest.json` as bytes: indented JSON that ends with its own digest."""
     document: dict[str, Any] = msgspec.to_builtins(manifest)
     document["digest"] = digest(document)
     return json.dumps(document, indent=2, allow_nan=False).encode("ascii") + b"\n"
 
 
 def digest(document: dict[str, Any]) -> str:
-    """SHA-256 of the manifest's canonical JSON (sorted keys, no blanks, ASCII) without its `digest`."""
+    """SHA-256 of the manifest's canonical JSON (sorted keys, no spaces, ASCII) without its `digest`."""
     body = {key: value for key, value in document.items() if key != "digest"}
     return hashlib.sha256(canonical_json(body)).hexdigest()
 
@@ -39,8 +39,8 @@ def decode(data: bytes, where: str) -> Manifest:
     """Read `manifest.json`; `where` names it in errors.
 
     Raises:
-        InputError: not JSON, not a manifest, of a newer schema, edited, or with fields that are missing, of a
-            wrong type, out of range, or in contradiction.
+        InputError: not JSON, not a manifest, of a newer schema, edited, or with fields that are missing, of
+            the wrong type, out of range, or contradictory.
     """
     document = _parse(data, where)
     if document.get("format") != FORMAT:
@@ -67,7 +67,7 @@ def decode(data: bytes, where: str) -> Manifest:
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data, object_pairs_hook=_without_twins)
-        # A lone surrogate is no character: no file system or terminal takes it.
+        # A lone surrogate is not a character: no file system or terminal accepts it.
         json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         document = None
@@ -77,15 +77,15 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of a key that stands twice, readers take the one or the other.
+    # Parsers disagree on which of two equal keys counts.
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key appears twice")
     return found
 
 
 def _digest_or_none(document: dict[str, Any]) -> str | None:
-    # NaN and Infinity are read by Python's json but are no JSON: they have no canonical form.
+    # Python's json reads NaN and Infinity, but they are not JSON and have no canonical form.
     try:
         return digest(document)
     except (ValueError, RecursionError):

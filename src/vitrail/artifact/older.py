@@ -1,4 +1,4 @@
-"""Manifests of schema 1 and 2, which knew one classifier with one graph, in today's form."""
+"""Converts manifests of schemas 1 and 2 (one classifier with one graph) to the current schema."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ JsonObject = dict[str, Any]
 
 
 def upgraded(document: JsonObject) -> JsonObject:
-    """The document in today's form, but for its `schema_version`; one of today's schema as it is.
+    """The document in the current form, except for its `schema_version`; a current one is returned unchanged.
 
-    What it lacks stays missing, so that whoever checks the result names it.
+    Missing values stay missing, so that the checks that follow name them.
     """
     version = document.get("schema_version")
     if type(version) is not int or version not in (1, 2):

@@ -33,7 +33,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Why this variant was selected: what was asked, what was observed, where, and each verdict."""
+    """Why this variant was selected: the requirements, the figures, the environment, and each verdict."""
 
     requirements: Requirements
     workload: Workload
@@ -46,11 +46,11 @@ class Evidence:
     classification: Classification | None = None
     """On the validation split of the user's labelled images."""
     test: Classification | None = None
-    """On the test split, which no choice has looked at."""
+    """On the test split, which no decision has used."""
     expected_test: tuple[float, float] | None = None
     """95 % prediction interval in % for `test.accuracy`, from the validation split alone."""
     training: Training | None = None
-    """How the weights came about, where they were trained here."""
+    """How the weights were trained, if they were trained here."""
     verdicts: tuple[Verdict, ...] = ()
     facts: RunnerFacts | None = None
     """What the engine did when the figures were taken."""
@@ -61,19 +61,19 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Photos with their outputs, for checking the artifact without torch; paths inside the artifact."""
+    """Photos and their outputs, for checking the artifact without torch; paths inside the artifact."""
 
     photos: tuple[str, ...]
     fp32_outputs: dict[str, str]
-    """{output: `.npy`}, float32 (photos, ...): what the fp32 eager reference gave for each photo."""
+    """{output: `.npy`}, float32 (photos, ...): the fp32 eager reference's output for each photo."""
     own_outputs: dict[str, str]
-    """{output: `.npy`}, float32 (photos, ...): what this artifact's export gave when it was written."""
+    """{output: `.npy`}, float32 (photos, ...): this artifact's output when it was written."""
     bounds: Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that `manifest.json` holds, its own digest aside."""
+    """Everything `manifest.json` holds, except its own digest."""
 
     format: str
     schema_version: int
@@ -85,16 +85,16 @@ class Manifest:
     """`Variant.name`."""
     variant: Variant
     task: dict[str, Any]
-    """What goes in and comes out, as the task of its `name` says it (tasks/)."""
+    """The task: `name`, and what its class in tasks/ stores."""
     folder: str
     """Folder of the export inside the artifact."""
     graphs: tuple[Graph, ...]
-    """What the engine loads: names and shapes, `entry` a file inside `folder`."""
+    """What the engine loads: names and shapes; `entry` is a file inside `folder`."""
     toolchain: tuple[tuple[str, str], ...]
-    """(library, version) of everything that made the export."""
+    """(library, version) of everything used to make the export."""
     evidence: Evidence
     measurement: str | None
-    """JSON file inside the artifact: the raw measurement with every sample; None: not kept."""
+    """JSON file inside the artifact: the raw measurement with every sample; None: not stored."""
     reference: Reference
     files: dict[str, FileEntry]
-    """Every file of the artifact but the manifest, by its path with `/` between the parts."""
+    """Every file of the artifact except the manifest, by its `/`-separated path."""

@@ -1,7 +1,7 @@
-"""What a manifest says must be all there, in range, and of one mind (docs/artifact.md).
+"""Checks that a manifest's values are complete, in range and consistent (docs/artifact.md).
 
-The digests find damage. They do not find a manifest that was written by hand or by another program with a
-value missing or absurd, which would load and answer otherwise than what was measured.
+Digests detect damage. They do not detect a missing or absurd value in a manifest that somebody wrote by
+hand or with another program: it would load and answer differently from what was measured.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DECIDING: dict[tuple[str, ...], type] = {
     ("evidence", "requirements"): Requirements,
     ("evidence", "workload"): Workload,
 }
-"""Records that decide what an artifact answers or how it is verified: none of their fields has a default in a
-file, whatever the record has in Python. The task's own values are checked by its file in tasks/."""
+"""Records that decide what an artifact answers or how it is verified: a file must state all of their fields,
+even those with a default in Python. The task's own values are checked by its file in tasks/."""
 
 SINCE_2 = {
     ("probability",),
@@ -42,18 +42,18 @@ SINCE_2 = {
     ("evidence", "requirements", "min_recall"),
     ("evidence", "workload", "data"),
 }
-"""What schema 1 came to write only after its first manifests, which mean the default."""
+"""Values that the first manifests of schema 1 left out; a missing one means the default."""
 SINCE_3 = {("variant", "candidate", "task")}
 
 LARGEST = 1e15
-"""Of any figure: beyond it nothing was measured."""
+"""Bound of any figure; nothing measured comes near it."""
 
 
 def check_complete(document: Mapping[str, Any], where: str) -> None:
-    """Refuse a manifest, of whichever schema, that leaves out a value which decides answers.
+    """Refuse a manifest, of any schema, that leaves out a value that decides answers.
 
     Raises:
-        InputError: which one.
+        InputError: naming the value.
     """
     version = document.get("schema_version")
     needed = [(*path, field.name) for path, kind in DECIDING.items() for field in fields(kind)]
@@ -75,10 +75,10 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
 
 
 def check_values(manifest: Manifest, where: str) -> None:
-    """Refuse a manifest with a value out of its range, or with two that contradict each other.
+    """Refuse a manifest with a value out of range, or with values that contradict each other.
 
     Raises:
-        InputError: the first such.
+        InputError: naming the first broken rule.
     """
     try:
         check_preprocess(manifest.variant.candidate.preprocess)
@@ -91,7 +91,7 @@ def check_values(manifest: Manifest, where: str) -> None:
 
 
 def _rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    """(what must hold, whether it does)."""
+    """(rule, whether it holds)."""
     variant = manifest.variant
     candidate = variant.candidate
     yield "schema_version is 1 or more", manifest.schema_version >= 1
@@ -165,7 +165,7 @@ def _facts_rules(facts: RunnerFacts, manifest: Manifest) -> Iterator[tuple[str, 
 
 
 def _fits(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> bool:
-    """Whether the same tensors were loaded, with one number for each letter."""
+    """Whether the loaded tensors are the ones in the manifest, each letter standing for one number."""
     sizes: dict[str, int | str] = {}
     for a, b in zip(asked, found, strict=False):
         for letter, number in zip(a.shape, b.shape, strict=False):

@@ -1,4 +1,4 @@
-"""What is known of a candidate before measuring: one frozen table, its licenses, and how to search it."""
+"""What is known about candidates before measuring: one frozen table, the licenses, and name search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "matches",
 ]
 
-# Names a person may well ask for, and why the table has no row for them.
+# Names people are likely to try, and why the table has no row for them.
 ABSENT: dict[str, str] = {
     "dinov2": "timm's DINOv2 weights are backbones without a classifier and have no published top-1, "
     "so the catalog has none; choose another family (`vitrail models` lists them).",
@@ -33,7 +33,7 @@ ABSENT: dict[str, str] = {
 
 @lru_cache(maxsize=1)
 def candidates() -> tuple[Candidate, ...]:
-    """All candidates of the table, in its order (by family, small to large)."""
+    """All candidates, in the table's order (by family, small to large)."""
     text = files("vitrail.catalog").joinpath("table.csv").read_text(encoding="utf-8")
     return read_table(text.splitlines())
 
@@ -51,7 +51,7 @@ def families() -> tuple[str, ...]:
 def find(globs: Sequence[str]) -> tuple[Candidate, ...]:
     """The candidates that match at least one glob, each once, in the table's order; no globs: all.
 
-    A glob (`*`, `?`, `[...]`, case ignored) must match a whole `architecture.tag` or a whole
+    A glob (`*`, `?`, `[...]`, ignoring case) must match a whole `architecture.tag` or a whole
     architecture. Raises InputError, naming the nearest names, for a glob that matches nothing.
     """
     if not globs:
@@ -66,7 +66,7 @@ def find(globs: Sequence[str]) -> tuple[Candidate, ...]:
 
 
 def matches(candidate: Candidate, glob: str) -> bool:
-    """Whether the glob fits the whole `architecture.tag` or the whole architecture, case ignored."""
+    """Whether the glob matches the whole `architecture.tag` or the whole architecture, ignoring case."""
     pattern = glob.lower()
     return fnmatchcase(candidate.name, pattern) or fnmatchcase(candidate.architecture, pattern)
 
@@ -82,13 +82,13 @@ def _no_match(glob: str) -> str:
 
 
 def nearest(glob: str, count: int = 3) -> tuple[str, ...]:
-    """Up to `count` candidate names most like `glob`, best first; none if nothing is alike."""
+    """Up to `count` candidate names most similar to `glob`, best first; none if nothing is similar."""
     asked = glob.lower().strip("*?")
     if not asked:
         return ()
 
     def likeness(candidate: Candidate) -> float:
-        # People leave out the tag, or type the beginning of a long name.
+        # People leave out the tag, or type only the beginning of a long name.
         name = candidate.name
         texts = (name, name[: len(asked)], candidate.architecture)
         return max(difflib.SequenceMatcher(None, asked, text).ratio() for text in texts)

@@ -1,8 +1,8 @@
 """Published CLIP and SigLIP weights: `clip.csv`, one row per set, as open_clip 3.3 lists them.
 
-Left out: weights whose activation does not match their open_clip name (here each row is under the name that
-computes what it was trained with, with `-quickgelu` or without), small DataComp experiments, and early epochs
-of weights whose last one is listed.
+Left out: weights whose activation does not match their open_clip name (here the name of each row says which
+activation it was trained with, `-quickgelu` or not), small DataComp experiments, and early epochs of weights
+whose last epoch is listed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Published(NamedTuple):
     """One set of published weights."""
 
     model: str
-    """Name in `vitrail.models`; it also names the activation (`-quickgelu`)."""
+    """Name in `vitrail.models`; it also says which activation (`-quickgelu`)."""
     tag: str
     """open_clip's."""
     hub: str
     """Repository on the Hugging Face hub."""
     license: str
-    """As stated on the repository's page or in timm's record; unknown if neither states one."""
+    """From the repository's page or timm's record; unknown if neither states one."""
     normalisation: str
     """Key of `table.NORMALISATIONS`."""
     crop_mode: str
@@ -96,12 +96,12 @@ def published(model: str, tag: str | None) -> Published:
 
 
 def preprocess_of(model: str, image_size: int, row: Published | None) -> Preprocess:
-    """The preprocessing that weights were trained with.
+    """The preprocessing the weights were trained with.
 
     Args:
         model: the name.
         image_size: pixels of the model's input.
-        row: which weights; None if unknown, which works only if all rows of the model agree.
+        row: which weights; None if unknown, which is allowed only if all rows of the model agree.
 
     Raises:
         InputError: the weights are unknown, and the model was published with several kinds of preprocessing.
@@ -111,7 +111,7 @@ def preprocess_of(model: str, image_size: int, row: Published | None) -> Preproc
     if len(kinds) != 1:
         tags = " or ".join(r.tag for r in of_model(model)) or "none is known"
         raise InputError(
-            f"{model} was published with several kinds of preprocessing, and a file does not say which: "
+            f"{model} was published with several kinds of preprocessing, and the file does not say which: "
             f"name the published weights it was derived from with --tag ({tags})."
         )
     ((normalisation, crop_mode),) = kinds

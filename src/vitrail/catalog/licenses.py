@@ -5,7 +5,7 @@ The classes say what a person can rely on before reading the text. They are not 
 | class | what it means here |
 |---|---|
 | `permissive` | use, change and redistribute, for money too, if notices are kept |
-| `copyleft` | the same, but what is derived and shared must carry the same license |
+| `copyleft` | the same, but derived work that is shared must carry the same license |
 | `noncommercial` | research or noncommercial use only |
 | `custom` | a vendor's own text with conditions of its own: read it, then admit it by name |
 | `unknown` | no license stated, or one that is not in the table; never counts as permissive |
@@ -46,7 +46,7 @@ LICENSES: dict[str, LicenseClass] = {
     "apple-amlr": "noncommercial",
     "fair-noncommercial-research-license": "noncommercial",
     "seer-license": "noncommercial",
-    # Texts of their own: no patent grant, limits on use, or terms that change above some size.
+    # Vendors' own texts: no patent grant, limits on use, or terms that change above some size.
     "apple-ascl": "custom",
     "cvnets-license": "custom",
     "fastvit-license": "custom",
@@ -56,7 +56,7 @@ LICENSES: dict[str, LicenseClass] = {
     "sapiens2-license": "custom",
     "qwen-community-1.0": "custom",
     "gemma": "custom",
-    # The user's own weights (`select --weights`): there are no terms of others to keep.
+    # The user's own weights (`select --weights`): no third party's terms apply.
     "own": "permissive",
     "unknown": "unknown",
 }
@@ -68,7 +68,7 @@ def license_class(name: str) -> LicenseClass:
 
 
 def admits(requirement: tuple[str, ...], license: str) -> tuple[bool, str]:
-    """Whether `requirement` admits weights under `license`, and the reason in words.
+    """Whether `requirement` admits weights under `license`, and why.
 
     `requirement` holds `any`, classes and license names; one match is enough. An empty requirement admits
     nothing. Names are compared as written, whatever their class, so that a license outside the table can
@@ -84,16 +84,16 @@ def admits(requirement: tuple[str, ...], license: str) -> tuple[bool, str]:
         return True, f"{name} is {kind}"
     asked = " or ".join(requirement) or "no license at all"
     if kind != "unknown":
-        return False, f"{name} is {kind}, asked is {asked}"
+        return False, f"{name} is {kind}, not {asked}"
     if name == "unknown":
-        return False, f"the license is unknown, which does not count as permissive; asked is {asked}"
-    return False, f"{name} is not in the table of licenses and does not count as permissive; asked is {asked}"
+        return False, f"the license is unknown, so it does not count as {asked}"
+    return False, f"{name} is not in the table of licenses, so it does not count as {asked}"
 
 
 def check_requirement(requirement: Iterable[str], also: Iterable[str] = ()) -> None:
     """Raise InputError for a token that is neither `any`, a class, a license of the table nor in `also`.
 
-    `also` names licenses that the caller knows from elsewhere, e.g. of the user's own weights.
+    `also` names further licenses that the caller knows, e.g. those of the user's own weights.
     """
     known = {"any", *CLASSES, *LICENSES, *map(_normal, also)}
     for token in requirement:

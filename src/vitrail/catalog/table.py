@@ -1,7 +1,7 @@
 """Reads `table.csv`, the frozen table of candidates, into records.
 
 One row is one set of published weights at the one image size that its published top-1 belongs to.
-`scripts/make_catalog.py` writes the file; a change of a figure is a change of one line in its diff.
+`scripts/make_catalog.py` writes the file; changing a figure changes one line in its diff.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ NORMALISATIONS: dict[str, tuple[Channels, Channels]] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    # TensorFlow's EfficientNet-Lite subtracts 127 and divides by 128, of 0..255.
+    # TensorFlow's EfficientNet-Lite subtracts 127 and divides by 128, on values 0..255.
     "edge": ((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)),
 }
 
-# Where a published top-1 comes from; the braces take the row's own columns.
+# Where a published top-1 comes from; braces are filled with the row's columns.
 TOP1_SOURCES: dict[str, str] = {
     "timm": "timm results-imagenet.csv (img_size {image_size}, crop {crop}, {interpolation})",
     "efficientnet-lite": "tensorflow/tpu EfficientNet-Lite README, FP32 at {image_size}, of the original "
@@ -55,8 +55,8 @@ TOP1_SOURCES: dict[str, str] = {
 def read_table(lines: Iterable[str]) -> tuple[Candidate, ...]:
     """Parse the CSV lines of a table, in the file's order.
 
-    Raises ValueError for other columns than `COLUMNS`, a duplicate name, or a value outside the literal
-    tables above: a broken table is a fault of this package, not of its user.
+    Raises ValueError for columns other than `COLUMNS`, a duplicate name, or a value outside the literal
+    tables above: a broken table is a bug of this package, not the user's mistake.
     """
     reader = csv.DictReader(lines)
     if tuple(reader.fieldnames or ()) != COLUMNS:

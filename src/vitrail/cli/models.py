@@ -169,7 +169,7 @@ def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
 def _percent(text: str) -> float:
     value = percent(text, "--min-accuracy")
     if not 0 <= value <= 100:
-        raise InputError(f"--min-accuracy: {text} is no percentage: give one from 0 to 100.")
+        raise InputError(f"--min-accuracy: {text} is not a percentage: give one from 0 to 100.")
     return value
 
 

@@ -1,9 +1,9 @@
-"""Images and texts as vectors: what makes them, the file that keeps them, and the search over them.
+"""Images and texts as vectors: what makes them, the file that stores them, and the search over them.
 
     photos ──Embedder──► Table ──write_table──► OUT.parquet ──Index.read──► Index ──search──► Hits
 
-Vectors are float32 of length 1, so the product of two is the cosine of the angle between them. What runs a
-model comes from above (`vitrail.zeroshot.embed`); nothing here imports one.
+Vectors are float32 of length 1, so the product of two is the cosine of the angle between them. Code that
+runs models lives above (`vitrail.zeroshot.embed`); nothing here imports one.
 """
 
 from __future__ import annotations

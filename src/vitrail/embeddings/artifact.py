@@ -20,17 +20,17 @@ __all__ = ["ArtifactEmbedder"]
 class ArtifactEmbedder(Embedder):
     """Embeds images with an artifact; close it when done.
 
-    Images are decoded in full, as every embedder here does, so that an fp32 artifact gives the vectors that
-    the model's own code gives.
+    Images are decoded at full size, as by every embedder here, so that an fp32 artifact gives the same
+    vectors as the model's own code.
 
     Args:
         path: the artifact's folder.
-        threads: for the engine; None: as the artifact says.
-        batch_size: images per call of the engine; None: as the artifact says.
+        threads: for the engine; None: the artifact's.
+        batch_size: images per call of the engine; None: the artifact's.
 
     Raises:
         InputError: the artifact is damaged, or made for another task.
-        MissingExtraError, EngineMismatch: it cannot run here as it says.
+        MissingExtraError, EngineMismatch: it cannot run here as its manifest says.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ArtifactEmbedder(Embedder):
         task, variant = artifact.task, artifact.manifest.variant
         if not isinstance(task, Embed):
             raise InputError(
-                f"{path} was not made to embed: its task is {task.name}. Make one that is with "
+                f"{path} was not made to embed: its task is {task.name}. Make an embedder with "
                 "vitrail select --task embed."
             )
         self._predictor: Predictor = from_artifact(
@@ -61,17 +61,17 @@ class ArtifactEmbedder(Embedder):
 
     @property
     def origin(self) -> Origin:
-        """What it runs."""
+        """The model it runs."""
         return self._origin
 
     def images_each(self, paths: Sequence[str]) -> Iterator[np.ndarray | InputError]:
-        """A vector (D,) of length 1 for each image, or in its place why there is none."""
+        """A vector (D,) of length 1 for each image, or the error in its place."""
         for outcome in self._predictor.predict_each(paths):
             yield outcome if isinstance(outcome, InputError) else _unit(outcome)
 
     def texts_each(self, texts: Sequence[str]) -> Iterator[np.ndarray | InputError]:
-        """Raises InputError: images only."""
-        raise InputError(f"{self._origin.artifact} embeds images only: for texts embed with a CLIP.")
+        """Raises InputError: it embeds images only."""
+        raise InputError(f"{self._origin.artifact} embeds images only: for texts, embed with a CLIP.")
 
     def close(self) -> None:
         """Free the engine."""

@@ -1,4 +1,4 @@
-"""What makes vectors: the protocol of embedders, and the record of which one made a vector.
+"""The protocol of embedders, and the record of which model made a vector.
 
 Shapes: n inputs, D dimension.
 """
@@ -22,10 +22,10 @@ __all__ = ["Embedder", "Origin"]
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The model, weights and preprocess that vectors come from."""
+    """The model, weights and preprocess behind a set of vectors."""
 
     model: str
-    """As it was asked for: a catalogue, timm or open_clip name."""
+    """The name as given: from the catalogue, timm or open_clip."""
     architecture: str
     implementation: Implementation
     weights: Weights
@@ -34,19 +34,19 @@ class Origin:
     dimension: int
     """D."""
     reads_text: bool
-    """Whether texts go into the same space (CLIP, SigLIP)."""
+    """Whether it also embeds texts, in the same space (CLIP, SigLIP)."""
     tokenizer: str | None = None
-    """The tokenizer's file, where the package does not hold it (SigLIP)."""
+    """The tokenizer's file, if it is not part of the package (SigLIP)."""
     tokenizer_sha256: str | None = None
     artifact: str | None = None
-    """The artifact that ran the weights; None: the model's own code did."""
+    """The artifact that ran the weights; None: the model's own code ran them."""
     precision: Precision = "fp32"
 
     @property
     def digest(self) -> str:
-        """sha256 over all that decides the numbers: two vectors compare only if this is the same.
+        """sha256 of everything that decides the numbers: two vectors can be compared only if it is equal.
 
-        Not over whose code ran the weights, nor where the file lay: neither changes what is computed.
+        It leaves out whose code ran the weights and the file's path: neither changes the result.
         """
         decisive: dict[str, object] = {
             "architecture": self.architecture,
@@ -60,19 +60,19 @@ class Origin:
 
 
 class Embedder(Protocol):
-    """Turns images, and if it `origin.reads_text` texts, into float32 vectors of length 1."""
+    """Turns images, and texts if `origin.reads_text`, into float32 vectors of length 1."""
 
     @property
     def origin(self) -> Origin:
-        """What it runs."""
+        """The model it runs."""
 
     @abstractmethod
     def images_each(self, paths: Sequence[str]) -> Iterator[np.ndarray | InputError]:
-        """A vector (D,) for each image, or in its place why there is none."""
+        """A vector (D,) for each image, or the error in its place."""
 
     @abstractmethod
     def texts_each(self, texts: Sequence[str]) -> Iterator[np.ndarray | InputError]:
-        """A vector (D,) for each text, or in its place why there is none.
+        """A vector (D,) for each text, or the error in its place.
 
         Raises:
             InputError: the model reads no texts.
@@ -87,7 +87,7 @@ class Embedder(Protocol):
         """n images as float32 (n, D).
 
         Raises:
-            InputError: an image cannot be used (the first such).
+            InputError: the first image that cannot be used.
         """
         return self._stacked(self.images_each(paths))
 
@@ -95,7 +95,7 @@ class Embedder(Protocol):
         """n texts as float32 (n, D).
 
         Raises:
-            InputError: a text cannot be used (the first such), or the model reads no texts.
+            InputError: the first text that cannot be used, or the model reads no texts.
         """
         return self._stacked(self.texts_each(texts))
 

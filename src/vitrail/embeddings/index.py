@@ -1,7 +1,7 @@
 """Search by cosine: exact up to a stated number of vectors, through a neighbourhood graph above it.
 
-The graph is HNSW (Malkov and Yashunin 2018, algorithms 1 to 5) as the library usearch builds it. It is built
-once for a table, kept in the cache under the table's digest, and mapped from there.
+The graph is HNSW (Malkov and Yashunin 2018, algorithms 1 to 5), built by the usearch library once for each
+table, cached under the table's digest, and memory-mapped from there.
 
 Shapes: N vectors, Q queries, D dimension.
 """
@@ -27,15 +27,15 @@ from vitrail.limits import whole
 __all__ = ["EXACT_UP_TO", "Hit", "Index"]
 
 EXACT_UP_TO = 1_000_000
-"""So many vectors are compared with a query one by one (docs/decisions/vector-index.md)."""
+"""Up to this many vectors, a query is compared with each (docs/decisions/vector-index.md)."""
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 256
-"""M, efConstruction and ef of the paper. The last is four times the library's own: recall over time."""
+"""The paper's M, efConstruction and ef. The last is four times the library's default, for higher recall."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One found image or text."""
+    """An image or text that a search found."""
 
     name: str
     score: float
@@ -45,7 +45,7 @@ class Hit:
 
 
 class Index:
-    """A table that can be searched.
+    """A searchable table.
 
     Args:
         table: what to search.
@@ -60,7 +60,7 @@ class Index:
             raise InputError("The table has no rows: embed at least one image or text.")
         self.table = table
         self.exact = len(table.names) <= exact_up_to
-        """Whether hits are certain to be the best ones."""
+        """Whether the hits are certain to be the nearest."""
         self._graph: Any = None
 
     @classmethod
@@ -78,7 +78,7 @@ class Index:
         content: Content = "image",
         exact_up_to: int = EXACT_UP_TO,
     ) -> Index:
-        """An index of vectors at hand, float32 (N, D) of length 1; errors as `Table`."""
+        """An index of float32 (N, D) vectors of length 1; errors as `Table`."""
         table = Table(content=content, names=names, vectors_ND=vectors_ND, origin=origin)
         return cls(table, exact_up_to=exact_up_to)
 
@@ -86,15 +86,15 @@ class Index:
         return len(self.table.names)
 
     def check(self, embedder: Embedder) -> None:
-        """Raise InputError unless the embedder's vectors compare with this index's."""
+        """Raise InputError unless the embedder's vectors can be compared with this index's."""
         if embedder.digest != self.table.origin.digest:
             raise InputError(
                 f"The index was made by {_described(self.table.origin)} and the query by "
-                f"{_described(embedder.origin)}, whose vectors do not compare: embed both with the same."
+                f"{_described(embedder.origin)}, whose vectors cannot be compared: use one model for both."
             )
 
     def search(self, queries_QD: np.ndarray, *, top: int = 10) -> list[list[Hit]]:
-        """The `top` nearest rows of each query, best first, equal ones by row; all rows if there are fewer.
+        """The `top` nearest rows of each query, best first, ties by row; all rows if there are fewer.
 
         Args:
             queries_QD: float32 (Q, D) or one query (D,), of length 1.
@@ -111,7 +111,7 @@ class Index:
             raise InputError(
                 f"Queries of shape {queries_QD.shape} do not fit: give vectors of {width} numbers."
             )
-        # A length that is not finite compares as false.
+        # NaN compares as false.
         if not np.all(np.abs(np.linalg.norm(queries_QD, axis=1) - 1) < 1e-3):
             raise InputError("A query is not of length 1: divide each vector by its length.")
         if not len(queries_QD):
@@ -120,7 +120,7 @@ class Index:
         return [self._hits(query, rows) for query, rows in zip(queries_QD, rows_QK, strict=True)]
 
     def _nearest(self, queries_QD: np.ndarray, top: int) -> list[np.ndarray]:
-        """Rows of each query, in any order; the graph can miss some, and then gives fewer."""
+        """Rows of each query, in any order; the graph may miss some and return fewer."""
         usearch = _usearch()
         threads = usable_cores()
         if self.exact:
@@ -133,7 +133,7 @@ class Index:
             # The library never looks at fewer than `expansion_search`, nor finds more than it looks at.
             self._graph.expansion_search = max(EXPANSION_SEARCH, 2 * top)
             found = self._graph.search(queries_QD, top, threads=threads)
-        if len(queries_QD) == 1:  # then the library leaves the first dimension out
+        if len(queries_QD) == 1:  # the library then drops the first dimension
             return [np.asarray(found.keys, np.int64)]
         return [
             np.asarray(keys[:count], np.int64) for keys, count in zip(found.keys, found.counts, strict=True)
@@ -142,13 +142,13 @@ class Index:
     def _hits(self, query_D: np.ndarray, rows: np.ndarray) -> list[Hit]:
         # In float64: the library's distance is 1 - cosine in float32, which blurs small cosines.
         scores = self.table.vectors_ND[rows].astype(np.float64) @ query_D.astype(np.float64)
-        scores = np.clip(scores, -1.0, 1.0)  # lengths are 1 to the last bits of float32 only
+        scores = np.clip(scores, -1.0, 1.0)  # lengths are 1 only up to float32 rounding
         order = np.lexsort((rows, -scores))
         return [Hit(name=self.table.names[rows[i]], score=float(scores[i]), row=int(rows[i])) for i in order]
 
 
 def _graph_of(table: Table) -> Any:
-    """The table's graph, from the cache or built for it.
+    """The table's graph, from the cache or newly built.
 
     Raises:
         InputError: the cache cannot be written.
@@ -158,7 +158,7 @@ def _graph_of(table: Table) -> Any:
     path = store.cache_dir() / "indexes" / name
     rows, width = table.vectors_ND.shape
     if path.is_file():
-        # One that is damaged or of a version that cannot be read is built anew.
+        # A damaged graph, or one of an unreadable version, is rebuilt.
         with contextlib.suppress(Exception):
             graph = usearch.Index.restore(str(path), view=True)
             if graph is not None and (len(graph), graph.ndim) == (rows, width):

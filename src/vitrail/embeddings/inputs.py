@@ -30,10 +30,10 @@ def image_paths(path: str) -> list[str]:
 
 
 def text_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 file without blanks around them; lines of blanks alone are no texts.
+    """The lines of a UTF-8 file, stripped; blank lines are skipped.
 
     Raises:
-        InputError: the file cannot be read, is no UTF-8, or holds no text.
+        InputError: the file cannot be read, is not UTF-8, or holds no text.
     """
     try:
         content = Path(path).read_text(encoding="utf-8-sig")
@@ -43,7 +43,7 @@ def text_lines(path: str) -> list[str]:
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save it as UTF-8, one text a line.") from None
-    # Not splitlines: it also cuts at separators that a text may contain.
+    # Not splitlines: it also splits at separators that a text may contain.
     texts = [line.strip() for line in content.split("\n") if line.strip()]
     if not texts:
         raise InputError(f"{path} holds no text: write one text a line.")

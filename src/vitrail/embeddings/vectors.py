@@ -1,4 +1,4 @@
-"""Vectors with their names and their origin, and the Parquet file that keeps them.
+"""Vectors with their names and origin, and the Parquet file that stores them.
 
 The file has one row for each image or text: `path` or `text` (string) and `embedding` (fixed-size list of
 float32). The schema's metadata holds one JSON document under the key `vitrail` (docs/embeddings.md), with
@@ -32,10 +32,10 @@ KEY = b"vitrail"
 INSTALL = 'pip install "vitrail[search]"'
 COLUMNS: dict[str, str] = {"image": "path", "text": "text"}
 CHUNK = 64
-"""So many inputs are handed to an embedder at a time: progress is told in these steps."""
+"""Inputs handed to an embedder at a time; progress is reported in these steps."""
 
 ROW_GROUP = 16_384
-"""Rows that are written, and read, at a time."""
+"""Rows written and read at a time."""
 
 Content = Literal["image", "text"]
 
@@ -53,8 +53,8 @@ class Table:
     """N named vectors of one origin.
 
     Raises:
-        InputError: names and vectors of different number, or vectors of another dimension than the origin's,
-            not finite or not of length 1.
+        InputError: the numbers of names and vectors differ, or vectors are not finite, not of length 1 or not
+            of the origin's dimension.
     """
 
     content: Content
@@ -64,7 +64,7 @@ class Table:
     """float32, rows of length 1."""
     origin: Origin
     broken: tuple[Skipped, ...] = ()
-    """What was to be embedded too and could not be."""
+    """What could not be embedded."""
     digest: str = field(init=False)
     """sha256 over names and vectors."""
 
@@ -72,10 +72,10 @@ class Table:
         shape, rows, width = self.vectors_ND.shape, len(self.names), self.origin.dimension
         if self.vectors_ND.dtype != np.float32 or shape != (rows, width):
             raise InputError(
-                f"{rows} names with vectors of shape {shape} ({self.vectors_ND.dtype}) are no table: give "
+                f"{rows} names with vectors of shape {shape} ({self.vectors_ND.dtype}) are not a table: give "
                 f"float32 of shape ({rows}, {width})."
             )
-        # A sum that is not finite compares as false.
+        # NaN compares as false.
         lengths = np.einsum("nd,nd->n", self.vectors_ND, self.vectors_ND)
         if rows and not np.all(np.abs(lengths - 1) < 1e-3):
             row = int(np.argmin(np.abs(lengths - 1) < 1e-3))
@@ -94,17 +94,17 @@ def embed(
 ) -> Table:
     """Vectors of all images (paths) or texts; what cannot be embedded is listed in `broken`.
 
-    If the embedder itself ends before all is done, what it made until then is kept, and the rest is broken.
+    If the embedder itself fails, the vectors made until then are kept and all other inputs count as broken.
 
     Args:
         embedder: what makes the vectors.
         names: paths of images, or texts.
         content: which of the two.
-        progress: told how many are done, now and then.
+        progress: called now and then with the number done.
 
     Raises:
         InputError: none of them can be embedded, or they are texts and the model reads none.
-        VitrailError: what the embedder raises before it made any vector.
+        VitrailError: the embedder fails before it has made any vector.
     """
     kept: list[str] = []
     rows: list[np.ndarray] = []
@@ -119,14 +119,14 @@ def embed(
         except VitrailError as error:
             if not rows:
                 raise
-            reason = f"not embedded, because the model ended: {error}"
+            reason = f"not embedded, because the model failed: {error}"
             broken += [Skipped(name=utf8(name), reason=utf8(reason)) for name in (*chunk, *waiting)]
             break
         for name, outcome in zip(chunk, outcomes, strict=True):
             if isinstance(outcome, InputError):
                 broken.append(Skipped(name=utf8(name), reason=utf8(str(outcome))))
             elif not is_utf8(name):
-                reason = f"{utf8(name)} is no UTF-8, and Parquet holds nothing else: rename it."
+                reason = f"{utf8(name)} is not UTF-8, which Parquet requires: rename it."
                 broken.append(Skipped(name=utf8(name), reason=reason))
             else:
                 kept.append(name)
@@ -146,7 +146,7 @@ def embed(
 
 
 def write_table(table: Table, path: str | Path) -> None:
-    """Write the table as Parquet, whole or not at all.
+    """Write the table as Parquet, atomically.
 
     Raises:
         InputError: the file cannot be written.
@@ -169,7 +169,7 @@ def write_table(table: Table, path: str | Path) -> None:
     rows = arrow.table({column: arrow.array(table.names, arrow.string()), "embedding": embedding})
     rows = rows.replace_schema_metadata({KEY: msgspec.json.encode(facts)})
     sink = arrow.BufferOutputStream()
-    # Vectors neither repeat nor compress: both would only cost time.
+    # Vectors neither repeat nor compress: dictionaries and compression would only cost time.
     parquet.write_table(
         rows,
         sink,
@@ -177,15 +177,16 @@ def write_table(table: Table, path: str | Path) -> None:
         use_dictionary=False,
         compression={column: "zstd", "embedding": "none"},
     )
-    # A view: the bytes can be as large as what memory still has room for.
+    # A view: a copy may not fit in memory.
     store.atomic_write(path, cast("bytes", memoryview(sink.getvalue())))
 
 
 def read_table(path: str | Path) -> Table:
-    """Read what `write_table` wrote, and check that it is whole.
+    """Read what `write_table` wrote, and check that it is intact.
 
     Raises:
-        InputError: no such file, no Parquet, not made by `vitrail embed`, of a later version, or damaged.
+        InputError: the file does not exist, is not Parquet, was not made by `vitrail embed` or by a later
+            version of it, or is damaged.
         MissingExtraError: pyarrow is not installed.
     """
     arrow, parquet = _arrow()
@@ -204,20 +205,20 @@ def read_table(path: str | Path) -> Table:
         try:
             table = _table(file, facts)
             whole = table.digest == facts["digest"] and _checksum(facts) == facts["checksum"]
-        except wrong as error:  # an InputError of Table is a ValueError
+        except wrong as error:  # InputError, which Table raises, is a ValueError
             raise InputError(f"{path} is damaged ({_short(error)}): {again}.") from None
         except MemoryError:
             raise InputError(
-                f"{path} says that it holds {file.metadata.num_rows} vectors, more than memory has room for: "
+                f"{path} says that it holds {file.metadata.num_rows} vectors, more than fit in memory: "
                 "use a larger machine, or split what it was made from."
             ) from None
     if not whole:
-        raise InputError(f"{path} is damaged (it does not hold what was written): {again}.")
+        raise InputError(f"{path} is damaged (its content was changed): {again}.")
     return table
 
 
 def _table(file: Any, facts: dict[str, Any]) -> Table:
-    """The rows of an open Parquet file, read in parts: at no time are all in memory twice."""
+    """The rows of an open Parquet file, read in parts so that memory never holds them twice."""
     origin = msgspec.convert(facts["origin"], Origin)
     column = COLUMNS[facts["content"]]
     vectors_ND = np.empty((file.metadata.num_rows, origin.dimension), np.float32)
@@ -243,7 +244,7 @@ def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         raise InputError(f"{path} was not made by `vitrail embed`: make an index with that first.")
     try:
         facts = msgspec.json.decode(metadata[KEY], type=dict[str, Any])
-    # DecodeError is for JSON, ValueError for bytes that are no UTF-8.
+    # DecodeError for JSON, ValueError for bytes that are not UTF-8.
     except (msgspec.DecodeError, ValueError):
         raise InputError(f"{path} is damaged (its metadata): make it again with `vitrail embed`.") from None
     if facts.get("schema_version") != SCHEMA_VERSION:
@@ -255,7 +256,7 @@ def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
 
 
 def _checksum(facts: dict[str, Any]) -> str:
-    """sha256 over the metadata but for the checksum itself, which `digest` says nothing about."""
+    """sha256 of the metadata without the checksum itself; `digest` does not cover it."""
     said = {name: value for name, value in facts.items() if name != "checksum"}
     return hashlib.sha256(store.canonical_json(said)).hexdigest()
 
@@ -271,7 +272,7 @@ def _short(error: Exception) -> str:
 
 
 def check_installed() -> None:
-    """Raise MissingExtraError unless tables can be written here: to ask before hours of embedding."""
+    """Raise MissingExtraError unless tables can be written here; called before hours of embedding."""
     _arrow()
 
 

@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from vitrail.errors import InputError
 
-__all__ = ["STRENGTHS", "Probe", "fit", "knn_accuracy"]
+__all__ = ["STRENGTHS", "FittedHead", "fit", "knn_accuracy"]
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation strengths to try, per standardised feature."""
@@ -30,7 +30,7 @@ TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 
 
 @dataclass(frozen=True)
-class Probe:
+class FittedHead:
     """A fitted head: scores = features @ weight.T + bias, calibrated on images its fit had not seen."""
 
     weight: np.ndarray
@@ -48,7 +48,7 @@ class Probe:
         return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
 
 
-def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> Probe:
+def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> FittedHead:
     """Fit a head, its strength chosen by cross-validation over `STRENGTHS`.
 
     Args:
@@ -76,7 +76,7 @@ def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> Probe:
     weight_KD, bias_K = weight_KD / spread / temperature, bias_K / temperature
     bias_K = bias_K - weight_KD @ mean
     right = held_out.argmax(axis=1) == labels
-    return Probe(
+    return FittedHead(
         weight=weight_KD.astype(np.float32),
         bias=bias_K.astype(np.float32),
         strength=strength,

@@ -105,7 +105,7 @@ def check_classes(requirements: Requirements, dataset: data.Dataset | None) -> N
             raise InputError("--min-recall is about your own classes: give labelled images with --data DIR.")
         if label not in dataset.classes:
             raise InputError(
-                f"--min-recall: {label!r} is no class of the data: use {' or '.join(dataset.classes)}."
+                f"--min-recall: {label!r} is not a class of the data: use {' or '.join(dataset.classes)}."
             )
 
 

@@ -24,7 +24,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """One training run."""
 
     folder: str
@@ -41,15 +41,15 @@ class TrainedRuns(Source):
     answers: ClassVar[str] = "its trained weights"
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[TrainedRun, ...]:
         """The runs, in the order they were named.
 
         Raises:
             InputError: a folder that holds no whole run, or two runs of one name.
         """
         records = [(str(folder), read(folder)) for folder in self.folders]
-        runs = tuple(Run(folder, record, candidate_of(folder, record)) for folder, record in records)
-        first: dict[str, Run] = {}
+        runs = tuple(TrainedRun(folder, record, candidate_of(folder, record)) for folder, record in records)
+        first: dict[str, TrainedRun] = {}
         for run in runs:
             other = first.setdefault(run.candidate.name, run)
             if other is not run:
@@ -151,7 +151,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _doubts(run: Run, dataset: Dataset | None) -> Iterator[str]:
+def _doubts(run: TrainedRun, dataset: Dataset | None) -> Iterator[str]:
     """What rules nothing out, but the person should know."""
     name, record = run.candidate.name, run.record
     if not record.finished:
