@@ -303,8 +303,8 @@ def test_blocked_counts_the_same_products_on_the_meta_device():
         ({"kernel": "Flash"}, "There is no attention kernel 'Flash': choose one of auto, naive, fused"),
         ({"kernel": "efficient"}, "'efficient' is not available for torch.float32 on cpu"),
         ({"kernel": "blocked", "causal": True}, "no causal mask"),
-        ({"kernel": "blocked", "bias": torch.zeros(5, 5)}, "takes no bias"),
-        ({"bias": torch.zeros(5, 5, dtype=torch.bool)}, "boolean mask is no bias"),
+        ({"kernel": "blocked", "bias": torch.zeros(5, 5)}, "a bias only in bf16"),
+        ({"bias": torch.zeros(5, 5, dtype=torch.bool)}, "boolean mask is not a bias"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(options, message):
@@ -512,7 +512,7 @@ def test_available_kernels_are_those_that_run():
     assert found["efficient"].reason == "torch has it for GPUs only"
     half = {k.kernel: k for k in kernels.available("cpu", "fp16", heads=2, width=16)}
     assert not half["blocked"].forward
-    assert half["blocked"].reason == "it is for fp32 and bf16 on CPUs"
+    assert half["blocked"].reason == "it only works in fp32 and bf16 on CPUs"
 
 
 def test_what_a_kernel_needs():

@@ -523,7 +523,7 @@ class TestConfig:
         assert (model.image, model.text) == (image, text)
 
     def test_towers_of_another_config(self):
-        with pytest.raises(InputError, match="not those of the config"):
+        with pytest.raises(InputError, match="do not match the config"):
             CLIP(clip_config(), image=ViT(clip_config((64, 64)).image))
 
     def test_overrides(self):

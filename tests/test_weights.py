@@ -177,7 +177,7 @@ def test_what_several_models_lack_is_one_line_for_each_reason():
     assert packages.startswith("2 models: `")
     assert packages.endswith("pip install no-such-a no-such-b`")
     assert hub.startswith("2 models: the model hub cannot be reached (ConnectError): connect, or")
-    assert unasked == "1 model: the hub was not asked: run once without --offline"
+    assert unasked == "1 model: not downloaded because of --offline: run once without it"
 
 
 # --- the first download locks the revision --------------------------------------------------------
@@ -366,7 +366,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_hub(hub, tmp_path, mo
     hub.repos["acme/tiny"] = {FIRST: {"model.safetensors": b"first"}}
     (tmp_path / "taken").write_text("a file, no folder")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "taken" / "hub"))
-    assert "cannot be kept" in refusal(WeightsFinder())
+    assert "cannot be saved" in refusal(WeightsFinder())
 
 
 # --- packages and files ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Models: our own architectures, timm's under one contract, weights files, and what a model costs.
 
-`build` and `load_weights` are the public part; they are looked up when first used, so that importing this
-package imports no torch.
+`build` and `load_weights` are the public part. They are loaded on first use, so that importing this package
+does not import torch.
 """
 
 from __future__ import annotations

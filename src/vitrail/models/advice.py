@@ -1,4 +1,4 @@
-"""What to do about weights that do not fit a model of ours; whoever does it must succeed."""
+"""Advice for weights that do not fit a model of ours; following it must work."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["about_head", "fitting_name", "name_instead"]
 
 
 def about_head(model: nn.Module, mapped: Mapping[str, Tensor]) -> tuple[Head, str] | None:
-    """In which way nothing but the classifier differs, and what to do; None: something else does.
+    """How the classifier differs and what to do, if nothing else differs; None: something else does.
 
     Args:
-        model: of ours.
+        model: one of ours.
         mapped: the file's tensors, adapted to it.
     """
     own = model.state_dict()
@@ -52,7 +52,7 @@ def about_head(model: nn.Module, mapped: Mapping[str, Tensor]) -> tuple[Head, st
 
 
 def name_instead(found: tuple[str, tuple[int, int]] | None, model: nn.Module | None) -> str:
-    """The advice to take another model by its name, with its image size where that differs."""
+    """The advice to use another model, by its name, and by its image size if that differs."""
     if found is None:
         return "none of Vitrail's own models has these tensors: name the architecture they were trained with"
     name, size = found
@@ -64,8 +64,9 @@ def name_instead(found: tuple[str, tuple[int, int]] | None, model: nn.Module | N
 def fitting_name(
     given: Mapping[str, Tensor], stated: Stated | None, asked: nn.Module | None
 ) -> tuple[str, tuple[int, int]] | None:
-    """Our model, and its image size, that has all tensors of these shapes but for the head's, and contradicts
-    nothing that the file says. Among several the one most like the asked model in what the file does not say.
+    """Our model (and its image size) whose tensors, except the head's, all have these shapes, and that
+    contradicts nothing the file states. Among several, the one most similar to the requested model in what
+    the file leaves open.
     """
     best: tuple[tuple[bool, ...], str, tuple[int, int]] | None = None
     for name, model, named in _plausible(given):
@@ -79,7 +80,7 @@ def fitting_name(
 
 
 def _plausible(given: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
-    """Our models on the meta device whose patches and depth are the file's, and the file in their names."""
+    """Our models on the meta device with the file's patch size and depth, each with the file in its names."""
     translated: dict[type[nn.Module], dict[str, Tensor] | None] = {}
     for name in MODELS:
         kind, config = looked_up(name)
@@ -98,7 +99,7 @@ def _plausible(given: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module, di
 
 
 def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
-    """Cheap to see before a model is built: the patch projection, and the number of blocks."""
+    """A cheap check before building a model: the patch projection, and the number of blocks."""
     image, before = getattr(config, "image", config), "image." if hasattr(config, "image") else ""
     patches = named.get(f"{before}patch_embed.proj.weight")
     if patches is None or patches.shape != (image.width, image.channels, *(image.patch_size,) * 2):

@@ -3,14 +3,14 @@
 Shapes: B batch, H heads, N query tokens, S key tokens, d head width.
 
     naive      softmax(scale · q kᵀ + bias) v as written (Vaswani et al. 2017, eq. 1); N × S scores in memory
-    fused      torch's scaled_dot_product_attention, which picks among the next three by itself
+    fused      torch's scaled_dot_product_attention, which picks one of the next three itself
     flash      tiles with a running softmax (Dao et al. 2022): O(N) memory
     efficient  the memory-efficient kernel (Rabe & Staats 2021; GPUs only)
     math       torch's own composition of matrix products, N × S scores in memory
     blocked    blocks of queries through plain matrix products: O(N) memory, faster than fused on CPUs for
                long sequences, forward only
 
-`auto` is blocked where it was measured to be faster (`BLOCKED_FROM`, `BIASED_KEYS`), naive in training
+`auto` is blocked where that was measured to be faster (`BLOCKED_FROM`, `BIASED_KEYS`), naive in training
 steps on CPUs (`WRITTEN_OUT_KEYS`), else fused.
 """
 
@@ -36,32 +36,32 @@ _BACKENDS = {
 }
 
 _NO_KERNEL = ("No available kernel", "No viable backend")
-"""How torch says that it was left no kernel; other errors (memory, shapes) are not about the kernel."""
+"""Torch's messages when no kernel is left to choose; other errors (memory, shapes) have other causes."""
 
 BLOCKED_FROM = {torch.float32: 768, torch.bfloat16: 128}
-"""Keys from which blocks of queries beat torch's fused kernel on the CPU that was measured."""
+"""Number of keys from which blocks of queries beat torch's fused kernel on the CPU measured."""
 
 BIASED_KEYS = 160
-"""Keys up to which scores with a bias are written out in bf16: the windows of a Swin, where the fused kernel
-spends its time on rows that fill no vector (1.8 times slower at 49 keys, 1.6 at 144, faster at 256)."""
+"""Number of keys up to which bf16 scores with a bias are written out: a Swin's windows, whose rows are too
+short to fill the fused kernel's vectors (1.8 times slower at 49 keys, 1.6 at 144, faster at 256)."""
 
 WRITTEN_OUT_KEYS = 256
-"""Keys up to which a training step on a CPU writes scores out: the backward pass of torch's flash kernel is
-slow on short rows, and a bias that learns, a Swin's, leaves torch nothing but `math`. Whole steps in bf16 on
-two cores, times faster than fused: ViT of 49 tokens 1.7 (compiled); Swin-T 1.20 (compiled 1.06), ViT-S of
-197 tokens 1.33 (compiled 1.27). No longer rows were measured."""
+"""Number of keys up to which a training step on a CPU writes scores out: the backward pass of torch's flash
+kernel is slow on short rows, and a trainable bias, such as Swin's, leaves torch only `math`. Speedup over
+fused of whole bf16 steps on two cores: ViT of 49 tokens 1.7 (compiled); Swin-T 1.20 (compiled 1.06), ViT-S of
+197 tokens 1.33 (compiled 1.27). Longer rows were not measured."""
 
 VECTOR = 16
-"""fp32 numbers in a vector register."""
+"""fp32 numbers per vector register."""
 
 ROWS = 192
-"""Queries in a block where all heads are multiplied at once (bf16): enough for the matrix product."""
+"""Queries per block where all heads are multiplied at once (bf16): enough for an efficient matrix product."""
 
 SCORES_BYTES = 24 * 2**20
-"""Most bytes of scores in memory at once there; they stay near the last-level cache."""
+"""Most bytes of scores in memory at once in that case; they fit the last-level cache."""
 
 HEAD_SCORES_BYTES = 4 * 2**20
-"""The same where heads are taken one by one (fp32): a larger block is mapped anew at each allocation."""
+"""The same where heads are processed one by one (fp32): every allocation of a larger block maps new pages."""
 
 
 def check_kernel(kernel: str) -> str:
@@ -91,11 +91,11 @@ def attend(
     `scale` defaults to 1/√d.
 
     Raises:
-        InputError: an unknown kernel, one that this device, dtype or shape has not, or a boolean bias.
+        InputError: an unknown kernel, one unavailable for this device, dtype or shape, or a boolean bias.
     """
     check_kernel(kernel)
     if bias is not None and bias.dtype is torch.bool:
-        raise InputError("A boolean mask is no bias: give 0 where a key is seen and -inf where it is not.")
+        raise InputError("A boolean mask is not a bias: give 0 for visible keys and -inf for hidden ones.")
     if kernel == "auto":
         kernel = choose(q_BHNd, k_BHSd, v_BHSd, bias=bias, causal=causal)
     if kernel == "naive":
@@ -115,10 +115,10 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, causal: bool = False) -> str:
-    """What `auto` takes for these inputs: `blocked`, `fused` or, in training steps, `naive`."""
+    """The kernel `auto` uses for these inputs: `blocked`, `fused` or, in training steps, `naive`."""
     if _trains_on_cpu(q, k, v, bias) and k.shape[-2] <= WRITTEN_OUT_KEYS:
         return "naive"
-    # In this order: to a compiler the number of keys may be a symbol, which must not be compared.
+    # In this order: to a compiler the number of keys may be symbolic, and must not be compared.
     if _why_not_blocked(q, k, v, bias, causal):
         return "fused"
     return "blocked" if bias is not None or k.shape[-2] >= BLOCKED_FROM[q.dtype] else "fused"
@@ -139,9 +139,9 @@ def _torch_kernel(
     scale: float | None,
     kernel: str,
 ) -> Tensor:
-    """scaled_dot_product_attention, left to choose (`fused`) or held to one kernel."""
+    """scaled_dot_product_attention, free to choose (`fused`) or restricted to one kernel."""
     if bias is not None:
-        # Torch takes a bias or a causal mask, and its flash kernel wants two or four dimensions of it.
+        # Torch takes a bias or a causal mask, not both, and its flash kernel wants two or four dimensions.
         bias = bias + _unseen(q, k) if causal else bias
         causal, bias = False, bias[(None,) * (4 - bias.dim())]
     if kernel == "fused":
@@ -154,12 +154,12 @@ def _torch_kernel(
             raise
         raise InputError(
             f"The attention kernel {kernel!r} is not available for {q.dtype} on {q.device.type} with these "
-            "shapes: use 'auto' or 'fused'; `vitrail attention` says what there is."
+            "shapes: use 'auto' or 'fused'; `vitrail attention` lists the kernels."
         ) from error
 
 
 def _unseen(q: Tensor, k: Tensor) -> Tensor:
-    """(N, S): -inf at keys after the query, else 0."""
+    """(N, S): -inf for keys after the query, else 0."""
     zero = torch.zeros(q.shape[-2], k.shape[-2], dtype=q.dtype, device=q.device)
     hidden = torch.ones_like(zero, dtype=torch.bool).triu(1)
     return zero.masked_fill(hidden, float("-inf"))
@@ -176,25 +176,25 @@ def _naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, s
 
 def _why_not_blocked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "it is for eager calls, neither compiled nor exported"
+        return "it only works in eager calls, neither compiled nor exported"
     if causal:
         return "it takes no causal mask"
     if bias is not None and (q.dtype is not torch.bfloat16 or k.shape[-2] > BIASED_KEYS):
-        return f"it takes no bias, but in bf16 for at most {BIASED_KEYS} keys"
+        return f"it takes a bias only in bf16 and for at most {BIASED_KEYS} keys"
     if q.device.type not in ("cpu", "meta") or q.dtype not in (torch.float32, torch.bfloat16):
-        return "it is for fp32 and bf16 on CPUs"
+        return "it only works in fp32 and bf16 on CPUs"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, bias) if t is not None):
         return "it is forward only, for torch.inference_mode() or torch.no_grad()"
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not q.dtype:
-        return "autocast wants another dtype than its inputs'"
+        return "autocast asks for a dtype other than the inputs'"
     return None
 
 
 def _windows(q_BHNd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Many short sequences with a bias in bf16, the softmax in fp32.
 
-    The keys are filled up to whole vectors with ones that nobody sees: a row of 49 scores, the window of a
-    Swin, takes twice the time of one of 64.
+    The keys are padded to whole vectors with masked ones: a row of 49 scores, one window of a Swin, takes
+    twice as long as a row of 64.
     """
     filling = -k_BHSd.shape[-2] % VECTOR
     bias = bias.float().expand(*bias.shape[:-1], k_BHSd.shape[-2])
@@ -208,7 +208,7 @@ def _windows(q_BHNd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, bias: Tensor, scale
 
 
 def _blocked(q_BHNd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, scale: float) -> Tensor:
-    # G: batch and heads as one dimension.
+    # G: batch and heads merged.
     q_GNd = (q_BHNd * scale).flatten(0, 1)
     k_GSd, v_GSd = k_BHSd.flatten(0, 1), v_BHSd.flatten(0, 1)
     out_GNd = q_GNd.new_empty(*q_GNd.shape[:2], v_GSd.shape[-1])
@@ -231,7 +231,7 @@ def _head_by_blocks(q_Nd: Tensor, k_Sd: Tensor, v_Sd: Tensor, out_Nd: Tensor) ->
 
 
 def _heads_by_blocks(q_GNd: Tensor, k_GSd: Tensor, v_GSd: Tensor, out_GNd: Tensor) -> None:
-    """As many heads at once as their scores fit, all in one buffer."""
+    """As many heads at once as fit in one buffer of scores."""
     keys, rows = k_GSd.shape[1], min(ROWS, q_GNd.shape[1])
     group = max(1, SCORES_BYTES // max(1, rows * keys * q_GNd.element_size()))
     for first in range(0, len(q_GNd), group):

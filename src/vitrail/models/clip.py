@@ -1,11 +1,11 @@
 """CLIP: images and texts in one space (Radford et al. 2021, figure 3); SigLIP, its variant with a bias.
 
-    image_BE  = normalise(image tower(images))         our ViT, its head being the projection
+    image_BE  = normalise(image tower(images))         our ViT, with the projection as its head
     text_TE   = normalise(text tower(tokens))
     scores_BT = scale · image_BE text_TEᵀ [+ bias]
 
-CLIP reads a row of scores through a softmax over the texts, SigLIP each score through a sigmoid of its own
-(Zhai et al. 2023, section 3.2), which needs the bias. SigLIP's image tower pools by attention.
+CLIP applies a softmax over the texts to a row of scores, SigLIP a sigmoid to each score (Zhai et al. 2023,
+section 3.2), which needs the bias. SigLIP's image tower pools by attention.
 
 Shapes: B images, T texts, C channels, H W pixels, L tokens, E width of the shared embedding.
 """
@@ -30,7 +30,7 @@ __all__ = ["CLIP", "VARIANTS", "CLIPConfig", "Embeddings", "ZeroShotClassifier",
 
 INITIAL_SCALE = math.log(1 / 0.07)
 MAX_SCALE = 100.0
-"""CLIP's training never let the scale beyond (section 2.5)."""
+"""CLIP's training clamps the scale here (section 2.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +38,26 @@ class CLIPConfig:
     """Both towers, and how their embeddings are compared.
 
     Raises:
-        InputError: towers that give embeddings of different width.
+        InputError: towers with embeddings of different widths.
     """
 
     image: ViTConfig
-    """`num_classes` is E; 0 where the pooled features are the embedding (SigLIP)."""
+    """`num_classes` is E, or 0 if the pooled features are the embedding (SigLIP)."""
     text: TextConfig
     scale: float = INITIAL_SCALE
     """Initial logarithm of the scale."""
     max_scale: float | None = MAX_SCALE
-    """The scale, not its logarithm, is clamped here; None: never. SigLIP's weights go above 100: 112.3 in
+    """Upper bound of the scale (not of its logarithm); None: no bound. SigLIP's weights exceed 100: 112.3 in
     ViT-SO400M-14-SigLIP-384 (mlfoundations/open_clip#746)."""
     bias: float | None = None
-    """Initial bias of the scores (SigLIP); None: there is none."""
+    """Initial bias of the scores (SigLIP); None: no bias."""
 
     def __post_init__(self) -> None:
         width = self.image.num_classes or self.image.width
         if width != self.text.embed_width:
             raise InputError(
                 f"The image tower gives {width} features and the text tower {self.text.embed_width}: "
-                "they are compared with one another, so give both the same."
+                "they are compared, so give both the same width."
             )
 
     @property
@@ -90,13 +90,13 @@ class CLIPConfig:
         attention: str | None = None,
         **others: Any,
     ) -> CLIPConfig:
-        """The same model with another image size, kernel (of both towers) or other fields.
+        """The same model with a different image size, kernel (of both towers) or other fields.
 
         Raises:
-            InputError: a number of classes.
+            InputError: `num_classes` is given.
         """
         if num_classes:
-            raise InputError("CLIP has no classifier to give classes to: leave num_classes out.")
+            raise InputError("CLIP has no classifier: leave num_classes out.")
         image, text = others.pop("image", self.image), others.pop("text", self.text)
         if image_size is not None:
             image = replace(image, image_size=image_size)
@@ -106,7 +106,7 @@ class CLIPConfig:
 
 
 class Embeddings(NamedTuple):
-    """What CLIP gives for a batch of images and one of texts."""
+    """CLIP's output for a batch of images and a batch of texts."""
 
     image_BE: Tensor
     """Of length 1."""
@@ -119,11 +119,11 @@ class Embeddings(NamedTuple):
 
 
 class CLIP(nn.Module):
-    """Two towers and a scale; given built towers, or building them from the config.
+    """Two towers and a scale; the towers are given or built from the config.
 
     Args:
         config: the model's.
-        image, text: towers to use, of the config's sizes; None: new ones.
+        image, text: towers to use, of the sizes in the config; None: new ones.
     """
 
     DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
@@ -138,7 +138,7 @@ class CLIP(nn.Module):
         self.text = TextTransformer(config.text) if text is None else text
         if self.image.config != config.image or self.text.config != config.text:
             raise InputError(
-                "The towers are not those of the config: build them from config.image and .text."
+                "The towers do not match the config: build them from config.image and config.text."
             )
         self.logit_scale = nn.Parameter(torch.tensor(config.scale))
         self.logit_bias = None if config.bias is None else nn.Parameter(torch.tensor(config.bias))
@@ -149,12 +149,12 @@ class CLIP(nn.Module):
         Raises:
             InputError: as `encode_image` and `encode_text`.
         """
-        # A copy: hooks that training sets on what a model returns would stay on the parameter itself.
+        # A copy: hooks that training sets on a model's outputs would otherwise stay on the parameter.
         bias = None if self.logit_bias is None else self.logit_bias.clone()
         return Embeddings(self.encode_image(images_BCHW), self.encode_text(tokens_TL), self.scale(), bias)
 
     def encode_image(self, images_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
-        """(B, C, H, W) -> (B, E), of length 1 unless told otherwise.
+        """(B, C, H, W) -> (B, E), of length 1 if `normalize`.
 
         Raises:
             InputError: as `ViT.forward`.
@@ -163,7 +163,7 @@ class CLIP(nn.Module):
         return F.normalize(image_BE, dim=-1) if normalize else image_BE
 
     def encode_text(self, tokens_TL: Tensor, *, normalize: bool = True) -> Tensor:
-        """(T, L) int64 -> (T, E), of length 1 unless told otherwise.
+        """(T, L) int64 -> (T, E), of length 1 if `normalize`.
 
         Raises:
             InputError: as `TextTransformer.forward`.
@@ -230,7 +230,7 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def probability(self) -> str:
-        """`sigmoid` for SigLIP, which was trained to judge each class by itself; else `softmax`."""
+        """`sigmoid` for SigLIP, which is trained to judge each class independently; else `softmax`."""
         return "softmax" if self.head.bias is None else "sigmoid"
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -348,9 +348,9 @@ VARIANTS: dict[str, CLIPConfig] = {
     "ViT-B-16-SigLIP2-256": _siglip(BASE, BASE, patch=16, size=256, vocabulary="gemma"),
     "ViT-L-16-SigLIP2-256": _siglip(LARGE, LARGE, patch=16, size=256, vocabulary="gemma"),
     "ViT-SO400M-14-SigLIP2": _siglip(SO400M, SO400M, patch=14, size=224, vocabulary="gemma"),
-    # Ours, to be trained from scratch on small pictures; nobody publishes weights of them. The second one is
-    # compared by sigmoids, with SigLIP's first scale and bias, and reads CLIP's tokens too.
+    # Ours, to be trained from scratch on small images; no weights are published. The second compares by
+    # sigmoids, with SigLIP's initial scale and bias, but reads CLIP's tokens.
     "ViT-nano-8-64": _OF_64,
     "ViT-nano-8-64-sigmoid": replace(_OF_64, scale=math.log(10.0), max_scale=None, bias=-10.0),
 }
-"""By open_clip's names but for ours. A name says the activation too: OpenAI's weights need `-quickgelu`."""
+"""By open_clip's names, except ours. A name implies the activation: OpenAI's weights need `-quickgelu`."""

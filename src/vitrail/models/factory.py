@@ -1,4 +1,4 @@
-"""Names -> models of our own, and weights files -> their values."""
+"""Builds our models by name, and loads weights files into them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def build(
     """A model by its name, with random values, in evaluation mode.
 
     Args:
-        name: timm's without a tag (`vit_base_patch16_224`), for CLIP open_clip's (`ViT-B-32`).
-        image_size: pixels, a number or (H, W); None: the name's own. Tables are made for it.
-        num_classes: K; 0: no head, the model gives features; None: the name's own.
+        name: timm's without a tag (`vit_base_patch16_224`); for CLIP, open_clip's (`ViT-B-32`).
+        image_size: pixels, a number or (H, W), that tables are made for; None: the default of the name.
+        num_classes: K; 0: no head, the model returns features; None: the default of the name.
         overrides: fields of the model's config, e.g. `attention="naive"` or `drop_path=0.1`.
 
     Raises:
@@ -50,7 +50,7 @@ def build(
     if num_classes is not None:
         changes["num_classes"] = num_classes
     _check_fields(name, config, changes)
-    # CLIP's size and kernel belong to its towers.
+    # CLIP's image size and kernel are fields of its towers.
     changed = config.overridden(**changes) if hasattr(config, "overridden") else None
     model: nn.Module = kind(changed or dataclasses.replace(config, **changes))
     return model.eval()
@@ -67,26 +67,27 @@ def load_weights(
     """Load all of a file's tensors into a model of ours, or none.
 
     The dialect (timm, torchvision, Hugging Face transformers, the original repositories, …) is read off the
-    keys; position and bias tables of another size are resampled to the model's. What the file says of its
-    model in other ways (`facts.py`) must be true of this one.
+    keys; position and bias tables of another size are resampled to the model's. Whatever else the file states
+    about its model (`facts.py`) must be true of this one.
 
     Args:
-        model: from `build`; on the meta device too, it then holds the file's tensors.
+        model: from `build`; one on the meta device takes over the file's tensors.
         weights: safetensors, or a torch file that holds tensors only; or a state dict.
         replace_head: leave the file's classifier out and keep the model's own.
-        image_size: pixels, a number or (H, W), that a ViT's position table in the file is made for; None: its
-            rows say it, which they do unless they could be of the model's own oblong grid or of a square.
+        image_size: pixels, a number or (H, W), that a ViT's position table in the file is made for; None:
+            deduced from its rows, unless they fit both the model's own oblong grid and a square one.
         window: tokens, a number or (rows, columns), that Swin v1's tables in the file are made for; None: as
             `image_size`.
 
     Raises:
-        InputError: the file cannot be read, holds NaN or infinity, or does not fit: missing, unexpected and
-            differently shaped tensors in groups, or a fact, and the model they do fit, where we have it.
+        InputError: the file cannot be read, holds NaN or infinity, or does not fit; the message lists
+            missing, unexpected and differently shaped tensors, or a fact, and the model that would fit, if
+            any.
     """
     mapped = fitting(model, weights, replace_head=replace_head, image_size=image_size, window=window)
     own = model.state_dict()
     if any(value.is_meta for value in own.values()):
-        # Assigned tensors would bring the file's dtype along.
+        # Assigned tensors would keep the file's dtype.
         model.load_state_dict({k: v.to(own[k].dtype) for k, v in mapped.items()}, assign=True)
     else:
         model.load_state_dict(mapped)
@@ -100,7 +101,7 @@ def fitting(
     image_size: int | tuple[int, int] | None = None,
     window: int | tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors that `load_weights` would load, in the model's names and shapes; the model stays as it is.
+    """The tensors that `load_weights` would load, in the model's names and shapes; the model is not changed.
 
     Raises:
         InputError: as `load_weights`; an `Unfit` where the tensors are another model's.
@@ -117,7 +118,7 @@ def fitting(
     mapped = _adapted(model, named, source, image_size=_pair(image_size), window=_pair(window))
     check_weights(mapped, given, source, _dtype(model))
     if replace_head:
-        # A damaged head that is left out tells of a damaged file: so after the check.
+        # After the check: even a discarded head, if damaged, is a sign of a damaged file.
         own_head = {key: value for key, value in model.state_dict().items() if is_head(model, key)}
         mapped = {key: value for key, value in mapped.items() if not is_head(model, key)} | own_head
     why = checkpoints.mismatch(model, mapped)
@@ -148,7 +149,7 @@ def _adapted(
     try:
         adapted: dict[str, Tensor] = adapt(named, **sizes)
     except Unclear as error:
-        # Of another model: which tensors lack and which are too many says more than its position table.
+        # Weights of another model: missing and unexpected tensors say more than its position table.
         own = model.state_dict()
         tables = {key for key in own if key.endswith(("pos_embed", "relative_position_bias_table"))}
         if checkpoints.mismatch(model, {**error.state, **{key: own[key] for key in tables}}):
@@ -173,7 +174,7 @@ def _check_fields(name: str, config: Any, changes: Mapping[str, Any]) -> None:
         raise InputError(f"{name} has no field {unknown[0]!r}: did you mean {' or '.join(near)}?")
     size = changes.get("image_size")
     if size is not None and (len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size)):
-        raise InputError(f"{size} is no image size: give a number of pixels, or (height, width).")
+        raise InputError(f"{size} is not an image size: give a number of pixels, or (height, width).")
     classes = changes.get("num_classes")
     if classes is not None and (not isinstance(classes, int) or classes < 0):
-        raise InputError(f"{classes} is no number of classes: give 1 or more, or 0 for features.")
+        raise InputError(f"{classes} is not a number of classes: give 1 or more, or 0 for features.")

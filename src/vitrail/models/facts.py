@@ -1,8 +1,8 @@
-"""What a weights file says of its model beyond names and shapes, against the model it is to go into.
+"""Compares what a weights file states beyond names and shapes with the model it is loaded into.
 
-Three witnesses: buffers that foreign codebases save and we compute (SwinV2's offsets tell the window),
-numbers that OpenAI put beside its weights, and the file beside the weights (`stated.py`). All that they say
-and no tensor's shape shows is compared here; the sizes of tensors are compared where they are loaded.
+Three kinds of evidence: buffers that other codebases save and we compute (SwinV2's offsets reveal the
+window), numbers that OpenAI stores with its weights, and a config file next to the weights (`stated.py`).
+Only what no tensor's shape shows is compared here; shapes are compared where tensors are loaded.
 
 Shapes: T relative offsets of a window of h × w tokens, M its tokens.
 """
@@ -28,31 +28,31 @@ from vitrail.weights.stated import Stated
 __all__ = ["Contradiction", "contradiction"]
 
 TOLERANCE = 0.01
-"""Between log-spaced offsets: bf16 keeps their largest, 1.06, to 0.004; windows 23 and 24 differ by 0.019."""
+"""For log-spaced offsets: bf16 stores the largest, 1.06, to 0.004; windows 23 and 24 differ by 0.019."""
 
 NAMES = {"gelu": "GELU", "gelu_tanh": "GELU by tanh", "quick_gelu": "QuickGELU", "silu": "SiLU"}
 SAME_BUT_FOR_ROUNDING = {"gelu", "gelu_tanh"}
-"""They differ by less than 5e-4: said, not refused, because SigLIP was published with both."""
+"""They differ by less than 5e-4, so this is a warning: SigLIP was published with both."""
 
 
 @dataclass(frozen=True)
 class Contradiction:
-    """A fact of the file that the model does not share, as a clause, and what would mend it."""
+    """A fact stated by the file that is not true of the model, as a clause, and the fix."""
 
     said: str
     fix: str
-    """For whom no model of ours by name fits."""
+    """The fix if none of our named models fits."""
 
 
 def contradiction(
     model: nn.Module, named: Mapping[str, Tensor], stated: Stated | None
 ) -> Contradiction | None:
-    """The first fact that the model does not share; None: none.
+    """The first fact that is not true of the model; None: all are.
 
     Args:
-        model: of ours.
+        model: one of ours.
         named: the file's tensors in our names, derived ones included, before they are adapted.
-        stated: what lies beside the file.
+        stated: what the config file next to it states.
     """
     stated = _with_config(model, stated)
     if isinstance(model, Swin):
@@ -109,7 +109,7 @@ def _of_tower(
 
 
 def _of_tables(model: Swin, named: Mapping[str, Tensor]) -> Contradiction | None:
-    """SwinV2: the window that the file's offsets are of, and the one that they are scaled to."""
+    """SwinV2: the window of the file's offsets, and the one they are scaled to."""
     if model.config.version != 2:
         return None
     windows: dict[int, tuple[int, int]] = {}
@@ -191,7 +191,7 @@ def _window(window: tuple[int, int]) -> str:
 
 
 def _with_config(model: nn.Module, stated: Stated | None) -> Stated | None:
-    """timm's file names the architecture only: what that means is in our own table, where we have it."""
+    """timm's file only names the architecture; our table, if it has that name, says what it means."""
     if stated is None or stated.architecture is None:
         return stated
     try:

@@ -1,8 +1,8 @@
-"""Inference on CPUs: results written over what nobody else holds, and work cut into parts.
+"""Inference on CPUs: results overwrite tensors no longer needed, and work is split into parts.
 
-On a CPU what counts is memory, how much and how often it is read: a large tensor is mapped anew at each
-allocation, and a part that fits the cache is computed without leaving it. On a GPU what counts is launches,
-and parts multiply them. So everything here does the ordinary thing unless `in_place` holds.
+On a CPU memory traffic dominates: every allocation of a large tensor maps new pages, while a part that fits
+the cache never leaves it. On a GPU launches dominate, and parts multiply them. So everything here does the
+ordinary thing unless `in_place` holds.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Smaller parts save little more and cost time: 5 % of ViT-B at batch 8 with 4 MiB
 
 
 def inferring() -> bool:
-    """Eager and without gradients: nobody records what is computed."""
+    """Whether torch runs eagerly and without gradients, so that nothing records the computation."""
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting())
 
 
 def in_place(x: Tensor) -> bool:
-    """Whether work on this tensor may be done in place and in parts, and gains by it."""
+    """Whether working on this tensor in place and in parts is allowed, and faster."""
     return inferring() and x.device.type == "cpu"
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch, for a caller who made `x` and has no further use for it."""
+    """x + branch, for a caller that owns `x` and no longer needs it."""
     return x.add_(branch) if in_place(x) else x + branch
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, *, features: int) -> Tensor:
-    """function(x), where that treats each row of (…, D) by itself and holds `features` numbers for it."""
+    """function(x) in parts, for a function of separate rows (…, D) that holds `features` numbers per row."""
     if not in_place(x):
         return function(x)
     rows = max(1, ROWS_BYTES // (features * x.element_size()))
@@ -61,6 +61,6 @@ def parts(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice]]
 
 
 def bounds(count: int, most: int) -> list[int]:
-    """Where parts of at most `most` begin and end: equal ones, because a short last one is slow."""
+    """Boundaries of equal parts of at most `most` each; a short last part would be slow."""
     pieces = -(-count // most)
     return [i * count // pieces for i in range(pieces + 1)]

@@ -1,4 +1,4 @@
-"""Small parts that the transformers share: the MLP, norms, stochastic depth, the checks of their input.
+"""Small parts shared by the transformers: the MLP, norms, stochastic depth, input checks.
 
 Shapes: B batch, C channels, H W pixels, N tokens, D width, F features of the hidden layer.
 """
@@ -36,9 +36,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` with the same weights and names, in bf16 on CPUs with its factors in fp32.
+    """`nn.LayerNorm` with the same weights and names; in bf16 on CPUs its weight and bias are used in fp32.
 
-    That kernel of torch's is a third faster, and not less exact.
+    For these dtypes torch's kernel is a third faster, and as accurate.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, leave a residual branch out for a random share of the samples (Huang et al. 2016).
+    """In training, drop a residual branch for a random share of the samples (Huang et al. 2016).
 
-    What stays is divided by the probability of staying, so that inference needs no correction.
+    Kept branches are divided by the probability of being kept, so that inference needs no correction.
     """
 
     def __init__(self, rate: float) -> None:
@@ -111,10 +111,10 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
 
 
 def check_images(images_BCHW: Tensor, channels: int) -> None:
-    """Refuse what is no batch of images; the sizes are looked at by the model.
+    """Refuse anything but a batch of images; the model itself checks the sizes.
 
     Raises:
-        InputError: not 4-D, another number of channels, an empty batch.
+        InputError: not 4-D, the wrong number of channels, or an empty batch.
     """
     if images_BCHW.ndim != 4:
         raise InputError(
@@ -126,6 +126,6 @@ def check_images(images_BCHW: Tensor, channels: int) -> None:
             f"The model takes {channels} channels and the images have {images_BCHW.shape[1]}: "
             f"convert them, or build the model with channels={images_BCHW.shape[1]}."
         )
-    # A symbolic batch must not be looked at: the comparison would become part of the traced graph.
+    # A symbolic batch must not be compared: the comparison would become part of the traced graph.
     if not torch.compiler.is_compiling() and images_BCHW.shape[0] == 0:
         raise InputError("The batch of images is empty: give at least one image.")

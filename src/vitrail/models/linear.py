@@ -2,9 +2,9 @@
 
 On x86 CPUs torch computes fp32 products with MKL, which runs at less than half of the peak on some
 processors (196 against 468 GFLOP/s on a 2-core AMD EPYC with AVX-512, torch 2.15) and a tenth slower on
-others. oneDNN, which torch carries too and uses for bf16, has no such preference, and applies GELU while the
-result is in cache. It is taken in eager inference, and in fp32 training for the product and its gradient for
-x; compiling and exporting see the ordinary operators.
+others. oneDNN, which torch also ships and uses for bf16, is fast on all of them, and applies GELU while the
+result is in cache. It is used in eager inference, and in fp32 training for the product and the gradient of x;
+compilers and exporters see the ordinary operators.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
 
 def onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether the product runs on oneDNN's own kernel: eager inference on an x86 CPU, nothing empty."""
+    """Whether the product runs on oneDNN's kernel: eager inference on an x86 CPU, no empty tensor."""
     return not (_followed() or _learns(x, weight, bias)) and _onednn_fits(x, weight, bias)
 
 
 def onednn_learns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether it does so with gradients, in fp32; bf16 products are oneDNN's in torch's own operator too."""
+    """Whether it does so with gradients, in fp32; torch's own operator already uses oneDNN for bf16."""
     return (
         x.dtype is torch.float32
         and _learns(x, weight, bias)
@@ -79,7 +79,7 @@ class _Learning(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = linear(gradient, weight.t())
         if ctx.needs_input_grad[1]:
-            # Many rows, few features: here oneDNN is the slower one by a half.
+            # Many rows, few features: here oneDNN is slower by half.
             of_weight = rows.t() @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
@@ -100,7 +100,7 @@ def _onednn_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _plain(bias: Tensor, weight: Tensor) -> bool:
-    # The operator reads the bias as if it were contiguous, whatever its strides say.
+    # The operator reads the bias as contiguous, whatever its strides.
     return bias.dtype is weight.dtype and bias.shape == weight.shape[:1] and bias.is_contiguous()
 
 
@@ -109,12 +109,12 @@ def _learns(*tensors: Tensor | None) -> bool:
 
 
 def _followed() -> bool:
-    """Whether somebody besides backward autograd records what happens: a compiler, a tracer, torch.func."""
+    """Whether anything but backward autograd records the computation: a compiler, a tracer, torch.func."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
-        # Forward mode asks no requires_grad, and the operator would answer with a tangent of zero.
+        # Forward mode does not use requires_grad, and the operator would return a zero tangent.
         or forward_ad._current_level >= 0
     )
 

@@ -1,6 +1,6 @@
-"""Where a token is, to Swin: the offset between query and key within a window, and tables of one row each.
+"""Swin's relative positions: offsets of query and key within a window, and tables with a row for each.
 
-Computed on the CPU, never stored with weights and never traced, as everything in `windows.py`.
+Computed on the CPU, never stored with weights and never traced, like everything in `windows.py`.
 
 Shapes: m a window's side, M its tokens, T = (2mh - 1)(2mw - 1) offsets, H heads.
 """
@@ -30,7 +30,7 @@ def log_coordinates(window: tuple[int, int], reference: tuple[int, int]) -> Tens
     """(T, 2): the offsets on a logarithmic scale, sign(o) log₂(1 + |o|) / log₂ 8.
 
     o = 8 · offset / (reference - 1), where `reference` is the window the model was trained with (Liu et al.
-    2022, §3.3). In fp32, as the published models have it, whatever the weights are.
+    2022, §3.3). In fp32, as in the published models, whatever the dtype of the weights.
     """
     steps = [
         torch.arange(-(m - 1), m, dtype=torch.float32, device="cpu") / max(r - 1, 1)
@@ -44,7 +44,7 @@ def resample_offsets(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """(T', T): the matrix that makes an offset table for the window `new` from one for `old`.
 
     The old entries are placed at geometrically growing distances that end at the new window's edge, so that
-    near offsets, which matter most, keep their values; linear between them (the scheme of BEiT, as in timm).
+    small offsets, which matter most, keep their values; linear in between (BEiT's scheme, as in timm).
     """
     if old == new:
         return torch.eye((2 * old[0] - 1) * (2 * old[1] - 1), device="cpu")
@@ -53,8 +53,8 @@ def resample_offsets(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
 
 
 def window_of_index(index: Tensor) -> tuple[int, int] | None:
-    """(rows, columns) of the window that a file's `relative_position_index`, (M, M) or (M · M), is of; None:
-    of none."""
+    """(rows, columns) of the window of a file's `relative_position_index`, (M, M) or (M · M); None: it is not
+    the index of any window."""
     tokens = math.isqrt(index.numel())
     found = index.reshape(-1)
     for rows in range(1, tokens + 1):
@@ -65,8 +65,8 @@ def window_of_index(index: Tensor) -> tuple[int, int] | None:
 
 
 def fit_table(table_TH: Tensor, window: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
-    """A file's offset table, (T, H), for this window; `old` is the file's own. Where that is not known it is
-    taken to be square, unless no square window's table has that length.
+    """A file's offset table, (T, H), fitted to this window; `old` is the file's own window. If unknown, it is
+    assumed to be square, unless no square window's table has that length.
 
     Raises:
         InputError: an `old` of another length, or a length that is both this oblong window's and a square's.

@@ -4,8 +4,8 @@
                              stride 4                 8                  16                 32         ─► head
 
 Attention stays within windows of M = m × m tokens, so its cost grows with the image, not with its square.
-Every second block shifts the windows by m/2, which joins neighbours; the shift is cyclic, and a mask keeps
-apart what only the wrapping brought together.
+Every second block shifts the windows by m/2, which connects neighbours; the shift is cyclic, and a mask
+separates tokens that only the wrap-around brought together.
 
               v1                                       v2
     block     x + f(norm(x))                           x + norm(f(x))       ("res-post-norm")
@@ -14,10 +14,10 @@ apart what only the wrapping brought together.
     merging   reduce(norm([x₀₀ x₁₀ x₀₁ x₁₁]))          norm(reduce([x₀₀ x₁₀ x₀₁ x₁₁]))
 
 The residual stream lives in *window order* (see `windows.py`): moving to the shifted windows and back is one
-gather each, nothing is rolled, partitioned and reversed.
+gather each; nothing is rolled, partitioned and reversed.
 
-Inference on CPUs takes these modules through a few windows at a time, in place (`swin_inplace.py`), since
-everything in a block is local to a window. Everywhere else the whole map is taken at once, as written here.
+Inference on CPUs runs these modules on a few windows at a time, in place (`swin_inplace.py`), since
+everything in a block is local to a window. Everywhere else the whole map is processed at once.
 
 Shapes: B batch, N slots of a map in window order (W windows × M tokens), D width, H heads, d head width,
 K distinct masks, T relative offsets, h w tokens of a map.
@@ -54,7 +54,7 @@ CPB_HIDDEN = 512
 
 
 class WindowAttention(nn.Module):
-    """Attention of each window's tokens among themselves, with a bias for their relative position."""
+    """Attention among the tokens of each window, with a bias for their relative positions."""
 
     def __init__(self, config: SwinConfig, width: int, heads: int, window: tuple[int, int]) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ class WindowAttention(nn.Module):
         self.cpb_mlp = nn.Sequential(
             nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, heads, bias=False)
         )
-        # Keys have no bias: adding the same to every key's score changes no softmax (of v1, not of cosines,
-        # but so it was trained).
+        # Keys have no bias: the same term in every key's score does not change a softmax (in v1; with v2's
+        # cosines it would, but v2 was trained like this).
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
 
@@ -97,14 +97,14 @@ class WindowAttention(nn.Module):
         return linear(x_BND, self.qkv.weight, bias)
 
     def attend(self, qkv_BN3: Tensor, bias_KHMM: Tensor, runs: Runs) -> Tensor:
-        """(B, N, 3D) -> (B, N, D) for the windows of runs that follow one another.
+        """(B, N, 3D) -> (B, N, D) for the windows of consecutive runs.
 
         v1: softmax(q kᵀ / √d + bias) v (Liu et al. 2021, eq. 4). v2: τ cos(q, k) in place of q kᵀ / √d (Liu
         et al. 2022, eq. 2).
         """
         tokens, windows = bias_KHMM.shape[-1], runs[-1][1] - runs[0][0]
         width = qkv_BN3.shape[-1] // 3
-        # Only the batch is left to -1: a number of windows left open keeps engines from folding the rest.
+        # Only the batch is -1: an open number of windows would keep engines from folding constants.
         parts = qkv_BN3.reshape(-1, windows, tokens, 3, self.heads, width // self.heads)
         q_BWHMd, k_BWHMd, v_BWHMd = parts.permute(3, 0, 1, 4, 2, 5).unbind(0)
         scale = None
@@ -137,11 +137,11 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def order(self, tables: StageTables) -> Order:
-        """The window order this block works in."""
+        """The window order this block uses."""
         return tables.plan.shifted if self.shifts else tables.plan.regular
 
     def bias(self, tables: StageTables, x_BND: Tensor) -> Tensor:
-        """(K, H, M, M): what is added to the scores, in the stream's dtype."""
+        """(K, H, M, M): the term added to the scores, in the stream's dtype."""
         return self.attn.position_bias(tables, self.order(tables), x_BND.dtype)
 
     def attention_branch(self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> Tensor:
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours side by side, (B, N, 2D), reduced to (B, N, D); D is that of the stage they go to."""
+    """Four neighbours concatenated, (B, N, 2D), reduced to (B, N, D); D is the next stage's width."""
 
     def __init__(self, version: int, width: int) -> None:
         super().__init__()
@@ -188,14 +188,14 @@ class PatchEmbedding(nn.Module):
         self.norm = LayerNorm(width)
 
     def forward(self, images_BCHW: Tensor, raster_N: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D): the patches at these positions, counted row by row."""
+        """(B, C, H, W) -> (B, N, D): the patches at these raster positions."""
         x_BND = self.proj(images_BCHW).flatten(2).transpose(1, 2)
         embedded_BND: Tensor = self.norm(x_BND.index_select(1, raster_N))
         return embedded_BND
 
 
 class Head(nn.Module):
-    """The classifier, under the name the weights have."""
+    """The classifier, in a module of its own because the weights name it so."""
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Head(nn.Module):
 
 
 class Stage(nn.Module):
-    """The move to this stage's windows (with merging, except in the first), then its blocks."""
+    """Moves the map to this stage's windows (merging patches, except in the first), then runs its blocks."""
 
     def __init__(self, config: SwinConfig, index: int, drop_paths: list[float]) -> None:
         super().__init__()
@@ -228,11 +228,11 @@ class Stage(nn.Module):
         )
 
     def all_blocks(self) -> Iterator[Block]:
-        """The blocks, in their order."""
+        """The blocks in order."""
         return cast("Iterator[Block]", iter(self.blocks))
 
     def enter(self, x_BND: Tensor, slots_N4: Tensor, exists_N4: Tensor | None) -> Tensor:
-        """From the stage before to slots of this one: gathered four by four and merged."""
+        """From the previous stage to slots of this one: gathered four by four and merged."""
         width = x_BND.shape[-1]
         four_BND = x_BND.index_select(1, slots_N4.reshape(-1)).view(-1, len(slots_N4), 4 * width)
         if exists_N4 is not None:
@@ -242,7 +242,7 @@ class Stage(nn.Module):
         return merged_BND
 
     def forward(self, x_BND: Tensor, tables: StageTables) -> tuple[Tensor, bool]:
-        """The blocks over the whole map, from regular order; and whether it ends in shifted order."""
+        """Run the blocks on the whole map, from regular order; True if it ends in shifted order."""
         shifted = False
         for block in self.all_blocks():
             if tables.plan.moves and block.shifts != shifted:
@@ -292,7 +292,7 @@ class Swin(nn.Module):
                     nn.init.zeros_(norm.weight)
 
     def reset_head(self, num_classes: int) -> None:
-        """A new classifier; 0 classes: none, the scores are the features."""
+        """Replace the classifier; with 0 classes the model returns features."""
         self.config = replace(self.config, num_classes=num_classes)
         self.head = Head(self.features, num_classes).to(self.norm.weight)
 
@@ -303,14 +303,14 @@ class Swin(nn.Module):
 
     @property
     def pads(self) -> bool:
-        """Whether windows are padded at the config's image size: there the peers' results differ."""
+        """Whether windows are padded at the config's image size: others' results then differ."""
         return any(stage.plan.has_padding for stage in self._tables.at(*self.config.image_size))
 
     def prepare(self, height: int, width: int, device: torch.device | str = "cpu") -> None:
-        """Compute what the model derives from an image size. `forward` does so by itself, except while it is
-        being compiled or exported at a size it was not built for: then call this before.
+        """Compute what the model derives from an image size. `forward` does this itself, except while it is
+        being compiled or exported at a size it was not built for: call this first then.
 
-        Warns where accuracy is known to fall: the weights saw one resolution, v1's position table one window.
+        Warns where accuracy is known to drop: the weights saw one resolution, v1's position table one window.
 
         Raises:
             InputError: smaller than the stride of the last stage.
@@ -329,7 +329,7 @@ class Swin(nn.Module):
         if self._tables.has(height, width):
             return tuple(stage.to(device) for stage in self._tables.at(height, width))
         raise InputError(
-            f"Swin cannot be compiled or exported at {height} × {width} before its tables are there: "
+            f"Swin cannot be compiled or exported at {height} × {width} before its tables exist: "
             f"build it with image_size=({height}, {width}), or call model.prepare({height}, {width})."
         )
 
@@ -345,7 +345,7 @@ class Swin(nn.Module):
         return images_BCHW
 
     def _stages(self, images_BCHW: Tensor) -> Iterator[tuple[Tensor, StageTables, bool]]:
-        """After each stage: its stream, tables and whether that is in shifted order."""
+        """After each stage: its stream, its tables, and whether the stream is in shifted order."""
         check_images(images_BCHW, self.config.channels)
         tables = self._tables_for(images_BCHW)
         images_BCHW = self._patches(images_BCHW)
@@ -368,7 +368,7 @@ class Swin(nn.Module):
     def forward_pyramid(self, images_BCHW: Tensor) -> list[Tensor]:
         """The maps after each stage, (B, D · 2ˢ, ⌈H/4⌉ / 2ˢ …) at strides 4, 8, 16, 32, without a norm.
 
-        The last one is what `norm` is applied to for classification.
+        For classification, `norm` is applied to the last one.
         """
         maps = []
         for x_BND, table, shifted in self._stages(images_BCHW):
@@ -377,7 +377,7 @@ class Swin(nn.Module):
         return maps
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, D): the mean of the last map's tokens after the last norm; what the head sees."""
+        """(B, D): the mean of the last map's tokens after the last norm, which is the head's input."""
         *_, (x_BND, table, shifted) = self._stages(images_BCHW)
         if table.plan.has_padding:
             x_BND = x_BND.index_select(1, table.plan.slot_hw(shifted))
@@ -388,14 +388,14 @@ class Swin(nn.Module):
         """Class scores, (B, K).
 
         Raises:
-            InputError: not (B, C, H, W), another number of channels, an empty batch, an image smaller than
-                the last stage's stride.
+            InputError: not (B, C, H, W), the wrong number of channels, an empty batch, or an image smaller
+                than the last stage's stride.
         """
         scores_BK: Tensor = self.head(self.forward_features(images_BCHW))
         return scores_BK
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters are of which layer, as timm's functions of layer-wise learning rates ask."""
+        """Which parameters belong to which layer, as timm's layer-wise learning rates expect."""
         blocks = (
             r"^layers\.(\d+)"
             if coarse
@@ -408,7 +408,7 @@ class Swin(nn.Module):
         return {"stem": r"^patch_embed", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """Patterns of parameters that are no matrices, though they look like some."""
+        """Patterns of two-dimensional parameters that are not weight matrices."""
         return {"*relative_position_bias_table", "*cpb_mlp*", "*logit_scale"}
 
     def adapt_weights(
@@ -419,11 +419,11 @@ class Swin(nn.Module):
         window: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
         """Tensors under our names, fitted to this model: v1's position tables resampled to its windows, v2's
-        joint q, k, v bias taken apart. The file's window is the one given, else the one its
-        `relative_position_index` is of, else a square one, or the model's own where the table is no square's.
+        joint q, k, v bias split. The file's window is the one given, else that of its
+        `relative_position_index`, else square, or the model's own if no square window has such a table.
 
         Raises:
-            Unclear: a table that could be of the model's own oblong window as well as of a square one.
+            Unclear: a table that could belong to the model's own oblong window or to a square one.
         """
         result = {name: value for name, value in state_dict.items() if not name.endswith(DERIVED)}
         for name, module in self.named_modules():
@@ -445,6 +445,6 @@ class Swin(nn.Module):
 
 
 def _length(x: Tensor) -> Tensor:
-    """The Euclidean length of the last dimension's vectors, never 0."""
+    """The Euclidean norm over the last dimension, never 0."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
     return length

@@ -17,14 +17,14 @@ class SwinConfig:
 
     version: int = 1
     image_size: tuple[int, int] = (224, 224)
-    """(H, W) the tables are prepared for; `forward` takes other sizes too."""
+    """(H, W) that tables are prepared for; `forward` takes other sizes too."""
     trained_size: tuple[int, int] | None = None
-    """(H, W) the published weights were trained at, for the warning."""
+    """(H, W) that the published weights were trained at, for the warning."""
     window: int | tuple[int, int] = 7
     pretrained_window: tuple[int, ...] = (0, 0, 0, 0)
     """v2: per stage, the window whose offsets span the log scale; 0: the window itself."""
     patch_size: int = 4
-    """Side of a patch in pixels; each stage after the first merges 2 × 2 of what it gets."""
+    """Side of a patch in pixels; each stage after the first merges 2 × 2 tokens."""
     width: int = 96
     """D of stage 1; it doubles with each stage."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -82,7 +82,7 @@ VARIANTS: dict[str, SwinConfig] = {
     "swinv2_large_window12to16_192to256": _at(_L, 2, 16, 256, (12, 12, 12, 6)),
     "swinv2_base_window12to24_192to384": _at(_B, 2, 24, 384, (12, 12, 12, 6)),
     "swinv2_large_window12to24_192to384": _at(_L, 2, 24, 384, (12, 12, 12, 6)),
-    # Ours, for small images and training from scratch; nobody publishes weights of them.
+    # Ours, for small images and training from scratch; no weights are published.
     "swin_nano_patch2_window7_28": SwinConfig(
         image_size=(28, 28), patch_size=2, width=32, depths=(2, 6), heads=(2, 4), num_classes=10
     ),
@@ -90,14 +90,14 @@ VARIANTS: dict[str, SwinConfig] = {
 
 
 def check(config: SwinConfig) -> None:
-    """Refuse what is no Swin; warn as `check_size` does.
+    """Refuse impossible configs; warn as `check_size` does.
 
     Raises:
-        InputError: fields that exclude one another.
+        InputError: fields that contradict each other.
     """
     check_kernel(config.attention)
     if config.version not in (1, 2):
-        raise InputError(f"Swin has the versions 1 and 2, not {config.version}.")
+        raise InputError(f"Swin has versions 1 and 2, not {config.version}.")
     if min(config.windows) < 1:
         raise InputError(f"A window has at least 1 × 1 tokens, not {config.window}.")
     stages = len(config.depths)
@@ -115,7 +115,7 @@ def check(config: SwinConfig) -> None:
 
 
 def check_size(config: SwinConfig, height: int, width: int) -> None:
-    """Warn where accuracy is known to fall: the weights saw one resolution, v1's position table one window.
+    """Warn where accuracy is known to drop: the weights saw one resolution, v1's position table one window.
 
     Raises:
         InputError: smaller than the stride of the last stage.

@@ -1,9 +1,9 @@
 """Swin's inference on CPUs: whole blocks over a few windows at a time, in place.
 
-Everything in a block is local to a window, so neither q, k, v nor the MLP's hidden features nor the scores
-of a whole map ever exist. The formulas stay in `swin.py`: here is only which windows are taken when, and
-where their results are written. The stream is kept in regular order throughout; a shifted block gathers its
-windows and puts them back.
+Everything in a block is local to a window, so q, k, v, the scores and the MLP's hidden features never exist
+for a whole map. The formulas stay in `swin.py`: this file only decides which windows are processed when, and
+where results are written. The stream stays in regular order throughout; a shifted block gathers its windows
+and writes them back.
 
 Shapes: B batch, N slots of a map in window order (W windows × M tokens), D width, P numbers of a patch.
 """
@@ -22,13 +22,13 @@ from vitrail.models.windows import Order, Runs, StageTables
 __all__ = ["stages_in_place"]
 
 CHUNK_BYTES = 16 * 1024 * 1024
-"""Hidden features of the MLP that are held at a time, …"""
+"""Bytes of hidden features of the MLP held at a time, …"""
 CHUNK_TOKENS = (2048, 8192)
-"""… within these numbers of tokens: with fewer, matrix products lose speed; more do not fit the cache."""
+"""… between these numbers of tokens: fewer slow down matrix products, more do not fit the cache."""
 
 
 class Embedding(Protocol):
-    """What is asked of `swin.PatchEmbedding`."""
+    """The part of `swin.PatchEmbedding` used here."""
 
     proj: nn.Conv2d
 
@@ -37,7 +37,7 @@ class Embedding(Protocol):
 
 
 class Block(Protocol):
-    """What is asked of `swin.Block`."""
+    """The part of `swin.Block` used here."""
 
     shifts: bool
     hidden: int
@@ -49,7 +49,7 @@ class Block(Protocol):
 
 
 class Stage(Protocol):
-    """What is asked of `swin.Stage`."""
+    """The part of `swin.Stage` used here."""
 
     def all_blocks(self) -> Iterable[Block]: ...
     def enter(self, x_BND: Tensor, slots_N4: Tensor, exists_N4: Tensor | None) -> Tensor: ...
@@ -58,7 +58,7 @@ class Stage(Protocol):
 def stages_in_place(
     patch_embed: Embedding, stages: Iterable[Stage], images_BCHW: Tensor, tables: tuple[StageTables, ...]
 ) -> Iterator[tuple[Tensor, StageTables, bool]]:
-    """After each stage: its stream, its tables, and that the stream is not in shifted order."""
+    """After each stage: its stream, its tables, and False: the stream is never in shifted order."""
     x_BND = _embed(patch_embed, images_BCHW, tables[0].enter_regular_N4.view(-1))
     for stage, table in zip(stages, tables, strict=True):
         if table is not tables[0]:
@@ -96,7 +96,7 @@ def _enter(stage: Stage, x_BND: Tensor, table: StageTables) -> Tensor:
 
 
 def _run(block: Block, x_BND: Tensor, table: StageTables) -> None:
-    """A block on the stream itself."""
+    """Run a block on the stream, in place."""
     plan, order = table.plan, block.order(table)
     bias_KHMM = block.bias(table, x_BND)
     at_once = max(1, _tokens_at_once(block.hidden, x_BND) // plan.tokens)
@@ -107,7 +107,7 @@ def _run(block: Block, x_BND: Tensor, table: StageTables) -> None:
         if not (block.shifts and plan.moves):
             _add(block, stream_BND[:, slots], bias_KHMM, runs)
             continue
-        # Every slot is in one window only, so parts may be written back as they come.
+        # Every slot is in only one window, so parts can be written back immediately.
         slots_N = plan.to_shifted_N[slots]
         part_BND = stream_BND.index_select(1, slots_N)
         _add(block, part_BND, bias_KHMM, runs)
@@ -120,7 +120,7 @@ def _add(block: Block, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> None:
 
 
 def _within(runs: Runs, windows: slice) -> Runs:
-    """The parts of the runs that lie among these windows."""
+    """The parts of the runs that lie within these windows."""
     cut = [(max(start, windows.start), min(end, windows.stop), mask) for start, end, mask in runs]
     return tuple(run for run in cut if run[0] < run[1])
 

@@ -1,6 +1,6 @@
 """Our own models: name -> "module:class"; the module's VARIANTS says what a name means.
 
-A literal table that imports nothing: `select` asks it without importing torch.
+A literal table that imports nothing, so that `select` can read it without importing torch.
 """
 
 from __future__ import annotations
@@ -140,10 +140,10 @@ _CLIP = (
 
 
 OWN = (*_OWN_VIT, *_OWN_SWIN, *_OWN_CLIP)
-"""Models that nobody else has: small ones, to be trained from scratch."""
+"""Small models of our own, to be trained from scratch."""
 
 TWO_TOWERS = frozenset((*_CLIP, *_OWN_CLIP))
-"""Models of an image and a text tower: no classifiers by themselves, and under open_clip's names."""
+"""Models with an image and a text tower, under open_clip's names: not classifiers by themselves."""
 
 MODELS: dict[str, str] = {
     **dict.fromkeys((*_VIT, *_OWN_VIT), "vitrail.models.vit:ViT"),

@@ -1,12 +1,12 @@
 """The text transformer of CLIP (Radford et al. 2021, section 2.4) and of SigLIP (Zhai et al. 2023).
 
     x_BLD       = embedding[tokens] + positions
-    x_BLD       = block(x)                       the image tower's block, repeated; CLIP's hides later tokens
+    x_BLD       = block(x)                       the image tower's block, repeated; in CLIP causal
     pooled_BD   = x at the end token (CLIP) or at the last place (SigLIP), after the last norm
     text_BE     = projection(pooled)
 
-In CLIP the causal mask makes the end token the first one that has seen the whole text, and what stands after
-it is never read; in SigLIP each token sees all, padding included, so a row always has the full length.
+In CLIP the causal mask makes the end token the first to see the whole text, and whatever follows it is never
+read; in SigLIP each token sees all others, padding included, so a row always has the full length.
 
 Shapes: B texts, L tokens (the context), V vocabulary, D width, E width of the embedding shared with images.
 """
@@ -32,10 +32,10 @@ POOLS = ("end", "last")
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(TokenizerConfig):
-    """Everything that distinguishes one text tower from another; its tokenizer's part is `TokenizerConfig`.
+    """Everything that distinguishes one text tower from another; the tokenizer's part is `TokenizerConfig`.
 
     Raises:
-        InputError: fields that exclude one another.
+        InputError: fields that contradict each other.
     """
 
     width: int
@@ -48,15 +48,15 @@ class TextConfig(TokenizerConfig):
     mlp_width: int | None = None
     """Hidden features of the MLP; None: 4 × width."""
     activation: str = "gelu"
-    """gelu, gelu_tanh or quick_gelu, as the weights were trained."""
+    """gelu, gelu_tanh or quick_gelu: what the weights were trained with."""
     causal: bool = True
-    """Each token sees itself and what stands before it."""
+    """Each token sees only itself and earlier ones."""
     pool: str = "end"
-    """end: the end token, which has the highest number of a row; last: the last place."""
+    """end: at the end token, the highest token number of a row; last: at the last position."""
     projection_bias: bool = False
     norm_eps: float = 1e-5
     attention: str = "auto"
-    """Kernel, one of `attention.KERNELS`."""
+    """One of `attention.KERNELS`."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -73,7 +73,7 @@ class TextConfig(TokenizerConfig):
 
     @property
     def any_length(self) -> bool:
-        """Whether a row may end with its text: nothing after the end token is ever read."""
+        """Whether rows may be cut after the end token, because nothing after it is ever read."""
         return self.causal and self.pool == "end"
 
 
@@ -101,13 +101,14 @@ class TextTransformer(nn.Module):
         _initialise(self)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
-        """(B, L) int64, or fewer columns where no text reaches further (CLIP) -> (B, E).
+        """(B, L) int64, or fewer columns if no text needs more (CLIP) -> (B, E).
 
-        Eager inference of CLIP leaves out the columns after the longest text: exact, and a batch of short
-        prompts takes a fraction of the time.
+        Eager inference of CLIP drops the columns after the longest text: the result is the same, and a batch
+        of short prompts takes a fraction of the time.
 
         Raises:
-            InputError: not rows of token numbers, rows of a wrong length, or numbers out of the vocabulary.
+            InputError: not rows of token numbers, rows of the wrong length, or numbers outside the
+                vocabulary.
         """
         self._check(tokens_BL)
         if self.config.any_length and inferring():
@@ -115,7 +116,7 @@ class TextTransformer(nn.Module):
         x_BLD = self.token_embedding(tokens_BL) + self.positional_embedding[: tokens_BL.shape[1]]
         for block in self.blocks:
             x_BLD = block(x_BLD, causal=self.config.causal)
-        # The norm works on each token by itself, so only the pooled one needs it.
+        # The norm treats each token separately, so only the pooled one needs it.
         return self.projection(self.norm(self._pool(x_BLD, tokens_BL)))
 
     def _pool(self, x_BLD: Tensor, tokens_BL: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class TextTransformer(nn.Module):
                 f"The rows have {length} tokens and this model reads exactly {c.context_length}, padding "
                 f"included: use a tokenizer with context_length={c.context_length}."
             )
-        # What follows looks at values, which a traced graph must not.
+        # The checks below read values, which a traced graph must not.
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return
         if tokens_BL.shape[0] == 0:
@@ -168,7 +169,7 @@ class TextTransformer(nn.Module):
 
 
 def _initialise(model: TextTransformer) -> None:
-    """New weights as OpenAI's CLIP drew them: the deeper, the smaller what a block adds."""
+    """New weights as in OpenAI's CLIP: the deeper the model, the smaller each block's contribution."""
     width, depth = model.config.width, model.config.depth
     nn.init.normal_(model.token_embedding.weight, std=0.02)
     nn.init.normal_(model.positional_embedding, std=0.01)

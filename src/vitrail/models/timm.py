@@ -41,10 +41,10 @@ def build(
         classes: K.
         weights: file to load; None leaves the random initialisation of `seed`.
         seed: for the random initialisation, applied to a forked generator.
-        drop_path: for training, where the architecture has it.
+        drop_path: for training, if the architecture has it.
 
     Raises:
-        InputError: unknown architecture, an image size it cannot take, or weights that do not fit.
+        InputError: an unknown architecture, an image size it cannot take, or weights that do not fit.
     """
     check_known(architecture)
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": classes}
@@ -71,10 +71,10 @@ def build(
 def fitted(
     model: nn.Module, architecture: str, weights: Path, *, image_size: int, classes: int
 ) -> dict[str, torch.Tensor]:
-    """A file's tensors in the names of timm's model, whose values are not looked at (meta will do).
+    """A file's tensors in the names of timm's model, which may be on the meta device.
 
-    Where we have a model of our own of that name, the file is read as `factory.load_weights` reads it: its
-    names are timm's, and so both take the same files, in all dialects. Else through timm's filters.
+    If we have a model of that name, the file is read like in `factory.load_weights`: its names are timm's, so
+    both accept the same files, in all dialects. Otherwise timm's filters convert it.
 
     Raises:
         InputError: the file cannot be read, holds NaN or infinity, or does not fit.
@@ -104,18 +104,18 @@ def fitted(
 
 
 def _differs(stated: str | None, architecture: str) -> bool:
-    """Whether timm knows both and builds them by different functions: old names stay good."""
+    """Whether timm knows both and builds them with different functions; old names are fine."""
     if stated is None or not timm.is_model(stated):
         return False
     return timm.model_entrypoint(stated) is not timm.model_entrypoint(architecture)
 
 
 HEADS = ("head", "head.fc", "classifier", "fc", "_fc")
-"""Names of the classifier in timm's models, other libraries' files and the original repositories' ones."""
+"""Names of the classifier in timm's models, in other libraries' files and in original repositories."""
 
 
 def classes_in(architecture: str, given: Mapping[str, torch.Tensor]) -> int:
-    """K of the classifier in the file of an architecture of timm's; 0: it has none."""
+    """K of the classifier in the file of a timm architecture; 0: it has none."""
     config: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
     named = getattr(config, "classifier", None)
     own = (named,) if isinstance(named, str) else tuple(named or ())
@@ -128,7 +128,7 @@ def classes_in(architecture: str, given: Mapping[str, torch.Tensor]) -> int:
 
 
 def is_ours(architecture: str) -> bool:
-    """Whether we have a classifier of that name too, with timm's names for its tensors."""
+    """Whether we also have a classifier of that name, whose tensors have timm's names."""
     return architecture in MODELS and architecture not in TWO_TOWERS
 
 
@@ -143,10 +143,10 @@ def _takes_image_size(architecture: str) -> bool:
 
 
 def published_preprocess(name: str) -> dict[str, Any]:
-    """The fields of a `Preprocess`, as timm's record of that name has them (without a tag: its default one).
+    """The fields of a `Preprocess` from timm's record of that name (without a tag: of its default one).
 
     Raises:
-        InputError: an unknown tag, or a preprocessing that is not offered here.
+        InputError: an unknown tag, or a preprocessing that Vitrail does not offer.
     """
     try:
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)

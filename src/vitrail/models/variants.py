@@ -1,4 +1,4 @@
-"""A name of ours -> its class and its config: where `build` and the search for a fitting name begin."""
+"""Looks up the class and config of one of our models' names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["looked_up"]
 
 
 def looked_up(name: str) -> tuple[type[nn.Module], Any]:
-    """The class and the config of a name.
+    """The class and config of a name.
 
     Raises:
-        InputError: we have no such model; with the nearest names.
+        InputError: we have no such model; the message names the nearest.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3)

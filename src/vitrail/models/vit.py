@@ -7,7 +7,7 @@
     features_BD = pool(norm x)                        the class token, a mean, or attention pooling; eq. 4
     scores_BK   = head(features)
 
-What later papers added is a field of `ViTConfig` each: CLIP's norm before the blocks, DeiT-3's and DINOv2's
+Every later addition is a field of `ViTConfig`: CLIP's norm before the blocks, DeiT-3's and DINOv2's
 LayerScale and registers, SwiGLU, SigLIP's attention pooling, QK-norm. Parameter names are timm's.
 
 Shapes: B batch, C channels, H W pixels, h w patches (the grid), N tokens (prefix + h·w), D width, K classes,
@@ -63,13 +63,13 @@ class Attention(nn.Module):
         return self.proj(out_BHNd.transpose(1, 2).flatten(2))
 
     def weights(self, x_BND: Tensor) -> Tensor:
-        """softmax(q kᵀ / √d), (B, H, N, N): how much each token (row) takes from each other one."""
+        """softmax(q kᵀ / √d), (B, H, N, N): how much each token (row) attends to each token."""
         q_BHNd, k_BHNd, _ = self._queries_keys_values(x_BND)
         return (q_BHNd @ k_BHNd.transpose(-2, -1) * q_BHNd.shape[-1] ** -0.5).softmax(-1)
 
     def _queries_keys_values(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv_BN3Hd = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
-        # Views only: the kernels read strided heads, a copy would cost as much memory as the projection.
+        # Views only: the kernels read strided heads, and a copy would cost as much memory as the projection.
         q_BHNd, k_BHNd, v_BHNd = qkv_BN3Hd.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q_BHNd), self.k_norm(k_BHNd), v_BHNd
 
@@ -106,7 +106,7 @@ class Block(nn.Module):
     def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
         """x + attention(norm1 x), eq. 2, then x + mlp(norm2 x), eq. 3."""
         x_BND = x_BND + self.drop_path(self.ls1(self.attn(self.norm1(x_BND), causal=causal)))
-        # The MLP of norm2 x and its sum with x, in inference on CPUs with less memory.
+        # The MLP of norm2 x, added to x; inference on CPUs does it with less memory.
         hidden = self.mlp.hidden
         return add(x_BND, self.drop_path(self.ls2(by_rows(self.mlp, self.norm2(x_BND), features=hidden))))
 
@@ -147,9 +147,9 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """A Vision Transformer of any size; with `num_classes=0` a backbone whose forward gives features.
+    """A Vision Transformer of any size; with `num_classes=0` a backbone whose forward returns features.
 
-    New weights are drawn as timm does: truncated normal of deviation 0.02 for matrices and positions, 1e-6
+    New weights are drawn as in timm: truncated normal of deviation 0.02 for matrices and positions, 1e-6
     for the class token and the registers, zero biases; PyTorch's own for the patch projection.
     """
 
@@ -178,12 +178,13 @@ class ViT(nn.Module):
         """(B, C, H, W) -> (B, K) scores; (B, D) features if the model has no head.
 
         Raises:
-            InputError: no batch of images, other channels, or sizes that are no whole number of patches.
+            InputError: not a batch of images, wrong channels, or a size that is not a whole number of
+                patches.
         """
         return self.head(self.forward_features(images_BCHW))
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D) pooled features: what the head sees."""
+        """(B, C, H, W) -> (B, D) pooled features, the head's input."""
         return self.fc_norm(self._pool(self.forward_tokens(images_BCHW)))
 
     def forward_tokens(self, images_BCHW: Tensor) -> Tensor:
@@ -198,10 +199,10 @@ class ViT(nn.Module):
     ) -> list[Tensor]:
         """(B, D, h, w) of the patches after each of the blocks `indices` (negative: from the end; None: all).
 
-        With `norm` each has gone through the last norm. Blocks after the last one asked for are not run.
+        With `norm` the last norm is applied to each. Blocks after the last requested one are not run.
 
         Raises:
-            InputError: as `forward`, or a block that the model has not.
+            InputError: as `forward`, or a block that does not exist.
         """
         depth = len(self.blocks)
         wanted = [self._block_index(i) for i in (range(depth) if indices is None else indices)]
@@ -216,7 +217,7 @@ class ViT(nn.Module):
         return [found[i] for i in sorted(found)]
 
     def attention_maps(self, images_BCHW: Tensor) -> list[Tensor]:
-        """(B, H, N, N) per block: softmax(q kᵀ / √d), N × N numbers per head, so for small images only."""
+        """softmax(q kᵀ / √d) of every block, (B, H, N, N) each: for small images only."""
         x_BND, maps = self._embed(images_BCHW), []
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -225,21 +226,21 @@ class ViT(nn.Module):
         return maps
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one for `num_classes`; 0 removes it."""
+        """Replace the classifier with a new one for `num_classes`; 0 removes it."""
         self.config = replace(self.config, num_classes=num_classes)
         like = self.pos_embed
         self.head = _head(self.config).to(like.device, like.dtype)
         _initialise_linear(self.head)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters are of which layer, as timm's functions of layer-wise learning rates ask."""
+        """Which parameters belong to which layer, as timm's layer-wise learning rates expect."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are no matrices, though they look like some."""
+        """Multi-dimensional parameters that are not weight matrices."""
         return {"pos_embed", "cls_token", "reg_token", "attn_pool.latent"}
 
     def adapt_weights(
@@ -249,15 +250,15 @@ class ViT(nn.Module):
         image_size: tuple[int, int] | None = None,
         window: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
-        """Translated tensors, reshaped to this model where arithmetic is needed; the dict is not changed.
+        """Translated tensors, converted to this model where that takes arithmetic; the dict is not changed.
 
-        Position tables of another grid are resampled to this model's. Rows are a count, no shape: the table
-        is of the grid of `image_size`, where that is given; else of a square one, or of the model's own where
-        the number of rows is no square.
+        Position tables of another grid are resampled to this model's. The number of rows does not determine
+        the grid: it is that of `image_size`, if given; else square, or the model's own if the number of rows
+        is not a square.
 
         Raises:
-            Unclear: a number of rows that is no grid's, or that could be the model's own oblong grid's as
-                well as a square's.
+            Unclear: a number of rows that fits no grid, or fits both the model's own oblong grid and a
+                square one.
         """
         c = self.config
         state = settle(
@@ -271,7 +272,7 @@ class ViT(nn.Module):
         return state
 
     def _embed(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D): what the first block sees."""
+        """(B, C, H, W) -> (B, N, D): the first block's input."""
         check_images(images_BCHW, self.config.channels)
         height, width = images_BCHW.shape[-2:]
         check_whole_patches(height, width, self.config.patch_size)
@@ -320,7 +321,7 @@ class ViT(nn.Module):
     def _grid_of(
         self, rows: int, image_size: tuple[int, int] | None, state: dict[str, Tensor]
     ) -> tuple[int, int]:
-        """(h, w) that a table of so many rows is of."""
+        """(h, w), the grid of a table with this many rows."""
         patch, (h, w) = self.config.patch_size, self.config.grid
         count = rows - self._prefix_rows
         side = isqrt(max(count, 0))
@@ -346,7 +347,7 @@ class ViT(nn.Module):
             return (side, side) if square else (h, w)
         raise Unclear(
             f"The position table has {rows} rows; {self._prefix_rows} belong to the tokens before the "
-            "patches and the rest is no square grid: say load_weights(…, image_size=(HEIGHT, WIDTH)), the "
+            "patches, and the rest is no square grid: say load_weights(…, image_size=(HEIGHT, WIDTH)), the "
             "pixels that the weights were trained with.",
             state,
         )
@@ -355,7 +356,7 @@ class ViT(nn.Module):
 def resample_positions(
     table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int
 ) -> Tensor:
-    """A position table of the grid `old` (h, w) for the grid `new`; its first `prefix` rows stay.
+    """A position table of the grid `old` (h, w), resampled to the grid `new`; its first `prefix` rows stay.
 
     Bicubic with antialiasing, in float32, as timm does; the table's dtype is kept.
     """

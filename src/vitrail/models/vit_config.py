@@ -20,7 +20,7 @@ class ViTConfig:
     """Everything that distinguishes one Vision Transformer from another.
 
     Raises:
-        InputError: fields that exclude one another, or an image that is no whole number of patches.
+        InputError: fields that contradict each other, or an image that is not a whole number of patches.
     """
 
     width: int
@@ -32,41 +32,41 @@ class ViTConfig:
     patch_size: int = 16
     """P, side of a patch in pixels."""
     image_size: tuple[int, int] = (224, 224)
-    """(H, W) that the position table is made for; other sizes are taken too, by resampling it."""
+    """(H, W) that the position table is made for; for other sizes it is resampled."""
     num_classes: int = 1000
-    """K; 0: no head, the model gives the pooled features."""
+    """K; 0: no head, the model returns the pooled features."""
     channels: int = 3
     mlp: str = "plain"
     """plain: two layers with `activation`; swiglu: gated, both matrices of the gate packed in fc1."""
     mlp_width: int | None = None
-    """F, outputs of fc1 (with swiglu of both its halves); None: 4 × width."""
+    """F, outputs of fc1 (with swiglu, of both halves); None: 4 × width."""
     activation: str = "gelu"
-    """gelu, gelu_tanh or quick_gelu, as the weights were trained."""
+    """gelu, gelu_tanh or quick_gelu: what the weights were trained with."""
     class_token: bool = True
     register_tokens: int = 0
-    """Extra learned tokens that no one reads (Darcet et al. 2024); they stand after the class token."""
+    """Extra learned tokens whose output is unused (Darcet et al. 2024); they follow the class token."""
     position_covers_prefix: bool = True
-    """Class and register tokens have rows of the position table (timm: not no_embed_class)."""
+    """Class and register tokens have rows in the position table (timm: not no_embed_class)."""
     pre_norm: bool = False
     """A norm before the blocks, and patches projected without bias (CLIP)."""
     pool: str = "token"
     """token: the class token; avg: mean over the patches; map: attention pooling (SigLIP)."""
     norm_after_pool: bool = False
-    """The last norm stands after the pooling, not before (timm: fc_norm)."""
+    """The last norm comes after the pooling, not before (timm: fc_norm)."""
     layer_scale: float | None = None
-    """Initial value of the factors on each branch; None: no such factors."""
+    """Initial value of the factors on each branch; None: no factors."""
     qkv_bias: bool = True
     qk_norm: bool = False
     """Queries and keys are normalised per head (Dehghani et al. 2023, ViT-22B)."""
     norm_eps: float = 1e-6
     head_bias: bool = True
     drop_path: float = 0.0
-    """In training: share of the samples that leave out the last block's branches; linear from 0."""
+    """In training: share of the samples that skip the last block's branches; grows linearly from 0."""
     sincos_start: bool = False
-    """Random weights begin with positions as sines and cosines (Beyer et al. 2022, arXiv:2205.01580), and
-    learn on: small models on few images find out sooner what lies where."""
+    """Positions are initialised with sines and cosines (Beyer et al. 2022, arXiv:2205.01580) and stay
+    trainable: small models on few images learn positions sooner."""
     attention: str = "auto"
-    """Kernel, one of `attention.KERNELS`."""
+    """One of `attention.KERNELS`."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -82,7 +82,7 @@ class ViTConfig:
                 f"There is no activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}."
             )
         if self.pool == "token" and not self.class_token:
-            raise InputError("Pooling by the class token needs class_token=True: else choose pool='avg'.")
+            raise InputError("Pooling by the class token needs class_token=True: set it, or pool='avg'.")
         check_kernel(self.attention)
         check_whole_patches(*self.image_size, self.patch_size)
 
@@ -98,10 +98,10 @@ class ViTConfig:
 
 
 def check_whole_patches(height: int, width: int, patch: int) -> None:
-    """Refuse an image that is no whole number of patches.
+    """Refuse an image that is not a whole number of patches.
 
     Raises:
-        InputError: with the nearest size that is one.
+        InputError: with the nearest size that is.
     """
     if height % patch == 0 and width % patch == 0 and height > 0 and width > 0:
         return
@@ -110,8 +110,8 @@ def check_whole_patches(height: int, width: int, patch: int) -> None:
         return max(1, round(side / patch)) * patch
 
     raise InputError(
-        f"An image of {height} × {width} pixels is no whole number of patches of {patch}: resize or crop it, "
-        f"nearest is {nearest(height)} × {nearest(width)}."
+        f"An image of {height} × {width} pixels is not a whole number of patches of {patch}: resize or crop "
+        f"it, nearest is {nearest(height)} × {nearest(width)}."
     )
 
 
@@ -240,8 +240,8 @@ VARIANTS: dict[str, ViTConfig] = {
     "vit_medium_patch16_reg1_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=1),
     "vit_medium_patch16_reg4_gap_256": ViTConfig(**MEDIUM, **REG_GAP, register_tokens=4),
     "vit_base_patch16_reg4_gap_256": ViTConfig(**{**BASE, **REG_GAP, "layer_scale": None}, register_tokens=4),
-    # Ours, for small images and training from scratch; nobody publishes weights of them.
+    # Ours, for small images and training from scratch; no weights are published.
     "vit_nano_patch4_28": ViTConfig(**{**NANO, "width": 96}, patch_size=4, image_size=(28, 28)),
     "vit_nano_patch16_224": ViTConfig(**NANO),
 }
-"""By timm's names without the tag of the weights."""
+"""By timm's names without the weights' tag."""

@@ -14,8 +14,8 @@ from vitrail.models.windows import Runs
 __all__ = ["attend_windows"]
 
 FOLDED_BIAS = 1 << 20
-"""Numbers up to which an exported block adds one tensor (bias and masks of all its windows) to the scores.
-On large maps that constant would outgrow the weights: there windows with the same mask are taken together."""
+"""Size up to which an exported block adds one constant (bias and masks of all its windows) to the scores.
+On large maps that constant would outgrow the weights, so windows with the same mask share one."""
 
 
 def attend_windows(
@@ -30,7 +30,7 @@ def attend_windows(
 ) -> Tensor:
     """softmax(scale · q kᵀ + bias) v within each window, as (B, W · M, D).
 
-    The runs follow one another and cover the windows; each says which of the K biases its windows have.
+    The runs are consecutive and cover the windows; each says which of the K biases its windows use.
     """
     first, end = runs[0][0], runs[-1][1]
     if torch.compiler.is_exporting() and len(runs) > 1 and bias_KHMM[0].numel() * end <= FOLDED_BIAS:
@@ -47,10 +47,10 @@ def attend_windows(
 def _attend(
     q_BWHMd: Tensor, k_BWHMd: Tensor, v_BWHMd: Tensor, bias: Tensor, scale: float | None, kernel: str
 ) -> Tensor:
-    """Under one bias for all windows, (1, H, M, M), or one each, (W, H, M, M)."""
+    """With one bias for all windows, (1, H, M, M), or one each, (W, H, M, M)."""
     _, windows, heads, tokens, depth = q_BWHMd.shape
     if torch.compiler.is_exporting():
-        # Engines recognise the written-out form, and in five dimensions nothing but the batch is open.
+        # Engines recognise the written-out form, and in five dimensions only the batch is open.
         kernel = "naive" if kernel == "auto" else kernel
         out_BWHMd = attend(q_BWHMd, k_BWHMd, v_BWHMd, bias=bias, scale=scale, kernel=kernel)
         return out_BWHMd.transpose(2, 3).reshape(-1, windows * tokens, heads * depth)

@@ -1,13 +1,13 @@
-"""Swin's bookkeeping: which token lies in which window, and what it may attend to there.
+"""Swin's bookkeeping: which token is in which window, and what it may attend to there.
 
 Everything here follows from a few integers (map size, window) and is computed on the CPU with NumPy, never
-stored with weights and never traced: a plan's tensors are constants of a model's graph.
+stored with weights and never traced: a plan's tensors are constants of the model's graph.
 
 *Window order*: the tokens of a map sorted so that each window's M tokens lie together, (nW · M) slots. Slots
-beyond the map's edge are padding; their content is arbitrary, no real token ever attends to it. There are two
+beyond the map's edge are padding; their content is arbitrary, and no real token attends to it. There are two
 orders per stage, regular and shifted by half a window (Liu et al. 2021, §3.2), over the same padded map, so
-that each is a permutation of the other. Windows with the same mask stand together in an order (a *run*), the
-unmasked ones first: on a large map nearly all windows share one mask, or have none.
+that each is a permutation of the other. Windows with the same mask are consecutive (a *run*), unmasked
+ones first: on a large map nearly all windows share one mask or have none.
 
 Shapes: h w tokens of a map, M tokens of a window, nW windows, N = nW · M slots, K distinct masks, T offsets.
 """
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 SIZES_KEPT = 8
-"""Image sizes whose tables a model remembers."""
+"""Image sizes whose tables a model keeps."""
 
 ACROSS = -100.0
 """Added to the score between tokens that only the cyclic shift brought together. The published weights were
-trained with this number, not with minus infinity, and in v2 (scores up to ±116) one sees the difference."""
+trained with this number, not with minus infinity, and in v2 (scores up to ±116) the difference shows."""
 
 
 Runs = tuple[tuple[int, int, int], ...]
@@ -74,7 +74,7 @@ class StagePlan:
     padded: tuple[int, int]
     regular: Order
     shifted: Order
-    """The regular one itself if the map is one window."""
+    """The same as `regular` if the map is one window."""
     to_shifted_N: Tensor
     """Slot in the regular order of each slot of the shifted order: one gather moves the map."""
     to_regular_N: Tensor
@@ -109,17 +109,17 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageTables:
-    """All that one stage derives from the image's size."""
+    """Everything one stage derives from the image size."""
 
     plan: StagePlan
     offset_MM: Tensor
     """Row of the offset table for each query and key."""
     resample_TT: Tensor | None
-    """v1: makes this window's offset table from the learned one; None: it fits."""
+    """v1: the matrix that makes this window's offset table from the learned one; None: it fits as it is."""
     coordinates_T2: Tensor | None
     """v2: log-spaced offsets."""
     enter_regular_N4: Tensor
-    """Slots of the stage before (left in regular order) that each slot is merged from; in the first stage
+    """Slots of the previous stage, in regular order, that each slot is merged from; in the first stage
     (N, 1), raster positions of the patches."""
     enter_shifted_N4: Tensor
     exists_N4: Tensor | None
@@ -131,7 +131,7 @@ class StageTables:
 
 
 class TablesBySize:
-    """A model's tables for the image sizes that it saw last, on the devices where it saw them.
+    """A model's tables for the image sizes and devices it used most recently.
 
     Args:
         patch: side of a patch in pixels.
@@ -149,17 +149,17 @@ class TablesBySize:
         self.kept: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
 
     def has(self, height: int, width: int, device: torch.device | str = "cpu") -> bool:
-        """Whether they are there."""
+        """Whether the tables exist already."""
         return (height, width, str(device)) in self.kept
 
     def at(self, height: int, width: int, device: torch.device | str = "cpu") -> tuple[StageTables, ...]:
-        """Those of an image of so many pixels, per stage; made now if they are not there."""
+        """The tables per stage for an image of this many pixels; made now if they do not exist."""
         key = (height, width, str(device))
         if key not in self.kept:
             while len(self.kept) >= SIZES_KEPT:
                 del self.kept[next(iter(self.kept))]
             grid = (-(-height // self.patch), -(-width // self.patch))
-            # Made under inference_mode too, they must serve a later training step.
+            # Even if made under inference_mode, they must work in a later training step.
             with torch.inference_mode(False):
                 tables = image_tables(grid, self.window, self.built, self.pretrained)
                 self.kept[key] = tuple(stage.to(device) for stage in tables)
@@ -178,7 +178,7 @@ def image_tables(
         grid: patches of the image.
         window: largest window.
         built: per stage, the window the learned offset table is for (v1).
-        pretrained: per stage, the window that v2's log scale refers to, 0 for the stage's own; None in v1.
+        pretrained: per stage, the window that v2's log scale refers to, 0 for the stage's own; None for v1.
     """
     tables: list[StageTables] = []
     size = grid
@@ -212,7 +212,7 @@ def image_tables(
 
 
 def _raster(plan: StagePlan) -> Tensor:
-    """(N, 1): raster position on the map of each slot in regular order; padding takes any token's."""
+    """(N, 1): raster position of each slot in regular order; padding gets an arbitrary token's."""
     row_N, column_N = np.divmod(plan.regular.place_N.numpy(), plan.padded[1])
     height, width = plan.size
     return _tensor(row_N.clip(max=height - 1) * width + column_N.clip(max=width - 1))[:, None]
@@ -297,8 +297,8 @@ def _axis(size: int, window: int, padded: int, shift: int) -> tuple[np.ndarray, 
 def _mask(row_region_m: np.ndarray, column_region_m: np.ndarray) -> np.ndarray:
     """(M, M), query by key, to be added to the scores of one window.
 
-    Real tokens never see padding. Padding sees everything: what it computes is never read, and a row of
-    nothing but minus infinity would make NaN.
+    Real tokens never see padding. Padding sees everything: its results are never read, and a row of only
+    minus infinity would give NaN.
     """
     region_M = (row_region_m[:, None] * 2 + column_region_m[None, :]).reshape(-1)
     padding_M = ((row_region_m < 0)[:, None] | (column_region_m < 0)[None, :]).reshape(-1)
@@ -326,7 +326,7 @@ def merge_index(size: tuple[int, int], slot_hw: Tensor, following: StagePlan) ->
             parts.append(
                 np.where(there, np.minimum(row, size[0] - 1) * size[1] + column.clip(max=size[1] - 1), 0)
             )
-            # A slot that is padding itself may hold anything: it needs no zeros.
+            # A padding slot may hold anything: it needs no zeros.
             exist.append(there | ~real_N)
     return slot_hw[_tensor(np.stack(parts, 1).reshape(-1))].view(-1, 4), torch.from_numpy(np.stack(exist, 1))
 

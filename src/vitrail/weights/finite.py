@@ -1,4 +1,4 @@
-"""Weights and outputs that hold NaN or infinity: refused where they are read, by the tensor's name."""
+"""Refuses weights and outputs with NaN or infinity, naming the tensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SHOWN = 3
 
 
 def is_finite(tensor: Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether all numbers are finite, also once they are kept as `dtype`; what has no values is."""
+    """Whether all numbers are finite, also after conversion to `dtype`; True for tensors without values."""
     if tensor.is_meta or tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.element_size() == 1:  # float8 has no arithmetic
         tensor = tensor.float()
-    # One pass without a tensor of booleans: minimum and maximum are NaN where one number is.
+    # One pass without a boolean tensor: minimum and maximum are NaN if any number is.
     low, high = torch.aminmax(tensor.detach())
     if tensor.dtype is torch.float64:
         low, high = low.to(dtype), high.to(dtype)
@@ -35,13 +35,13 @@ def check_weights(
     """Refuse weights that are not finite.
 
     Args:
-        fitted: what a model takes of the file, in the model's names; a mask that is left out may be infinite.
-        given: the file's tensors, by whose names the faulty one is called where it is one of them.
-        source: the file, for the sentence.
-        dtype: what the model keeps them in; larger numbers of a float64 file become infinite.
+        fitted: the tensors a model uses, in the model's names; an unused mask may be infinite.
+        given: the file's tensors, whose names are used in the message where possible.
+        source: the file, for the message.
+        dtype: the model's; larger numbers of a float64 file become infinite in it.
 
     Raises:
-        InputError: with the names of the tensors.
+        InputError: naming the tensors.
     """
     bad = [name for name, value in fitted.items() if not is_finite(value, dtype)]
     if not bad:
@@ -54,10 +54,10 @@ def check_weights(
 
 
 def check_outputs(outputs: Tensor, source: str, what: str) -> None:
-    """Refuse what finite weights computed, where it is not finite.
+    """Refuse outputs of finite weights that are not finite.
 
     Raises:
-        InputError: `what` (such as "scores") the model of `source` gives is not finite.
+        InputError: the model's outputs, called `what` (e.g. "scores"), are not finite.
     """
     if not is_finite(outputs, outputs.dtype):
         raise InputError(

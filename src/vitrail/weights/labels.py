@@ -1,4 +1,4 @@
-"""Label sets by name: `imagenet-1k` from the tables timm carries, or a file with one label a line."""
+"""Label sets: `imagenet-1k`, from timm's tables, or a file with one label per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of a state dict's tensors without what training wrapped around the model."""
+"""Removes from tensor names what training wrappers added."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 __all__ = ["plain", "spellings"]
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Modules that torch.compile, FSDP and activation checkpointing put between others, anywhere in a name."""
+"""Modules that torch.compile, FSDP and activation checkpointing insert anywhere in a name."""
 
 OUTER = frozenset({"module", "model", "net", "network"})
-"""What DataParallel, DDP, Lightning and averaging put before all names."""
+"""Prefixes that DataParallel, DDP, Lightning and weight averaging add to all names."""
 
 COUNTER = "n_averaged"
-"""torch.optim.swa_utils.AveragedModel counts its updates beside `module.`"""
+"""torch.optim.swa_utils.AveragedModel stores its number of updates next to `module.`"""
 
 
 def plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the wrappers' parts of their names; names that would meet stay as they are."""
+    """The same tensors without the wrappers' parts of their names; names that would collide are kept."""
     state = {
         name: value
         for name, value in state_dict.items()
@@ -34,7 +34,7 @@ def plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def spellings(state_dict: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The names as they stand, then without each beginning that all of them share."""
+    """The names as they are, then with each shared first part removed in turn."""
     state = dict(state_dict)
     yield state
     while _first(state) is not None:
@@ -43,7 +43,7 @@ def spellings(state_dict: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _first(state: Mapping[str, Tensor]) -> str | None:
-    """What stands before the first dot of all names; None: not the same in all, or a name without a dot."""
+    """The part before the first dot, if all names share it; None otherwise."""
     firsts = {name.partition(".")[0] if "." in name else None for name in state}
     return firsts.pop() if len(firsts) == 1 else None
 

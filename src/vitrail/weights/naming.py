@@ -1,4 +1,4 @@
-"""The tensors of any file we can read, in our names: wrappers stripped, the dialect read off the keys."""
+"""Translates a file's tensor names into ours: strips wrappers and recognises the dialect by its keys."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["NotWhole", "in_our_names", "is_head"]
 
 
 class NotWhole(ValueError):
-    """A file in a known dialect lacks a part of a tensor; the message is a sentence without the file."""
+    """A file in a known dialect lacks part of a tensor; the message does not name the file."""
 
 
 def in_our_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names of the model's class, before its `adapt_weights`.
 
-    Names that are nobody's stay as they are.
+    Unknown names stay as they are.
 
     Raises:
         NotWhole: a tensor that is stored in parts lacks one of them.
@@ -40,6 +40,6 @@ def in_our_names(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str
 
 
 def is_head(model: nn.Module, key: str) -> bool:
-    """Whether a tensor is of the classifier, which `replace_head` leaves out."""
+    """Whether a tensor belongs to the classifier, which `replace_head` skips."""
     prefixes: tuple[str, ...] = getattr(model, "head_prefix", ())
     return any(key.startswith(prefix) for prefix in prefixes)

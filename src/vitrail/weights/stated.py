@@ -1,8 +1,8 @@
-"""What lies beside a weights file and says how its numbers are meant: `config.json`, `open_clip_config.json`.
+"""Reads the config file next to a weights file: `config.json` or `open_clip_config.json`.
 
-Two models of the same tensors can differ in what no tensor shows: the activation, the number of heads, the
-window of SwinV2. Repositories of transformers, timm and open_clip say it in a file beside the weights, which
-is read where the weights have that repository's own name.
+Models with identical tensors can differ in what no tensor shows: the activation, the number of heads,
+SwinV2's window. Repositories of transformers, timm and open_clip state it in a file next to the weights,
+which is read if the weights file has the name used in such repositories.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BESIDE = {
     "open_clip_model.safetensors": "open_clip_config.json",
     "open_clip_pytorch_model.bin": "open_clip_config.json",
 }
-"""Names that repositories give to weights -> the file that is about them. Any other file may be anybody's."""
+"""Names of weights files in repositories -> their config file. For other files a config may be unrelated."""
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -37,19 +37,19 @@ ACTIVATIONS = {
 }
 
 DEFAULTS = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}
-"""`hidden_act` where transformers' file leaves it out, by the first word of its model type; else gelu."""
+"""Default of `hidden_act` in transformers, by the first word of the model type; otherwise gelu."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What a file says of the model; None: nothing."""
+    """What the file states about the model; None: nothing."""
 
     source: str
-    """The file."""
+    """Path of the file."""
     architecture: str | None = None
     """timm's name."""
     activation: str | None = None
-    """Of the image tower, by `layers.ACTIVATIONS`' names."""
+    """Of the image tower, as named in `layers.ACTIVATIONS`."""
     text_activation: str | None = None
     heads: int | None = None
     text_heads: int | None = None
@@ -62,7 +62,7 @@ class Stated:
 
 
 def beside(path: Path) -> Stated | None:
-    """What the repository's own file says of the weights at `path`; None: there is none, or it says nothing.
+    """What the repository's config states about the weights at `path`; None: no such file, or nothing stated.
 
     Raises:
         InputError: that file cannot be read as JSON.
@@ -75,7 +75,7 @@ def beside(path: Path) -> Stated | None:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{file}, which says what the weights beside it are of, cannot be read as JSON ({error}): fetch "
+            f"{file}, which describes the weights next to it, cannot be read as JSON ({error}): fetch "
             "it again, or take the weights file out of its folder."
         ) from None
     if not isinstance(found, dict):
@@ -86,7 +86,7 @@ def beside(path: Path) -> Stated | None:
         return _transformers(str(file), found) if "model_type" in found else _timm(str(file), found)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(
-            f"{file}, which says what the weights beside it are of, is not as its library writes it "
+            f"{file}, which describes the weights next to it, is not as its library writes it "
             f"({type(error).__name__}: {error}): fetch it again, or take the weights file out of its folder."
         ) from None
 

@@ -1,14 +1,13 @@
-"""Foreign names of the same weights -> ours, by literal tables: one file of tables per architecture.
+"""Literal tables from other codebases' tensor names to ours, one file per architecture.
 
-A table's left side is a key, or a module's path (then it stands for all tensors of that module: weight,
-bias, …). `{b}` matches a number; the right side may use it, `{b+1}` or `{b-1}` too. After the right side may
-stand
+A table's left side is a key, or a module's path, which stands for all tensors of that module (weight, bias,
+…). `{b}` matches a number; the right side may use it, also as `{b+1}` or `{b-1}`. The right side may end with
 
-    [0/3]   this tensor is part 0 of 3, concatenated along its first dimension (q, k and v kept apart)
+    [0/3]   this tensor is part 0 of 3, concatenated along its first dimension (q, k and v stored separately)
     ^T      transposed (matrices that are stored to be multiplied from the right)
 
-and None drops the tensor: what is derived from nothing but sizes, or never used. Derived tables that say what
-the file was made for keep a name of ours: the model looks at them (`facts.py`) and drops them then.
+and None drops the tensor: it is derived from sizes alone, or never used. Derived tables that reveal what the
+file was made for keep a name of ours: the model checks them (`facts.py`) and then drops them.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ __all__ = ["Dialect", "Unclear", "detect", "translate"]
 
 
 class Unclear(InputError):
-    """A table whose grid its number of rows does not tell; the message is a sentence without the file."""
+    """A table whose number of rows does not determine its grid; the message does not name the file."""
 
     def __init__(self, message: str, state: dict[str, Tensor]) -> None:
         super().__init__(message)
         self.state = state
-        """All tensors of the file in the model's names, that table as it came."""
+        """All tensors of the file in the model's names; the table in question is unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +38,20 @@ class Dialect:
     """How one codebase names the weights of one architecture."""
 
     name: str
-    """As a person calls it: "Hugging Face transformers", "torchvision", …"""
+    """A readable name: "Hugging Face transformers", "torchvision", …"""
     marks: tuple[str, ...]
-    """Keys that only this dialect has; all of them must be there."""
+    """Keys that only this dialect has; all must be present."""
     names: Mapping[str, str | None] = field(default_factory=dict)
     """Foreign key or module path -> ours. Keys without an entry keep their name."""
     prefix: str = ""
-    """Stripped from every key that has it before `marks` and `names` are looked up."""
+    """Stripped from keys before `marks` and `names` are looked up."""
     apart: tuple[str, ...] = ()
-    """Beginnings of the keys, prefix included, of a part that this architecture has not: CLIP's text tower in
-    a file for its image tower."""
+    """Prefixes of keys (including `prefix`) of a part this architecture lacks: CLIP's text tower in a file
+    for its image tower."""
 
 
 def detect(keys: Mapping[str, Tensor], dialects: tuple[Dialect, ...]) -> Dialect | None:
-    """The first dialect all of whose marks are among the keys; None: none is recognised."""
+    """The first dialect whose marks are all among the keys; None: unknown dialect."""
     for dialect in dialects:
         stripped = {key.removeprefix(dialect.prefix) for key in keys}
         if all(mark in stripped for mark in dialect.marks):
@@ -61,10 +60,10 @@ def detect(keys: Mapping[str, Tensor], dialects: tuple[Dialect, ...]) -> Dialect
 
 
 def translate(state_dict: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """The same tensors under our names, joined, transposed or dropped as the table says.
+    """The same tensors under our names, joined, transposed or dropped according to the table.
 
     Raises:
-        ValueError: a tensor that is stored in parts lacks one of them, or two keys give the same name.
+        ValueError: a tensor stored in parts lacks one of them, or two keys give the same name.
     """
     rules = [(_pattern(foreign), ours) for foreign, ours in dialect.names.items()]
     result: dict[str, Tensor] = {}
@@ -119,7 +118,7 @@ def _renamed(key: str, rules: list[tuple[re.Pattern[str], str | None]]) -> str |
         def number(use: re.Match[str], found: dict[str, str | None] = found) -> str:
             return str(int(found[use.group(1)] or 0) + int(use.group(2) or 0))
 
-        # The leaf goes before the mark that says what to do with the tensor.
+        # The leaf goes before the mark.
         name, mark = _split_mark(_USE.sub(number, ours))
         return name + (found["leaf"] or "") + mark
     return key

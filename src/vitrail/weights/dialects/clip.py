@@ -11,8 +11,8 @@ from vitrail.weights.dialects import Dialect
 __all__ = ["DIALECTS", "HUGGING_FACE", "OPENAI_FACTS", "TRUNK", "VISUAL"]
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
-"""Sizes that OpenAI's files carry as tensors. They keep their names: that they are there tells `facts.py`
-whose weights these are, and so which GELU they were trained with."""
+"""Sizes stored as tensors in OpenAI's files. They keep their names: their presence tells `facts.py` that the
+weights are OpenAI's, and so which GELU they were trained with."""
 
 VISUAL = {
     "visual.class_embedding": "image.cls_token",
@@ -41,7 +41,7 @@ TEXT = {
     "transformer.resblocks.{b}.mlp.c_fc": "text.blocks.{b}.mlp.fc1",
     "transformer.resblocks.{b}.mlp.c_proj": "text.blocks.{b}.mlp.fc2",
     "ln_final": "text.norm",
-    # A linear layer with bias in SigLIP, a bare matrix in CLIP: the first rule that fits is taken.
+    # A linear layer with bias in SigLIP, a bare matrix in CLIP: the first matching rule applies.
     "text_projection.weight": "text.projection.weight",
     "text_projection.bias": "text.projection.bias",
     "text_projection": "text.projection.weight^T",
@@ -50,7 +50,7 @@ TEXT = {
 }
 
 TEXT_APART = {f"text.{foreign}": ours for foreign, ours in TEXT.items()}
-"""The same in models whose text tower is a module of its own."""
+"""The same for models whose text tower is a separate module."""
 
 TRUNK = {
     # timm's names, after the prefix.
@@ -77,7 +77,7 @@ HUGGING_FACE = {
     "vision_model.embeddings.class_embedding": "image.cls_token",
     "vision_model.embeddings.position_embedding.weight": "image.pos_embed",
     "vision_model.embeddings.patch_embedding": "image.patch_embed.proj",
-    "vision_model.pre_layrnorm": "image.norm_pre",  # so misspelt there
+    "vision_model.pre_layrnorm": "image.norm_pre",  # misspelt there
     "vision_model.encoder.layers.{b}.layer_norm1": "image.blocks.{b}.norm1",
     "vision_model.encoder.layers.{b}.self_attn.q_proj": "image.blocks.{b}.attn.qkv[0/3]",
     "vision_model.encoder.layers.{b}.self_attn.k_proj": "image.blocks.{b}.attn.qkv[1/3]",
@@ -108,7 +108,7 @@ HUGGING_FACE = {
     "text_model.final_layer_norm": "text.norm",
     "text_projection": "text.projection",
     "text_model.head": "text.projection",
-    # Derived: 0, 1, 2, …; files of older versions hold them.
+    # Derived: 0, 1, 2, …; in files of older versions.
     "vision_model.embeddings.position_ids": None,
     "text_model.embeddings.position_ids": None,
 }

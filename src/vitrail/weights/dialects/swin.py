@@ -1,9 +1,8 @@
-"""How others name Swin's weights. Ours are timm's: merging stands at the start of stages 1 to 3.
+"""Other codebases' names of Swin's weights. Ours are timm's: merging comes at the start of stages 1 to 3.
 
-What all of them store and we compute: `relative_position_index`, `relative_coords_table`, `attn_mask`. The
-first two say which window the file is of and keep a name; a mask says no more than they do.
-torchvision's v2 keeps q, k and v's biases in one tensor whose middle third it never uses: the model's
-`adapt_weights` takes it apart, for a table cannot.
+All of them store what we compute: `relative_position_index`, `relative_coords_table`, `attn_mask`. The first
+two reveal the window and keep a name; a mask adds nothing to them. torchvision's v2 stores the biases of q, k
+and v in one tensor whose middle third it never uses: the model's `adapt_weights` splits it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from vitrail.weights.dialects import Dialect
 __all__ = ["DERIVED", "DIALECTS"]
 
 DERIVED = (".relative_position_index", ".relative_coords_table")
-"""Ends of the names of what is looked at and not loaded."""
+"""Endings of the names of tensors that are checked but not loaded."""
 
 _DERIVED: dict[str, str | None] = {"layers.{s}.blocks.{b}.attn_mask": None}
 
@@ -125,7 +124,7 @@ TRANSFORMERS_V2 = Dialect(
         f"{_HF}.attention.self.logit_scale": f"{_OURS}.attn.logit_scale",
         f"{_HF}.attention.self.continuous_position_bias_mlp.0": f"{_OURS}.attn.cpb_mlp.0",
         f"{_HF}.attention.self.continuous_position_bias_mlp.2": f"{_OURS}.attn.cpb_mlp.2",
-        # Before the rules of the whole modules: the key has no bias, so these are kept apart here too.
+        # Before the rules for whole modules: the key has no bias, so these stay separate here too.
         f"{_HF}.attention.self.query.bias": f"{_OURS}.attn.q_bias",
         f"{_HF}.attention.self.value.bias": f"{_OURS}.attn.v_bias",
         f"{_HF}.attention.self.query": f"{_OURS}.attn.qkv[0/3]",

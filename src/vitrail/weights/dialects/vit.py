@@ -1,12 +1,12 @@
 """The names of Vision Transformers in other codebases -> ours, which are timm's.
 
-Three names on the right side are no parameters of ours: what they hold needs arithmetic (`settle`).
+Three names on the right side are not parameters of ours: their content needs arithmetic (`settle`).
 
-    pos_embed+class   a position table whose first row belongs to the class token and none to registers
-    attn_pool.qkv     the query's and the keys' and values' matrices of an attention pooling in one
+    pos_embed+class   a position table whose first row is the class token's, with no rows for registers
+    attn_pool.qkv     the query, key and value matrices of an attention pooling in one
     projection        CLIP's projection of images: a head without bias
 
-A whole file of CLIP or SigLIP gives its image tower.
+From a whole CLIP or SigLIP file, its image tower is used.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vitrail.weights.dialects import clip as _clip
 
 __all__ = ["DIALECTS", "settle"]
 
-# Up to version 4, and in every file that is saved, transformers keeps the nested names of its BERT; version 5
-# has the shorter ones in memory.
+# Up to version 4, and in every saved file, transformers uses the nested names of its BERT; version 5 has
+# shorter ones in memory.
 _HUGGING_FACE_BLOCKS: dict[str, str | None] = {
     # ViT and DeiT, in memory
     "layers.{b}.layernorm_before": "blocks.{b}.norm1",
@@ -127,7 +127,7 @@ _META_DINOV2: dict[str, str | None] = {
 
 
 def _image_tower(names: dict[str, str] | dict[str, str | None], before: str = "") -> dict[str, str | None]:
-    """CLIP's table -> its image tower's names as a ViT by itself, `before` stripped from the foreign ones."""
+    """CLIP's table -> its image tower's names as a separate ViT, `before` stripped from the foreign ones."""
     tower: dict[str, str | None] = {}
     for foreign, ours in names.items():
         if ours is not None and ours.startswith("image.") and ours != "image.head":
@@ -185,7 +185,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(
         name="Hugging Face transformers, DeiT",
         prefix="deit.",
-        # The distillation token has a row of the table, and without a head of its own it is a register.
+        # The distillation token has a row in the table; without its own head it is a register.
         marks=(*_HUGGING_FACE_MARKS, "embeddings.distillation_token"),
         names={
             **_HUGGING_FACE,
@@ -237,10 +237,10 @@ DIALECTS: tuple[Dialect, ...] = (
 def settle(
     translated: dict[str, Tensor], *, registers: int, covers_prefix: bool, head_bias: bool
 ) -> dict[str, Tensor]:
-    """Translated tensors -> tensors of ours alone, position tables as (1, N, D); the dict is not changed.
+    """Translated tensors -> our tensors only, position tables as (1, N, D); the dict is not changed.
 
-    Without `covers_prefix` the class token's row of a table is added to the token itself, which is the same
-    sum; with it registers get rows of zeros.
+    Without `covers_prefix` the class token's row of a table is added to the token itself, which gives the
+    same sum; with it registers get rows of zeros.
     """
     state = {name: value for name, value in translated.items() if name not in _clip.OPENAI_FACTS}
     if "pos_embed" in state and state["pos_embed"].ndim == 2:
