@@ -105,15 +105,15 @@ def main() -> int:
             test, expected = selection.test, selection.expected_test
             assert test is not None
             assert expected is not None
-            seen = selection.winner.observation.classification
+            seen = selection.winner.observation.quality
             assert seen is not None
             low, high = expected
             row = {
                 "seed": seed,
-                "validation": round(seen.accuracy, 2),
-                "test": round(test.accuracy, 2),
+                "validation": round(seen.main.value, 2),
+                "test": round(test.main.value, 2),
                 "expected": [round(low, 2), round(high, 2)],
-                "held": low <= test.accuracy <= high,
+                "held": low <= test.main.value <= high,
                 "images": test.images,
             }
             rows.append(row)

@@ -102,7 +102,7 @@ def compare_pairs(
 def _record(bench: Bench, sides: Sequence[Side], outcomes: dict[str, Outcome]) -> dict[str, Any]:
     workload = bench.workload
     a, b = (_observation(bench, side, outcomes[side.name]) for side in sides)
-    figures = [each.model if workload.latency_scope == "model" else each.request for each in (a, b)]
+    figures = [each.latency[workload.latency_scope] for each in (a, b)]
     blocks = [
         [block for block in outcomes[side.name].blocks if block.scope == workload.latency_scope]
         for side in sides

@@ -152,8 +152,10 @@ def observation(row: tuple[str, str, v.Precision, float | None, float, str]) -> 
     return v.Observation(
         variant=variant,
         accuracy=accuracy,
-        request=figures(p95, spread=0.06 if case == "undecided" else 0.03),
-        model=figures(round(p95 * 0.62, 2)),
+        latency={
+            "request": figures(p95, spread=0.06 if case == "undecided" else 0.03),
+            "model": figures(round(p95 * 0.62, 2)),
+        },
         throughput=round(1000 / (p95 * 0.93), 1),
         memory=v.Memory(peak=memory, steady=memory - 21, above_baseline=memory - 140),
         parity=parity if at_hand else None,
@@ -179,7 +181,7 @@ def observation(row: tuple[str, str, v.Precision, float | None, float, str]) -> 
 
 
 def _latency_verdict(seen: v.Observation, limit: float) -> v.Verdict:
-    if seen.request is None:
+    if not seen.latency:
         return v.Verdict(
             requirement="max_latency",
             answer="not assessed",
@@ -188,8 +190,8 @@ def _latency_verdict(seen: v.Observation, limit: float) -> v.Verdict:
             margin=None,
             reason="not measured",
         )
-    value = seen.request.judged.value
-    low, high = seen.request.judged.interval or (value, value)
+    value = seen.latency["request"].judged.value
+    low, high = seen.latency["request"].judged.interval or (value, value)
     answer: v.Answer = "pass" if high <= limit else "fail" if low > limit else "undecided"
     margin = round(limit - value, 2)
     words = {
@@ -297,14 +299,17 @@ def selection(*, max_latency: float | None = 50.0, min_accuracy: float | None = 
             gap = best.observation.accuracy.value - e.observation.accuracy.value
             ledger[i] = replace(e, reasons=(f"{gap:.2g} points less accurate than the winner",))
     timed = [e for e in ledger if e.status in ("selected", "meets")]
-    at = {e.variant.name: (e.observation.request.judged.value, -e.observation.accuracy.value) for e in timed}
+    at = {
+        e.variant.name: (e.observation.latency["request"].judged.value, -e.observation.accuracy.value)
+        for e in timed
+    }
     front = [
         name
         for name, (ms, loss) in at.items()
         if not any(a <= ms and b <= loss and (a, b) != (ms, loss) for a, b in at.values())
     ]
     nearest = sorted(
-        (e for e in ledger if e.observation.request and e.status == "rejected"),
+        (e for e in ledger if e.observation.latency and e.status == "rejected"),
         key=lambda e: sum(-(x.margin or 0.0) / float(x.limit) for x in e.verdicts if x.answer == "fail"),
     )
     return v.Selection(

@@ -24,19 +24,21 @@ def test_a_classification_equals_scikit_learns(seed):
     scores, labels = scores_and_labels(seed)
     seen = accuracy.classify(scores, labels, CLASSES, split="test", data="d")
     named = scores.argmax(1)
-    assert seen.accuracy == pytest.approx(100 * (named == labels).mean())
-    assert seen.balanced_accuracy == pytest.approx(100 * balanced_accuracy_score(labels, named))
-    assert np.array_equal(seen.confusion, confusion_matrix(labels, named))
-    assert [r.images for r in seen.recalls] == np.bincount(labels).tolist()
+    assert seen.main.value == pytest.approx(100 * (named == labels).mean())
+    assert seen.figure("balanced accuracy").value == pytest.approx(
+        100 * balanced_accuracy_score(labels, named)
+    )
+    assert np.array_equal(seen.tables[0].counts, confusion_matrix(labels, named))
+    assert [f.images for f in seen.figures if f.metric == "recall"] == np.bincount(labels).tolist()
     wilson = binomtest(int((named == labels).sum()), len(labels)).proportion_ci(method="wilson")
-    assert seen.interval == pytest.approx((100 * wilson.low, 100 * wilson.high))
+    assert seen.main.interval == pytest.approx((100 * wilson.low, 100 * wilson.high))
 
 
 def test_a_class_without_images_has_no_recall():
     scores = np.eye(3)[[0, 1, 1]]
     seen = accuracy.classify(scores, [0, 1, 0], CLASSES, split="test", data="d")
-    assert [(r.label, r.value) for r in seen.recalls] == [("a", 50.0), ("b", 100.0)]
-    assert seen.balanced_accuracy == 75.0
+    assert [(f.label, f.value) for f in seen.figures if f.metric == "recall"] == [("a", 50.0), ("b", 100.0)]
+    assert seen.figure("balanced accuracy").value == 75.0
 
 
 @pytest.mark.parametrize("scores", [np.full((2, 3), np.nan), np.zeros((3, 3)), np.zeros((2, 2))])

@@ -444,7 +444,7 @@ def test_evidence_is_the_winners(bundle):
     seen = Observation(
         variant=bundle.variant,
         accuracy=bundle.evidence.accuracy,
-        request=bundle.evidence.request,
+        latency=bundle.evidence.latency,
         throughput=500.0,
         measurement=measurement(bundle),
     )

@@ -132,8 +132,7 @@ observation = st.builds(
     v.Observation,
     variant=variant,
     accuracy=st.none() | accuracy,
-    request=st.none() | latency,
-    model=st.none() | latency,
+    latency=st.dictionaries(st.sampled_from(["request", "model", "encode"]), latency, max_size=3),
     latency_answer=st.none() | answer,
     throughput=st.none() | number,
     memory=st.none() | memory,
@@ -293,7 +292,7 @@ def test_a_hand_written_file_of_four_lines():
     last = recorded.observations[-1]
     assert last.variant.name == "efficientnetv2_m"
     assert last.accuracy == v.Accuracy(value=85.1, provenance="declared")
-    for scope in (last.request, last.model):
+    for scope in (last.latency["request"], last.latency["model"]):
         assert scope.judged == v.JudgedLatency(percentile=95.0, value=15.0, interval=None)
         assert scope.calls == 0
     assert last.flags == (document.DECLARED_LATENCY,)
@@ -316,8 +315,8 @@ def test_hand_written_figures_may_say_more():
     only = recorded.observations[0]
     assert only.variant.name == "a.tag@224 openvino bf16"
     assert only.variant.candidate.architecture == "a"
-    assert only.request is None
-    assert only.model.judged == v.JudgedLatency(percentile=99, value=12.5, interval=None)
+    assert list(only.latency) == ["model"]
+    assert only.latency["model"].judged == v.JudgedLatency(percentile=99, value=12.5, interval=None)
     assert only.memory == v.Memory(peak=300)
     assert only.accuracy.provenance == "measured"
     assert only.variant.candidate.weights.license == "mit"
@@ -352,7 +351,13 @@ GOOD = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}
         ([{**GOOD, "latency_ms": "28ms"}], ["variant 1 (swin_tiny)", "latency_ms", "milliseconds"]),
         ([{**GOOD, "latency_ms": -3}], ["variant 1 (swin_tiny)", "latency_ms", "above 0"]),
         ([{**GOOD, "latency_ms": math.nan}], ["variant 1 (swin_tiny)", "latency_ms", "finite"]),
-        ([{**GOOD, "latency_ms": {"request": {"p50": 1}}}], ["latency_ms.request", "p95"]),
+        ([{**GOOD, "latency_ms": {"request": {"p50": 1}}}], ["variant 1 (swin_tiny): latency_ms", "p95"]),
+        (
+            [{**GOOD, "latency_ms": {"modle": 12}}],
+            ["variant 1 (swin_tiny): latency_ms", '"modle"', '"model"'],
+        ),
+        ([{**GOOD, "weights": {"licence": "mit"}}], ["variant 1 (swin_tiny): weights", "licence", "license"]),
+        ({"variants": [GOOD], "requirement": {}}, ["the document", "requirement", "requirements"]),
         ([{**GOOD, "latency_ms": True}], ["latency_ms", "true or false"]),
         ([{**GOOD, "accuracy": 0.814}], ["fraction", "%"]),
         ([{**GOOD, "accuracy": {"value": 0.814}}], ["fraction", "%"]),
@@ -368,7 +373,7 @@ GOOD = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}
         ([GOOD, GOOD], ["variants 1 and 2", "swin_tiny", "runtime"]),
         ({"variants": [GOOD], "workload": {"batch": 3}}, ["workload", "batch"]),
         ({"variants": [GOOD], "workload": 3}, ["workload", "an object"]),
-        ({"variants": [GOOD], "schema_version": 6}, ["schema_version 6", "update"]),
+        ({"variants": [GOOD], "schema_version": 7}, ["schema_version 7", "update"]),
         ({"variants": [GOOD], "schema_version": "1"}, ["schema_version", "whole number"]),
     ],
 )

@@ -51,6 +51,45 @@ def test_documents_of_every_schema_say_what_they_said(name):
                 assert new[key] == old[key], key
 
 
+def assert_holds_the_figures_of(old: dict[str, object], quality) -> None:
+    """`old` is the `classification` of a document up to 5 or an artifact up to 3."""
+    assert (quality.split, quality.data, quality.images) == (old["split"], old["data"], old["images"])
+    assert (quality.main.metric, quality.main.value) == ("top-1", old["accuracy"])
+    assert list(quality.main.interval) == old["interval"]
+    assert quality.figure("balanced accuracy").value == old["balanced_accuracy"]
+    assert quality.figure("calibration error").value == old["calibration_error"]
+    for recall in old["recalls"]:
+        found = quality.figure("recall", recall["label"])
+        assert (found.value, found.images, found.share) == (recall["value"], recall["images"], True)
+    assert [list(row) for row in quality.tables[0].counts] == old["confusion"]
+    assert list(quality.tables[0].labels) == [recall["label"] for recall in old["recalls"]]
+
+
+def test_what_version_5_measured_on_labelled_images_has_names_now():
+    old = json.loads((GOLDEN / "selection-5.json").read_text("utf-8"))
+    selection = from_document(old, "selection-5.json").selection
+    assert_holds_the_figures_of(old["test"], selection.test)
+    for entry, row in zip(selection.ledger, old["variants"], strict=True):
+        if row["classification"] is None:
+            assert entry.observation.quality is None
+        else:
+            assert_holds_the_figures_of(row["classification"], entry.observation.quality)
+    assert from_document(to_document(selection), "it").selection == selection
+
+
+def test_what_an_artifact_of_schema_3_measured_has_names_now():
+    old = json.loads((GOLDEN / "artifact-3-openvino" / "manifest.json").read_text("utf-8"))["evidence"]
+    artifact = open_artifact(GOLDEN / "artifact-3-openvino")
+    evidence, measured = artifact.manifest.evidence, artifact.measurement()
+    assert_holds_the_figures_of(old["classification"], evidence.quality)
+    assert_holds_the_figures_of(old["test"], evidence.test)
+    assert {stage: figures.p50 for stage, figures in evidence.latency.items()} == {
+        stage: old[stage]["p50"] for stage in ("request", "model")
+    }
+    assert measured.quality == evidence.quality
+    assert [block.scope for block in measured.blocks] == ["request", "model"]
+
+
 def decision(seed: int, limits: dict[str, object]) -> dict[str, object]:
     """What the search selects on a simulated grid, and why it leaves the others."""
     selection, _, _ = run(grid_of(seed), **limits)
@@ -60,7 +99,7 @@ def decision(seed: int, limits: dict[str, object]) -> dict[str, object]:
         figures[entry.variant.name] = [
             entry.status,
             *entry.reasons,
-            round(seen.request.judged.value, 6) if seen.request else None,
+            round(seen.latency["request"].judged.value, 6) if "request" in seen.latency else None,
             round(seen.accuracy.value, 6) if seen.accuracy else None,
         ]
     return {"seed": seed, "limits": limits, "selected": selection.selected, "ledger": figures}

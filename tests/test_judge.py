@@ -70,7 +70,7 @@ def recorded(name, top1, ms, memory=None, throughput=None, interval=None, calls=
     return v.Observation(
         variant=one,
         accuracy=one.candidate.accuracy,
-        request=None if ms is None else latency(ms, interval, calls),
+        latency={} if ms is None else {"request": latency(ms, interval, calls)},
         throughput=throughput,
         memory=None if memory is None else v.Memory(peak=memory, steady=memory, above_baseline=memory),
         parity=known,
@@ -330,9 +330,13 @@ def test_no_advice_is_stricter_than_the_limit_set(samples, launches, limit, perc
 def test_no_variant_beats_one_of_the_front_in_everything(given_, requirements):
     selection = judge(given_, requirements, LOAD, hardware={})
     points = {
-        o.variant.name: (o.request.judged.value, -o.accuracy.value, o.memory.peak if o.memory else 1e9)
+        o.variant.name: (
+            o.latency["request"].judged.value,
+            -o.accuracy.value,
+            o.memory.peak if o.memory else 1e9,
+        )
         for o in given_
-        if o.request and o.accuracy
+        if o.latency and o.accuracy
     }
     for name in selection.front:
         for other in selection.front:
@@ -346,7 +350,7 @@ def test_no_variant_beats_one_of_the_front_in_everything(given_, requirements):
 @pytest.mark.parametrize(
     ("change", "requirement"),
     [
-        ({"request": None}, "max_latency"),
+        ({"latency": {}}, "max_latency"),
         ({"accuracy": None}, "min_accuracy"),
         ({"memory": None}, "max_memory"),
         ({"throughput": None}, "min_throughput"),
@@ -416,7 +420,7 @@ def test_a_number_with_calls_but_no_interval_is_undecided():
 def test_measured_variants_pass_fail_and_stay_undecided():
     one = variant()
     observed = observe(one, measured(one, 20.0))
-    for limit, answer in ((30.0, "pass"), (15.0, "fail"), (observed.request.p95, "undecided")):
+    for limit, answer in ((30.0, "pass"), (15.0, "fail"), (observed.latency["request"].p95, "undecided")):
         found = verdicts(observed, v.Requirements(max_latency_ms=limit), LOAD)
         assert next(x for x in found if x.requirement == "max_latency").answer == answer
 
@@ -467,9 +471,9 @@ def test_throughput_is_images_over_time_and_tested_over_blocks():
 def test_another_percentile_is_taken_from_the_calls():
     one = variant()
     selection = decide([observe(one, measured(one, 20.0))], load=replace(LOAD, percentile=50.0))
-    judged = selection.ledger[0].observation.request.judged
+    judged = selection.ledger[0].observation.latency["request"].judged
     assert judged.percentile == 50.0
-    assert judged.value == selection.ledger[0].observation.request.p50
+    assert judged.value == selection.ledger[0].observation.latency["request"].p50
 
 
 def test_figures_of_another_load_are_not_used():
@@ -694,7 +698,7 @@ def test_medians_that_differ_do_not_part_percentiles_that_do_not():
     """The paired medians differ by 5 % for certain, the judged p95 lies within both intervals."""
     seen = raced({"quick": (74.0, 19.5), "sure": (76.0, 20.5)}, sigma=0.12)
     blocks = [each.measurement.blocks for each in seen]
-    (_, high), (low, _) = (each.request.judged.interval for each in seen)
+    (_, high), (low, _) = (each.latency["request"].judged.interval for each in seen)
     assert low < high
     ratio = ratio_interval(*[[b for b in each if b.scope == "request"] for each in blocks])
     assert ratio.differs

@@ -140,9 +140,15 @@ def everywhere(name, value):
         ),
         (lambda d: d["task"].update(name="embed"), "task is the candidate's"),
         (lambda d: d["task"].update(classes=6), "5 labels for 6 classes"),
-        (lambda d: d["evidence"]["request"].update(p50=-1.0), "evidence.request is of times above 0"),
+        (
+            lambda d: d["evidence"]["latency"]["request"].update(p50=0.0),
+            "latency.request is of times above 0",
+        ),
         (lambda d: d["evidence"]["memory"].update(peak=1e300), "evidence.memory.peak"),
-        (lambda d: d["evidence"]["accuracy"].update(value=101.0), "percentage"),
+        (
+            lambda d: d["evidence"]["accuracy"].update(value=101.0),
+            "<= 100.0 - at `\\$.evidence.accuracy.value",
+        ),
         (lambda d: d["reference"]["bounds"].update(relative_error=1e9), "relative_error is above 0"),
         (lambda d: d["reference"].update(photos=[]), "photos"),
         (lambda d: d.update(created="\ud800"), "not a JSON document"),

@@ -31,7 +31,7 @@ def own():
     """A selection whose every measured variant was classified, and whose winner was tested."""
     found = selection()
     ledger = tuple(
-        dataclasses.replace(e, observation=dataclasses.replace(e.observation, classification=classified()))
+        dataclasses.replace(e, observation=dataclasses.replace(e.observation, quality=classified()))
         for e in found.ledger
     )
     return dataclasses.replace(
@@ -50,12 +50,11 @@ def test_probabilities_far_from_what_they_say_are_noted(own):
 
     def noted(error, images):
         first = own.winner
-        seen = dataclasses.replace(
-            first.observation.classification, calibration_error=error, images=images, accuracy=95.0
-        )
-        entry = dataclasses.replace(
-            first, observation=dataclasses.replace(first.observation, classification=seen)
-        )
+        known = first.observation.quality.figures
+        top_1 = dataclasses.replace(known[0], value=95.0)
+        calibration = dataclasses.replace(known[-1], value=error, images=images)
+        seen = dataclasses.replace(first.observation.quality, figures=(top_1, calibration))
+        entry = dataclasses.replace(first, observation=dataclasses.replace(first.observation, quality=seen))
         found = dataclasses.replace(own, ledger=(entry,), notes=())
         return calibrated(found).notes
 
@@ -93,7 +92,7 @@ def test_a_recall_is_judged_class_by_class(own):
     assert cat.admit.startswith("--min-recall cat=80")
     assert dog.observed == pytest.approx(90)
     (unknown,) = recall_verdicts(seen, {"cow": 1})
-    (unseen,) = recall_verdicts(dataclasses.replace(seen, classification=None), {"cat": 1})
+    (unseen,) = recall_verdicts(dataclasses.replace(seen, quality=None), {"cat": 1})
     assert unknown.answer == unseen.answer == "not assessed"
 
 
@@ -101,7 +100,7 @@ def test_the_document_holds_all_of_it(own, tmp_path):
     recorded = from_document(to_json_bytes(own), "own.json")
     assert recorded.selection.test == own.test
     assert recorded.selection.expected_test == own.expected_test
-    assert recorded.observations[0].classification == own.ledger[0].observation.classification
+    assert recorded.observations[0].quality == own.ledger[0].observation.quality
     file = tmp_path / "own.json"
     file.write_bytes(to_json_bytes(own))
     asked = v.Requirements(min_recall=(("cat", 99.0),), license=("any",))
@@ -140,7 +139,7 @@ def test_a_document_of_version_1_is_still_read(own):
     for key in ("test", "expected_test"):
         del document[key]
     for row in document["variants"]:
-        del row["classification"]
+        del row["quality"]
     recorded = from_document(document, "old.json")
     assert recorded.selection.test is None
     assert recorded.requirements.min_recall == ()

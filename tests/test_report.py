@@ -465,20 +465,22 @@ def test_on_paper_nothing_is_cut_off_and_controls_are_gone():
 def labelled() -> v.Selection:
     """A winner measured on 45 labelled images, its probe (another precision) a bit better."""
     confusion = ((18, 1, 1), (0, 14, 1), (2, 0, 8))
+    labels = ("cat", "dog", "defect")
     recalls = tuple(
-        v.Recall(label=label, images=sum(row), value=100 * row[i] / sum(row))
-        for i, (label, row) in enumerate(zip(("cat", "dog", "defect"), confusion, strict=True))
+        v.Figure(metric="recall", label=label, images=sum(row), value=100 * row[i] / sum(row), share=True)
+        for i, (label, row) in enumerate(zip(labels, confusion, strict=True))
     )
-    seen = v.Classification(
+    seen = v.Quality(
         split="validation",
         data="ab",
         images=45,
-        accuracy=80.5,
-        interval=(66.7, 89.4),
-        balanced_accuracy=87.8,
-        recalls=recalls,
-        confusion=confusion,
-        calibration_error=3.1,
+        figures=(
+            v.Figure(metric="top-1", value=80.5, interval=(66.7, 89.4), images=45, share=True),
+            v.Figure(metric="balanced accuracy", value=87.8, images=45),
+            *recalls,
+            v.Figure(metric="calibration error", value=3.1, unit="points", images=45),
+        ),
+        tables=(v.Table(name="confusion", labels=labels, counts=confusion),),
     )
     measured = v.Accuracy(
         value=80.5, provenance="measured", source="validation split", images=45, interval=(66.7, 89.4)
@@ -489,7 +491,7 @@ def labelled() -> v.Selection:
     old = ledger[place]
     candidate = replace(old.variant.candidate, accuracy=replace(measured, value=81.0))
     variant = replace(old.variant, candidate=candidate)
-    observation = replace(old.observation, variant=variant, accuracy=measured, classification=seen)
+    observation = replace(old.observation, variant=variant, accuracy=measured, quality=seen)
     ledger[place] = replace(old, observation=observation)
     asked = replace(selection.requirements, min_recall=(("defect", 75.0), ("cat", 85.0)))
     return replace(selection, ledger=tuple(ledger), selected=variant.name, requirements=asked)

@@ -26,7 +26,8 @@ def with_latency(entry: v.LedgerEntry, ms: float, interval=None, **changes) -> v
     """The entry at another latency, and with other fields."""
     judged = v.JudgedLatency(percentile=95.0, value=ms, interval=interval)
     figures = replace(selections.figures(ms), judged=judged)
-    return replace(entry, observation=replace(entry.observation, request=figures), **changes)
+    latency = {**entry.observation.latency, "request": figures}
+    return replace(entry, observation=replace(entry.observation, latency=latency), **changes)
 
 
 def alone(ms: float, interval=None) -> v.Selection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,17 +15,33 @@ import pytest
 import toy_task
 from openvino import opset13 as ops
 
-from vitrail import predict, runtimes, tasks
+from vitrail import judge, predict, runtimes, tasks
 from vitrail.artifact import open_artifact, write
+from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
 from vitrail.export.variants import variants
 from vitrail.images.decode import decode
-from vitrail.measure.session import ExportSession, SessionRequest
+from vitrail.images.photos import PhotoSet
+from vitrail.measure import launch
+from vitrail.measure.latency import Plan, finals
+from vitrail.measure.session import ExportSession, SessionRequest, start
+from vitrail.report import html, terminal
 from vitrail.sources.gather import arranged, check_task, gather
 from vitrail.sources.probe import Probe
 from vitrail.sources.source import Context, Found, Source
 from vitrail.verify import verify
-from vitrail.vocabulary import Candidate, Export, Requirements, SearchSettings, Workload
+from vitrail.vocabulary import (
+    LEAST,
+    Block,
+    Candidate,
+    Export,
+    Figure,
+    Measurement,
+    Quality,
+    Requirements,
+    SearchSettings,
+    Workload,
+)
 
 
 @pytest.fixture
@@ -99,6 +117,73 @@ def test_an_engine_is_one_file_and_one_row(toy_runtime, tmp_path):
     assert runtimes.installed()["toy"] == np.__version__
 
 
+class Here:
+    """A launch without a process of its own, in which the toys have their rows."""
+
+    def __init__(self, function, payload, **_):
+        self.session = start(json.loads(json.dumps(payload)))
+
+    def result(self, timeout_s):
+        return None
+
+    def call(self, method, timeout_s, **arguments):
+        return json.loads(json.dumps(getattr(self.session, method)(**arguments)))
+
+    def close(self):
+        self.session = None
+
+
+def test_an_engine_may_have_no_files(monkeypatch, tmp_path):
+    """As a remote endpoint: launched, judged, written, read and reported like any other."""
+    row = runtimes.Runtime(
+        label="Endpoint",
+        code="toy_endpoint",
+        distribution="numpy",
+        module="numpy",
+        install="pip install endpoint",
+        precisions=("fp32",),
+        files=(),
+    )
+    monkeypatch.setitem(runtimes.RUNTIMES, "endpoint", row)
+    monkeypatch.setattr(launch, "Child", Here)
+    (tmp_path / "nothing").mkdir()
+    variant = replace(artifacts.make_variant(), runtime="endpoint")
+    workload = Workload(threads=1, percentile=50.0)
+    photos = tuple(map(str, artifacts.make_photos(tmp_path / "photos")))
+    subject = launch.ExportSubject(
+        variant=variant,
+        export=Export(folder=str(tmp_path / "nothing"), files=(), graphs=(artifacts.TASK.graph(row.entry),)),
+        workload=workload,
+        task=artifacts.TASK,
+        photos=PhotoSet(name="toys", paths=photos, digest="d", evidence="toys"),
+        threads=1,
+    )
+    plan = Plan(percentile=50.0, limit_ms=1000.0, block_s=0.01, rounds=2, final_calls=30)
+    outcome = finals([subject], plan, rng=random.Random(0))[variant.name]
+    assert outcome.failure is None
+    measurement = Measurement(
+        variant=variant.name,
+        workload=workload,
+        environment=artifacts.make_evidence(subject.seen.facts).environment,
+        facts=subject.seen.facts,
+        blocks=outcome.blocks,
+        memory=subject.seen.memory,
+        parity=None,
+        load_s=subject.seen.load_s,
+        warm_up_calls=subject.seen.warm_up_calls,
+    )
+    seen = judge.observe(variant, measurement, latency_answer=outcome.latency_answer)
+    asked = Requirements(max_latency_ms=1000.0)
+    selection = judge.judge([seen], asked, workload, hardware={}, shipping=False)
+    assert selection.selected == variant.name
+    again = from_document(to_json_bytes(selection), "it").selection
+    assert again.selected == variant.name
+    assert again.ledger[0].observation.latency == seen.latency
+    assert again.ledger[0].observation.facts.graphs[0].entry == ""
+    assert "endpoint" in html.render(again)
+    assert f"SELECTED   {variant.name}" in terminal.summary(again)
+
+
 def test_a_task_is_one_file_and_one_row(toy_task_row, tmp_path):
     task = toy_task.Colour(preprocess=artifacts.PREPROCESS)
     size = task.preprocess.image_size
@@ -161,3 +246,60 @@ def test_a_source_is_one_class_that_the_command_line_makes(tmp_path):
     assert probe == Probe((toy,))
     with pytest.raises(InputError, match="--toy is about classes"):
         check_task([toy], "embed")
+
+
+def test_a_task_names_its_own_figures(toy_task_row, monkeypatch):
+    """They are judged, written and reported under these names, without what only classifiers have."""
+    monkeypatch.setitem(LEAST, "min_recall", "IoU")  # what a limit of another figure would be: a row
+    candidate = replace(artifacts.make_variant().candidate, task="colour", accuracy=None)
+    variant = replace(artifacts.make_variant(), candidate=candidate)
+    quality = Quality(
+        split="validation",
+        data="d",
+        images=45,
+        figures=(
+            Figure(metric="mean IoU", value=62.5, interval=(58.0, 67.0), images=45),
+            Figure(metric="IoU", label="red", value=75.0, images=40),
+            Figure(metric="IoU", label="blue", value=50.0, images=30),
+        ),
+    )
+    evidence = artifacts.make_evidence(None)
+    measurement = Measurement(
+        variant=variant.name,
+        workload=evidence.workload,
+        environment=evidence.environment,
+        facts=None,
+        blocks=tuple(
+            Block(launch=n, scope=stage, samples_ms=(5.0,) * 40, speed_before_ms=1.0, speed_after_ms=1.0)
+            for n in range(3)
+            for stage in ("request", "model", "encode")
+        ),
+        memory=evidence.memory,
+        parity=None,
+        load_s=1.0,
+        warm_up_calls=3,
+        quality=quality,
+    )
+    asked = Requirements(min_accuracy=60.0, min_recall=(("blue", 55.0),))
+    seen = judge.observe(variant, measurement)
+    selection = judge.judge([seen], asked, evidence.workload, hardware={}, shipping=False)
+    verdicts = {each.requirement: each for each in selection.ledger[0].verdicts}
+    assert verdicts["min_accuracy"].reason == "mean IoU 62.5 % measured: 2.5 points of room"
+    assert verdicts["min_recall"].reason.startswith("IoU of blue 50 % of 30 images: 5 points short")
+    assert list(seen.latency) == ["request", "model", "encode"]
+    selection = judge.judge([seen], Requirements(), evidence.workload, hardware={}, shipping=False)
+    again = from_document(to_json_bytes(selection), "it").selection
+    assert again.ledger[0].observation.quality == quality
+    assert again.ledger[0].observation.latency == seen.latency
+    assert "mean IoU 62.5 measured on 45 images [58, 67]" in terminal.summary(again)
+    page = html.render(again)
+    for said in (
+        "mean IoU 62.5 % on 45 validation images [58.0, 67.0]",
+        "weakest IoU blue 50.0 %",
+        "IoU %</th>",
+        "mean IoU</p>",
+        "latency, encode",
+    ):
+        assert said in page
+    assert "top\u20111" not in page
+    assert "top-1" not in page

@@ -49,7 +49,7 @@ class Measured:
     def __init__(self, latency=4.0, memory=200.0, verdicts=()):
         self.observation = Observation(
             variant=make_variant(),
-            request=figures(latency) if latency else None,
+            latency={"request": figures(latency)} if latency else {},
             memory=Memory(peak=memory) if memory else None,
         )
         self.verdicts = verdicts

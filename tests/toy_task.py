@@ -21,6 +21,8 @@ class Colour:
 
     preprocess: Preprocess
     name: str = "colour"
+    metric: ClassVar[str] = "mean IoU"
+    metric_name: ClassVar[str] = "mean IoU"
     kept: ClassVar[str] = "colour"
     shell: ClassVar[str] = "vitrail paint {folder}"
     python: ClassVar[str] = "print(model)"

@@ -131,14 +131,15 @@ def _workload(
 def _declared_at(observation: Observation, asked: Workload) -> Observation:
     """A figure declared without calls names no percentile, so it counts for whichever one is judged."""
 
-    def at(figures: LatencyFigures | None) -> LatencyFigures | None:
-        if figures is None or figures.calls or len({figures.p50, figures.p95, figures.p99}) > 1:
+    def at(figures: LatencyFigures) -> LatencyFigures:
+        if figures.calls or len({figures.p50, figures.p95, figures.p99}) > 1:
             return figures
         return dataclasses.replace(
             figures, judged=dataclasses.replace(figures.judged, percentile=asked.percentile)
         )
 
-    return dataclasses.replace(observation, request=at(observation.request), model=at(observation.model))
+    latency = {stage: at(figures) for stage, figures in observation.latency.items()}
+    return dataclasses.replace(observation, latency=latency)
 
 
 def _same(field: str, asked: object, recorded: object) -> bool:
@@ -166,11 +167,10 @@ def _is_asked(observation: Observation, settings: SearchSettings) -> bool:
 def _check_classes(
     observations: Collection[Observation], requirements: Requirements, path: str | os.PathLike[str]
 ) -> None:
-    """Refuse a recall limit for a class without recorded figures."""
-    known = sorted(
-        {r.label for each in observations if each.classification for r in each.classification.recalls}
-    )
-    for label, _ in requirements.min_recall:
-        if label not in known:
+    """Refuse a limit on a class without recorded figures."""
+    seen = [figure for each in observations if each.quality for figure in each.quality.figures]
+    for asked in requirements.least:
+        known = sorted({figure.label for figure in seen if figure.metric == asked.metric})
+        if asked.label not in known:
             what = f"use {' or '.join(known)}." if known else "it was recorded without labelled images."
-            raise InputError(f"--min-recall: {label!r} is not a class of {path}: {what}")
+            raise InputError(f"{asked.option}: {asked.label!r} is not a class of {path}: {what}")

@@ -28,7 +28,7 @@ from vitrail.vocabulary import (
     Observation,
     Requirements,
     RunnerFacts,
-    Scope,
+    Stage,
     Verdict,
     Workload,
 )
@@ -238,7 +238,7 @@ def _with_claims(manifest: Manifest, observation: Observation) -> Observation:
         variant=manifest.variant,
         accuracy=evidence.accuracy,
         parity=evidence.parity,
-        classification=evidence.classification,
+        quality=evidence.quality,
     )
 
 
@@ -286,10 +286,10 @@ def _without_noise(checks: list[Check], seen: Observation) -> list[Check]:
 
 def _as_claimed(evidence: Evidence, claimed: Measurement | None, seen: Observation) -> list[Check]:
     # A request's latency depends on its photos; with different photos only the model's can be compared.
-    scope = evidence.workload.latency_scope if _same_photos(evidence, seen) else "model"
+    scope: Stage = evidence.workload.latency_scope if _same_photos(evidence, seen) else "model"
     peak = None if evidence.memory is None else evidence.memory.peak
     return [
-        *_no_slower(scope, getattr(evidence, scope), claimed, getattr(seen, scope), seen.measurement),
+        *_no_slower(scope, evidence.latency.get(scope), claimed, seen.latency.get(scope), seen.measurement),
         *_no_larger(peak, None if seen.memory is None else seen.memory.peak),
     ]
 
@@ -300,7 +300,7 @@ def _same_photos(evidence: Evidence, seen: Observation) -> bool:
 
 
 def _no_slower(
-    scope: Scope,
+    scope: Stage,
     claim: LatencyFigures | None,
     claimed: Measurement | None,
     figures: LatencyFigures | None,
@@ -336,19 +336,19 @@ def _no_slower(
     return [Check(name=name, answer=answer, observed=now[0], limit=limit, reason=reason)]
 
 
-def _blocks(scope: Scope, measurement: Measurement | None) -> list[Block]:
+def _blocks(scope: Stage, measurement: Measurement | None) -> list[Block]:
     return [] if measurement is None else [b for b in measurement.blocks if b.scope == scope]
 
 
 def _median(
-    scope: Scope, figures: LatencyFigures, measurement: Measurement | None
+    scope: Stage, figures: LatencyFigures, measurement: Measurement | None
 ) -> tuple[float, float, float]:
     """(median, low, high) in ms, per launch where the calls were kept, else as if from a single launch."""
     found = stats.median_interval(_blocks(scope, measurement))
     return found or stats.median_interval([_one_call(scope, figures.p50)]) or (figures.p50,) * 3
 
 
-def _one_call(scope: Scope, milliseconds: float) -> Block:
+def _one_call(scope: Stage, milliseconds: float) -> Block:
     return Block(launch=0, scope=scope, samples_ms=(milliseconds,), speed_before_ms=0.0, speed_after_ms=0.0)
 
 

@@ -7,12 +7,23 @@ D width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta
+
+Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100)]
+NonNegative: TypeAlias = Annotated[float, Meta(ge=0)]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+"""Ranges are checked where a record is read from JSON: a document or an artifact's manifest."""
 
 Implementation = Literal["vitrail", "timm"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
+"""The stages whose latency can be limited."""
+Stage: TypeAlias = str
+"""What is timed by itself: `request`, `model`, and whatever else a measurement names."""
 Layout = Literal["class", "split/class", "class/split"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
 TaskName = Literal["classify", "embed"]
@@ -30,28 +41,63 @@ Interpolation = Literal["bicubic", "bilinear"]
 class Requirements:
     """Limits, each optional, and the objective to optimise among the variants that meet them all."""
 
-    max_latency_ms: float | None = None
-    min_accuracy: float | None = None
-    max_memory_mib: float | None = None
-    min_throughput: float | None = None
-    min_recall: tuple[tuple[str, float], ...] = ()
+    max_latency_ms: NonNegative | None = None
+    min_accuracy: Percent | None = None
+    max_memory_mib: NonNegative | None = None
+    min_throughput: NonNegative | None = None
+    min_recall: tuple[tuple[str, Percent], ...] = ()
     """(class, least recall in %) on the user's labelled images; needs `Workload.data`."""
     license: tuple[str, ...] = ("permissive",)
     """`("any",)`, or license classes and names of which the weights' license must match one."""
     objective: Objective = "accuracy"
+
+    @property
+    def least(self) -> tuple[Least, ...]:
+        """What is asked of figures on the user's labelled images, class by class."""
+        return tuple(
+            Least(requirement=name, metric=metric, label=label, value=value)
+            for name, metric in LEAST.items()
+            for label, value in getattr(self, name)
+        )
+
+
+LEAST: dict[str, str] = {"min_recall": "recall"}
+"""Limit of `Requirements` -> the metric in `Quality.figures` that it is about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Least:
+    """The least that one figure on labelled images may be."""
+
+    requirement: str
+    """Its name in `Requirements`."""
+    metric: str
+    label: str
+    """The class that is asked about."""
+    value: float
+
+    @property
+    def option(self) -> str:
+        """As it is asked for, e.g. `--min-recall`."""
+        return f"--{self.requirement.replace('_', '-')}"
+
+    @property
+    def of(self) -> str:
+        """`recall of cat`."""
+        return f"{self.metric} of {self.label}" if self.label else self.metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """Under what load latency is judged. Part of the key of every measurement."""
 
-    batch_size: int = 1
-    threads: int | None = None
+    batch_size: Annotated[int, Meta(ge=1)] = 1
+    threads: Count | None = None
     """None: all usable cores (affinity and cgroup quota)."""
     device: str = "cpu"
     latency_scope: Scope = "request"
-    percentile: float = 95.0
-    image_size: int | None = None
+    percentile: Percent = 95.0
+    image_size: Count | None = None
     """None: the size the candidate's published accuracy belongs to."""
     images: str | None = None
     """Folder of the user's photos; None: the named sample set, which is weaker evidence."""
@@ -69,9 +115,9 @@ class SearchSettings:
     precisions: tuple[str, ...] = ()
     implementations: tuple[str, ...] = ()
     """Whose code runs the weights; empty: ours where we have the architecture, else timm's."""
-    budget_s: float = 300.0
+    budget_s: NonNegative = 300.0
     """Wall time, exports included, downloads not."""
-    max_download_mib: float | None = None
+    max_download_mib: NonNegative | None = None
     """Of all downloads together; None: 2 GiB."""
     offline: bool = False
     fresh: bool = False
@@ -96,7 +142,7 @@ class Preprocess:
     `"squash"` resizes both sides to `floor(image_size / crop)` instead.
     """
 
-    image_size: int
+    image_size: Count
     crop: float = 0.875
     crop_mode: Literal["center", "squash"] = "center"
     interpolation: Interpolation = "bicubic"
@@ -108,10 +154,10 @@ class Preprocess:
 class Accuracy:
     """Top-1 accuracy in % with where it comes from; a figure belongs to its resolution."""
 
-    value: float
+    value: Percent
     provenance: Provenance
     source: str = ""
-    images: int | None = None
+    images: Count | None = None
     """Number of images behind a `measured` value."""
     interval: tuple[float, float] | None = None
 
@@ -229,7 +275,8 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A variant's files, made with torch and run without; `files` are relative to `folder`."""
+    """A variant's files, made with torch and run without; `files` are relative to `folder`; () where the
+    engine needs none."""
 
     folder: str
     files: tuple[str, ...]
@@ -250,7 +297,7 @@ class RunnerFacts:
     runtime: str
     version: str
     precision: str
-    threads: int
+    threads: Count
     device: str = "cpu"
     graphs: tuple[Graph, ...]
     """What was loaded, with numbers for all sizes."""
@@ -273,10 +320,10 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive calls of one launch in one scope, bracketed by the reference workload."""
+    """Consecutive calls of one launch in one stage, bracketed by the reference workload."""
 
     launch: int
-    scope: Scope
+    scope: Stage
     samples_ms: tuple[float, ...]
     speed_before_ms: float
     speed_after_ms: float
@@ -289,9 +336,9 @@ class Block:
 class Memory:
     """Memory of the measuring process in MiB; the pool of input photos is not in it."""
 
-    peak: float
+    peak: NonNegative
     """Absolute peak (VmHWM), load included."""
-    steady: float | None = None
+    steady: NonNegative | None = None
     """Resident after the last call; None: a hand-written record does not say."""
     above_baseline: float | None = None
     """Peak less what the interpreter and libraries held before the export was loaded."""
@@ -310,9 +357,9 @@ class Parity:
     """Smallest cosine similarity of the logits over all crops."""
     relative_error: float
     """Largest ||variant - reference|| / ||reference|| over all crops."""
-    photos: int
-    decided: int
-    agreeing: int
+    photos: Count
+    decided: Count
+    agreeing: Count
     loss: float | None
     """Mean over photos of p_ref(reference's top-1) - p_ref(variant's top-1), in points (%)."""
     loss_bound: float | None
@@ -323,33 +370,59 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recall:
-    """The share of one class's images that are called by its name, in %."""
+class Figure:
+    """One number that says how good outputs are, under the name that its task gives it."""
 
-    label: str
-    value: float
-    images: int
+    metric: str
+    """E.g. `top-1`, `recall`."""
+    value: Percent
+    unit: str = "%"
+    """`%` is of 0 to 100; `points` are a difference of such figures."""
+    interval: tuple[float, float] | None = None
+    """95 %, on images like these."""
+    images: Count
+    """How many images it is about."""
+    label: str = ""
+    """The class that it is about; "": all of them."""
+    share: bool = False
+    """Whether it is the share of `images` that are right, so that these can be counted."""
+
+    @property
+    def right(self) -> int:
+        """Of `images`, how many are right, where it is a share."""
+        return round(self.value * self.images / 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
-    """How an export does on labelled images of the user's that no fit has seen; shares in %."""
+class Table:
+    """Counts by label: a row for each true one, a column for each that was named (a confusion matrix)."""
+
+    name: str
+    labels: tuple[str, ...]
+    counts: tuple[tuple[Count, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How an export does on labelled images of the user's that no fit has seen, as its task measures it."""
 
     split: str
     """`validation` (choices were made on it) or `test` (no choice has looked at it)."""
     data: str
     """Digest of the labelled images and their splits."""
-    images: int
-    accuracy: float
-    interval: tuple[float, float]
-    """95 % (Wilson) of the accuracy on images like these."""
-    balanced_accuracy: float
-    """Mean of the classes' recalls."""
-    recalls: tuple[Recall, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """Counts; a row for each true class, a column for each class that was named."""
-    calibration_error: float
-    """Expected calibration error in points, 15 bins of equal width (Guo et al. 2017, eq. 3)."""
+    images: Count
+    figures: Annotated[tuple[Figure, ...], Meta(min_length=1)]
+    """The task's main figure (`Task.metric`) first; `accuracy` and its limit are about that one."""
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def main(self) -> Figure:
+        """The figure that the task is judged by."""
+        return self.figures[0]
+
+    def figure(self, metric: str, label: str = "") -> Figure | None:
+        """The figure of this name, of one class or of all; None: the task did not measure it."""
+        return next((f for f in self.figures if (f.metric, f.label) == (metric, label)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +442,7 @@ class Measurement:
     random_weights: bool = False
     flags: tuple[str, ...] = ()
     """Doubts about the figure, e.g. drift; nothing is deleted because of one."""
-    classification: Classification | None = None
+    quality: Quality | None = None
     """On the validation split of the user's labelled images, where there are any."""
 
 
@@ -377,20 +450,20 @@ class Measurement:
 class JudgedLatency:
     """The percentile the requirement asks about, with its interval (None: too few calls)."""
 
-    percentile: float
-    value: float
+    percentile: Percent
+    value: NonNegative
     interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyFigures:
-    """Percentiles in ms of all calls of one scope."""
+    """Percentiles in ms of all calls of one stage."""
 
-    p50: float
-    p95: float
-    p99: float
+    p50: NonNegative
+    p95: NonNegative
+    p99: NonNegative
     judged: JudgedLatency
-    calls: int
+    calls: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,8 +491,9 @@ class Observation:
 
     variant: Variant
     accuracy: Accuracy | None = None
-    request: LatencyFigures | None = None
-    model: LatencyFigures | None = None
+    """The task's main figure (`Task.metric`), measured or claimed."""
+    latency: Mapping[str, LatencyFigures] = field(default_factory=dict)
+    """By stage, e.g. `request` and `model`; a stage that was not timed is not in it."""
     latency_answer: Answer | None = None
     """What the sequential test said against the limit; None: judge by the interval shown."""
     throughput: float | None = None
@@ -427,7 +501,7 @@ class Observation:
     """An answer that overrides the one from the calls; None: judge by the calls or the number."""
     memory: Memory | None = None
     parity: Parity | None = None
-    classification: Classification | None = None
+    quality: Quality | None = None
     facts: RunnerFacts | None = None
     measurement: Measurement | None = None
     confirmed: bool = True
@@ -467,15 +541,15 @@ class LedgerEntry:
 class TrainingEpoch:
     """Where a training run stood at the end of one epoch (counted from 1); None: not taken."""
 
-    epoch: int
-    step: int
+    epoch: Count
+    step: Count
     """Optimiser steps since the run began."""
-    seconds: float
+    seconds: NonNegative
     """Wall time since the run began."""
     learning_rate: float | None
     train_loss: float | None
     validation_loss: float | None
-    accuracy: float | None
+    accuracy: Percent | None
     """Top-1 in % on the validation split."""
     averaged: bool = False
     """Whether the validation figures are of the averaged weights (EMA)."""
@@ -490,7 +564,7 @@ class Training:
     recipe: str
     start: str
     """`random`, or the reference of the weights that training began with."""
-    epochs: int
+    epochs: Count
     """Epochs done."""
     finished: bool
     history: tuple[TrainingEpoch, ...]
@@ -520,10 +594,10 @@ class Selection:
     """UTC time, ISO 8601."""
     notes: tuple[str, ...] = ()
     method: dict[str, object] = field(default_factory=dict)
-    test: Classification | None = None
+    test: Quality | None = None
     """The winner on the test split of the user's labelled images, which no choice has looked at."""
     expected_test: tuple[float, float] | None = None
-    """95 % prediction interval in % for `test.accuracy`, from the winner's validation images alone."""
+    """95 % prediction interval for the main figure of `test`, from the winner's validation images alone."""
     trainings: tuple[Training, ...] = ()
     """Of the candidates that were trained here."""
     settings: SearchSettings | None = None
@@ -531,6 +605,11 @@ class Selection:
     arguments: tuple[str, ...] = ()
     """What the command line needs beside requirements, workload and settings to consider the same candidates,
     e.g. `("--trained", "run")`."""
+
+    @property
+    def task(self) -> str:
+        """What its variants are for: a name of `tasks.TASKS`."""
+        return self.ledger[0].variant.candidate.task if self.ledger else "classify"
 
     @property
     def winner(self) -> LedgerEntry | None:

@@ -18,8 +18,8 @@ import numpy as np
 
 from vitrail import store, tasks
 from vitrail.artifact.manifest import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, decode, encode
+from vitrail.artifact.older import upgraded_measurement
 from vitrail.artifact.records import Evidence, FileEntry, Manifest, Reference
-from vitrail.document.older import upgraded_facts
 from vitrail.errors import InputError
 from vitrail.store import atomic_folder, sha256_file, writing
 from vitrail.tasks import Bounds, Task
@@ -113,8 +113,8 @@ class Artifact:
         place = self.path / self.manifest.measurement
         try:
             document = msgspec.json.decode(place.read_bytes())
-            if self.manifest.schema_version < 3 and isinstance(document.get("facts"), dict):
-                document["facts"] = upgraded_facts(document["facts"])
+            if self.manifest.schema_version < SCHEMA_VERSION:
+                document = upgraded_measurement(document)
             return msgspec.convert(document, Measurement)
         except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
             raise InputError(f"{place} is not valid ({error}): write the artifact again.") from None
@@ -189,12 +189,11 @@ def evidence_of(selection: Selection) -> Evidence:
         requirements=selection.requirements,
         workload=measured.workload if measured else selection.workload,
         accuracy=seen.accuracy,
-        request=seen.request,
-        model=seen.model,
+        latency=dict(seen.latency),
         throughput=seen.throughput,
         memory=seen.memory,
         parity=seen.parity,
-        classification=seen.classification,
+        quality=seen.quality,
         test=selection.test,
         expected_test=selection.expected_test,
         training=next((t for t in selection.trainings if t.candidate == entry.variant.candidate.name), None),

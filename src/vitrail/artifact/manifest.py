@@ -15,10 +15,11 @@ from vitrail.errors import InputError
 from vitrail.store import canonical_json
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Schema 2 states every value that decides answers; 1 left out some, which then have their defaults.
 
-Schema 3 has `task` and `graphs` instead of one classifier's values. Older schemas can be read."""
+Schema 3 has `task` and `graphs` instead of one classifier's values. Schema 4 names stages and figures:
+`latency` for `request` and `model`, `quality` for `classification`. Older schemas can be read."""
 MANIFEST_FILE = "manifest.json"
 
 

@@ -1,10 +1,10 @@
-"""Converts manifests of schemas 1 and 2 (one classifier with one graph) to the current schema."""
+"""Converts manifests of schemas 1 to 3 to the current schema."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vitrail.document.older import graph_of, upgraded_facts
+from vitrail.document.older import graph_of, upgraded_facts, upgraded_quality
 
 JsonObject = dict[str, Any]
 
@@ -15,8 +15,36 @@ def upgraded(document: JsonObject) -> JsonObject:
     Missing values stay missing, so that the checks that follow name them.
     """
     version = document.get("schema_version")
-    if type(version) is not int or version not in (1, 2):
+    if type(version) is not int or version not in (1, 2, 3):
         return document
+    old = document if version == 3 else _with_task(document)
+    if isinstance(evidence := old.get("evidence"), dict):
+        old = {**old, "evidence": _by_figure(evidence)}
+    return old
+
+
+def upgraded_measurement(document: JsonObject) -> JsonObject:
+    """A raw measurement of schema 1 to 3."""
+    new = dict(document)
+    if isinstance(facts := new.get("facts"), dict):
+        new["facts"] = upgraded_facts(facts)
+    new["quality"] = upgraded_quality(new.pop("classification", None))
+    return new
+
+
+def _by_figure(evidence: JsonObject) -> JsonObject:
+    new = dict(evidence)
+    stages = {stage: new.pop(stage, None) for stage in ("request", "model")}
+    new["latency"] = {stage: figures for stage, figures in stages.items() if figures is not None}
+    new["quality"] = upgraded_quality(new.pop("classification", None))
+    new["test"] = upgraded_quality(new.get("test"))
+    if isinstance(facts := new.get("facts"), dict):
+        new["facts"] = upgraded_facts(facts)
+    return new
+
+
+def _with_task(document: JsonObject) -> JsonObject:
+    """Schema 1 and 2 knew one classifier with one graph."""
     old = dict(document)
     size = _within(old, "preprocess", "image_size")
     classes = old.get("classes")
@@ -33,9 +61,6 @@ def upgraded(document: JsonObject) -> JsonObject:
     if isinstance(reference, dict):
         named = {key: {"scores": reference.get(key)} for key in ("fp32_outputs", "own_outputs")}
         old["reference"] = {**reference, **named}
-    facts = _within(old, "evidence", "facts")
-    if isinstance(facts, dict):
-        old["evidence"] = {**old["evidence"], "facts": upgraded_facts(facts)}
     return old
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from vitrail.tasks import Bounds
 from vitrail.vocabulary import (
     Accuracy,
-    Classification,
     Environment,
     Graph,
     LatencyFigures,
     Memory,
     Parity,
+    Quality,
     Requirements,
     RunnerFacts,
     Training,
@@ -38,17 +38,17 @@ class Evidence:
     requirements: Requirements
     workload: Workload
     accuracy: Accuracy | None = None
-    request: LatencyFigures | None = None
-    model: LatencyFigures | None = None
+    latency: dict[str, LatencyFigures] = field(default_factory=dict)
+    """By stage, e.g. `request` and `model`."""
     throughput: float | None = None
     memory: Memory | None = None
     parity: Parity | None = None
-    classification: Classification | None = None
+    quality: Quality | None = None
     """On the validation split of the user's labelled images."""
-    test: Classification | None = None
+    test: Quality | None = None
     """On the test split, which no decision has used."""
     expected_test: tuple[float, float] | None = None
-    """95 % prediction interval in % for `test.accuracy`, from the validation split alone."""
+    """95 % prediction interval in % for the main figure of `test`, from the validation split alone."""
     training: Training | None = None
     """How the weights were trained, if they were trained here."""
     verdicts: tuple[Verdict, ...] = ()

@@ -17,7 +17,6 @@ from vitrail.images.preprocess import check_preprocess
 from vitrail.requirements import check
 from vitrail.vocabulary import (
     Candidate,
-    LatencyFigures,
     Preprocess,
     Requirements,
     RunnerFacts,
@@ -119,19 +118,12 @@ def _counts(candidate: Candidate) -> tuple[int, ...]:
 
 
 def _evidence_rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
-    for name in ("request", "model"):
-        figures: LatencyFigures | None = getattr(evidence, name)
-        if figures is not None:
-            seen = (figures.p50, figures.p95, figures.p99, figures.judged.value)
-            yield f"evidence.{name} is of times above 0", all(map(_figure, seen)) and figures.calls >= 1
+    for stage, figures in evidence.latency.items():
+        seen = (figures.p50, figures.p95, figures.p99, figures.judged.value)
+        yield f"evidence.latency.{stage} is of times above 0", all(map(_figure, seen)) and figures.calls >= 1
     memory = evidence.memory
     yield "evidence.memory.peak is above 0", memory is None or _figure(memory.peak)
     yield "evidence.throughput is above 0", evidence.throughput is None or _figure(evidence.throughput)
-    accuracy = evidence.accuracy
-    yield "evidence.accuracy.value is a percentage", accuracy is None or 0 <= accuracy.value <= 100
-    for name in ("classification", "test"):
-        known = getattr(evidence, name)
-        yield f"evidence.{name}.accuracy is a percentage", known is None or 0 <= known.accuracy <= 100
 
 
 def _figure(value: float) -> bool:

@@ -63,7 +63,7 @@ def path(keys: tuple[str | int, ...], data: dict[str, Any]) -> str:
 def explain(message: str, data: dict[str, Any], source: str) -> str:
     """msgspec's message in the document's words."""
     what, _, where = message.partition(" - at `$")
-    found = re.findall(r"\[(\d+)\]|\.([^.\[`]+)", where)
+    found = re.findall(r"\[(\d+)\]|\.([^.\[`]+)", where.replace("[...]", ""))
     keys = tuple(int(index) if index else key for index, key in found)
     what = re.sub(
         r"`([\w |]+)`", lambda match: " or ".join(_KINDS.get(k, k) for k in match[1].split(" | ")), what

@@ -1,354 +1,140 @@
-"""The document's schema, kept apart from the vocabulary on purpose: renaming a record must not change a
-file that others read. Any change to these structs is a new `SCHEMA_VERSION`."""
+"""The document's outer form: one object, and one flat row for each variant, as people also write it by hand.
+
+Inside are the vocabulary's own records. A change to these structs or those records is a new `SCHEMA_VERSION`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """2: labelled images (`data`, `min_recall`, `classification`, `test`).
 
 3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`, `confirmed`; status `meets` for
-`feasible`, and `not measured`. 5: `task`, `worst`; an engine's `graphs` for
-`input_shape` and `output_shape`. Older ones are read as well."""
+`feasible`, and `not measured`. 5: `task`, `worst`; an engine's `graphs` for `input_shape` and `output_shape`.
+6: `quality` for `classification`; an engine's `details` as pairs. Older ones are read as well."""
 
-NonNegative = Annotated[float, Meta(ge=0)]
-Percent = Annotated[float, Meta(ge=0, le=100)]
-Count = Annotated[int, Meta(ge=0)]
-Interval = Annotated[tuple[float, float], Meta(description="[low, high]; null: too little data to give one")]
+NOT_FINITE = ("cosine", "relative_error")
+"""Figures of a parity for which null stands where outputs were not finite."""
+
 JsonObject = dict[str, Any]
 
 
-class _Doc(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An object of the document: every key is written, none beyond the documented ones is read."""
+def _on(text: str) -> Meta:
+    return Meta(description=text)
 
 
-class RequirementsDoc(_Doc):
-    """What was asked; null: no limit."""
-
-    max_latency_ms: NonNegative | None
-    min_accuracy: Percent | None
-    max_memory_mib: NonNegative | None
-    min_throughput: NonNegative | None
-    min_recall: Annotated[tuple[tuple[str, Percent], ...], Meta(description="(class, least recall)")]
-    license: tuple[str, ...]
-    objective: v.Objective
-
-
-class WorkloadDoc(_Doc):
-    """Under what load latency was judged."""
-
-    batch_size: Annotated[int, Meta(ge=1)]
-    threads: Count | None
-    device: str
-    latency_scope: v.Scope
-    percentile: Percent
-    image_size: Count | None
-    images: str | None
-    data: Annotated[str | None, Meta(description="the user's labelled images")]
-
-
-class SettingsDoc(_Doc):
-    """Where was searched and for how long; empty lists: no restriction."""
-
-    models: tuple[str, ...]
-    runtimes: tuple[str, ...]
-    precisions: tuple[str, ...]
-    implementations: tuple[str, ...]
-    budget_s: NonNegative
-    max_download_mib: NonNegative | None
-    offline: bool
-    fresh: bool
-    layout: Annotated[
-        v.Layout | None, Meta(description="what the folders of `data` are; null: as recognised")
-    ]
-    task: v.TaskName
-    exhaustive: bool
-
-
-class WeightsDoc(_Doc):
+class WeightsDoc(msgspec.Struct, kw_only=True):
     """Where the trained weights come from; null where a hand-written record does not say."""
 
-    source: v.WeightsSource
-    reference: str
-    tag: str
-    revision: str | None
-    sha256: str | None
-    license: Annotated[str | None, Meta(description="of the weights; null: not stated")]
-    at_hand: Annotated[bool, Meta(description="false: the weights could not be read on this machine")]
+    source: v.WeightsSource = "file"
+    reference: str = ""
+    tag: str = ""
+    revision: str | None = None
+    sha256: str | None = None
+    license: Annotated[str | None, _on("of the weights; null: not stated")] = None
+    at_hand: Annotated[bool, _on("false: the weights could not be read on this machine")] = True
 
 
-class PreprocessDoc(_Doc):
-    """How a photo becomes the model's input."""
-
-    image_size: Count
-    crop: float
-    crop_mode: Literal["center", "squash"]
-    interpolation: v.Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class AccuracyDoc(_Doc):
-    """Top-1 in % and where the figure comes from."""
-
-    value: Percent
-    provenance: v.Provenance
-    source: str
-    images: Count | None
-    interval: Interval | None
-
-
-class JudgedDoc(_Doc):
-    """The percentile that was asked for."""
-
-    percentile: Percent
-    value: NonNegative
-    interval: Interval | None
-
-
-class LatencyDoc(_Doc):
-    """Milliseconds for a whole batch; `calls` is 0 where a hand-written record gave one number."""
-
-    p50: NonNegative
-    p95: NonNegative
-    p99: NonNegative
-    judged: JudgedDoc
-    calls: Count
-
-
-class ScopesDoc(_Doc):
-    """`request`: decode + preprocess + run + top-k; `model`: run alone."""
-
-    request: LatencyDoc | None
-    model: LatencyDoc | None
-
-
-class VerdictDoc(_Doc):
-    """One requirement's answer; only `pass` lets a variant win."""
-
-    requirement: str
-    answer: v.Answer
-    observed: float | str | None
-    limit: float | str | None
-    margin: Annotated[
-        float | None, Meta(description="room left in the requirement's unit; negative: missing")
-    ]
-    reason: str
-    admit: Annotated[str | None, Meta(description="the option that would admit this variant")]
-
-
-class ParityDoc(_Doc):
-    """Outputs against the fp32 eager reference on the same photos; null: not a finite number."""
-
-    answer: v.Answer
-    cosine: float | None
-    relative_error: float | None
-    photos: Count
-    decided: Count
-    agreeing: Count
-    loss: float | None
-    loss_bound: float | None
-    reason: str
-    worst: Annotated[str, Meta(description="the photo that differs most; empty: not known")]
-
-
-class RecallDoc(_Doc):
-    """The share of one class's images that are called by its name, in %."""
-
-    label: str
-    value: Percent
-    images: Count
-
-
-class ClassificationDoc(_Doc):
-    """How an export does on labelled images that no fit has seen; `data` is their digest."""
-
-    split: str
-    data: str
-    images: Count
-    accuracy: Percent
-    interval: Interval
-    balanced_accuracy: Percent
-    recalls: tuple[RecallDoc, ...]
-    confusion: Annotated[
-        tuple[tuple[Count, ...], ...], Meta(description="a row for each true class, a column for each named")
-    ]
-    calibration_error: Percent
-
-
-class EpochDoc(_Doc):
-    """Where a training run stood at the end of one epoch; null: not taken, or not a finite number."""
-
-    epoch: Count
-    step: Annotated[int, Meta(ge=0, description="optimiser steps since the run began")]
-    seconds: NonNegative
-    learning_rate: float | None
-    train_loss: float | None
-    validation_loss: float | None
-    accuracy: Annotated[Percent | None, Meta(description="% top-1 on the validation split")]
-    averaged: Annotated[bool, Meta(description="validation figures are of the averaged weights (EMA)")]
-
-
-class TrainingDoc(_Doc):
-    """How the weights of a candidate came about that was trained here."""
-
-    candidate: Annotated[str, Meta(description="`model` of its variants")]
-    recipe: str
-    start: Annotated[str, Meta(description="`random`, or the weights that training began with")]
-    epochs: Annotated[int, Meta(ge=0, description="epochs done")]
-    finished: bool
-    history: tuple[EpochDoc, ...]
-
-
-class TensorDoc(_Doc):
-    """A named input or output of a graph."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-
-class GraphDoc(_Doc):
-    """One computation of a model, as the engine loaded it."""
-
-    name: str
-    entry: str
-    inputs: tuple[TensorDoc, ...]
-    outputs: tuple[TensorDoc, ...]
-
-
-class EngineDoc(_Doc):
-    """What the engine says it really does, read back after loading."""
-
-    runtime: str
-    version: str
-    precision: str
-    threads: Count
-    device: str
-    graphs: tuple[GraphDoc, ...]
-    details: dict[str, str]
-
-
-class EnvironmentDoc(_Doc):
-    """Where the figures were taken: fingerprint of the hardware, engine, method, digest of the photos."""
-
-    hardware: str
-    engine: str
-    vitrail: str
-    photos: str
-
-
-class MeasuredDoc(_Doc):
+class MeasuredDoc(msgspec.Struct, kw_only=True):
     """How the figures came about; for the reader only, not read back."""
 
-    load_s: NonNegative
-    warm_up_calls: Count
-    launches: Count
-    blocks: Count
-    steal_s: NonNegative
-    involuntary_switches: Count
+    load_s: v.NonNegative
+    warm_up_calls: v.Count
+    launches: v.Count
+    blocks: v.Count
+    steal_s: v.NonNegative
+    involuntary_switches: v.Count
 
 
-class VariantDoc(_Doc):
-    """A variant's place in the ledger, whether it was measured or pruned."""
+class VariantDoc(msgspec.Struct, kw_only=True):
+    """A variant's place in the ledger, whether it was measured or pruned; null: not known."""
 
-    name: Annotated[str, Meta(description="unique within the document")]
-    model: Annotated[str, Meta(description="timm's architecture.tag")]
+    name: Annotated[str, _on("unique within the document")] = ""
+    model: Annotated[str, _on("timm's architecture.tag")]
     architecture: str
-    family: str
-    task: Annotated[str, Meta(description="what goes in and comes out, e.g. classify")]
-    weights: WeightsDoc
-    labels: str
-    note: str
-    preprocess: PreprocessDoc | None
-    parameters: Count | None
-    macs: Count | None
-    activations: Count | None
-    public_weights: Count
-    image_size: Annotated[int, Meta(ge=1)] | None
-    implementation: str
-    runtime: str | None
-    precision: v.Precision | None
-    passes: tuple[str, ...]
-    settings: dict[str, str]
-    reference: Annotated[bool, Meta(description="measured and shown, never shipped")]
-    status: v.Status
-    would_win: Annotated[bool, Meta(description="would be selected if its weights were at hand")]
-    tie: Annotated[bool, Meta(description="meets all; the objective cannot tell it from the winner")]
-    reasons: tuple[str, ...]
-    verdicts: tuple[VerdictDoc, ...]
-    accuracy: Annotated[AccuracyDoc | None, Meta(description="of this variant, its precision included")]
-    weights_accuracy: Annotated[AccuracyDoc | None, Meta(description="the figure that came with the weights")]
-    latency_ms: ScopesDoc | None
-    confirmed: Annotated[bool, Meta(description="false: screened in one launch; finals were not spent on it")]
-    latency_answer: Annotated[
-        v.Answer | None, Meta(description="of the sequential test at the recorded limit")
-    ]
-    throughput: Annotated[NonNegative | None, Meta(description="images/s")]
-    memory_mib: Annotated[NonNegative | None, Meta(description="absolute peak of the process, load included")]
-    memory_steady_mib: NonNegative | None
-    memory_above_baseline_mib: float | None
-    parity: ParityDoc | None
-    classification: Annotated[
-        ClassificationDoc | None, Meta(description="on the validation split of the labelled images")
-    ]
-    engine: EngineDoc | None
-    environment: EnvironmentDoc | None
-    measured: MeasuredDoc | None
-    random_weights: Annotated[bool, Meta(description="timed with random weights; cannot win")]
-    failure: Annotated[str | None, Meta(description="why exporting or measuring ended without figures")]
-    pruned: Annotated[str | None, Meta(description="why it was not measured")]
-    flags: tuple[str, ...]
+    family: str = ""
+    task: Annotated[str, _on("what goes in and comes out, e.g. classify")] = "classify"
+    weights: WeightsDoc = field(default_factory=WeightsDoc)
+    labels: str = "imagenet-1k"
+    note: str = ""
+    preprocess: v.Preprocess | None = None
+    parameters: v.Count | None = None
+    macs: v.Count | None = None
+    activations: v.Count | None = None
+    public_weights: v.Count = 0
+    image_size: Annotated[int, Meta(ge=1)] | None = None
+    implementation: str = "timm"
+    runtime: str | None = None
+    precision: v.Precision | None = None
+    passes: tuple[str, ...] = ()
+    settings: dict[str, str] = {}
+    reference: Annotated[bool, _on("measured and shown, never shipped")] = False
+    status: v.Status = "undecided"
+    would_win: Annotated[bool, _on("would be selected if its weights were at hand")] = False
+    tie: Annotated[bool, _on("meets all; the objective cannot tell it from the winner")] = False
+    reasons: tuple[str, ...] = ()
+    verdicts: tuple[v.Verdict, ...] = ()
+    accuracy: Annotated[v.Accuracy | None, _on("of this variant, its precision included")]
+    weights_accuracy: Annotated[v.Accuracy | None, _on("as it came with the weights")] = None
+    latency_ms: Annotated[dict[str, v.LatencyFigures | None] | None, _on("by stage: request, model")]
+    confirmed: Annotated[bool, _on("false: screened in one launch; it had no finals")] = True
+    latency_answer: Annotated[v.Answer | None, _on("of the test at the recorded limit")] = None
+    throughput: Annotated[v.NonNegative | None, _on("images/s")] = None
+    memory_mib: Annotated[v.NonNegative | None, _on("absolute peak of the process, load included")] = None
+    memory_steady_mib: v.NonNegative | None = None
+    memory_above_baseline_mib: float | None = None
+    parity: v.Parity | None = None
+    quality: Annotated[v.Quality | None, _on("on the validation split of the labelled images")] = None
+    engine: v.RunnerFacts | None = None
+    environment: v.Environment | None = None
+    measured: MeasuredDoc | None = None
+    random_weights: Annotated[bool, _on("timed with random weights; cannot win")] = False
+    failure: Annotated[str | None, _on("why exporting or measuring gave no figures")] = None
+    pruned: Annotated[str | None, _on("why it was not measured")] = None
+    flags: tuple[str, ...] = ()
 
 
-class Document(_Doc):
+class Document(msgspec.Struct, kw_only=True):
     """One selection: what was asked, where it ran, who won, and the ledger of all variants considered."""
 
-    schema_version: Annotated[int, Meta(ge=1)]
-    vitrail: Annotated[str, Meta(description="version that wrote the document")]
-    created: Annotated[str, Meta(description="UTC time, ISO 8601")]
-    seconds: NonNegative
-    requirements: RequirementsDoc
-    workload: WorkloadDoc
-    hardware: JsonObject
-    method: JsonObject
-    settings: SettingsDoc | None
-    arguments: Annotated[
-        tuple[str, ...], Meta(description="what the command line needs beside them to search the same")
-    ]
-    selected: Annotated[str | None, Meta(description="name of the winning variant; null: nothing meets all")]
-    provisional: Annotated[
-        str | None, Meta(description="without a winner: the best of which nothing fails, not yet proven")
-    ]
-    lacks: Annotated[tuple[str, ...], Meta(description="evidence never taken that could change the winner")]
-    front: Annotated[tuple[str, ...], Meta(description="names on the Pareto front")]
-    nearest: Annotated[
-        tuple[str, ...], Meta(description="when nothing meets all: names that miss by the least")
-    ]
-    notes: tuple[str, ...]
-    test: Annotated[
-        ClassificationDoc | None,
-        Meta(description="the winner on the test split, which no choice has looked at"),
-    ]
-    expected_test: Annotated[
-        Interval | None,
-        Meta(description="95 % prediction interval of the test accuracy, from validation alone"),
-    ]
-    trainings: Annotated[
-        tuple[TrainingDoc, ...], Meta(description="of the candidates that were trained here")
-    ]
+    schema_version: Annotated[int, Meta(ge=1)] = SCHEMA_VERSION
+    vitrail: Annotated[str, _on("version that wrote the document")] = ""
+    created: Annotated[str, _on("UTC time, ISO 8601")] = ""
+    seconds: v.NonNegative = 0.0
+    requirements: v.Requirements = field(default_factory=v.Requirements)
+    workload: v.Workload = field(default_factory=v.Workload)
+    hardware: JsonObject = {}
+    method: JsonObject = {}
+    settings: v.SearchSettings | None = None
+    arguments: Annotated[tuple[str, ...], _on("what the command line needs to search the same")] = ()
+    selected: Annotated[str | None, _on("name of the winner; null: nothing meets all")] = None
+    provisional: Annotated[str | None, _on("without a winner: the best of which nothing fails")] = None
+    lacks: Annotated[tuple[str, ...], _on("evidence never taken that could change the winner")] = ()
+    front: Annotated[tuple[str, ...], _on("names on the Pareto front")] = ()
+    nearest: Annotated[tuple[str, ...], _on("when nothing meets all: what misses by the least")] = ()
+    notes: tuple[str, ...] = ()
+    test: Annotated[v.Quality | None, _on("the winner on the test split")] = None
+    expected_test: Annotated[tuple[float, float] | None, _on("95 %, of the test's main figure")] = None
+    trainings: Annotated[tuple[v.Training, ...], _on("of what was trained here")] = ()
     variants: tuple[VariantDoc, ...]
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of what `to_document` returns; committed as docs/selection.schema.json."""
     (reference,), definitions = msgspec.json.schema_components([Document], ref_template="#/$defs/{name}")
+    for described in definitions.values():
+        if "properties" in described:  # every key is written, and no other
+            described |= {"required": list(described["properties"]), "additionalProperties": False}
+            for each in described["properties"].values():
+                each.pop("default", None)
+    for name in NOT_FINITE:
+        definitions["Parity"]["properties"][name] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"Vitrail selection, schema version {SCHEMA_VERSION}",

@@ -1,9 +1,9 @@
-"""Selection → document. Keys of the document that a record names alike are copied by name."""
+"""Selection → document. Keys of the document that a record names alike are taken by name."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -12,22 +12,20 @@ from vitrail.document import schema
 from vitrail.version import __version__
 from vitrail.words import utf8
 
+_Doc = TypeVar("_Doc", bound=msgspec.Struct)
+
 
 def to_document(selection: v.Selection) -> dict[str, Any]:
     """The selection as the documented JSON object (plain dicts, lists, text, numbers, booleans, None)."""
-    document = _fields(
+    document = _of(
         schema.Document,
         selection,
         schema_version=schema.SCHEMA_VERSION,
         vitrail=__version__,
-        requirements=_fields(schema.RequirementsDoc, selection.requirements),
-        workload=_fields(schema.WorkloadDoc, selection.workload),
-        settings=_maybe(schema.SettingsDoc, selection.settings),
-        test=_classification(selection.test),
-        trainings=[_training(training) for training in selection.trainings],
-        variants=[_variant(entry) for entry in selection.ledger],
+        variants=tuple(map(_variant, selection.ledger)),
     )
-    return _plain(document)
+    plain: dict[str, Any] = _plain(msgspec.to_builtins(document))
+    return plain
 
 
 def to_json_bytes(selection: v.Selection) -> bytes:
@@ -35,115 +33,58 @@ def to_json_bytes(selection: v.Selection) -> bytes:
     return msgspec.json.format(msgspec.json.encode(to_document(selection)), indent=2) + b"\n"
 
 
-def _fields(kind: type[msgspec.Struct], record: object, **given: object) -> dict[str, Any]:
-    """The keys of `kind`, each `given` or taken from `record`; a key that neither has is a bug."""
-    return {key: given[key] if key in given else getattr(record, key) for key in kind.__struct_fields__}
+def _of(kind: type[_Doc], *records: object, **given: object) -> _Doc:
+    """The keys of `kind`, each `given` or of the first record that has it; one that none has is a bug."""
+    for key in set(kind.__struct_fields__) - set(given):
+        given[key] = getattr(next(record for record in records if hasattr(record, key)), key)
+    return kind(**given)
 
 
-def _maybe(kind: type[msgspec.Struct], record: object | None, **given: object) -> dict[str, Any] | None:
-    return None if record is None else _fields(kind, record, **given)
-
-
-def _variant(entry: v.LedgerEntry) -> dict[str, Any]:
-    variant, candidate = entry.variant, entry.variant.candidate
-    weights = candidate.weights
-    preprocess = candidate.preprocess if candidate.preprocess.image_size else None
-    described = {
-        "model": candidate.name,
-        "weights": _fields(
-            schema.WeightsDoc,
-            weights,
-            at_hand=entry.observation.weights_at_hand,
-            license=weights.license or None,
+def _variant(entry: v.LedgerEntry) -> schema.VariantDoc:
+    seen, variant, candidate = entry.observation, entry.variant, entry.variant.candidate
+    measurement, memory, weights = seen.measurement, seen.memory, candidate.weights
+    unknown = {key: getattr(candidate, key) or None for key in ("parameters", "macs", "activations")}
+    unknown |= {key: getattr(variant, key) or None for key in ("image_size", "runtime", "precision")}
+    return _of(
+        schema.VariantDoc,
+        entry,
+        seen,
+        variant,
+        candidate,
+        model=candidate.name,
+        weights=_of(
+            schema.WeightsDoc, weights, at_hand=seen.weights_at_hand, license=weights.license or None
         ),
-        "preprocess": _maybe(schema.PreprocessDoc, preprocess),
-        "weights_accuracy": _maybe(schema.AccuracyDoc, candidate.accuracy),
-        "settings": dict(variant.settings),
-        "verdicts": [_fields(schema.VerdictDoc, verdict) for verdict in entry.verdicts],
-    }
-    for key in ("architecture", "family", "task", "labels", "note", "public_weights"):
-        described[key] = getattr(candidate, key)
-    for key in ("parameters", "macs", "activations"):
-        described[key] = getattr(candidate, key) or None
-    for key in ("image_size", "runtime", "precision"):
-        described[key] = getattr(variant, key) or None
-    for key in ("name", "implementation", "passes", "reference"):
-        described[key] = getattr(variant, key)
-    return _fields(schema.VariantDoc, entry, **described, **_evidence(entry.observation))
+        preprocess=candidate.preprocess if candidate.preprocess.image_size else None,
+        settings=dict(variant.settings),
+        weights_accuracy=candidate.accuracy,
+        latency_ms=_latency(seen),
+        memory_mib=memory.peak if memory else None,
+        memory_steady_mib=memory.steady if memory else None,
+        memory_above_baseline_mib=memory.above_baseline if memory else None,
+        engine=seen.facts or (measurement.facts if measurement else None),
+        environment=seen.environment or (measurement.environment if measurement else None),
+        measured=_measured(measurement) if measurement else None,
+        random_weights=seen.random_weights or (measurement is not None and measurement.random_weights),
+        **unknown,
+    )
 
 
-def _evidence(observation: v.Observation) -> dict[str, Any]:
-    """The keys of a variant that say what was observed."""
-    measurement, memory = observation.measurement, observation.memory
-    facts = observation.facts or (measurement.facts if measurement else None)
-    environment = observation.environment or (measurement.environment if measurement else None)
-    return {
-        "accuracy": _maybe(schema.AccuracyDoc, observation.accuracy),
-        "latency_ms": _latency(observation),
-        "latency_answer": observation.latency_answer,
-        "confirmed": observation.confirmed,
-        "throughput": observation.throughput,
-        "memory_mib": memory.peak if memory else None,
-        "memory_steady_mib": memory.steady if memory else None,
-        "memory_above_baseline_mib": memory.above_baseline if memory else None,
-        "parity": _maybe(schema.ParityDoc, observation.parity),
-        "classification": _classification(observation.classification),
-        "engine": _engine(facts),
-        "environment": _maybe(schema.EnvironmentDoc, environment),
-        "measured": _measured(measurement) if measurement else None,
-        "random_weights": observation.random_weights
-        or (measurement is not None and measurement.random_weights),
-        "failure": observation.failure,
-        "pruned": observation.pruned,
-        "flags": observation.flags,
-    }
+def _latency(seen: v.Observation) -> dict[str, v.LatencyFigures | None] | None:
+    """By stage; those that can be limited are named even where they were not timed."""
+    return {**dict.fromkeys(get_args(v.Scope)), **seen.latency} if seen.latency else None
 
 
-def _engine(facts: v.RunnerFacts | None) -> dict[str, Any] | None:
-    if facts is None:
-        return None
-    graphs = [
-        _fields(
-            schema.GraphDoc,
-            graph,
-            inputs=[_fields(schema.TensorDoc, spec) for spec in graph.inputs],
-            outputs=[_fields(schema.TensorDoc, spec) for spec in graph.outputs],
-        )
-        for graph in facts.graphs
-    ]
-    return _fields(schema.EngineDoc, facts, graphs=graphs, details=dict(facts.details))
-
-
-def _classification(seen: v.Classification | None) -> dict[str, Any] | None:
-    recalls = [_fields(schema.RecallDoc, recall) for recall in seen.recalls] if seen else []
-    return _maybe(schema.ClassificationDoc, seen, recalls=recalls)
-
-
-def _training(training: v.Training) -> dict[str, Any]:
-    history = [_fields(schema.EpochDoc, epoch) for epoch in training.history]
-    return _fields(schema.TrainingDoc, training, history=history)
-
-
-def _latency(observation: v.Observation) -> dict[str, Any] | None:
-    def scope(figures: v.LatencyFigures | None) -> dict[str, Any] | None:
-        judged = _fields(schema.JudgedDoc, figures.judged) if figures else None
-        return _maybe(schema.LatencyDoc, figures, judged=judged)
-
-    if observation.request is None and observation.model is None:
-        return None
-    return {"request": scope(observation.request), "model": scope(observation.model)}
-
-
-def _measured(measurement: v.Measurement) -> dict[str, Any]:
+def _measured(measurement: v.Measurement) -> schema.MeasuredDoc:
     blocks = measurement.blocks
-    return {
-        "load_s": measurement.load_s,
-        "warm_up_calls": measurement.warm_up_calls,
-        "launches": len({block.launch for block in blocks}),
-        "blocks": len(blocks),
-        "steal_s": sum(block.steal_s for block in blocks),
-        "involuntary_switches": sum(block.involuntary_switches for block in blocks),
-    }
+    return _of(
+        schema.MeasuredDoc,
+        measurement,
+        launches=len({block.launch for block in blocks}),
+        blocks=len(blocks),
+        steal_s=sum(block.steal_s for block in blocks),
+        involuntary_switches=sum(block.involuntary_switches for block in blocks),
+    )
 
 
 def _plain(value: Any) -> Any:

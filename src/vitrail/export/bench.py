@@ -33,11 +33,11 @@ from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS
 from vitrail.version import __version__
 from vitrail.vocabulary import (
     Candidate,
-    Classification,
     Environment,
     Export,
     Measurement,
     Parity,
+    Quality,
     Variant,
     Workload,
 )
@@ -201,11 +201,11 @@ class Bench:
 
     def _read_export(self, folder: Path, variant: Variant, files_at: Path, features: bool) -> Export:
         manifest = _export_facts(folder)
-        wanted = runtimes.RUNTIMES[variant.runtime].files
+        engine = runtimes.RUNTIMES[variant.runtime]
         return Export(
             folder=str(files_at),
-            files=tuple(name for name in wanted if (files_at / name).is_file()),
-            graphs=(self.task(variant, features=features).graph(wanted[0]),),
+            files=tuple(name for name in engine.files if (files_at / name).is_file()),
+            graphs=(self.task(variant, features=features).graph(engine.entry),),
             seconds=float(manifest["seconds"]),
             random_weights=bool(manifest["random_weights"]),
             toolchain=tuple(sorted(manifest["toolchain"].items())),
@@ -297,8 +297,8 @@ class Bench:
 
     # --- labelled images --------------------------------------------------------------------------
 
-    def classify(self, variant: Variant, export: Export, split: Split) -> Classification:
-        """The export's own answers on a split of the labelled images, in a launch of its own.
+    def classify(self, variant: Variant, export: Export, split: Split) -> Quality:
+        """How good the export's own outputs are on a split of the labelled images, in a launch of its own.
 
         Raises:
             ChildFailure: the export cannot be launched, or fails.
@@ -318,7 +318,7 @@ class Bench:
             split=split,
             data=self.dataset.digest,
         )
-        assert found is not None, "labelled images are for tasks with classes"
+        assert found is not None, "labels say nothing about this task"
         return found
 
     # --- parity -----------------------------------------------------------------------------------

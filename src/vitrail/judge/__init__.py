@@ -141,11 +141,7 @@ def _at_percentile(observation: Observation, workload: Workload) -> Observation:
     if measurement is None or measurement.workload.percentile == workload.percentile:
         return observation
     at = workload.percentile
-    return replace(
-        observation,
-        request=latency.figures(measurement.blocks, "request", at),
-        model=latency.figures(measurement.blocks, "model", at),
-    )
+    return replace(observation, latency=latency.by_stage(measurement.blocks, at))
 
 
 def _refuse_mixtures(observations: Sequence[Observation]) -> None:

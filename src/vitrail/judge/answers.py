@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import shlex
 
-from vitrail import stats
+from vitrail import stats, tasks
 from vitrail.catalog.licenses import admits
 from vitrail.judge.evidence import decided_photos_agree, throughput
 from vitrail.measure import latency
 from vitrail.vocabulary import (
+    LEAST,
     Answer,
     Block,
-    Classification,
     LatencyFigures,
+    Least,
     Observation,
     Requirements,
     Verdict,
@@ -31,25 +32,13 @@ MANY_BEYOND = 8
 LAUNCHES_DIFFER = 1.05
 """Ratio of the slowest launch's median to the fastest's from which the launches are named as the cause."""
 
-_NOTHING_SEEN = Classification(
-    split="",
-    data="",
-    images=0,
-    accuracy=0.0,
-    interval=(0.0, 100.0),
-    balanced_accuracy=0.0,
-    recalls=(),
-    confusion=(),
-    calibration_error=0.0,
-)
-
 
 def verdicts(observation: Observation, requirements: Requirements, workload: Workload) -> tuple[Verdict, ...]:
     """License, the requested limits, and parity, each with its margin and what would admit the variant."""
     answers = [
         _license(observation, requirements),
         _accuracy(observation, requirements),
-        *_recalls(observation, requirements),
+        *(_least(observation, asked) for asked in requirements.least),
         _latency(observation, requirements, workload),
         _memory(observation, requirements),
         _throughput(observation, requirements, workload),
@@ -63,7 +52,7 @@ def latency_figures(observation: Observation, workload: Workload) -> LatencyFigu
     measurement = observation.measurement
     if measurement is not None and _other_load(observation, workload) is not None:
         return None
-    figures = observation.request if workload.latency_scope == "request" else observation.model
+    figures = observation.latency.get(workload.latency_scope)
     if figures is not None and figures.judged.percentile == workload.percentile:
         return figures
     if measurement is None:
@@ -129,7 +118,8 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
             why = f"what {variant.precision or 'its precision'} loses is not known before parity"
         return _missing("min_accuracy", least, _unmeasured(observation) or why)
     margin = accuracy.value - least
-    text = f"top-1 {_number(accuracy.value)} % {accuracy.provenance}"
+    metric = tasks.known(observation.variant.candidate.task).metric
+    text = f"{metric} {_number(accuracy.value)} % {accuracy.provenance}"
     return _numeric(
         "min_accuracy",
         "pass" if margin >= 0 else "fail",
@@ -141,31 +131,25 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
     )
 
 
-def _recalls(observation: Observation, requirements: Requirements) -> list[Verdict]:
-    """One verdict for each class with a required recall."""
-    recalls = {recall.label: recall for recall in (observation.classification or _NOTHING_SEEN).recalls}
-    answers = []
-    for label, least in requirements.min_recall:
-        recall = recalls.get(label)
-        if recall is None:
-            why = _unmeasured(observation) or f"no recall of {label} was measured"
-            answers.append(_missing("min_recall", f"{label}={least:g}", why))
-            continue
-        margin = recall.value - least
-        text = f"recall of {label} {_number(recall.value)} % of {counted(recall.images, 'image')}"
-        option = _option("--min-recall", recall.value, least, up=False)
-        answers.append(
-            _numeric(
-                "min_recall",
-                "pass" if margin >= 0 else "fail",
-                recall.value,
-                least,
-                margin,
-                f"{text}: {_room(margin, '', 'point')}",
-                option and option.replace(" ", f" {shlex.quote(label)}="),
-            )
-        )
-    return answers
+def _least(observation: Observation, asked: Least) -> Verdict:
+    """A limit of a figure on the user's labelled images."""
+    seen = observation.quality.figure(asked.metric, asked.label) if observation.quality else None
+    name = f"{asked.label}=" if asked.label else ""
+    if seen is None:
+        why = _unmeasured(observation) or f"no {asked.of} was measured"
+        return _missing(asked.requirement, f"{name}{asked.value:g}", why)
+    margin = seen.value - asked.value
+    text = f"{asked.of} {_number(seen.value)} % of {counted(seen.images, 'image')}"
+    option = _option(asked.option, seen.value, asked.value, up=False)
+    return _numeric(
+        asked.requirement,
+        "pass" if margin >= 0 else "fail",
+        seen.value,
+        asked.value,
+        margin,
+        f"{text}: {_room(margin, '', 'point')}",
+        option and option.replace(" ", f" {shlex.quote(asked.label)}=" if asked.label else " "),
+    )
 
 
 def _latency(observation: Observation, requirements: Requirements, workload: Workload) -> Verdict | None:
@@ -242,7 +226,7 @@ def _latency_answer(
 def _why_no_latency(observation: Observation, workload: Workload) -> str:
     if observation.measurement is not None:
         return _other_load(observation, workload) or f"no calls in scope {workload.latency_scope}"
-    figures = observation.request if workload.latency_scope == "request" else observation.model
+    figures = observation.latency.get(workload.latency_scope)
     if figures is not None:
         return f"recorded at p{figures.judged.percentile:g}, not the requested p{workload.percentile:g}"
     return _unmeasured(observation) or f"no latency in scope {workload.latency_scope}"
@@ -387,7 +371,8 @@ def _option(
         rounded += 1 / scale
     elif not up and rounded > value:
         rounded -= 1 / scale
-    least = 1 if flag in ("--min-accuracy", "--min-recall") else 0  # values up to 1 may be meant as fractions
+    shares = ("--min-accuracy", *(f"--{name.replace('_', '-')}" for name in LEAST))
+    least = 1 if flag in shares else 0  # values up to 1 may be meant as fractions
     if rounded <= least or (rounded <= limit if up else rounded >= limit):
         return None
     return f"{flag} {rounded:.{digits}f}{unit}"

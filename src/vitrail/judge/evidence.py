@@ -1,4 +1,4 @@
-"""Measurement -> Observation: figures for both scopes, throughput, and which accuracy may be claimed."""
+"""Measurement -> Observation: figures of each stage, throughput, and which accuracy may be claimed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vitrail.vocabulary import (
     Accuracy,
     Answer,
     Block,
-    Classification,
     Measurement,
     Observation,
     Parity,
-    Scope,
+    Quality,
+    Stage,
     Variant,
 )
 from vitrail.words import counted
@@ -25,7 +25,7 @@ ALLOWANCE_POINTS = 0.5
 """Assumed loss of a lower precision while too few photos measure it."""
 
 
-def throughput(blocks: Sequence[Block], scope: Scope, batch_size: int) -> float | None:
+def throughput(blocks: Sequence[Block], scope: Stage, batch_size: int) -> float | None:
     """Images/s: batch size over the mean latency of all calls of one scope; None without calls."""
     calls = [sample for block in blocks if block.scope == scope for sample in block.samples_ms]
     return 1000 * batch_size * len(calls) / sum(calls) if calls else None
@@ -53,15 +53,14 @@ def observe(
         latency_answer = state.answer if state else None
     return Observation(
         variant=variant,
-        accuracy=_measured(measurement.classification)
+        accuracy=_measured(measurement.quality)
         or accuracy(variant, measurement.parity, at_hand=at_hand, allowance=allowance),
-        request=latency.figures(blocks, "request", workload.percentile),
-        model=latency.figures(blocks, "model", workload.percentile),
+        latency=latency.by_stage(blocks, workload.percentile),
         latency_answer=None if latency_answer == "not assessed" else latency_answer,
         throughput=throughput(blocks, workload.latency_scope, workload.batch_size),
         memory=measurement.memory,
         parity=measurement.parity,
-        classification=measurement.classification,
+        quality=measurement.quality,
         facts=measurement.facts,
         measurement=measurement,
         weights_at_hand=at_hand,
@@ -69,15 +68,15 @@ def observe(
     )
 
 
-def _measured(classification: Classification | None) -> Accuracy | None:
-    if classification is None:
+def _measured(quality: Quality | None) -> Accuracy | None:
+    if quality is None:
         return None
     return Accuracy(
-        value=classification.accuracy,
+        value=quality.main.value,
         provenance="measured",
-        source=f"{classification.split} split of the labelled images",
-        images=classification.images,
-        interval=classification.interval,
+        source=f"{quality.split} split of the labelled images",
+        images=quality.main.images,
+        interval=quality.main.interval,
     )
 
 

@@ -174,7 +174,7 @@ def distance(observation: Observation, top: Observation, objective: Objective) -
 def _median(observation: Observation) -> float | None:
     measurement = observation.measurement
     scope = measurement.workload.latency_scope if measurement else "request"
-    figures = observation.request if scope == "request" else observation.model
+    figures = observation.latency.get(scope)
     return figures.p50 if figures else None
 
 

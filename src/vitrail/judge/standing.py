@@ -63,13 +63,13 @@ def status_of(observation: Observation, blocked: Sequence[Verdict]) -> Status:
 
 
 def timed(observation: Observation) -> bool:
-    """Whether there is a latency in either scope."""
-    return observation.request is not None or observation.model is not None
+    """Whether there is a latency of any stage."""
+    return bool(observation.latency)
 
 
 def never_measured(observation: Observation) -> bool:
     """Whether nothing at all was observed of the variant; published facts are not observations."""
-    seen = (observation.memory, observation.throughput, observation.parity, observation.classification)
+    seen = (observation.memory, observation.throughput, observation.parity, observation.quality)
     return not timed(observation) and all(each is None for each in seen) and observation.failure is None
 
 

@@ -13,12 +13,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from vitrail import stats
 from vitrail.measure.quiet import NOISY_SWITCHES_PER_S
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.vocabulary import Answer, Block, JudgedLatency, LatencyFigures, Scope
+from vitrail.vocabulary import Answer, Block, JudgedLatency, LatencyFigures, Scope, Stage
 
 Clock = Callable[[], float]
 Stop = Literal["decided", "precise", "cap", "deadline", "failed"]
@@ -41,7 +41,7 @@ PRECISE_BLOCKS = stats.ROUNDS_TO_COMPARE
 class Session(Protocol):
     """One fresh launch of one export, loaded and warmed up."""
 
-    def block(self, scope: Scope, calls: int) -> Block:
+    def block(self, scope: Stage, calls: int) -> Block:
         """Measure `calls` consecutive calls, bracketed by the reference workload. Raises ChildFailure."""
         ...
 
@@ -67,7 +67,7 @@ class Subject(Protocol):
 class Plan:
     """What the calls must show, and how much time that may take."""
 
-    scope: Scope = "request"
+    scope: Stage = "request"
     percentile: float = 95.0
     limit_ms: float | None = None
     min_throughput: float | None = None
@@ -88,7 +88,7 @@ class Plan:
     """Minimum judged calls in `finals`, spread over `launches`."""
 
     @property
-    def other(self) -> Scope:
+    def other(self) -> Stage:
         """The scope that is measured and shown in addition to the judged one."""
         return "model" if self.scope == "request" else "request"
 
@@ -150,8 +150,8 @@ class Outcome:
     failure: str | None = None
 
 
-def figures(blocks: Sequence[Block], scope: Scope, percentile: float) -> LatencyFigures | None:
-    """Percentiles in ms of all calls of one scope, the judged one with the limit test's interval."""
+def figures(blocks: Sequence[Block], scope: Stage, percentile: float) -> LatencyFigures | None:
+    """Percentiles in ms of all calls of one stage, the judged one with the limit test's interval."""
     blocks = [block for block in blocks if block.scope == scope and block.samples_ms]
     state = stats.LimitTest(percentile=percentile).evaluate(blocks)
     if state is None:
@@ -164,6 +164,13 @@ def figures(blocks: Sequence[Block], scope: Scope, percentile: float) -> Latency
         judged=JudgedLatency(percentile=percentile, value=state.value, interval=state.interval),
         calls=len(calls),
     )
+
+
+def by_stage(blocks: Sequence[Block], percentile: float) -> dict[Stage, LatencyFigures]:
+    """`figures` of each stage that was timed, those that can be limited first."""
+    stages = dict.fromkeys((*get_args(Scope), *(block.scope for block in blocks)))
+    found = {stage: figures(blocks, stage, percentile) for stage in stages}
+    return {stage: seen for stage, seen in found.items() if seen is not None}
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -294,7 +301,7 @@ class _Track:
     session: Session | None = None
     references: list[float] = field(default_factory=list)
     """Durations of the speed reference in this launch, ms."""
-    call_ms: dict[Scope, float] = field(default_factory=dict)
+    call_ms: dict[Stage, float] = field(default_factory=dict)
     number: int = 0
     launch_s: float = 0.0
     spent_s: float = 0.0
@@ -339,7 +346,7 @@ class _Track:
             self.session.close()
             self.session = None
 
-    def measure(self, scope: Scope) -> bool:
+    def measure(self, scope: Stage) -> bool:
         """One block, repeated if the machine's speed changed; False (and stopped) when that is impossible."""
         calls = self._calls(scope)
         if not self._room(calls * self.call_ms.get(scope, 0.0) / 1000):
@@ -356,7 +363,7 @@ class _Track:
             return False
         return True
 
-    def _block(self, scope: Scope, calls: int) -> tuple[float, bool]:
+    def _block(self, scope: Stage, calls: int) -> tuple[float, bool]:
         """Measure and keep one block; how far the speed reference moved, and whether it was interrupted."""
         assert self.session is not None
         begin = self.clock()
@@ -369,7 +376,7 @@ class _Track:
         usual = statistics.median(self.references)
         return max(abs(speed / usual - 1) for speed in bracket), _interrupted(block)
 
-    def _calls(self, scope: Scope) -> int:
+    def _calls(self, scope: Stage) -> int:
         if scope not in self.call_ms:
             return FIRST_CALLS
         return min(max(round(self.plan.block_s * 1000 / self.call_ms[scope]), FIRST_CALLS), MAX_CALLS)

@@ -15,7 +15,7 @@ import psutil
 from vitrail.images.photos import PhotoSet
 from vitrail.measure.sandbox import Child
 from vitrail.tasks import Arrays, Task, pack, read_arrays
-from vitrail.vocabulary import Block, Export, Memory, RunnerFacts, Scope, Variant, Workload
+from vitrail.vocabulary import Block, Export, Memory, RunnerFacts, Stage, Variant, Workload
 
 MIB = 1024 * 1024
 LOAD_TIMEOUT_S = 120.0
@@ -94,7 +94,7 @@ class Launch:
             self._child.close()
             raise
 
-    def block(self, scope: Scope, calls: int) -> Block:
+    def block(self, scope: Stage, calls: int) -> Block:
         """Time `calls` consecutive calls; one call may take up to a minute before it counts as a hang."""
         answer = self._child.call("block", CALL_TIMEOUT_S + 2.0 * calls, scope=scope, calls=calls)
         self._note_memory()

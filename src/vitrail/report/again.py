@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from vitrail import tasks
-from vitrail.vocabulary import Requirements, SearchSettings, Workload
+from vitrail.vocabulary import LEAST, Requirements, SearchSettings, Workload
 
 __all__ = ["Use", "command", "requirements_toml", "use"]
 
@@ -37,13 +37,12 @@ def requirements_toml(
     requirements: Requirements, workload: Workload, settings: SearchSettings | None = None
 ) -> str:
     """The question as a file for `vitrail select FILE`; a limit or option that was not given is left out."""
-    recalls = [f"{label}={least!r}" for label, least in requirements.min_recall]
     lines: list[tuple[str, object]] = [
         ("max-latency", _unit(requirements.max_latency_ms, "ms")),
         ("min-accuracy", _unit(requirements.min_accuracy, "%")),
         ("max-memory", _unit(requirements.max_memory_mib, "MiB")),
         ("min-throughput", _unit(requirements.min_throughput, "/s")),
-        ("min-recall", recalls or None),
+        *((name.replace("_", "-"), _least(requirements, name) or None) for name in LEAST),
         ("license", list(requirements.license)),
         ("objective", requirements.objective),
         ("data", workload.data),
@@ -62,6 +61,11 @@ def requirements_toml(
 def command(arguments: tuple[str, ...]) -> str:
     """The command that asks again; `arguments` are what no requirements file can say."""
     return shlex.join(["vitrail", "select", "requirements.toml", *arguments])
+
+
+def _least(requirements: Requirements, name: str) -> list[str]:
+    asked = [each for each in requirements.least if each.requirement == name]
+    return [f"{each.label}={each.value!r}" if each.label else repr(each.value) for each in asked]
 
 
 def _settings(settings: SearchSettings) -> list[tuple[str, object]]:

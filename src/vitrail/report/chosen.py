@@ -39,9 +39,10 @@ def tiles(selection: Selection) -> list[Tile]:
     if seen.accuracy is not None:
         limit = f"≥ {asked.min_accuracy:g} %" if asked.min_accuracy is not None else ""
         detail = (phrases.accuracy(winner) or "").partition(" ")[2]  # without the value, which stands above
-        shown.append(Tile(name="top-1 accuracy", value=f"{seen.accuracy.value:.4g}", unit="%",
+        name = phrases.metric_name(selection.task)
+        shown.append(Tile(name=name, value=f"{seen.accuracy.value:.4g}", unit="%",
                           detail=detail, limit=limit, share=None))  # fmt: skip
-    shown += _recalls(seen, asked)
+    shown += _least(seen, asked)
     if figures := phrases.judged_figures(winner, selection.workload):
         value, interval = figures.judged.value, figures.judged.interval
         detail = (
@@ -59,21 +60,22 @@ def tiles(selection: Selection) -> list[Tile]:
     return shown
 
 
-def _recalls(seen: Observation, asked: Requirements) -> list[Tile]:
-    """The judged recalls: those of the validation split, whatever the test split said afterwards."""
-    classification = seen.classification
-    found = {recall.label: recall for recall in classification.recalls} if classification else {}
+def _least(seen: Observation, asked: Requirements) -> list[Tile]:
+    """The judged figures of classes, of the validation split, whatever the test split said afterwards."""
+    if seen.quality is None:
+        return []
+    found = [(each, seen.quality.figure(each.metric, each.label)) for each in asked.least]
     return [
         Tile(
-            name=f"recall of {label}",
-            value=f"{found[label].value:.4g}",
+            name=each.of,
+            value=f"{figure.value:.4g}",
             unit="%",
-            detail=f"measured on {counted(found[label].images, 'image')} of that class",
-            limit=f"≥ {least:g} %",
+            detail=f"measured on {counted(figure.images, 'image')}{' of that class' if each.label else ''}",
+            limit=f"≥ {each.value:g} %",
             share=None,
         )
-        for label, least in asked.min_recall
-        if label in found
+        for each, figure in found
+        if figure is not None
     ]
 
 
@@ -98,50 +100,56 @@ class TaskSummary:
     headline: str
     detail: str
     split: str
+    metric: str
+    """What is known of each class, e.g. `recall`."""
     classes: tuple[TaskRow, ...]
     confusion: bool
-    """Whether there are few enough classes for the matrix."""
+    """Whether there is a matrix of few enough classes to show."""
     upright: bool
     """Whether the names above its columns stand upright, because they are long or many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """One true class: its images, its recall, and how often each class was named (count, share in %)."""
+    """One true class: its images, its figure, and how often each class was named (count, share in %)."""
 
     label: str
     images: int
-    recall: str
+    value: str
     named: tuple[tuple[int, float], ...]
 
 
 def task(selection: Selection) -> TaskSummary | None:
     """None where there are no labelled images."""
     winner = selection.winner or selection.leader
-    seen = selection.test or (winner.observation.classification if winner else None)
+    seen = selection.test or (winner.observation.quality if winner else None)
     if seen is None:
         return None
-    labels = [recall.label for recall in seen.recalls]
-    filled = [row for row in seen.confusion if sum(row)]
+    of_classes = [figure for figure in seen.figures if figure.label]
+    metric = of_classes[0].metric if of_classes else ""
+    of_classes = [figure for figure in of_classes if figure.metric == metric]
+    table = next(iter(seen.tables), None)
+    counts = dict(zip(table.labels, table.counts, strict=True)) if table else {}
+    labels = [figure.label for figure in of_classes]
     rows = tuple(
         TaskRow(
-            label=recall.label,
-            images=recall.images,
-            recall=f"{recall.value:.1f}",
-            named=tuple((count, 100 * count / sum(row)) for count in row),
+            label=figure.label,
+            images=figure.images,
+            value=f"{figure.value:.1f}",
+            named=_shares(counts.get(figure.label, ())),
         )
-        for recall, row in zip(seen.recalls, filled, strict=True)
+        for figure in of_classes
     )
-    low, high = seen.interval
-    headline = phrases.tested(selection) or (
-        f"{seen.accuracy:.1f} % of {counted(seen.images, 'validation image')} [{low:.1f}, {high:.1f}]"
-    )
-    few = len(labels) <= MOST_CONFUSED and len(labels) == len(seen.confusion)
     return TaskSummary(
-        headline=headline,
-        detail=phrases.task(seen),
+        headline=phrases.tested(selection) or phrases.headline(seen.main, "validation image"),
+        detail=phrases.beside(seen),
         split=seen.split,
+        metric=metric,
         classes=rows,
-        confusion=few,
+        confusion=table is not None and table.labels == tuple(labels) and len(labels) <= MOST_CONFUSED,
         upright=sum(len(label) + 4 for label in labels) > UPRIGHT_FROM,
     )
+
+
+def _shares(row: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
+    return tuple((count, 100 * count / sum(row)) for count in row)

@@ -44,8 +44,8 @@ def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
     """`top-1 77.5 published, p95 12.3 ms [11.9, 12.7] from 360 calls and 259 MiB peak memory`."""
     figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
     parts = []
-    if top1 := phrases.accuracy(entry):
-        parts.append(f"top-1 {top1}")
+    if accuracy := phrases.named_accuracy(entry):
+        parts.append(accuracy)
     if figures is not None:
         calls = f"from {counted(figures.calls, 'call')}" if figures.calls else "as declared"
         random = ", with random weights" if phrases.is_random(entry) else ""
@@ -61,8 +61,8 @@ def limits(selection: Selection) -> list[str]:
     if asked.max_latency_ms is not None:
         said.append(f"p{selection.workload.percentile:g} ≤ {phrases.number(asked.max_latency_ms)} ms")
     if asked.min_accuracy is not None:
-        said.append(f"top-1 ≥ {asked.min_accuracy:g} %")
-    said += [f"recall of {label} ≥ {least:g} %" for label, least in asked.min_recall]
+        said.append(f"{phrases.metric(selection.task)} ≥ {asked.min_accuracy:g} %")
+    said += [f"{each.of} ≥ {each.value:g} %" for each in asked.least]
     if asked.max_memory_mib is not None:
         said.append(f"peak memory ≤ {phrases.number(asked.max_memory_mib)} MiB")
     if asked.min_throughput is not None:
@@ -82,7 +82,7 @@ def _won(selection: Selection) -> list[Markup]:
     winner = selection.winner
     assert winner is not None
     asked = phrases.listed(limits(selection))
-    name, goal = spelled(winner.variant.name), phrases.OBJECTIVES[selection.requirements.objective]
+    name, goal = spelled(winner.variant.name), phrases.goal(selection)
     has, tied = f"has {goal}", sum(entry.tie for entry in selection.ledger)
     if tied and selection.requirements.objective == "accuracy":
         has += f" (in a tie with {counted(tied, 'other')})"

@@ -46,7 +46,8 @@ def scatter(selection: Selection, frame: Canvas = WIDE) -> Markup:
         "narrow" if frame is NARROW else "wide",
         frame.width,
         frame.height,
-        f"Latency against top-1 accuracy of {counted(len(shown.points), 'measured variant')}",
+        f"Latency against {phrases.metric_name(selection.task)} of "
+        f"{counted(len(shown.points), 'measured variant')}",
         _described(shown),
         Markup("").join(parts),
     )
@@ -75,7 +76,7 @@ def _grid(selection: Selection, shown: Scene) -> list[Markup]:
     scale = ", log scale" if shown.x.log else ""
     judged = f"p{workload.percentile:g} latency, {workload.latency_scope}, batch {workload.batch_size}"
     parts.append(_text("axis", frame.edge, frame.height - 10, f"{judged} (ms{scale}) →", "end"))
-    parts.append(_text("axis", 8, 14, "↑ top-1 accuracy (%)", "start"))
+    parts.append(_text("axis", 8, 14, f"↑ {phrases.metric_name(selection.task)} (%)", "start"))
     return parts
 
 
@@ -143,7 +144,7 @@ def _mark(point: Point, shape: str) -> Markup:
             entry.variant.name,
             f"{entry.status}: {'; '.join(entry.reasons)}",
             phrases.milliseconds(point.figures) + (", random weights" if phrases.is_random(entry) else ""),
-            f"top-1 {phrases.accuracy(entry)}",
+            phrases.named_accuracy(entry),
         )
         if part
     )

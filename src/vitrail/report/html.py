@@ -66,11 +66,12 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         decision=decision(selection),
         notes=notes(selection),
         tiles=chosen.tiles(selection),
-        use=again.use(artifact, _task_of(selection)) if artifact else None,
+        use=again.use(artifact, selection.task) if artifact else None,
         figure=figure.both(selection),
         legend=figure.legend(selection),
         outside=off_the_axes(selection),
         rows=rows,
+        metric=phrases.metric(selection.task),
         task=chosen.task(selection),
         trainings=curves.shown(selection),
         statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.PLACES],
@@ -86,11 +87,6 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
 def _order(row: LedgerRow, order: dict[str, int]) -> tuple[float, ...]:
     accuracy = row.accuracy.value if row.accuracy else 0.0
     return (order[row.status], row.latency is None, not row.entry.would_win, -accuracy)
-
-
-def _task_of(selection: Selection) -> str:
-    entry = selection.winner or selection.leader or selection.ledger[0]
-    return entry.variant.candidate.task
 
 
 def _row(entry: LedgerEntry, selection: Selection) -> LedgerRow:
@@ -134,9 +130,7 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
     """Everything that is known of a variant, as (name, text)."""
     seen, candidate = entry.observation, entry.variant.candidate
     weights, found = candidate.weights, []
-    for name, figures in (("request", seen.request), ("model", seen.model)):
-        if figures is not None:
-            found.append((f"latency, {name}", _percentiles(figures)))
+    found += [(f"latency, {stage}", _percentiles(figures)) for stage, figures in seen.latency.items()]
     if seen.accuracy is not None:
         found.append(("accuracy", _with_source(seen.accuracy)))
     if candidate.accuracy is not None:
@@ -158,9 +152,8 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
         }
         said = [f"{name} {phrases.number(mib)}" for name, mib in parts.items() if mib is not None]
         found.append(("memory", ", ".join(said) + " MiB"))
-    if seen.classification is not None:
-        own = seen.classification
-        found.append((f"{own.split} images", phrases.task(own)))
+    if seen.quality is not None and (beside := phrases.beside(seen.quality)):
+        found.append((f"{seen.quality.split} images", beside))
     if seen.parity is not None:
         p = seen.parity
         numbers = f"cosine {p.cosine:.6g}, relative error {p.relative_error:.2g}"

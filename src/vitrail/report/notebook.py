@@ -12,7 +12,6 @@ from vitrail.report.decision import decision, notes
 from vitrail.vocabulary import LedgerEntry, Selection
 from vitrail.words import counted
 
-_COLUMNS = ("", "variant", "top-1 %", "latency", "MiB", "why")
 # Notebooks bring their own light or dark page and their own table styles, and some drop <style>: every rule
 # stands on the element that it is for, and nothing sets a colour.
 _CELL = (
@@ -64,8 +63,9 @@ def _list(items: Sequence[Markup]) -> Markup:
 
 
 def _table(entries: Sequence[LedgerEntry], selection: Selection) -> Markup:
+    columns = ("", "variant", f"{phrases.metric(selection.task)} %", "latency", "MiB", "why")
     head = Markup("").join(
-        Markup('<th scope="col" style="{}">{}</th>').format(_FIXED, name) for name in _COLUMNS
+        Markup('<th scope="col" style="{}">{}</th>').format(_FIXED, name) for name in columns
     )
     body = Markup("").join(_row(entry, selection) for entry in entries)
     table = '<div style="{}"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'

@@ -140,7 +140,8 @@ def _line(word: str, text: str) -> str:
 def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     """A row for each entry: its place, name, figures, and why it has that place."""
     load = selection.workload
-    head = ["variant", f"p{load.percentile:g} ms {load.latency_scope}", "top-1 %", "MiB", ""]
+    latency, metric = f"p{load.percentile:g} ms {load.latency_scope}", phrases.metric(selection.task)
+    head = ["variant", latency, f"{metric} %", "MiB", ""]
     # Of what leads, the reasons stand above the table.
     whys = ["" if entry is selection.leader else phrases.reasons(entry) for entry in shown]
     rows = [[entry.variant.name, *_cells(entry, load), why] for entry, why in zip(shown, whys, strict=True)]
@@ -175,7 +176,7 @@ def _won(selection: Selection) -> list[str]:
     lines = [_line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
     lines += [_line("DOUBT", doubt) for doubt in phrases.doubts(winner)]
     if selection.test is not None:
-        lines += [_line("TEST", str(phrases.tested(selection))), _line("", phrases.task(selection.test))]
+        lines += [_line("TEST", str(phrases.tested(selection))), _line("", phrases.beside(selection.test))]
     return lines
 
 
@@ -185,15 +186,15 @@ def _facts(entry: LedgerEntry, workload: Workload) -> str:
     if figures is not None:
         mark = ", random weights" if phrases.is_random(entry) else ""
         said.append(f"{phrases.milliseconds(figures)} {workload.latency_scope}{mark}")
-    if top1 := phrases.accuracy(entry):
-        said.append(f"top-1 {top1}")
+    if accuracy := phrases.named_accuracy(entry):
+        said.append(accuracy)
     if memory is not None:
         said.append(f"{phrases.number(memory.peak)} MiB")
     return "   ".join(said)
 
 
 def _nothing_meets_all(selection: Selection) -> list[str]:
-    asked = phrases.listed(phrases.limits(selection.requirements, selection.workload))
+    asked = phrases.listed(phrases.limits(selection.requirements, selection.workload, selection.task))
     why = f"no variant was shown to meet {asked or 'what was asked'}"
     if missing := phrases.without_weights(selection):
         why = "of no model the weights are at hand"

@@ -79,7 +79,8 @@ class Runtime:
     precisions: tuple[Precision, ...]
     devices: tuple[str, ...] = ("cpu",)
     files: tuple[str, ...]
-    """The files the engine reads, first the one that it is given; the others may be absent."""
+    """The files the engine reads, first the one that it is given; the others may be absent. () where the
+    model runs elsewhere."""
     builds: bool = False
     """Whether these files are built from the ONNX file by `build`."""
     settings: tuple[str, ...] = ()
@@ -89,6 +90,11 @@ class Runtime:
     """Settings with which waiting threads leave the cores to others, for many images at once."""
     reference: bool = False
     """Measured and shown, never shipped."""
+
+    @property
+    def entry(self) -> str:
+        """The file that the engine is given; "": none."""
+        return self.files[0] if self.files else ""
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -177,7 +183,7 @@ def load(
 
     Args:
         folder: the export's (or artifact's) folder.
-        graph: its `entry` is the file inside `folder`.
+        graph: its `entry` is the file inside `folder`; "": the engine needs none.
         target: a runtime of `RUNTIMES` with one of its precisions and one of its devices.
         sizes: a number for each letter of the graph's shapes, e.g. `{"B": 8}`; it takes only these.
         threads: number of inference threads, >= 1.

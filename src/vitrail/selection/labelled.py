@@ -10,10 +10,10 @@ from vitrail.errors import InputError
 from vitrail.images.photos import MAX_PHOTOS, PhotoSet, digest_of, evenly_spaced, photo_folder, sample_photos
 from vitrail.selection.search import Search
 from vitrail.tasks import accuracy
-from vitrail.vocabulary import Requirements, Selection, Workload
+from vitrail.vocabulary import Figure, Requirements, Selection, Workload
 from vitrail.words import counted
 
-CALIBRATION_BINS, FAR_POINTS = 15, 10.0
+FAR_POINTS = 10.0
 
 __all__ = ["calibrated", "check_classes", "described", "doubts", "photos_of", "tested"]
 
@@ -28,41 +28,36 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
         ChildFailure: the winner's export, which ran before, fails now.
     """
     winner = selection.winner
-    seen = winner.observation.classification if winner is not None else None
+    seen = winner.observation.quality if winner is not None else None
     if winner is None or seen is None:
         return selection
     export = search.bench.export(winner.variant, timeout_s=300.0)
     found = search.bench.classify(winner.variant, export, "test")
-    right = round(seen.accuracy * seen.images / 100)
-    low, high = accuracy.expected_share(right, seen.images, found.images)
-    missed = []
-    if requirements.min_accuracy is not None and found.interval[0] < requirements.min_accuracy:
-        missed.append(
-            f"{counted(found.images, 'test image is', 'test images are')} too few to show at 95 % that the "
-            f"accuracy reaches "
-            f"{requirements.min_accuracy:g} %: {found.accuracy:.1f} % "
-            f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
-        )
-    recalls = {recall.label: recall for recall in found.recalls}
-    for label, least in requirements.min_recall:
-        recall = recalls[label]
-        lower, upper = accuracy.share_interval(round(recall.value * recall.images / 100), recall.images)
-        if 100 * lower < least:
+    missed, main, expected = [], found.main, None
+    least = requirements.min_accuracy
+    if least is not None and main.interval is not None and main.interval[0] < least:
+        missed.append(_too_few(main, "accuracy", least, main.interval))
+    for asked in requirements.least:
+        figure = found.figure(asked.metric, asked.label)
+        if figure is not None and figure.share:
+            low, high = (100 * edge for edge in accuracy.share_interval(figure.right, figure.images))
+            if low < asked.value:
+                missed.append(_too_few(figure, asked.of, asked.value, (low, high)))
+    if main.share:
+        low, high = accuracy.expected_share(seen.main.right, seen.main.images, main.images)
+        expected = (100 * low, 100 * high)
+        if not low <= main.value / 100 <= high:
             missed.append(
-                f"{counted(recall.images, 'test image is', 'test images are')} too few to show at 95 % that "
-                f"the recall of {label} reaches "
-                f"{least:g} %: {recall.value:.1f} % [{100 * lower:.1f}, {100 * upper:.1f}]"
+                f"the test accuracy of {main.value:.1f} % lies outside the "
+                f"{expected[0]:.1f} to {expected[1]:.1f} % that the validation images let expect"
             )
-    if not low <= found.accuracy / 100 <= high:
-        missed.append(
-            f"the test accuracy of {found.accuracy:.1f} % lies outside the "
-            f"{100 * low:.1f} to {100 * high:.1f} % that the validation images let expect"
-        )
-    return replace(
-        selection,
-        test=found,
-        expected_test=(100 * low, 100 * high),
-        notes=(*missed, *selection.notes),
+    return replace(selection, test=found, expected_test=expected, notes=(*missed, *selection.notes))
+
+
+def _too_few(figure: Figure, name: str, least: float, interval: tuple[float, float]) -> str:
+    return (
+        f"{counted(figure.images, 'test image is', 'test images are')} too few to show at 95 % that "
+        f"the {name} reaches {least:g} %: {figure.value:.1f} % [{interval[0]:.1f}, {interval[1]:.1f}]"
     )
 
 
@@ -72,16 +67,17 @@ def calibrated(selection: Selection) -> Selection:
     Far is twice what chance alone would show on so few images, and 10 points at least.
     """
     winner = selection.winner or selection.leader
-    seen = winner.observation.classification if winner is not None else None
-    if seen is None:
+    seen = winner.observation.quality if winner is not None else None
+    error = seen.figure(accuracy.CALIBRATION) if seen is not None else None
+    if seen is None or error is None:
         return selection
-    right = seen.accuracy / 100
+    right = seen.main.value / 100
     # Mean absolute error of the bins' shares where each image is right by its true chance, at most.
-    chance = 100 * math.sqrt(2 / math.pi * right * (1 - right) * CALIBRATION_BINS / seen.images)
-    if seen.calibration_error <= max(FAR_POINTS, 2 * chance):
+    chance = 100 * math.sqrt(2 / math.pi * right * (1 - right) * accuracy.BINS / error.images)
+    if error.value <= max(FAR_POINTS, 2 * chance):
         return selection
     note = (
-        f"its probabilities are {seen.calibration_error:.1f} points off on {seen.split} images (calibration "
+        f"its probabilities are {error.value:.1f} points off on {seen.split} images (calibration "
         "error): they rank answers, and are no chances of being right"
     )
     return replace(selection, notes=(note, *selection.notes))
@@ -100,13 +96,14 @@ def doubts(dataset: data.Dataset | None) -> tuple[str, ...]:
 
 
 def check_classes(requirements: Requirements, dataset: data.Dataset | None) -> None:
-    for label, _ in requirements.min_recall:
+    for asked in requirements.least:
         if dataset is None:
-            raise InputError("--min-recall is about your own classes: give labelled images with --data DIR.")
-        if label not in dataset.classes:
             raise InputError(
-                f"--min-recall: {label!r} is not a class of the data: use {' or '.join(dataset.classes)}."
+                f"{asked.option} is about your own classes: give labelled images with --data DIR."
             )
+        if asked.label not in dataset.classes:
+            known = " or ".join(dataset.classes)
+            raise InputError(f"{asked.option}: {asked.label!r} is not a class of the data: use {known}.")
 
 
 def photos_of(workload: Workload, dataset: data.Dataset | None) -> PhotoSet:

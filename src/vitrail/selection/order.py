@@ -152,10 +152,10 @@ def cannot_beat(
             most = "no known accuracy" if ceiling is None else f"at most {ceiling:.1f} % top-1"
             return f"{most}, {name} has {rival.accuracy.value:.1f} %"
     by_time = objective in ("latency", "throughput") or (objective == "accuracy" and rival.accuracy is None)
-    if by_time and rival.model is not None:
+    if by_time and (timed := rival.latency.get("model")) is not None:
         least = model.floor_ms(variant) / SAFETY
-        if least > rival.model.p50:
-            return f"hardly below {least:.1f} ms by its floor, {name} takes {rival.model.p50:.1f} ms"
+        if least > timed.p50:
+            return f"hardly below {least:.1f} ms by its floor, {name} takes {timed.p50:.1f} ms"
     if objective == "memory" and rival.memory is not None:
         needed = memory_baseline + memory_floor_mib(variant)
         if needed > rival.memory.peak:

@@ -29,11 +29,11 @@ from vitrail.selection.prune import Peaks, ruled_out
 from vitrail.vocabulary import (
     Answer,
     Block,
-    Classification,
     LedgerEntry,
     Measurement,
     Observation,
     Parity,
+    Quality,
     Requirements,
     SearchSettings,
     Variant,
@@ -75,7 +75,7 @@ class Trial:
     outcome: Outcome | None = None
     measurement: Measurement | None = None
     parity: Parity | None = None
-    classification: Classification | None = None
+    quality: Quality | None = None
     failure: str | None = None
     pruned: str | None = None
     finalist: bool = False
@@ -526,7 +526,7 @@ class Search:
         outcome = _outcome_of(trial.variant.name, plan, recorded)
         launches = {block.launch for block in recorded.blocks}
         trial.measurement, trial.parity, trial.outcome = recorded, recorded.parity, outcome
-        trial.classification = recorded.classification
+        trial.quality = recorded.quality
         decided = outcome.answer != "undecided"
         trial.finalist = decided and len(launches) >= plan.launches + 1
         trial.confirmed = decided and len(launches) >= plan.launches + 2
@@ -565,11 +565,11 @@ class Search:
 
     def _classify(self, trial: Trial) -> None:
         """Accuracy of a contender's own export on the user's validation images, unless it is known."""
-        if not (self.bench.dataset and trial.at_hand and self._contends(trial)) or trial.classification:
+        if not (self.bench.dataset and trial.at_hand and self._contends(trial)) or trial.quality:
             return
         if self._ready(trial) and trial.subject is not None and trial.measurement is not None:
-            trial.classification = self.bench.classify(trial.variant, trial.subject.export, "validation")
-            trial.measurement = replace(trial.measurement, classification=trial.classification)
+            trial.quality = self.bench.classify(trial.variant, trial.subject.export, "validation")
+            trial.measurement = replace(trial.measurement, quality=trial.quality)
             self.bench.record(trial.variant, trial.measurement)
 
     def _keep(self, trial: Trial, outcome: Outcome) -> None:
@@ -591,7 +591,7 @@ class Search:
             blocks=outcome.blocks,
             memory=seen.memory,
             parity=trial.parity,
-            classification=trial.classification,
+            quality=trial.quality,
             load_s=seen.load_s,
             warm_up_calls=seen.warm_up_calls,
             random_weights=not trial.at_hand,

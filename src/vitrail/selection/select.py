@@ -309,7 +309,7 @@ def ship(
     # One launch of the model alone: no limit is decided, and nobody is waited for, so that it stays short.
     workload = replace(selection.workload, latency_scope="model")
     again = remeasure.measure_artifact(written, Requirements(), workload, launches=1, patience_s=0.0)
-    now, then = again.model, entry.observation.model
+    now, then = (seen.latency.get("model") for seen in (again, entry.observation))
     assert now is not None
     assert then is not None
     return (

@@ -35,7 +35,8 @@ def _measured(candidate: Candidate, context: Context, how: str) -> Candidate:
         seen = context.bench.classify(form, export, "validation")
     except sandbox.ChildFailure as error:
         raise InputError(f"{candidate.name}: {error}") from None
+    main = seen.main
     accuracy = Accuracy(
-        value=seen.accuracy, provenance="measured", source=how, images=seen.images, interval=seen.interval
+        value=main.value, provenance="measured", source=how, images=main.images, interval=main.interval
     )
     return replace(at_size(candidate, form.image_size), accuracy=accuracy)

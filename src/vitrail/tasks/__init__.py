@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 import msgspec
 
 from vitrail.errors import InputError
-from vitrail.vocabulary import Classification, Graph, Parity, Preprocess
+from vitrail.vocabulary import Graph, Parity, Preprocess, Quality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,10 @@ class Task(Protocol):
     """A task with all that it needs to know of one model."""
 
     name: str
+    metric: ClassVar[str]
+    """The figure in % that an accuracy and its limit are about, and the first one of `score`."""
+    metric_name: ClassVar[str]
+    """The same in full, e.g. `top-1 accuracy`."""
     kept: ClassVar[str]
     """What an export keeps of the fp32 reference on photos that agree, in words."""
     shell: ClassVar[str]
@@ -118,7 +122,7 @@ class Task(Protocol):
         *,
         split: str,
         data: str,
-    ) -> Classification | None:
+    ) -> Quality | None:
         """How good outputs (n, ...) of labelled images are; None: labels say nothing about this task."""
 
     def facts(self) -> dict[str, Any]:

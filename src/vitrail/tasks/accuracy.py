@@ -1,4 +1,4 @@
-"""Scores of labelled images -> accuracy with its interval, recalls, confusion matrix, calibration.
+"""Scores of labelled images -> top-1 accuracy with its interval, recalls, confusion matrix, calibration.
 
 Shapes: n images, K classes. The intervals are of a share: n independent images, of which k are right.
 """
@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
 from vitrail.tasks.agreement import softmax
-from vitrail.vocabulary import Classification, Recall
+from vitrail.vocabulary import Figure, Quality, Table
 
 __all__ = ["apart", "calibration_error", "classify", "expected_share", "share_interval"]
 
+TOP_1, CALIBRATION = "top-1", "calibration error"
 BINS = 15
 """Bins of the calibration error, as in Guo et al. 2017."""
 
 
 def classify(
     scores: np.ndarray, labels: Sequence[int], classes: Sequence[str], *, split: str, data: str
-) -> Classification:
+) -> Quality:
     """How scores (n, K) agree with the labels (n), class indices in [0, K).
 
-    A class without an image is left out of the recalls and of the balanced accuracy.
+    Top-1 accuracy, balanced accuracy (mean of the recalls), each class's recall, and the expected calibration
+    error. A class without an image is left out of the recalls and of the balanced accuracy.
 
     Raises:
         ValueError: no images, other shapes, or scores that are not finite.
@@ -36,25 +39,32 @@ def classify(
     named = scores.argmax(axis=1)
     confusion = np.zeros((count, count), dtype=int)
     np.add.at(confusion, (truth, named), 1)
-    per_class = confusion.sum(axis=1)
     recalls = tuple(
-        Recall(label=label, value=100.0 * float(confusion[i, i] / per_class[i]), images=int(per_class[i]))
-        for i, label in enumerate(classes)
-        if per_class[i]
+        _share("recall", int(row[i]), int(row.sum()), label=label)
+        for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
+        if row.any()
     )
-    right = int(np.trace(confusion))
-    low, high = share_interval(right, len(truth))
-    return Classification(
+    images, right = len(truth), int(np.trace(confusion))
+    low, high = share_interval(right, images)
+    balanced = float(np.mean([recall.value for recall in recalls]))
+    error = 100.0 * calibration_error(softmax(scores.astype(np.float64)), truth)
+    counts = tuple(tuple(int(n) for n in row) for row in confusion)
+    return Quality(
         split=split,
         data=data,
-        images=len(truth),
-        accuracy=100.0 * right / len(truth),
-        interval=(100.0 * low, 100.0 * high),
-        balanced_accuracy=float(np.mean([recall.value for recall in recalls])),
-        recalls=recalls,
-        confusion=tuple(tuple(int(n) for n in row) for row in confusion),
-        calibration_error=100.0 * calibration_error(softmax(scores.astype(np.float64)), truth),
+        images=images,
+        figures=(
+            replace(_share(TOP_1, right, images), interval=(100.0 * low, 100.0 * high)),
+            Figure(metric="balanced accuracy", value=balanced, images=images),
+            *recalls,
+            Figure(metric=CALIBRATION, value=error, unit="points", images=images),
+        ),
+        tables=(Table(name="confusion", labels=tuple(classes), counts=counts),),
     )
+
+
+def _share(metric: str, right: int, images: int, *, label: str = "") -> Figure:
+    return Figure(metric=metric, value=100.0 * right / images, images=images, label=label, share=True)
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:

@@ -16,10 +16,9 @@ from PIL import Image
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Comparison, agreement
-from vitrail.tasks.accuracy import classify as classified
+from vitrail.tasks import Arrays, Bounds, Comparison, accuracy, agreement
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
-from vitrail.vocabulary import Classification, Graph, Parity, Preprocess, TensorSpec
+from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, TensorSpec
 from vitrail.words import counted
 
 __all__ = ["Classify", "Prediction", "Probability", "Ranked", "labels_of", "probabilities"]
@@ -80,6 +79,8 @@ class Classify:
     labels: tuple[str, ...]
     probability: Probability = "softmax"
     name: str = "classify"
+    metric: ClassVar[str] = accuracy.TOP_1
+    metric_name: ClassVar[str] = "top-1 accuracy"
     kept: ClassVar[str] = "answer"
     shell: ClassVar[str] = "vitrail predict {folder} {photo}"
     python: ClassVar[str] = (
@@ -149,10 +150,10 @@ class Classify:
         *,
         split: str,
         data: str,
-    ) -> Classification:
+    ) -> Quality:
         """How scores (n, K) agree with the labels (n) of images of `classes`, in any order of these."""
         order = [self.labels.index(name) for name in classes]
-        return classified(outputs[SCORES][:, order], labels, classes, split=split, data=data)
+        return accuracy.classify(outputs[SCORES][:, order], labels, classes, split=split, data=data)
 
     def facts(self) -> dict[str, Any]:
         """See `Facts`."""

@@ -40,6 +40,10 @@ class Embed:
     preprocess: Preprocess
     width: int
     name: str = "embed"
+    metric: ClassVar[str] = "ImageNet top-1"
+    metric_name: ClassVar[str] = "ImageNet top-1 accuracy"
+    """Of the classifier that was published with these weights: a stand-in for how good the vectors are, which
+    nothing here measures."""
     kept: ClassVar[str] = "nearest neighbour"
     shell: ClassVar[str] = (
         "vitrail embed {photos} --artifact {folder} --out {index}\nvitrail search {index} {photo}"
