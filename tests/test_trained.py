@@ -350,7 +350,7 @@ def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, da
         out=tmp_path / "winner",
     )
     assert found.selected == "test_vit.toy-run@32 onnxruntime fp32", [e.reasons for e in found.ledger]
-    assert found.test.accuracy >= 80
+    assert found.test.main.value >= 80
     assert any("not finished" in note for note in found.notes)
     assert any("used again" in note for note in found.notes)
     assert [len(training.history) for training in found.trainings] == [2]
