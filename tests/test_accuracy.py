@@ -79,8 +79,8 @@ def test_the_expected_share_holds_as_often_as_it_says():
 def test_two_that_differ_on_many_images_are_apart_and_equal_ones_never():
     rng = np.random.default_rng(0)
     hard = rng.random(400)
-    assert accuracy.apart(hard < 0.9, hard < 0.8)
-    assert not accuracy.apart(hard < 0.8, hard < 0.9)
-    assert not accuracy.apart(hard < 0.9, hard < 0.9)
-    wrong = sum(accuracy.apart(rng.random(400) < 0.8, rng.random(400) < 0.8) for _ in range(500))
+    assert accuracy.shares_differ(hard < 0.9, hard < 0.8)
+    assert not accuracy.shares_differ(hard < 0.8, hard < 0.9)
+    assert not accuracy.shares_differ(hard < 0.9, hard < 0.9)
+    wrong = sum(accuracy.shares_differ(rng.random(400) < 0.8, rng.random(400) < 0.8) for _ in range(500))
     assert wrong <= 4

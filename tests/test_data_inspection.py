@@ -115,8 +115,8 @@ def test_what_is_wrong_is_named_and_the_exit_code_says_so(tmp_path, capsys):
     [
         (["--sheet", "a.gif"], "neither JPEG nor PNG"),
         (["--sheet", "nowhere/a.png"], "does not exist"),
-        (["--per-class", "0"], "ask for 1 to 50 images"),
-        (["--per-class", "51"], "ask for 1 to 50 images"),
+        (["--per-class", "0"], "give 1 to 50"),
+        (["--per-class", "51"], "give 1 to 50"),
     ],
 )
 def test_wrong_use_is_refused_before_any_work(tmp_path, capsys, options, message):

@@ -120,7 +120,7 @@ def test_neither_task_takes_the_others_artifact(winner, photos, tmp_path, capsys
 def test_what_is_about_models_is_refused_with_an_artifact(winner, photos, tmp_path, extra, capsys):
     command = ["embed", str(photos), "--artifact", str(winner.path), "--out", str(tmp_path / "o.parquet")]
     assert main([*command, *extra]) == 2
-    assert f"{extra[0]} is about --model" in capsys.readouterr().err
+    assert f"{extra[0]} goes with --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [["--data", "x"], ["--classes", "a,b"], ["--trained", "x"]])

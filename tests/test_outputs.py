@@ -231,8 +231,8 @@ def test_sources_of_predict(artifact, tmp_path, monkeypatch):
     ("arguments", "said"),
     [
         ([], "nothing to classify"),
-        (["-", "-"], "name it once"),
-        (["-", "--files-from", "-"], "name it once"),
+        (["-", "-"], "use - once"),
+        (["-", "--files-from", "-"], "use - once"),
         (["a.png", "--csv", "-", "--json", "-"], "would both write"),
         (["--files-from", "nowhere"], "nowhere cannot be read"),
         (["--files-from", "/dev/null"], "names no image"),

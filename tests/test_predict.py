@@ -148,7 +148,7 @@ def test_an_artifact_says_how_its_scores_become_probabilities(artifact, tmp_path
         for ranked in found["predictions"][0]["top"]:
             assert ranked["probability"] == pytest.approx(expected[ranked["index"]], rel=1e-6)
         assert main(["predict", str(folder), photo]) == 0
-        assert ("each probability stands by itself" in capsys.readouterr().out) == (kind == "sigmoid")
+        assert ("each probability is independent" in capsys.readouterr().out) == (kind == "sigmoid")
 
 
 def test_large_scores_do_not_overflow_and_bad_ones_are_refused():
@@ -286,7 +286,7 @@ def test_a_pattern_without_a_match_is_no_image(artifact, tmp_path, capsys):
     photos = [str(photo) for photo in artifact.photos]
     assert main(["predict", str(artifact.path), *photos, str(tmp_path / "*.png"), "--csv", "-"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"vitrail: 1 of {len(photos) + 1} sources could not be used."
+    assert last == f"vitrail: 1 of {len(photos) + 1} arguments could not be used."
 
 
 def test_one_bad_image_among_many_is_exit_code_1(artifact, bad, capsys):

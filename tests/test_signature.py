@@ -145,8 +145,8 @@ def test_commands(signed, keys, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sign", "{0}"], "--key PEM, or --keyless"),
-        (["sign", "{0}", "--key", "{1}/mine.pem", "--keyless"], "--key PEM, or --keyless"),
+        (["sign", "{0}"], "--key PEM or --keyless"),
+        (["sign", "{0}", "--key", "{1}/mine.pem", "--keyless"], "--key PEM or --keyless"),
         (["sign", "{0}", "--key", "{1}/none.pem"], "There is no file"),
         (["sign", "{0}", "--key", "{1}/mine.crt"], "could not be signed"),
         (["sign", "{1}", "--key", "{1}/mine.pem"], "has no manifest.json"),

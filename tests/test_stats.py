@@ -296,8 +296,8 @@ def test_a_few_calls_tell_far_apart_from_each_other():
         return Block(launch=1, scope="model", samples_ms=samples, speed_before_ms=1.0, speed_after_ms=1.0)
 
     slow, fast = [block(300.0, 310.0), block(305.0, 330.0)], [block(20.0, 21.0, 25.0, 22.0)]
-    assert stats.apart(slow, fast)
-    assert stats.apart(fast, slow)
-    assert not stats.apart(fast, [block(20.5, 24.0, 26.0, 27.0)])
-    assert not stats.apart(slow, [block(20.0, 21.0, 25.0)])
-    assert not stats.apart([block(20.0, 20.1, 20.2, 20.3)], [block(20.4, 20.5, 20.6, 20.7)])
+    assert stats.medians_differ(slow, fast)
+    assert stats.medians_differ(fast, slow)
+    assert not stats.medians_differ(fast, [block(20.5, 24.0, 26.0, 27.0)])
+    assert not stats.medians_differ(slow, [block(20.0, 21.0, 25.0)])
+    assert not stats.medians_differ([block(20.0, 20.1, 20.2, 20.3)], [block(20.4, 20.5, 20.6, 20.7)])

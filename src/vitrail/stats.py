@@ -411,7 +411,9 @@ def _signed_rank_cut(n: int, alpha: float) -> int:
     return int(np.searchsorted(np.cumsum(counts), alpha / 2, side="right")) - 1
 
 
-def apart(a: Sequence[Block], b: Sequence[Block], launch_spread: float = ASSUMED_LAUNCH_SPREAD) -> bool:
+def medians_differ(
+    a: Sequence[Block], b: Sequence[Block], launch_spread: float = ASSUMED_LAUNCH_SPREAD
+) -> bool:
     """Whether all calls of one side are slower than all of the other, and launches alone do not explain it.
 
     For sides with too few blocks for `ratio_interval`. With 4 calls or more on each side the rank-sum

@@ -27,12 +27,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
     "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
-    "relabel": ("vitrail.cli.relabel", "give a zero-shot artifact other classes"),
+    "relabel": ("vitrail.cli.relabel", "change the classes of a zero-shot artifact"),
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
-    "sign": ("vitrail.cli.sign", "sign an artifact, so that others can tell whose it is"),
+    "sign": ("vitrail.cli.sign", "sign an artifact, so that others can check who made it"),
     "zero-shot": ("vitrail.cli.zero_shot", "classify images by class names alone, with CLIP or SigLIP"),
-    "score": ("vitrail.cli.score", "say how well a picture and a text agree (CLIPScore)"),
-    "data": ("vitrail.cli.data", "show what a labelled data set holds, and what is wrong with it"),
+    "score": ("vitrail.cli.score", "rate how well an image and a text match (CLIPScore)"),
+    "data": ("vitrail.cli.data", "show what a labelled data set contains, and what is wrong with it"),
     "models": ("vitrail.cli.models", "list the candidates of the catalogue"),
     "profiles": ("vitrail.cli.profiles", "show the ready-made requirement profiles"),
     "attention": ("vitrail.cli.attention", "show the attention kernels of this machine and what each costs"),
@@ -42,17 +42,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("vitrail.cli.doctor", "show what this machine has, and what is missing"),
 }
 
-# Commands that never import torch, whose caches therefore need no place.
+# Commands that never import torch, so that its caches need no folder.
 WITHOUT_TORCH = ("predict", "verify", "sign", "data", "models", "profiles", "doctor")
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
-"""What a shell reports for a program that SIGPIPE ended."""
+"""The exit code of a program ended by SIGPIPE, as shells report it."""
 
 OUTPUTS = ("json", "csv")
 """Options that name a file for a command's result."""
 
-# What a file system can refuse that no code of ours can prevent, with what the user can do about it.
+# File system errors that no code of ours can prevent, and what the user can do about them.
 FILE_FIXES = {
     errno.EACCES: "choose a place you may use",
     errno.EPERM: "choose a place you may use",
@@ -61,7 +61,7 @@ FILE_FIXES = {
     errno.EDQUOT: "free some space or choose another place",
 }
 
-# Libraries of the optional extra, as the modules that are imported.
+# Modules of the workbench extra.
 WORKBENCH = (
     "torch",
     "torchvision",
@@ -78,7 +78,7 @@ WORKBENCH = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong use becomes an InputError: one sentence, without the usage above it."""
+    """Turns wrong use into an InputError: one sentence, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.rstrip('.')}: see `{self.prog} --help`.")
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one command; imports that command's module."""
+    """One command's parser; imports that command's module."""
     module, help_line = COMMANDS[name]
     parser = _Parser(prog=f"vitrail {name}", description=help_line, allow_abbrev=False)
     importlib.import_module(module).add_arguments(parser)
@@ -130,7 +130,7 @@ def _run(argv: list[str]) -> int:
             raise InputError(f"Unknown command {name!r}: see `vitrail --help`.{nearest(name, COMMANDS)}")
         _settle(name)
         try:
-            # Options may stand between images, before them or after them.
+            # Options may come before, between or after images.
             args = command_parser(name).parse_intermixed_args(_join_negative_values(rest))
         except SystemExit as end:  # --help
             return int(end.code or 0)
@@ -147,7 +147,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _settle(name: str) -> None:
-    """Before any library is imported: nothing reports, nothing is written beside Vitrail's folders."""
+    """Called before any library is imported, so that none reports or writes outside Vitrail's folders."""
     if name in WITHOUT_TORCH:
         quiet_process()
     else:
@@ -157,7 +157,7 @@ def _settle(name: str) -> None:
 
 
 def _check_targets(args: argparse.Namespace) -> None:
-    """Where results go is checked before hours of work for them."""
+    """Check that results can be written, before hours of work."""
     for name in OUTPUTS:
         target = getattr(args, name, None)
         if target is not None:
@@ -167,7 +167,7 @@ def _check_targets(args: argparse.Namespace) -> None:
 
 
 def _never_fail_to_print() -> None:
-    """A letter that the terminal's encoding lacks is escaped: it must not end a command, and its results."""
+    """Escape letters that the terminal's encoding lacks, so that they cannot end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -189,7 +189,7 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _join_negative_values(argv: list[str]) -> list[str]:
-    """`--max-latency -5ms` -> `--max-latency=-5ms`: argparse takes -5ms for an option."""
+    """`--max-latency -5ms` -> `--max-latency=-5ms`, because argparse takes -5ms for an option."""
     joined: list[str] = []
     for item in argv:
         before = joined[-1] if joined else ""
@@ -206,9 +206,9 @@ def _complain(line: str, code: int) -> int:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of our stdout is gone; if so, nothing more is written to it, at exit either.
+    """Whether the reader of our stdout is gone; if so, nothing more is written to it, not even at exit.
 
-    Asked of the system, because a child's pipe can break too, and that would be an error of ours.
+    The system is asked, because a child's pipe can break too, and that would be our bug.
     """
     import select
 

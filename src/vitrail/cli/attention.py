@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show which kernels there are, measure, show the figures; 0 also when a kernel fails.
+    """Show which kernels there are, measure them, show the figures; 0 even if a kernel fails.
 
-    Raises InputError for a device that is not here.
+    Raises InputError for a device that does not exist here.
     """
     _check_target(args.json)
     document = attention_document(args)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def attention_document(args: argparse.Namespace) -> dict[str, Any]:
-    """The `--json` document: the machine, `kernels` (which there are) and `rows` (what was measured)."""
+    """The `--json` document: the machine, `kernels` (available ones) and `rows` (measurements)."""
     from dataclasses import asdict
 
     import torch
@@ -140,7 +140,7 @@ def with_speedups(rows: Sequence[KernelRow]) -> list[dict[str, Any]]:
 
 
 def _check_target(target: str | None) -> None:
-    """Find out before measuring, not after, that the result could not be written."""
+    """Raise before measuring, not after, if the result could not be written."""
     from vitrail.store import check_target
 
     if target not in (None, STDOUT):
@@ -179,7 +179,7 @@ def _show(document: dict[str, Any]) -> None:
 
 
 def _which(document: dict[str, Any]) -> list[str]:
-    """The kernels of each device: precisions side by side, and below them why not."""
+    """The kernels of each device: a column per precision, then the reasons for missing ones."""
     lines = []
     for device in dict.fromkeys(kernel["device"] for kernel in document["kernels"]):
         mine = [kernel for kernel in document["kernels"] if kernel["device"] == device]
@@ -202,7 +202,7 @@ def _state(kernel: dict[str, Any]) -> str:
 
 
 def _reasons(kernels: Sequence[dict[str, Any]]) -> str:
-    """Each reason once, with the precisions it holds for unless it holds for all."""
+    """Each reason once, with its precisions unless it applies to all."""
     found: dict[str, list[str]] = {}
     for kernel in kernels:
         if kernel["reason"] not in (None, "forward only"):
@@ -215,7 +215,7 @@ def _reasons(kernels: Sequence[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
-    """One cell a column; of a kernel that was not measured only what it is and why."""
+    """One cell per column; for a kernel that was not measured, only its name and the reason."""
     if row["status"] != "measured":
         status = "" if row["status"] in ("too large", "unavailable") else f"{row['status']}: "
         return (str(row["tokens"]), row["kernel"], f"{status}{row['reason']}")
@@ -235,7 +235,7 @@ def _cells(row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _print_table(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> None:
-    """The same lines in a terminal and in a pipe; a terminal gets a bold header and dim reasons."""
+    """The same lines for a terminal and a pipe; on a terminal the header is bold and reasons are dim."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 1000)
@@ -243,7 +243,7 @@ def _print_table(columns: Sequence[str], cells: Sequence[tuple[str, ...]]) -> No
     widths = [max(len(row[i]) for row in rows if i < 2 or len(row) > 3) for i in range(len(columns))]
     for row in rows:
         line = f"{row[0].rjust(widths[0])}  {row[1].ljust(widths[1])}"
-        # A reason runs over the columns that it leaves empty.
+        # A reason may extend over the empty columns.
         rest = row[2:] if len(row) == 3 else map(str.rjust, row[2:], widths[2:])
         style = "bold" if row is rows[0] else "dim" if len(row) == 3 else None
         console.print("  ".join([line, *rest]).rstrip(), style=style, highlight=False, markup=False)

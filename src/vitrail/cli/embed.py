@@ -1,4 +1,4 @@
-"""`vitrail embed SOURCE --out OUT.parquet`: images or texts as vectors, in a file to search."""
+"""`vitrail embed INPUT --out OUT.parquet`: turn images or texts into vectors, in a file to search."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 HUB = "hub:"
 BATCH = 4
-"""Images per call of an artifact's engine: most of what larger batches bring on a CPU."""
+"""Images per call of an artifact's engine; larger batches gain little on a CPU."""
 ENDINGS = (".parquet", ".pq")
 MIB = 1024 * 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="folder of images, one image, or with --text a file")
+    parser.add_argument("input", metavar="INPUT", help="folder of images, one image, or with --text a file")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write, .parquet or .pq")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE|hub:REPO", help="a file, or for a CLIP a repository (the published ones)"
     )
     parser.add_argument("--tag", help="open_clip's tag of a CLIP's weights; decides the preprocess too")
-    parser.add_argument("--text", action="store_true", help="SOURCE holds one text a line (CLIP models only)")
+    parser.add_argument("--text", action="store_true", help="INPUT has one text per line (CLIP models only)")
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, for texts of a SigLIP")
     parser.add_argument("--threads", type=whole_number("threads"), metavar="N", help="(all usable cores)")
-    parser.add_argument("--offline", action="store_true", help="use weights that are on this machine only")
+    parser.add_argument("--offline", action="store_true", help="only use weights that are on this machine")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_json_argument(parser)
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed and write; 0, or 1 if some inputs could not be embedded (they are named on standard error).
 
-    Raises InputError for a source without images or texts, a model that cannot be had or reads no texts, and
+    Raises InputError for an input without images or texts, a model that is unavailable or reads no texts, and
     a FILE that cannot be written.
     """
     from vitrail.embeddings import embed, write_table
@@ -62,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
     check_installed()
     _check_artifact(args)
     _check_out(args.out, overwrite=args.overwrite)
-    names = text_lines(args.source) if args.text else image_paths(args.source)
+    names = text_lines(args.input) if args.text else image_paths(args.input)
     with _embedder(args) as embedder:
         table = embed(embedder, names, "text" if args.text else "image", progress=_progress(len(names)))
     write_table(table, args.out)
     if args.json is not None:
-        write_json(_document(args.source, args.out, table), args.json)
+        write_json(_document(args.input, args.out, table), args.json)
     if args.json != STDOUT:
-        write_lines(_lines(args.source, args.out, table))
+        write_lines(_lines(args.input, args.out, table))
     for broken in table.broken:
         complain(broken.reason)
     return 1 if table.broken else 0
@@ -87,7 +87,7 @@ def _embedder(args: argparse.Namespace) -> ArtifactEmbedder | ModelEmbedder:
         weights, changes = _of_clip(args.model, args.weights, args.tag)
         finder: WeightsFinder = Finder(offline=args.offline)
     elif args.tag is not None or (args.weights or "").startswith(HUB):
-        raise InputError(f"{args.model} is no CLIP of ours: leave --tag out and give --weights as a file.")
+        raise InputError(f"{args.model} is not one of our CLIPs: leave --tag out, give --weights as a file.")
     else:
         weights, changes, finder = args.weights, {}, WeightsFinder(offline=args.offline)
     return open_embedder(
@@ -103,7 +103,7 @@ def _embedder(args: argparse.Namespace) -> ArtifactEmbedder | ModelEmbedder:
 def _check_artifact(args: argparse.Namespace) -> None:
     for name in ("weights", "tag", "text", "tokenizer", "offline"):
         if args.artifact is not None and getattr(args, name) not in (None, False):
-            raise InputError(f"--{name} is about --model: an artifact has its own weights. Leave it out.")
+            raise InputError(f"--{name} goes with --model: an artifact has its own weights. Leave it out.")
 
 
 def _of_artifact(args: argparse.Namespace) -> ArtifactEmbedder:
@@ -113,7 +113,7 @@ def _of_artifact(args: argparse.Namespace) -> ArtifactEmbedder:
 
 
 def _of_clip(model: str, weights: str | None, tag: str | None) -> tuple[str | Weights, dict[str, Any]]:
-    """Where a CLIP's weights are, and how they want images prepared: as `vitrail zero-shot` decides it."""
+    """Where a CLIP's weights are, and their preprocess: the same choice as in `vitrail zero-shot`."""
     from vitrail.catalog.clip import of_hub, of_model, preprocess_of, published
     from vitrail.vocabulary import Weights
     from vitrail.zeroshot.hub import repository
@@ -122,7 +122,7 @@ def _of_clip(model: str, weights: str | None, tag: str | None) -> tuple[str | We
     if row is None and weights is not None and weights.startswith(HUB):
         row = of_hub(model, weights.removeprefix(HUB))
     changes: dict[str, Any] = {}
-    if of_model(model):  # else nothing is known but what its family does
+    if of_model(model):  # otherwise only the family's preprocess is known
         known = preprocess_of(model, 1, row)
         changes = {"mean": known.mean, "std": known.std, "crop_mode": known.crop_mode}
     if weights is not None and not weights.startswith(HUB):
@@ -137,17 +137,17 @@ def _of_clip(model: str, weights: str | None, tag: str | None) -> tuple[str | We
 
 
 def _check_out(out: str, *, overwrite: bool) -> None:
-    """Say before hours of work what would stop the writing after them."""
+    """Raise before hours of work if the file could not be written afterwards."""
     path = Path(out)
     if path.is_dir():
         raise InputError(f"{out} is a folder: give the name of a file.")
     if path.suffix.lower() not in ENDINGS:
-        raise InputError(f"{out} would hold Parquet: give a name that ends in {' or '.join(ENDINGS)}.")
+        raise InputError(f"{out} is for Parquet: give a name that ends in {' or '.join(ENDINGS)}.")
     if path.is_file() and not overwrite:
         raise InputError(f"{out} already exists: choose another name, or replace it with --overwrite.")
     parent = path.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{parent} is no folder that can be written to: make it, or choose another --out.")
+        raise InputError(f"{parent} is not a writable folder: create it, or choose another --out.")
 
 
 def _progress(total: int) -> Callable[[int], None] | None:
@@ -160,10 +160,10 @@ def _progress(total: int) -> Callable[[int], None] | None:
     return show
 
 
-def _document(source: str, out: str, table: Table) -> dict[str, Any]:
+def _document(given: str, out: str, table: Table) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": source,
+        "source": given,
         "out": out,
         "content": table.content,
         "rows": len(table.names),
@@ -173,11 +173,11 @@ def _document(source: str, out: str, table: Table) -> dict[str, Any]:
     }
 
 
-def _lines(source: str, out: str, table: Table) -> list[str]:
+def _lines(given: str, out: str, table: Table) -> list[str]:
     origin, rows = table.origin, len(table.names)
     size = origin.preprocess.image_size
     lines = [
-        f"{counted(rows, table.content)} of {source} · {origin.model} ({origin.implementation}) at "
+        f"{counted(rows, table.content)} of {given} · {origin.model} ({origin.implementation}) at "
         f"{size} px · {origin.dimension} numbers each",
         f"{out} written, {Path(out).stat().st_size / MIB:.1f} MiB · next: vitrail search {out} "
         + ("IMAGE or TEXT" if origin.reads_text else "IMAGE"),

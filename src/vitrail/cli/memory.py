@@ -1,4 +1,4 @@
-"""`vitrail memory`: how much memory a model takes at a size and batch, predicted and, if asked, measured."""
+"""`vitrail memory`: a model's memory at an image size and batch size, predicted and, on request, measured."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MEASURED_SHARE = 0.8
-"""Share of this machine's memory at which a measuring process is ended."""
+"""Share of this machine's memory at which a measuring process is stopped."""
 GIB = 1024.0
 EXTRAPOLATED = 4
-"""Beyond so many times the asked batch, the largest one is read off a line."""
+"""Beyond this many times the given batch, the largest one is extrapolated."""
 
 MEANING = {
     "baseline": "process with its imports",
     "runtime": "the kernels' code, threads and buffers",
     "weights": "",
     "input": "the images",
-    "activations": "alive at the worst moment, without those below",
+    "activations": "alive at the peak, except those below",
     "attention": "scores, or the kernel's tiles",
-    "workspace": "copies that convolutions and reductions make inside",
-    "kernels": "matrix products that oneDNN compiled and keeps, one per shape",
+    "workspace": "temporary copies inside convolutions and reductions",
+    "kernels": "matrix products compiled and kept by oneDNN, one per shape",
     "gradients": "",
     "optimizer": "AdamW's two averages",
-    "allocator": "free, and not given back by malloc",
+    "allocator": "freed, but kept by malloc",
     "total": "",
 }
 
@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, measure if asked, show; 1 when it was to be measured and could not be.
+    """Predict, measure on request, show; 1 if measuring failed.
 
-    Raises InputError for a model, size, batch or kernel that does not exist or does not go together.
+    Raises InputError for a model, size, batch or kernel that does not exist, or that do not fit together.
     """
     from vitrail.profiling.memory import MemorySetup
 
@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def memory_document(setup: MemorySetup, *, measured: bool) -> dict[str, Any]:
-    """The `--json` document: what was asked, `predicted_mib`, `measured_mib` (None: not asked or not to be
-    had, `not_measured` says why), `machine_mib`, `fits` and `largest_batch`, all three by the prediction."""
+    """The `--json` document: the setup, `predicted_mib`, `measured_mib` (None: not requested or failed, see
+    `not_measured`), `machine_mib`, `fits` and `largest_batch`, the last three by the prediction."""
     from vitrail.profiling import memory
 
     machine = _machine_mib()

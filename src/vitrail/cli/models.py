@@ -19,7 +19,7 @@ from vitrail.words import counted
 
 SCHEMA_VERSION = 1
 
-# Best first: the highest accuracy, the cheapest, the smallest, A to Z; equals by name.
+# Best first: the highest accuracy, the cheapest, the smallest, A to Z; ties by name.
 SORT_KEYS: dict[str, Callable[[Candidate], tuple[float | str, ...]]] = {
     "accuracy": lambda candidate: (-(candidate.accuracy.value if candidate.accuracy else -1), candidate.name),
     "macs": lambda candidate: (candidate.macs, candidate.name),
@@ -29,7 +29,7 @@ SORT_KEYS: dict[str, Callable[[Candidate], tuple[float | str, ...]]] = {
 
 COLUMNS = ("model", "family", "top-1 %", "size", "params M", "GMACs", "license", "class", "weights")
 NUMERIC = frozenset({"top-1 %", "size", "params M", "GMACs"})
-# What a narrow terminal goes without, first to last.
+# The columns that a narrow terminal drops, in this order.
 DISPENSABLE = ("weights", "family", "class", "license")
 GAP = 2
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the entries that pass all filters; 0 also when none does.
+    """Print the entries that pass all filters; 0 even if none does.
 
     Raises InputError for an unknown name, family or license.
     """
@@ -153,7 +153,7 @@ def _print_rich(chosen: Sequence[Candidate]) -> None:
 
 
 def _fitting(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
-    """The columns that fit into `width` characters after leaving out as few dispensable ones as needed."""
+    """The columns that fit into `width` characters, dropping as few as possible."""
     needed = dict(zip(COLUMNS, _widths([COLUMNS, *rows]), strict=True))
     for column in DISPENSABLE:
         if sum(needed.values()) + GAP * len(needed) <= width:

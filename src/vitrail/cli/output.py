@@ -1,4 +1,4 @@
-"""What all commands share in writing: `--json FILE|-`, lines of text, errors of single inputs."""
+"""Output shared by all commands: `--json FILE|-`, lines of text, errors about single inputs."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from vitrail.store import atomic_write, check_target
 from vitrail.words import shown, utf8_all
 
 STDOUT = "-"
-APART = "each probability stands by itself: SigLIP does not choose among the classes"
-"""The last line below the probabilities of sigmoids."""
+INDEPENDENT = "each probability is independent: SigLIP does not choose among the classes"
+"""The note below probabilities from sigmoids."""
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--json FILE|-` to a command."""
     parser.add_argument(
-        "--json", metavar="FILE|-", help="write the result as JSON to FILE, or alone to stdout with -"
+        "--json",
+        metavar="FILE|-",
+        help="write the result as JSON to FILE, or alone to stdout with -",
     )
 
 
 def check_file_target(option: str, target: str) -> None:
-    """Find out before the work, not after, that its result could not be written to a file; `-` is stdout.
+    """Raise before the work, not after, if its result could not be written to this file; `-` is stdout.
 
     Raises:
-        InputError: it is a folder, has no name, or lies where nothing can be written.
+        InputError: it is a folder, has no name, or is in a place that cannot be written.
     """
     path = Path(target)
     if not target:
         raise InputError(f"{option} has an empty name: name a file, or - for standard output.")
     if path.is_dir():
         raise InputError(f"{option} {target} is a folder: name a file.")
-    # A device or a pipe is written to, not replaced.
+    # Devices and pipes are written to, not replaced.
     if target != STDOUT and (path.is_file() or not path.exists()):
         check_target(path.parent / ".vitrail-probe")
 
 
 def write_json(document: Any, target: str | Path) -> None:
-    """Write a record or JSON value as indented JSON in UTF-8: `-` is stdout, else a file written atomically.
+    """Write a record or JSON value as indented JSON in UTF-8 to stdout (`-`) or, atomically, to a file.
 
-    Names that are no UTF-8 are written as `words.utf8` does, whatever the encoding of stdout.
+    Names that are not UTF-8 are written like `words.utf8` does, whatever the encoding of stdout.
 
     Raises:
         InputError: the file cannot be written.
@@ -61,30 +63,31 @@ def write_json(document: Any, target: str | Path) -> None:
 
 
 def write_bytes(data: bytes) -> None:
-    """Bytes to standard output, after what was printed before; data keeps its encoding on every terminal."""
+    """Write bytes to standard output after anything already printed, regardless of the terminal's
+    encoding."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def write_lines(lines: Iterable[str], file: TextIO | None = None) -> None:
-    """Print lines; what would break one, or steer a terminal, came with a name and is escaped."""
+    """Print lines, escaping whatever in a name would break a line or control the terminal."""
     for line in lines:
         print(shown(line), file=file)
 
 
 LABEL_WIDTH = 40
-"""Columns of a label beside its bar or number."""
+"""Columns of a label next to its bar or number."""
 
 
 def short(label: str) -> str:
-    """The label as a terminal shows it, in at most `LABEL_WIDTH` columns: an ellipsis stands for its end."""
+    """The label in at most `LABEL_WIDTH` terminal columns; an ellipsis replaces its end."""
     text, dots = shown(label), "…" if can_print("…") else "..."
     return text if len(text) <= LABEL_WIDTH else text[: LABEL_WIDTH - len(dots)].rstrip() + dots
 
 
 def can_print(text: str) -> bool:
-    """Whether the encoding of standard output has these signs."""
+    """Whether the encoding of standard output has these characters."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -93,6 +96,6 @@ def can_print(text: str) -> bool:
 
 
 def complain(error: object) -> None:
-    """Say on standard error, in one line, what is wrong with one input; the command goes on."""
-    sys.stdout.flush()  # lines stand in the order in which they were written
+    """Report one unusable input on standard error, in one line; the command continues."""
+    sys.stdout.flush()  # keep the order of lines on stdout and stderr
     write_lines([f"vitrail: error: {error}"], sys.stderr)

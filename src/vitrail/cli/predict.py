@@ -1,4 +1,4 @@
-"""`vitrail predict ARTIFACT SOURCE...`: classify images with an artifact, without torch."""
+"""`vitrail predict ARTIFACT IMAGE...`: classify images with an artifact, without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import (
-    APART,
+    INDEPENDENT,
     STDOUT,
     add_json_argument,
     can_print,
@@ -36,22 +36,22 @@ BAR_WIDTH = 20
 STDIN = "-"
 
 Item = tuple[str, "bytes | InputError | None"]
-"""An image's name, with its bytes where it is no file, or why there is none."""
+"""An image's name, with its bytes if it is not a file, or the error if there is none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("artifact", metavar="ARTIFACT", help="folder that vitrail select wrote")
     parser.add_argument(
-        "sources",
-        metavar="SOURCE",
+        "images",
+        metavar="IMAGE",
         nargs="*",
         help="image files, folders, patterns such as 'photos/**/*.jpg', or - for one image on standard input",
     )
     parser.add_argument(
         "--files-from",
         metavar="FILE|-",
-        help="read more SOURCEs from FILE, one a line or with NUL between, or from standard input with -",
+        help="read more IMAGEs from FILE, one per line or NUL-separated, or from standard input with -",
     )
     parser.add_argument(
         "--top", type=whole_number("top"), default=5, metavar="K", help="labels per image (default 5)"
@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="inference threads (default: the artifact's)",
     )
     parser.add_argument(
-        "--csv", metavar="FILE|-", help="write a row for each image as CSV to FILE, or alone to stdout with -"
+        "--csv",
+        metavar="FILE|-",
+        help="write one CSV row per image to FILE, or alone to stdout with -",
     )
     parser.add_argument(
         "--max-megapixels",
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classify all images; exit code 0, 1 if some could not be used, 2 if none could.
 
-    What was computed before an error or Ctrl-C is written.
+    Results computed before an error or Ctrl-C are written.
     """
     items = _items(args)
     from vitrail.images.limits import LIMITS, Limits
@@ -106,28 +108,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _items(args: argparse.Namespace) -> list[Item]:
-    """All images that the arguments name, in their order; only paths are held, and what stdin gave.
+    """All images named by the arguments, in order; only paths and the bytes from stdin are held.
 
-    Raises InputError if nothing is named, or standard input or output is wanted twice.
+    Raises InputError if nothing is named, or standard input or output would be used twice.
     """
     if args.csv == STDOUT and args.json == STDOUT:
         raise InputError("--csv - and --json - would both write to the standard output: give one a file.")
-    if [*args.sources, args.files_from].count(STDIN) > 1:
-        raise InputError("Standard input is one image, or with --files-from a list: name it once.")
-    if not args.sources and args.files_from is None:
+    if [*args.images, args.files_from].count(STDIN) > 1:
+        raise InputError("Standard input holds one image or, with --files-from, a list: use - once.")
+    if not args.images and args.files_from is None:
         raise InputError("There is nothing to classify: name image files, folders or patterns.")
     from vitrail.images.find import expand
 
     items: list[Item] = []
-    for source in args.sources:
-        items += [(STDIN, _stdin())] if source == STDIN else expand([source])
+    for image in args.images:
+        items += [(STDIN, _stdin())] if image == STDIN else expand([image])
     if args.files_from is not None:
         items += expand(_listed(args.files_from))
     return items
 
 
 def _stdin() -> bytes:
-    """One image from standard input; one that is too large is the decoder's error."""
+    """One image from standard input; the decoder refuses one that is too large."""
     from vitrail.images.limits import LIMITS
 
     if sys.stdin.isatty():
@@ -135,22 +137,22 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read(LIMITS.file_bytes + 1)
 
 
-def _listed(source: str) -> list[str]:
-    """Sources of a list: one a line, or with NUL between (`find -print0`); as `os.fsdecode` reads names.
+def _listed(file: str) -> list[str]:
+    """The names in a list, one per line or NUL-separated (`find -print0`), decoded with `os.fsdecode`.
 
     Raises InputError if it cannot be read or names nothing.
     """
     import os
 
-    where = "Standard input" if source == STDIN else source
+    where = "Standard input" if file == STDIN else file
     try:
-        data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+        data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
     except OSError as error:
-        raise InputError(f"{source} cannot be read ({error.strerror}): give a list of images.") from None
-    apart = b"\0" if b"\0" in data else b"\n"
-    names = [os.fsdecode(name.removesuffix(b"\r")) for name in data.split(apart) if name.strip()]
+        raise InputError(f"{file} cannot be read ({error.strerror}): give a list of images.") from None
+    separator = b"\0" if b"\0" in data else b"\n"
+    names = [os.fsdecode(name.removesuffix(b"\r")) for name in data.split(separator) if name.strip()]
     if not names:
-        raise InputError(f"{where} names no image: write one path a line.")
+        raise InputError(f"{where} names no image: write one path per line.")
     return names
 
 
@@ -160,7 +162,7 @@ def _listed(source: str) -> list[str]:
 def _outcomes(
     predictor: Predictor, items: Sequence[Item], top: int
 ) -> Iterator[tuple[str, Prediction | InputError]]:
-    """Each name with its prediction or error, in order; some images are decoded ahead."""
+    """Each name with its prediction or error, in order; images are decoded ahead."""
     good = (name if data is None else data for name, data in items if not isinstance(data, InputError))
     outcomes = predictor.predict_each(good, top=top)
     for name, data in items:
@@ -169,7 +171,7 @@ def _outcomes(
 
 @contextmanager
 def _progress(args: argparse.Namespace, total: int) -> Iterator[Callable[[], object]]:
-    """A bar on standard error, only where that is a terminal; lines that are printed move above it."""
+    """A progress bar on standard error, if that is a terminal; printed lines appear above it."""
     mixed = STDOUT in (args.csv, args.json) and sys.stdout.isatty()
     if total < 2 or mixed or not sys.stderr.isatty():
         yield lambda: None
@@ -190,7 +192,7 @@ def _progress(args: argparse.Namespace, total: int) -> Iterator[Callable[[], obj
 
 
 class _Output:
-    """Text, CSV and JSON: lines and rows as they come, documents and files at the end."""
+    """Writes text, CSV and JSON: lines and rows immediately, documents and files at the end."""
 
     def __init__(self, args: argparse.Namespace, task: Classify, total: int) -> None:
         self._args, self._total = args, total
@@ -199,15 +201,15 @@ class _Output:
         self._rows: list[dict[str, Any]] = []
         self._table = io.StringIO()
         self._csv = csv.writer(self._table, lineterminator="\n")
-        self.done = self.failed = self.sources_failed = 0
+        self.done = self.failed = self.arguments_failed = 0
         if args.csv is not None:
             ranks = range(1, self._top + 1)
             named = [column for k in ranks for column in (f"label_{k}", f"probability_{k}")]
             self._write_row(["image", "error", *named])
 
     def add(self, name: str, outcome: Prediction | InputError, *, is_image: bool = True) -> None:
-        """Take one image's outcome, or why a source named none."""
-        self.sources_failed += not is_image
+        """Record one image's outcome, or the error of an argument that named no image."""
+        self.arguments_failed += not is_image
         error = str(outcome) if isinstance(outcome, InputError) else None
         top = () if isinstance(outcome, InputError) else outcome.top
         self.done += 1
@@ -224,25 +226,25 @@ class _Output:
             self._write_row([name, error or "", *cells])
 
     def end(self) -> None:
-        """Write what is written at the end, also when that is before the last image."""
+        """Write documents and files, even if the run ended early."""
         targets = [target for target in (self._args.json, self._args.csv) if target is not None]
         if not targets and self._kind == "sigmoid" and self.failed < self.done:
-            print(APART)
+            print(INDEPENDENT)
         try:
             if self._args.csv not in (None, STDOUT):
                 atomic_write(self._args.csv, self._table.getvalue().encode("utf-8"))
         finally:
             if self._args.json is not None:
                 write_json(self._document(), self._args.json)
-        if targets and STDOUT not in targets:  # whoever writes to files reads them there
+        if targets and STDOUT not in targets:  # results in files are not printed too
             write_lines([f"{counted(self.done, 'image')} → {', '.join(targets)}"])
         if self.failed and self._total > 1:
-            # A pattern or a folder that gave nothing is no image.
-            named = counted(self._total, "source" if self.sources_failed else "image")
+            # A pattern or folder without images is not an image itself.
+            named = counted(self._total, "argument" if self.arguments_failed else "image")
             print(f"vitrail: {self.failed} of {named} could not be used.", file=sys.stderr)
 
     def _write_row(self, cells: Sequence[str]) -> None:
-        # A name with a line break would be two lines for most tools, and a terminal obeys others.
+        # A name with a line break would be two lines to most tools, and terminals obey control characters.
         self._csv.writerow(map(shown, cells))
         if self._args.csv == STDOUT:
             write_bytes(self._table.getvalue().encode("utf-8"))

@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("artifact", metavar="DIR", help="artifact of `select --classes … --keep-text-tower`")
     parser.add_argument(
-        "--classes", required=True, metavar="NAMES|FILE", help="names with commas between, or one a line"
+        "--classes",
+        required=True,
+        metavar="NAMES|FILE",
+        help="comma-separated names, or a file with one per line",
     )
     parser.add_argument("--prompts", metavar="SET|FILE", help="sentences for the names (the artifact's own)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the new artifact")
@@ -29,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Relabel; exit code 0, 3 when the same form no longer meets the artifact's requirements."""
+    """Relabel; exit code 0, or 3 if the variant no longer meets the artifact's requirements."""
     from vitrail.artifact import open_artifact
     from vitrail.report import terminal
 
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
-    """The artifact's own question, asked of its own engine and precision, with a head of the new names.
+    """Select under the artifact's requirements, with its engine and precision and a head for the new names.
 
     Raises:
         InputError: an artifact without a text tower, or names that it cannot read.
@@ -63,7 +66,7 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
     )
     _, _, timed = resolve(flags={"budget": args.budget})
     evidence, variant = artifact.manifest.evidence, artifact.manifest.variant
-    # What was said about the old classes' accuracy is not about the new ones.
+    # Accuracy requirements were about the old classes.
     requirements = replace(evidence.requirements, min_accuracy=None, min_recall=())
     settings = SearchSettings(
         runtimes=(variant.runtime,), precisions=(variant.precision,), budget_s=timed.budget_s, offline=True

@@ -15,7 +15,7 @@ GROUPS = {Requirements: "requirements", Workload: "workload", SearchSettings: "s
 
 
 def add_requirement_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add all of `OPTIONS` and --profile. Values stay text and default to None, so that sources can merge."""
+    """Add all of `OPTIONS` and --profile. Values stay text and default to None, so that layers can merge."""
     groups = {record: parser.add_argument_group(title) for record, title in GROUPS.items()}
     groups[Requirements].add_argument(
         "--profile", metavar="NAME", help=f"start from a profile: {', '.join(PROFILES)}"
@@ -32,7 +32,7 @@ def add_requirement_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def flags_of(args: argparse.Namespace) -> dict[str, object]:
-    """{option: text as typed} of the options that were given."""
+    """{option: text as typed} for the options given."""
     given = {name: getattr(args, name.replace("-", "_"), None) for name in (*OPTIONS, "profile")}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -40,5 +40,5 @@ def flags_of(args: argparse.Namespace) -> dict[str, object]:
 def resolve_arguments(
     args: argparse.Namespace, toml: str | Path | None = None, *, runtimes: Collection[str] = ()
 ) -> tuple[Requirements, Workload, SearchSettings]:
-    """Flags over TOML over profile over defaults; raises InputError as `requirements.resolve` does."""
+    """Merges flags over TOML over profile over defaults; raises InputError as `requirements.resolve`."""
     return resolve(toml=toml, flags=flags_of(args), runtimes=runtimes)

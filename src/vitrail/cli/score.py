@@ -1,4 +1,4 @@
-"""`vitrail score IMAGE TEXT`: how well a picture and a text agree, by CLIPScore."""
+"""`vitrail score IMAGE TEXT`: rate how well an image and a text match, by CLIPScore."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("image", metavar="IMAGE", help="image file")
-    parser.add_argument("text", metavar="TEXT", help="what the picture should show")
+    parser.add_argument("text", metavar="TEXT", help="what the image should show")
     parser.add_argument(
         "--prefix",
         default="",
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score one pair and show it.
 
-    Raises InputError for an image that cannot be read, an empty or too long text, and as `load_model`.
+    Raises InputError for an unreadable image or an empty or overlong text, and as `load_model`.
     """
     if not args.text.strip():
-        raise InputError("The text is empty: say what the picture should show.")
+        raise InputError("The text is empty: say what the image should show.")
     import torch
 
     from vitrail.images.decode import decode

@@ -25,32 +25,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=whole_number("top"), default=10, metavar="K", help="how many to show (10)"
     )
-    parser.add_argument("--text", action="store_true", help="QUERY is a text, even if a file is named so")
+    parser.add_argument("--text", action="store_true", help="QUERY is a text, even if a file has that name")
     parser.add_argument("--artifact", metavar="DIR", help="the index's artifact, if it was moved")
     parser.add_argument("--weights", metavar="FILE", help="the index's weights, if they were moved")
     parser.add_argument("--tokenizer", metavar="FILE", help="the index's tokenizer.json, if it was moved")
-    parser.add_argument("--offline", action="store_true", help="use weights that are on this machine only")
+    parser.add_argument("--offline", action="store_true", help="only use weights that are on this machine")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Search and show.
 
-    Raises InputError for an index that cannot be read, weights that are not the index's, an image that cannot
-    be used, and a text where the model reads none.
+    Raises InputError for an unreadable index, weights other than the index's, an unusable image, or a text if
+    the model reads none.
     """
     from vitrail.embeddings import Index
     from vitrail.images.find import called_image
 
     index = Index.read(args.index)
     origin = index.table.origin
-    is_image = not args.text and os.path.isfile(args.query)  # Path would fail on a long text
+    is_image = not args.text and os.path.isfile(args.query)  # Path fails on a long text
     if not is_image and not args.text and called_image(args.query):
         raise InputError(f"There is no image at {args.query}: check it, or search for that text with --text.")
     if not is_image and not origin.reads_text:
         raise InputError(
             f"{args.index} was made by {origin.model}, which embeds images only: search by an image "
-            f"({args.query!r} is no file), or embed again with a CLIP, e.g. --model ViT-B-32."
+            f"({args.query!r} is not a file), or embed again with a CLIP, e.g. --model ViT-B-32."
         )
     with _embedder(args, origin) as embedder:
         index.check(embedder)
@@ -70,7 +70,7 @@ def _embedder(args: argparse.Namespace, origin: Origin) -> ArtifactEmbedder | Mo
     if artifact is not None:
         if not args.artifact and not os.path.isdir(artifact):
             raise InputError(
-                f"The index was made by the artifact {artifact}, which is gone: say where it is now with "
+                f"The index was made by the artifact {artifact}, which is gone: give its new place with "
                 "--artifact DIR, or give the weights with --weights FILE."
             )
         from vitrail.embeddings.artifact import ArtifactEmbedder
@@ -78,14 +78,14 @@ def _embedder(args: argparse.Namespace, origin: Origin) -> ArtifactEmbedder | Mo
         return ArtifactEmbedder(artifact, batch_size=1)
     if origin.precision != "fp32":
         raise InputError(
-            f"The index was made in {origin.precision}, which only its artifact gives: say where that is now "
+            f"The index was made in {origin.precision}, which only its artifact can do: give its place "
             "with --artifact DIR."
         )
     from vitrail.weights.find import WeightsFinder
     from vitrail.zeroshot.embed import reopen
     from vitrail.zeroshot.hub import Finder
 
-    # A CLIP's files have other names on the hub than a classifier's.
+    # On the hub a CLIP's files have different names from a classifier's.
     finder = (Finder if origin.reads_text else WeightsFinder)(offline=args.offline)
     return reopen(origin, weights=args.weights, tokenizer=args.tokenizer, finder=finder)
 

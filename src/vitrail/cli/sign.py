@@ -1,4 +1,4 @@
-"""`vitrail sign DIR`: sign an artifact, so that `vitrail verify` can say whose it is."""
+"""`vitrail sign DIR`: sign an artifact, so that `vitrail verify` can check who made it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keyless", action="store_true", help="sign in with sigstore's public service instead of a key"
     )
-    parser.add_argument("--signature", metavar="FILE", help="where to write it (DIR.sig beside DIR)")
+    parser.add_argument("--signature", metavar="FILE", help="where to write it (DIR.sig next to DIR)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.signature import Signer, sign
 
     if (args.key is None) != args.keyless:
-        raise InputError("Say how to sign, once: --key PEM, or --keyless.")
+        raise InputError("Choose one way to sign: --key PEM or --keyless.")
     signer = Signer(
         key=None if args.key is None else Path(args.key),
         certificate=None if args.certificate is None else Path(args.certificate),
         chain=tuple(map(Path, args.chain)),
     )
     place = sign(args.artifact, signer, None if args.signature is None else Path(args.signature))
-    write_lines([f"{place} written · give it away together with {args.artifact}"])
+    write_lines([f"{place} written · distribute it together with {args.artifact}"])
     return 0

@@ -1,6 +1,6 @@
-"""What a long command is doing: one line that is overwritten on a terminal, a line now and then elsewhere.
+"""Shows what a long command is doing: a line that is overwritten on a terminal, occasional lines elsewhere.
 
-Nothing is drawn while something is timed: lines change when a stage begins, and only then.
+Nothing is drawn while something is timed: lines change only when a stage begins.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ CLEAR_LINE = "\r\x1b[2K"
 
 
 class Status:
-    """On a terminal: lines that stay, and below them one that says what is being done."""
+    """On a terminal: permanent lines, and below them one that says what is going on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._open = False
 
     def line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.clear()
         print(shown(text), file=self._stream, flush=True)
 
     def doing(self, text: str, left_s: float) -> None:
-        """Say what begins now, in place of what was said before."""
+        """Replace the status line with what begins now."""
         self.clear()
         self._stream.write(_cut(f"  … {shown(text)}", left_s))
         self._stream.flush()
         self._open = True
 
     def clear(self) -> None:
-        """Take away what was being done."""
+        """Remove the status line."""
         if self._open:
             self._stream.write(CLEAR_LINE)
             self._stream.flush()
@@ -45,9 +45,9 @@ class Status:
 
 
 class Heartbeat:
-    """Where nobody sees a terminal: what is being done, every ten seconds, so that a log shows life.
+    """Without a terminal: prints what is going on every ten seconds, so that a log shows signs of life.
 
-    Entered while the work lasts; leaving it ends its thread.
+    Use it as a context manager; leaving it ends its thread.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Heartbeat:
             self._thread.join()
 
     def doing(self, text: str, left_s: float) -> None:
-        """Remember what begins now; a thread says it when its time comes."""
+        """Remember what begins now; a thread prints it at the next interval."""
         with self._lock:
             self._text, self._left_s, self._since = text, left_s, self._clock()
             if self._thread is None:
@@ -77,7 +77,7 @@ class Heartbeat:
                 self._thread.start()
 
     def say(self) -> None:
-        """Print one line about what is being done now."""
+        """Print one line about what is going on."""
         with self._lock:
             now = self._clock()
             left = self._left_s - (now - self._since)

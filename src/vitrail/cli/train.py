@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=whole_number("image_size"), metavar="PIXELS", help="instead of the model's own"
     )
-    parser.add_argument("--weights", metavar="FILE", help="begin with these instead of the published ones")
-    parser.add_argument("--from-scratch", action="store_true", help="begin with random weights")
-    parser.add_argument("--offline", action="store_true", help="never ask a model hub")
+    parser.add_argument("--weights", metavar="FILE", help="start from these instead of the published ones")
+    parser.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    parser.add_argument("--offline", action="store_true", help="never contact a model hub")
     parser.add_argument(
-        "--then-select", metavar="TOML", help="go on with `select` under these requirements, on the same data"
+        "--then-select", metavar="TOML", help="then run `select` under these requirements, on the same data"
     )
     parser.add_argument(
         "--artifact", metavar="DIR", help="where --then-select ships the winner (RUN-artifact)"
@@ -89,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _selection_arguments(args: argparse.Namespace) -> list[str] | None:
-    """What `select` is called with after training; its mistakes are found before hours of it."""
+    """Arguments of `select` after training, checked now, before hours of training."""
     if args.then_select is None:
         if args.artifact is not None:
-            raise InputError("--artifact is where --then-select ships: give --then-select TOML too.")
+            raise InputError("--artifact goes with --then-select: give --then-select TOML too.")
         return None
     if args.json == STDOUT:
         raise InputError("--json - and --then-select would both write to the standard output: give a file.")
@@ -128,7 +128,7 @@ def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> list[st
 
 
 def _advice(trained: Trained) -> list[str]:
-    """What would help, where the curves say it."""
+    """What would help, according to the curves."""
     from vitrail.learn.outlook import outlook
 
     found = outlook(trained)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss", choices=("clip", "sigmoid"), help="(sigmoid for a model with a bias, else clip)"
     )
-    parser.add_argument("--weights", metavar="FILE", help="begin with these instead of random ones")
+    parser.add_argument("--weights", metavar="FILE", help="start from these instead of random ones")
     parser.add_argument("--tag", help="which published weights say how images are prepared")
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of a SigLIP")
     add_train_arguments(parser, recipe="clip")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _preprocess(model: str, tag: str | None) -> Preprocess:
-    """As `zero-shot`, `embed` and the others will prepare images for these weights."""
+    """How `zero-shot`, `embed` and the others will prepare images for these weights."""
     from vitrail.catalog.clip import preprocess_of, published
     from vitrail.models import clip
 

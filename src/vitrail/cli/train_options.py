@@ -1,4 +1,4 @@
-"""Options that `train` and `train-clip` share: the recipe, the machine, the run."""
+"""Options shared by `train` and `train-clip`: the recipe, the machine, the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Option -> the recipe's key that it sets.
+# Option -> the recipe key it sets.
 SHORT = {
     "epochs": "epochs",
     "batch_size": "batch_size",
@@ -36,10 +36,10 @@ SHORT = {
 def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None:
     """Declare them; `recipe` is the default one."""
     parser.add_argument(
-        "--out", metavar="RUN", required=True, help="the run's folder; one that is there goes on"
+        "--out", metavar="RUN", required=True, help="the run's folder; an existing run is resumed"
     )
     parser.add_argument(
-        "--extend", action="store_true", help="train the finished run in RUN on, to --epochs in all"
+        "--extend", action="store_true", help="train the finished run in RUN further, to a total of --epochs"
     )
     what = parser.add_argument_group("recipe")
     what.add_argument(
@@ -56,7 +56,7 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
         "--learning-rate",
         type=float,
         metavar="RATE",
-        help="the highest, after the warm-up; scaled by the batch where the recipe has learning_rate_batch",
+        help="the highest, after the warm-up; scaled by the batch size if the recipe has learning_rate_batch",
     )
     what.add_argument("--seed", type=int, metavar="N")
     what.add_argument(
@@ -95,15 +95,15 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
         "--checkpoint-every",
         type=whole_number("checkpoint_every"),
         metavar="STEPS",
-        help="besides the checkpoint of each epoch",
+        help="in addition to the checkpoint of each epoch",
     )
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe with what the options change.
+    """The recipe with the options applied.
 
     Raises:
-        InputError: an unknown recipe or key, or a value out of its range.
+        InputError: an unknown recipe or key, or a value out of range.
     """
     from vitrail.learn.recipe import load_recipe
 
@@ -114,7 +114,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
-    """Where the run takes place."""
+    """The processes, threads and devices of the run."""
     from vitrail.learn.finetune import Machine
 
     return Machine(
@@ -128,7 +128,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
 
 
 def need_training() -> None:
-    """Raise a MissingExtraError unless what training needs is installed."""
+    """Raise a MissingExtraError unless everything that training needs is installed."""
     import importlib.util
 
     for module in ("torch", "torchvision", "timm", "lightning_fabric", "tensorboard"):
@@ -139,9 +139,9 @@ def need_training() -> None:
 
 
 def trained_by(args: argparse.Namespace, train: Callable[[RunWatcher], Result]) -> Result | None:
-    """What `train` gives, shown while it goes on; None in all but one of several processes.
+    """Run `train` and show its progress; None in all but the first of several processes.
 
-    Raises InputError as `train`; where the first process says the same, the others end quietly.
+    Raises InputError as `train`; if the first process reports an error, the others end quietly.
     """
     from vitrail.learn.run import ReportedByProcessZero
 
@@ -151,17 +151,17 @@ def trained_by(args: argparse.Namespace, train: Callable[[RunWatcher], Result]) 
     except ReportedByProcessZero:
         return None
     except KeyboardInterrupt:
-        watcher.note("what was learned up to the last checkpoint is kept: run the same command to go on.")
+        watcher.note("everything up to the last checkpoint is saved: run the same command to resume.")
         raise
     finally:
         watcher.end()
-    # torchrun says RANK, Fabric's own launcher LOCAL_RANK and NODE_RANK.
+    # torchrun sets RANK, Fabric's launcher LOCAL_RANK and NODE_RANK.
     ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK")
     return None if any(int(os.environ.get(name, "0")) for name in ranks) else result
 
 
 def watcher_of(args: argparse.Namespace) -> RunWatcher:
-    """A progress bar on a terminal, a line for each epoch otherwise; stderr while stdout holds JSON."""
+    """A progress bar on a terminal, else a line per epoch; on stderr while stdout holds JSON."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -180,7 +180,7 @@ def watcher_of(args: argparse.Namespace) -> RunWatcher:
 
     def begin(step: int, total: int) -> None:
         if step:
-            console.print(f"going on at step {step} of {total}")
+            console.print(f"resuming at step {step} of {total}")
         bar.update(task, completed=step, total=total)
         bar.start()
 

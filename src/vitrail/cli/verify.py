@@ -1,4 +1,4 @@
-"""`vitrail verify DIR`: an artifact against its claims, or against requirements; a gate for a user's CI."""
+"""`vitrail verify DIR`: check an artifact against its claims or requirements; a gate for CI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("artifact", metavar="DIR", help="folder that vitrail select wrote")
     parser.add_argument(
-        "--measure", action="store_true", help="measure latency and memory again, against what is claimed"
+        "--measure", action="store_true", help="measure latency and memory again, and compare with the claims"
     )
     parser.add_argument(
         "--against",
@@ -41,18 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="inference threads (default: the artifact's)",
     )
-    whose = parser.add_argument_group("whose it is (what vitrail sign wrote)")
-    whose.add_argument("--public-key", metavar="PEM", help="believe what this key has signed")
+    whose = parser.add_argument_group("signature (written by vitrail sign)")
+    whose.add_argument("--public-key", metavar="PEM", help="trust signatures of this key")
     whose.add_argument(
         "--chain",
         metavar="PEM",
         nargs="+",
         default=[],
-        help="believe signers whose certificates end here",
+        help="trust signers whose certificates chain to these",
     )
-    whose.add_argument("--identity", metavar="NAME", help="believe this identity of sigstore's service")
+    whose.add_argument("--identity", metavar="NAME", help="trust this identity of sigstore's service")
     whose.add_argument("--identity-provider", metavar="URL", help="who vouches for that identity")
-    whose.add_argument("--signature", metavar="FILE", help="the signature (DIR.sig beside DIR)")
+    whose.add_argument("--signature", metavar="FILE", help="the signature (DIR.sig next to DIR)")
     add_json_argument(parser)
 
 
@@ -92,9 +92,9 @@ def _tell_of_noise(reading: BusyReading) -> None:
 
 
 def _signed_by(args: argparse.Namespace) -> str | None:
-    """Whose signature was found, in words; None: nobody asked.
+    """The trusted signer, in words; None if no signature was to be checked.
 
-    Raises InputError as `verify_signature`, before anything of the artifact is used.
+    Raises InputError as `verify_signature`, before anything in the artifact is used.
     """
     if not (args.public_key or args.chain or args.identity or args.identity_provider or args.signature):
         return None
@@ -110,7 +110,7 @@ def _signed_by(args: argparse.Namespace) -> str | None:
 
 
 def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:
-    """What to meet and under what load: the file's, and the artifact's where the file does not say."""
+    """Requirements and workload: the file's, and the artifact's where the file leaves them out."""
     evidence = manifest.evidence
     if path is None:
         return evidence.requirements, evidence.workload

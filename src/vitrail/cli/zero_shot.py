@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.cli.output import APART, STDOUT, add_json_argument, complain, short, write_json, write_lines
+from vitrail.cli.output import (
+    INDEPENDENT,
+    STDOUT,
+    add_json_argument,
+    complain,
+    short,
+    write_json,
+    write_lines,
+)
 from vitrail.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,16 +31,19 @@ BATCH = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("images", metavar="SOURCE", nargs="+", help="image files, folders or patterns")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders or patterns")
     parser.add_argument(
-        "--classes", required=True, metavar="NAMES|FILE", help="names with commas between, or one a line"
+        "--classes",
+        required=True,
+        metavar="NAMES|FILE",
+        help="comma-separated names, or a file with one per line",
     )
     add_model_arguments(parser)
     parser.add_argument(
         "--prompts",
         default="imagenet",
         metavar="SET|FILE",
-        help="imagenet (80 sentences), simple (7), or a file with one a line and {} for the name (imagenet)",
+        help="imagenet (80 sentences), simple (7), or a file of lines with {} for the name (imagenet)",
     )
     parser.add_argument(
         "--top", type=whole_number("top"), default=5, metavar="K", help="classes per image (5)"
@@ -41,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which CLIP or SigLIP, and where its files are; `load_model` reads them."""
+    """The options that name a CLIP or SigLIP and its files; `load_model` reads them."""
     parser.add_argument("--model", required=True, metavar="NAME", help="open_clip's name, such as ViT-B-32")
     parser.add_argument(
         "--weights", metavar="FILE|hub:ID", help="a file, or a repository of the hub (the published ones)"
@@ -68,14 +79,14 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.images.find import expand
     from vitrail.zeroshot import prompts
 
-    # Wrong names are told before gigabytes are read.
+    # Report wrong names before reading gigabytes.
     classes, templates = prompts.parse_classes(args.classes), prompts.templates(args.prompts)
     images = list(expand(args.images))
     loaded = load_model(args)
     outcomes: list[np.ndarray | InputError] = []
     try:
         outcomes.extend(_classified(loaded, images, classes, templates))
-    finally:  # what was computed before an error or Ctrl-C is written
+    finally:  # results computed before an error or Ctrl-C are written
         done = [name for name, _ in images][: len(outcomes)]
         document = _document(args, loaded, classes, len(templates), done, outcomes)
         document |= {"images": len(images), "complete": len(done) == len(images)}
@@ -97,7 +108,7 @@ def _classified(
     classes: Sequence[str],
     templates: Sequence[str],
 ) -> Iterator[np.ndarray | InputError]:
-    """For each image its logits (K,), or why it could not be used; a batch at a time."""
+    """For each image its logits (K,), or its error; a batch at a time."""
     import torch
 
     from vitrail.images.decode import decode
@@ -138,7 +149,7 @@ def _document(
 
     from vitrail.tasks.classify import probabilities
 
-    # SigLIP was trained to judge each class by itself, CLIP to choose among them.
+    # SigLIP is trained to judge each class independently, CLIP to choose among them.
     kind: Probability = "softmax" if loaded.model.logit_bias is None else "sigmoid"
     rows: list[dict[str, Any]] = []
     for image, outcome in zip(images, outcomes, strict=True):
@@ -180,5 +191,5 @@ def _lines(document: dict[str, Any]) -> list[str]:
             f"  {short(ranked['label']):<{width}}  {ranked['probability']:7.2%}" for ranked in row["top"]
         ]
     if done and document["probability"] == "sigmoid":
-        lines.append(APART)
+        lines.append(INDEPENDENT)
     return lines

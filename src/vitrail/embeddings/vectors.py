@@ -191,7 +191,7 @@ def read_table(path: str | Path) -> Table:
     """
     arrow, parquet = _arrow()
     if not Path(path).is_file():
-        raise InputError(f"There is no index at {path}: make one with `vitrail embed SOURCE --out {path}`.")
+        raise InputError(f"There is no index at {path}: make one with `vitrail embed INPUT --out {path}`.")
     again = "make it again with `vitrail embed`"
     # Damage shows as any of these; pyarrow's errors derive from ValueError, OSError and KeyError.
     wrong: tuple[type[Exception], ...] = (arrow.ArrowException, msgspec.MsgspecError, OSError, ValueError)

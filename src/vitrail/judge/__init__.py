@@ -16,7 +16,7 @@ from vitrail.judge.evidence import (
     observe,
     throughput,
 )
-from vitrail.judge.ranking import distance, front, rank, ties, told_apart
+from vitrail.judge.ranking import distance, distinguishable, front, rank, ties
 from vitrail.judge.reasons import reasons_of
 from vitrail.judge.reopening import Question, lacking, reopen
 from vitrail.judge.standing import (
@@ -46,6 +46,7 @@ __all__ = [
     "accuracy_before_measuring",
     "as_if_at_hand",
     "distance",
+    "distinguishable",
     "judge",
     "lacking",
     "latency_figures",
@@ -53,7 +54,6 @@ __all__ = [
     "rank",
     "reopen",
     "throughput",
-    "told_apart",
     "verdicts",
 ]
 

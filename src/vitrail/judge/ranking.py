@@ -60,7 +60,7 @@ def _best(group: list[Observation], criterion: str, workload: Workload) -> list[
     return [
         each
         for value, each in known
-        if value == best_value or not told_apart(best, each, value, best_value, workload, criterion)
+        if value == best_value or not distinguishable(best, each, value, best_value, workload, criterion)
     ]
 
 
@@ -99,7 +99,7 @@ def _within_uncertainty(best: Observation, other: Observation) -> bool:
     return stats.proportions_overlap(one.value / 100, one.images, two.value / 100, two.images)
 
 
-def told_apart(
+def distinguishable(
     best: Observation,
     other: Observation,
     value: float,
@@ -132,7 +132,7 @@ def told_apart(
         if any(inside):
             return False
         ratio = stats.ratio_interval(blocks[0], blocks[1])
-        return bool((ratio is not None and ratio.differs) or stats.apart(blocks[0], blocks[1]))
+        return bool((ratio is not None and ratio.differs) or stats.medians_differ(blocks[0], blocks[1]))
     return len(known) < 2 and best.measurement is None and other.measurement is None and value != best_value
 
 

@@ -204,7 +204,7 @@ class _Race:
         if self._settings.exhaustive or a is b:
             return False
         smaller = a.candidate.parameters <= b.candidate.parameters
-        return smaller and a.engine.ms * SLOWER <= b.engine.ms and accuracy.apart(a.right, b.right)
+        return smaller and a.engine.ms * SLOWER <= b.engine.ms and accuracy.shares_differ(a.right, b.right)
 
     # --- one head ---------------------------------------------------------------------------------
 

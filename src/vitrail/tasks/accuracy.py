@@ -15,7 +15,7 @@ import numpy as np
 from vitrail.tasks.agreement import softmax
 from vitrail.vocabulary import Figure, Quality, Table
 
-__all__ = ["apart", "calibration_error", "classify", "expected_share", "share_interval"]
+__all__ = ["calibration_error", "classify", "expected_share", "share_interval", "shares_differ"]
 
 TOP_1, CALIBRATION = "top-1", "calibration error"
 BINS = 15
@@ -130,7 +130,7 @@ def expected_share(right: int, images: int, new_images: int, confidence: float =
     return low / new_images, min(high, new_images) / new_images
 
 
-def apart(right_a: np.ndarray, right_b: np.ndarray, z: float = 3.0) -> bool:
+def shares_differ(right_a: np.ndarray, right_b: np.ndarray, z: float = 3.0) -> bool:
     """Whether a is more accurate than b on the same images, beyond their noise: boolean (n) each.
 
     Paired, as the images are the same: the mean difference against `z` of its standard errors. z = 3

@@ -45,7 +45,7 @@ class Dialect:
     """Foreign key or module path -> ours. Keys without an entry keep their name."""
     prefix: str = ""
     """Stripped from keys before `marks` and `names` are looked up."""
-    apart: tuple[str, ...] = ()
+    other_parts: tuple[str, ...] = ()
     """Prefixes of keys (including `prefix`) of a part this architecture lacks: CLIP's text tower in a file
     for its image tower."""
 
@@ -70,7 +70,7 @@ def translate(state_dict: Mapping[str, Tensor], dialect: Dialect) -> dict[str, T
     parts: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, int] = {}
     for key, tensor in state_dict.items():
-        if dialect.apart and key.startswith(dialect.apart):
+        if dialect.other_parts and key.startswith(dialect.other_parts):
             continue
         name = _renamed(key.removeprefix(dialect.prefix), rules)
         if name is None:

@@ -154,7 +154,7 @@ _CLIP_TOWERS = (
         name="open_clip",
         marks=("visual.class_embedding", "visual.conv1.weight"),
         names=_image_tower(_clip.VISUAL),
-        apart=_TEXT_OF_OPENAI,
+        other_parts=_TEXT_OF_OPENAI,
     ),
     Dialect(
         name="open_clip, image tower alone",
@@ -165,7 +165,7 @@ _CLIP_TOWERS = (
         name="open_clip, image tower of timm",
         marks=("visual.trunk.patch_embed.proj.weight",),
         names=_image_tower(_clip.TRUNK),
-        apart=_TEXT_OF_OPENAI,
+        other_parts=_TEXT_OF_OPENAI,
     ),
     Dialect(
         name="Hugging Face transformers, CLIP",
@@ -176,7 +176,7 @@ _CLIP_TOWERS = (
             "visual_projection.weight": "projection",
             "embeddings.position_ids": None,
         },
-        apart=_TEXT_OF_HUGGING_FACE,
+        other_parts=_TEXT_OF_HUGGING_FACE,
     ),
 )
 
@@ -213,7 +213,7 @@ DIALECTS: tuple[Dialect, ...] = (
         prefix="vision_model.",
         marks=("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "head.probe"),
         names=_SIGLIP,
-        apart=_TEXT_OF_HUGGING_FACE,
+        other_parts=_TEXT_OF_HUGGING_FACE,
     ),
     Dialect(
         name="torchvision",
