@@ -226,7 +226,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path, folder, in_proc
     steps = sorted(int(p.stem.split("-")[1]) for p in checkpoints.glob("step-*"))
     assert 0 < steps[-1] < 20, "killed in the middle"
     in_process(killed)
-    assert "going on at step" in capsys.readouterr().out
+    assert "resuming at step" in capsys.readouterr().out
     whole, resumed = (trained.read(tmp_path / name) for name in ("whole", "run"))
     assert whole.sha256 == resumed.sha256
     keys = ("step", "train_loss", "validation_loss", "accuracy", "learning_rate")

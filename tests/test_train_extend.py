@@ -155,7 +155,7 @@ def test_the_command_extends_says_so_and_does_it_once(tmp_path, coloured, capsys
     assert "the same command with --epochs 2 --extend trains it on" in out, "the advice is followed next"
     code, out, _ = call("--epochs", 2, "--set", "optimizer.warmup_epochs=0", "--extend")
     assert code == 0
-    assert "going on at step 1 of 2" in out
+    assert "resuming at step 1 of 2" in out
     record = trained.read(tmp_path / "run")
     assert (record.epochs, record.finished, [*map(tuple, record.extended)]) == (2, True, [(1, 1)])
     assert "2 epochs (extended after 1)" in trained.candidate_of(tmp_path / "run").note

@@ -49,7 +49,7 @@ TEXT = {
     "attn_mask": None,
 }
 
-TEXT_APART = {f"text.{foreign}": ours for foreign, ours in TEXT.items()}
+TEXT_PREFIXED = {f"text.{foreign}": ours for foreign, ours in TEXT.items()}
 """The same for models whose text tower is a separate module."""
 
 TRUNK = {
@@ -127,12 +127,12 @@ DIALECTS = (
     Dialect(
         name="open_clip, text tower apart",
         marks=("visual.class_embedding", "text.token_embedding.weight"),
-        names=VISUAL | TEXT_APART,
+        names=VISUAL | TEXT_PREFIXED,
     ),
     Dialect(
         name="open_clip, image tower of timm",
         marks=("visual.trunk.patch_embed.proj.weight", "text.token_embedding.weight"),
-        names=TRUNK | TEXT_APART,
+        names=TRUNK | TEXT_PREFIXED,
     ),
     Dialect(
         name="Hugging Face transformers",
