@@ -375,9 +375,9 @@ class Figure:
 
     metric: str
     """E.g. `top-1`, `recall`."""
-    value: Percent
+    value: NonNegative
     unit: str = "%"
-    """`%` is of 0 to 100; `points` are a difference of such figures."""
+    """`%` is from 0 to 100; `points` are a difference of such figures."""
     interval: tuple[float, float] | None = None
     """95 %, on images like these."""
     images: Count
@@ -386,6 +386,10 @@ class Figure:
     """The class that it is about; "": all of them."""
     share: bool = False
     """Whether it is the share of `images` that are right, so that these can be counted."""
+
+    def __post_init__(self) -> None:
+        if self.unit == "%" and not 0 <= self.value <= 100:
+            raise ValueError(f"{self.metric} is {self.value:g} %: a percentage is from 0 to 100")
 
     @property
     def right(self) -> int:

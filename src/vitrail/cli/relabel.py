@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
 
@@ -50,7 +50,7 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
     from vitrail.requirements import resolve
     from vitrail.selection.select import select
     from vitrail.sources.zero_shot import ClassNames, OwnCLIP
-    from vitrail.vocabulary import SearchSettings
+    from vitrail.vocabulary import LEAST, SearchSettings
     from vitrail.zeroshot.prompts import parse_classes, templates
 
     tower = artifact.text_tower()
@@ -67,7 +67,8 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
     _, _, timed = resolve(flags={"budget": args.budget})
     evidence, variant = artifact.manifest.evidence, artifact.manifest.variant
     # Accuracy requirements were about the old classes.
-    requirements = replace(evidence.requirements, min_accuracy=None, min_recall=())
+    unlimited: dict[str, Any] = dict.fromkeys(LEAST, ())
+    requirements = replace(evidence.requirements, min_accuracy=None, **unlimited)
     settings = SearchSettings(
         runtimes=(variant.runtime,), precisions=(variant.precision,), budget_s=timed.budget_s, offline=True
     )

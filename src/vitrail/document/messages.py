@@ -13,17 +13,12 @@ _KINDS = {
     "str": "text",
     "bool": "true or false",
     "array": "a list",
+    "list": "a list",
     "object": "an object",
+    "dict": "an object",
     "null": "null",
 }
-_NAMES: dict[type, str] = {
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-    list: "array",
-    dict: "object",
-}
+"""Types as msgspec and Python name them."""
 _CHOICES: dict[str, Any] = {
     "objective": v.Objective,
     "latency_scope": v.Scope,
@@ -41,7 +36,7 @@ _CHOICES: dict[str, Any] = {
 
 def kind(value: object) -> str:
     """What sort of JSON value this is, in words."""
-    return _KINDS[_NAMES.get(type(value), "null")]
+    return _KINDS.get(type(value).__name__, "null")
 
 
 def place(data: dict[str, Any], index: int) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from vitrail import vocabulary as v
 from vitrail.document import messages, schema
 from vitrail.document.older import upgraded, upgraded_row
-from vitrail.document.records import selection_of
+from vitrail.document.rows import entry_of, taken
 from vitrail.errors import InputError
 
 JsonObject = dict[str, Any]
@@ -69,7 +69,9 @@ def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Re
     except msgspec.ValidationError as error:
         raise InputError(messages.explain(str(error), data, source)) from None
     _refuse_unknown(full, msgspec.to_builtins(document), (), data, source)
-    selection = selection_of(document)
+    trained = {training.candidate for training in document.trainings}
+    ledger = tuple(entry_of(row, trained=row.model in trained) for row in document.variants)
+    selection = taken(v.Selection, document, ledger=ledger)
     _refuse_duplicates(selection, source)
     observations = (entry.observation for entry in selection.ledger)
     return Recorded(

@@ -90,12 +90,15 @@ def _value(observation: Observation) -> float | None:
 
 
 def _within_uncertainty(best: Observation, other: Observation) -> bool:
-    """Whether two unequal accuracies, both measured on images, may be equal (two proportions, 95 %)."""
+    """Whether two unequal accuracies, both measured on images, may be equal at 95 %: as proportions if they
+    are shares of images, else by their intervals."""
     one, two = best.accuracy, other.accuracy
     if one is None or two is None or one.value == two.value:
         return False
     if not (one.images and two.images and one.provenance == two.provenance == "measured"):
         return False
+    if not all(each.quality is None or each.quality.main.share for each in (best, other)):
+        return bool(one.interval and two.interval and one.interval[0] <= two.interval[1])
     return stats.proportions_overlap(one.value / 100, one.images, two.value / 100, two.images)
 
 

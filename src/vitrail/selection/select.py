@@ -126,7 +126,7 @@ def _refuse_classes(requirements: Requirements, workload: Workload | None) -> No
     """Vectors know no classes."""
     given = {
         "data": workload is not None and workload.data is not None,
-        "min-recall": bool(requirements.min_recall),
+        **{asked.option.removeprefix("--"): True for asked in requirements.least},
     }
     for name, wanted in given.items():
         if wanted:
