@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -487,6 +488,23 @@ def test_compiles_once_for_all_batches(version):
             torch._dynamo.mark_dynamic(x, 0)
             assert relative(compiled(x), model(x)) < 1e-5
     assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_compiled_code_is_given_its_tables_where_the_weights_are():
+    model = ours(1, (64, 64), depths=(2, 2), heads=(2, 2)).to("meta")
+    given: list[torch.Tensor] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        given.extend(value for value in inputs if isinstance(value, torch.Tensor))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, fullgraph=True, backend=keep)(images(1, (64, 64)).to("meta"))
+    tables = [value for value in given if not value.dtype.is_floating_point]
+    assert tables
+    assert all(value.is_meta for value in given)
 
 
 @pytest.mark.slow

@@ -44,13 +44,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
 def onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether the product runs on oneDNN's kernel: eager inference on an x86 CPU, no empty tensor."""
-    return not (_followed() or _learns(x, weight, bias)) and _onednn_fits(x, weight, bias)
+    # The device first: on a GPU all time that is spent here is time in which it waits.
+    return (
+        x.device.type == "cpu"
+        and not (_followed() or _learns(x, weight, bias))
+        and _onednn_fits(x, weight, bias)
+    )
 
 
 def onednn_learns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether it does so with gradients, in fp32; torch's own operator already uses oneDNN for bf16."""
     return (
-        x.dtype is torch.float32
+        x.device.type == "cpu"
+        and x.dtype is torch.float32
         and _learns(x, weight, bias)
         and not _followed()
         and _onednn_fits(x, weight, bias)
@@ -88,8 +94,7 @@ class _Learning(torch.autograd.Function):
 
 def _onednn_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype is x.dtype
         and x.numel() > 0
         and x.shape[-1] == weight.shape[-1]

@@ -296,6 +296,13 @@ class Swin(nn.Module):
         self.config = replace(self.config, num_classes=num_classes)
         self.head = Head(self.features, num_classes).to(self.norm.weight)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Swin:
+        """As every module's. Tables of the model's own size go where the weights go: compiled code cannot make
+        them, and would copy them there at every call."""
+        super()._apply(fn, recurse)
+        self._tables.at(*self.config.image_size, self.norm.weight.device)
+        return self
+
     @property
     def stage_windows(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of each stage's window at the config's image size."""
