@@ -29,6 +29,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -37,7 +38,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA_VERSION = 1
-ALONE = {"attention": 50.0, "swin": 45.0, "growth": 45.0}
+ALONE = {"attention": 70.0, "swin": 45.0, "growth": 45.0}
 """Sections that are timed -> the most seconds each may take."""
 TOGETHER = {"parity": 80.0, "training": 100.0, "command": 100.0}
 COMPILED = {"compiled-ours": 110.0, "compiled-timm": 110.0}
@@ -75,7 +76,13 @@ class Section:
                 stderr=log,
                 start_new_session=True,
             )
+        self._ended: float | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
         say(f"{name}: begun, {budget_s:.0f} s at most")
+
+    def _watch(self) -> None:
+        self._process.wait()
+        self._ended = time.monotonic()
 
     @property
     def left_s(self) -> float:
@@ -96,7 +103,7 @@ class Section:
         except subprocess.TimeoutExpired:
             error = f"was ended after {time.monotonic() - self.began:.0f} s"
         self.end()
-        seconds = time.monotonic() - self.began
+        seconds = (self._ended or time.monotonic()) - self.began
         found: dict[str, Any] = {"seconds": round(seconds, 1), "rows": []}
         for line in self._rows.read_text().splitlines():
             try:

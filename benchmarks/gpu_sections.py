@@ -115,6 +115,7 @@ def _reaches(here: Setting, shape: tuple[int, ...], precision: str) -> None:
                     kernel=kernel,
                     **what,
                     reached=reached,
+                    torch_chooses=int(torch._fused_sdp_choice(q, k, v)),
                     launched=[name[:120] for name in names[:4]],
                     said=f"{precision} {tokens:>5} tokens, {layout}: attend(kernel={kernel!r}) runs {reached}",
                 )
@@ -417,7 +418,7 @@ def _losses(here: Setting) -> None:
 def compiled(here: Setting, who: str) -> None:
     """One implementation of Swin-B under torch.compile: its first calls, then, once it is quiet, its time."""
     here.environment()
-    name, batch = (SMALL_SWIN, 1) if here.small else (SWIN, 32)
+    name, batch = (SMALL_VIT, 1) if here.small else (SWIN, 32)
     theirs, ours = pair(name)
     model = (ours if who == "ours" else theirs).float().to(here.device)
     images, context = _images(batch, 224, here.device), amp("amp fp16" if here.gpu else "amp bf16", here.device)

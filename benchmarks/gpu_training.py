@@ -40,7 +40,7 @@ class Kind:
     name: str
     model: str
     options: tuple[str, ...]
-    epochs: int = 8
+    epochs: int = 12
     twice: bool = False
     """Run it a second time without an end in between: how far apart two equal runs are."""
     killed: bool = True
@@ -253,7 +253,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def command(here: Setting) -> None:
     """`vitrail attention` on the device: that it runs, what it finds, and how exact that is."""
     out = Path(here.folder) / "attention.json"
-    size = ("--tokens", "64", "--heads", "2") if here.small else ("--batch-size", "8")
+    size = ("--tokens", "64", "--heads", "2") if here.small else ("--tokens", "1024", "8192", "--batch-size", "8")
     precision = "fp16" if here.gpu else "fp32"
     asked = [sys.executable, "-m", "vitrail", "attention", "--device", here.device, "--precision", precision]
     begin = time.monotonic()

@@ -1,0 +1,111 @@
+"""benchmarks/gpu.py with the CPU as its device: its sections find what they should, and none loses another's."""
+
+import json
+import sys
+from pathlib import Path
+
+import gpu
+import gpu_sections
+import gpu_training
+import pytest
+import torch
+from gpu_timing import Contender, Setting, in_turns, kernels
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Setting:
+    return Setting(device="cpu", small=True, seconds=60, folder=str(tmp_path), rows=tmp_path / "rows")
+
+
+def rows(here: Setting, kind: str) -> list[dict]:
+    found = map(json.loads, here.rows.read_text().splitlines())
+    return [row for row in found if row.get("kind") == kind]
+
+
+def section(folder: Path, code: str, seconds: float = 30) -> dict:
+    return gpu.Section("one", [sys.executable, "-c", code], folder, seconds).result()
+
+
+def test_a_section_that_dies_keeps_its_rows_and_says_how_it_ended(tmp_path):
+    code = 'import sys; open(sys.argv[2], "a").write("{\\"ms\\": 1}\\n"); print("because"); '
+    found = section(tmp_path, code + "sys.exit(3)")
+    assert found["rows"] == [{"ms": 1}]
+    assert found["error"] == "one ended with code 3"
+    assert "because" in found["log"]
+    killed = section(tmp_path, code + "import os; os.kill(os.getpid(), 9)")
+    assert killed["error"] == "one ended with SIGKILL"
+    late = section(tmp_path, code + "sys.stdout.flush(); import time; time.sleep(60)", 1.0)
+    assert late["rows"][-1] == {"ms": 1}
+    assert "was ended after 1 s" in late["error"]
+    assert "error" not in section(tmp_path, "pass")
+
+
+def test_attention(here):
+    gpu_sections.attention(here)
+    table = rows(here, "attention")
+    measured = {(row["precision"], row["kernel"]) for row in table if "ms" in row}
+    assert {("fp32", name) for name in ("naive", "flash", "ours")} <= measured
+    assert all(row["error"] < (1e-5 if row["precision"] == "fp32" else 1e-2) for row in table if "ms" in row)
+    assert {row["kernel"] for row in table if "unavailable" in row} == {"efficient", "cudnn"}
+    reached = rows(here, "reaches")
+    assert {row["reached"] for row in reached if row["kernel"] == "flash"} == {"flash"}
+
+
+def test_a_part_that_fails_is_a_row(here):
+    with here.part(kind="growth", size=7):
+        raise RuntimeError("no room")
+    here.row(kind="growth", size=8)
+    assert rows(here, "growth") == [
+        {"kind": "growth", "size": 7, "error": "RuntimeError: no room"},
+        {"kind": "growth", "size": 8},
+    ]
+
+
+def test_one_that_cannot_be_timed_leaves_the_others_theirs():
+    def broken() -> None:
+        raise RuntimeError("out of memory")
+
+    x = torch.ones(8, 8)
+    found = in_turns({"broken": Contender(broken), "product": Contender(lambda: x @ x)}, "cpu", 0.01)
+    assert found["broken"] == {"error": "RuntimeError: out of memory"}
+    low, high = found["product"]["interval_ms"]
+    assert 0 < low <= found["product"]["ms"] <= high
+    assert any("mm" in name for name, _ in kernels(Contender(lambda: x @ x), "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("names", "reached"),
+    [
+        (["void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>"], "flash"),
+        (["fmha_cutlassF_f16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel)"], "efficient"),
+        (["cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128"], "cudnn"),
+        (["ampere_fp16_s16816gemm", "void softmax_warp_forward<half>"], "scores written out"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(names, reached):
+    assert gpu_sections.family(names) == reached
+
+
+@pytest.mark.slow
+def test_parity_and_losses(here, monkeypatch):
+    monkeypatch.setattr(gpu_sections, "SMALL_PARITY", {"vit_tiny_patch16_224": None})
+    gpu_sections.parity(here)
+    (row,) = rows(here, "parity")
+    assert row["held"]
+    assert row["spread"] > 1e-3
+    assert 1e-4 < row["amp bf16 against fp32"]["ours"] < 0.1
+    assert [loss["gradient_difference"] < 1e-5 for loss in rows(here, "losses")] == [True, True]
+
+
+def test_checkpoints_are_compared_by_their_values_and_not_by_their_clocks():
+    def state(weight: float, seconds: float, step: int = 3) -> dict:
+        return {
+            "model": {"w": torch.tensor([3.0, weight])},
+            "progress": {"step": step, "seconds": seconds, "history": [{"seconds": seconds, "loss": 1.0}]},
+        }
+
+    assert gpu_training.differences(state(4.0, 1.0), state(4.0, 2.0))["same_bits"]
+    found = gpu_training.differences(state(4.0, 1.0), state(4.5, 1.0))
+    assert not found["same_bits"]
+    assert found["model"] == pytest.approx(0.1)
+    assert gpu_training.differences(state(4.0, 1.0), state(4.0, 1.0, 4))["values"] == ["progress/step: 3 and 4"]
