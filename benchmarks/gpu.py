@@ -21,6 +21,7 @@ line of standard output is one JSON document.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -118,10 +119,8 @@ class Section:
 
     def end(self) -> None:
         """End it and all that it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
         self._process.wait()
 
     def log(self) -> str:

@@ -96,7 +96,7 @@ def _inputs(shape: tuple[int, ...], precision: str, device: str) -> tuple[Tensor
 
 
 def _reaches(here: Setting, shape: tuple[int, ...], precision: str) -> None:
-    """Names of the kernels that run, for tensors of this shape in memory and for the views that a ViT makes."""
+    """Names of the kernels that run, for tensors in the order of their shape and for the views of a ViT."""
     batch, heads, tokens, width = shape
     packed = torch.randn(batch, tokens, 3, heads, width, device=here.device, dtype=DTYPES[precision])
     layouts = {
@@ -117,7 +117,7 @@ def _reaches(here: Setting, shape: tuple[int, ...], precision: str) -> None:
                     reached=reached,
                     torch_chooses=int(torch._fused_sdp_choice(q, k, v)),
                     launched=[name[:120] for name in names[:4]],
-                    said=f"{precision} {tokens:>5} tokens, {layout}: attend(kernel={kernel!r}) runs {reached}",
+                    said=f"{precision} {tokens:>5} tokens, {layout}: attend(kernel={kernel!r}) → {reached}",
                 )
 
 
@@ -385,9 +385,7 @@ def _losses(here: Setting) -> None:
     )
     try:
         generator = torch.Generator().manual_seed(0)
-        start = [
-            nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=-1) for _ in range(2)
-        ]
+        start = [nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=-1) for _ in range(2)]
         for name, loss_of in (
             ("clip", lambda one, other, group: clip_loss(one, other, 10.0, group=group)),
             ("siglip", lambda one, other, group: siglip_loss(one, other, 10.0, -10.0, group=group)),
@@ -421,7 +419,10 @@ def compiled(here: Setting, who: str) -> None:
     name, batch = (SMALL_VIT, 1) if here.small else (SWIN, 32)
     theirs, ours = pair(name)
     model = (ours if who == "ours" else theirs).float().to(here.device)
-    images, context = _images(batch, 224, here.device), amp("amp fp16" if here.gpu else "amp bf16", here.device)
+    images, context = (
+        _images(batch, 224, here.device),
+        amp("amp fp16" if here.gpu else "amp bf16", here.device),
+    )
     eager = Contender(_inferring(model, images), context)
     with context():
         expected = eager.call()
@@ -446,7 +447,11 @@ def compiled(here: Setting, who: str) -> None:
                 call()
                 synchronize(here.device)
             seconds = time.perf_counter() - begin
-            taken[mode] = {"first_call_s": first_s, "two_calls_s": seconds, "difference": apart(out, expected)}
+            taken[mode] = {
+                "first_call_s": first_s,
+                "two_calls_s": seconds,
+                "difference": apart(out, expected),
+            }
             contenders[mode] = Contender(call, context)
             here.row(kind="compiling", who=who, mode=mode, **taken[mode])
     here.row(ready=True)

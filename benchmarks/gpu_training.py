@@ -1,4 +1,4 @@
-"""The sections of gpu.py that start the command line: training, killed and resumed, and `vitrail attention`."""
+"""The sections of gpu.py that call the command line: training, killed and resumed; `vitrail attention`."""
 
 from __future__ import annotations
 
@@ -253,9 +253,14 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def command(here: Setting) -> None:
     """`vitrail attention` on the device: that it runs, what it finds, and how exact that is."""
     out = Path(here.folder) / "attention.json"
-    size = ("--tokens", "64", "--heads", "2") if here.small else ("--tokens", "1024", "8192", "--batch-size", "8")
+    size = (
+        ("--tokens", "64", "--heads", "2")
+        if here.small
+        else ("--tokens", "1024", "8192", "--batch-size", "8")
+    )
     precision = "fp16" if here.gpu else "fp32"
-    asked = [sys.executable, "-m", "vitrail", "attention", "--device", here.device, "--precision", precision]
+    asked = [sys.executable, "-m", "vitrail", "attention"]
+    asked += ["--device", here.device, "--precision", precision]
     begin = time.monotonic()
     made = subprocess.run(
         [*asked, *size, "--json", str(out)], capture_output=True, text=True, timeout=max(1.0, here.left_s - 2)

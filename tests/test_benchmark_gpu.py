@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py with the CPU as its device: its sections find what they should, and none loses another's."""
+"""benchmarks/gpu.py with the CPU as its device: its sections find what they should, and none loses others."""
 
 import json
 import sys
@@ -108,4 +108,5 @@ def test_checkpoints_are_compared_by_their_values_and_not_by_their_clocks():
     found = gpu_training.differences(state(4.0, 1.0), state(4.5, 1.0))
     assert not found["same_bits"]
     assert found["model"] == pytest.approx(0.1)
-    assert gpu_training.differences(state(4.0, 1.0), state(4.0, 1.0, 4))["values"] == ["progress/step: 3 and 4"]
+    later = gpu_training.differences(state(4.0, 1.0), state(4.0, 1.0, 4))
+    assert later["values"] == ["progress/step: 3 and 4"]

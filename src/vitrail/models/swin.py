@@ -297,8 +297,8 @@ class Swin(nn.Module):
         self.head = Head(self.features, num_classes).to(self.norm.weight)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Swin:
-        """As every module's. Tables of the model's own size go where the weights go: compiled code cannot make
-        them, and would copy them there at every call."""
+        """As every module's. The tables of the model's own size follow the weights: compiled code cannot make
+        them, and would copy them to the device at every call."""
         super()._apply(fn, recurse)
         self._tables.at(*self.config.image_size, self.norm.weight.device)
         return self
