@@ -8,7 +8,7 @@ attention  ms and memory of naive, flash, efficient, cuDNN and our attention, 8 
 swin       Swin-B at 224 px, batch 32, timm's and ours in turns: fp32, TF32, AMP fp16, AMP bf16
 growth     ViT-B/16 against Swin-B, 224 to 1024 px, batch 1 and 4
 parity     our models against timm's with the same random values: float64, fp32, AMP; a loss over NCCL
-training   `vitrail train` in each precision: run twice, and once killed and resumed; DDP and FSDP of one process
+training   `vitrail train` in each precision: run twice, killed and resumed; DDP and FSDP of one process
 command    `vitrail attention` on the device, as a user calls it
 compiled   Swin-B under torch.compile, timm's and ours
 
