@@ -535,6 +535,28 @@ def test_the_confusion_matrix_scrolls_by_itself_and_says_so():
     assert "scroll it sideways" not in Page(render(selections.selection())).text
 
 
+def test_an_embedders_accuracy_is_called_what_it_is():
+    def embedding(entry: v.LedgerEntry) -> v.LedgerEntry:
+        variant = entry.observation.variant
+        candidate = replace(variant.candidate, task="embed")
+        return replace(
+            entry, observation=replace(entry.observation, variant=replace(variant, candidate=candidate))
+        )
+
+    plain = selections.selection()
+    selection = replace(plain, ledger=tuple(map(embedding, plain.ledger)))
+    assert "ImageNet top-1 77.5 published" in summary(selection)
+    html = render(selection)
+    for said in (
+        "ImageNet top\u20111 ≥ 75",
+        "the highest ImageNet top\u20111 accuracy",
+        "(decode, preprocess, run)",
+    ):
+        assert said in html.replace("\u00a0", " ")
+    assert "top-k" in render(plain)
+    assert "top-k" not in html
+
+
 # --- terminal and notebook ----------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ class Colour:
     name: str = "colour"
     metric: ClassVar[str] = "mean IoU"
     metric_name: ClassVar[str] = "mean IoU"
+    request: ClassVar[str] = "decode, preprocess, run, compare"
     kept: ClassVar[str] = "colour"
     shell: ClassVar[str] = "vitrail paint {folder}"
     python: ClassVar[str] = "print(model)"

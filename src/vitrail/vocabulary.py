@@ -1,8 +1,8 @@
 """The nouns of the road: frozen records without I/O.
 
 Units are part of each name or said beside it: latency in ms (of the whole batch), throughput in
-images/s, memory in MiB, accuracy in % top-1, durations in s. Shapes: B batch, C channels, H W pixels,
-D width, K classes.
+images/s, memory in MiB, accuracy in % (of what, the task says), durations in s. Shapes: B batch,
+C channels, H W pixels, D width, K classes.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Top-1 accuracy in % with where it comes from; a figure belongs to its resolution."""
+    """The task's main figure in % with where it comes from; it belongs to its resolution.
+
+    Of a classifier top-1; of an embedder the ImageNet top-1 of the classifier that its weights come from.
+    """
 
     value: Percent
     provenance: Provenance
@@ -348,20 +351,20 @@ class Memory:
 class Parity:
     """An export's outputs against the fp32 eager reference on the same photos.
 
-    Photos are counted, not crops: a photo is decided if any of its crops is (reference top-1 leads
-    top-2 by >= 0.1 in probability), and agrees if all its decided crops keep their top-1.
+    Photos are counted, not crops: a photo is decided if the reference's answer to any of its crops is clear
+    (the task says when), and agrees if all its decided crops keep theirs.
     """
 
     answer: Answer
     cosine: float
-    """Smallest cosine similarity of the logits over all crops."""
+    """Smallest cosine similarity of the outputs over all crops."""
     relative_error: float
     """Largest ||variant - reference|| / ||reference|| over all crops."""
     photos: Count
     decided: Count
     agreeing: Count
     loss: float | None
-    """Mean over photos of p_ref(reference's top-1) - p_ref(variant's top-1), in points (%)."""
+    """Mean over photos of what the task says is lost, in points (%); None: it does not say."""
     loss_bound: float | None
     """One-sided 95 % upper bound of `loss`; None below the number of photos that supports one."""
     reason: str = ""

@@ -46,7 +46,7 @@ class Recorded:
 def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Recorded:
     """Read a document, or a hand-written list (or `{"variants": [...]}`) of recorded figures.
 
-    A hand-written record needs only `model`, `accuracy` (% top-1, provenance `declared`) and
+    A hand-written record needs only `model`, `accuracy` (%, provenance `declared`) and
     `latency_ms` (stands for both stages at the judged percentile, with 0 calls). What it leaves out
     is unstated: runtime and precision "", image size 0, license "". `source` names the file in
     messages. Raises InputError, naming the place, for anything that is neither.

@@ -7,6 +7,7 @@ from collections import Counter
 
 from vitrail import tasks
 from vitrail.vocabulary import (
+    LEAST,
     Accuracy,
     Figure,
     LatencyFigures,
@@ -26,7 +27,7 @@ PLACES = ("selected", "meets", "undecided", NO_WEIGHTS, "not measured", "rejecte
 LABELS = {
     "max_latency": "latency",
     "min_accuracy": "accuracy",
-    "min_recall": "recall",
+    **LEAST,
     "max_memory": "memory",
     "min_throughput": "throughput",
     "license": "license",
@@ -41,7 +42,7 @@ OBJECTIVES = {
 _FAILED = {
     "max_latency": "over the latency limit",
     "min_accuracy": "below the accuracy limit",
-    "min_recall": "below a recall limit",
+    **{name: f"below a {metric} limit" for name, metric in LEAST.items()},
     "max_memory": "over the memory limit",
     "min_throughput": "below the throughput limit",
     "license": "license not accepted",
@@ -55,7 +56,6 @@ _RULED_OUT = {
     "license": "license not accepted",
 }
 """What facts said of a variant that was not measured, by the first word of the reason."""
-_SCOPES = {"request": "a whole request (decode, preprocess, run, top-k)", "model": "the model alone"}
 
 
 def number(value: float) -> str:
@@ -127,6 +127,12 @@ def metric_name(task: str) -> str:
     return tasks.known(task).metric_name
 
 
+def judged_stage(workload: Workload, task: str) -> str:
+    """What was timed, e.g. `a whole request (decode, preprocess, run, top-k)`."""
+    whole = workload.latency_scope == "request"
+    return f"a whole request ({tasks.known(task).request})" if whole else "the model alone"
+
+
 def goal(selection: Selection) -> str:
     """What was optimised, e.g. `the lowest latency`."""
     return OBJECTIVES[selection.requirements.objective].format(metric=metric_name(selection.task))
@@ -137,7 +143,7 @@ def limits(requirements: Requirements, workload: Workload, task: str) -> list[st
     said = []
     if requirements.max_latency_ms is not None:
         said.append(
-            f"p{workload.percentile:g} latency of {_SCOPES[workload.latency_scope]} of at most "
+            f"p{workload.percentile:g} latency of {judged_stage(workload, task)} of at most "
             f"{number(requirements.max_latency_ms)} ms at batch {workload.batch_size}"
         )
     if requirements.min_accuracy is not None:

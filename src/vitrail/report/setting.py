@@ -101,14 +101,10 @@ def _peak(value: object) -> str:
 
 def _method(selection: Selection) -> list[str]:
     workload = selection.workload
-    scope = (
-        "a whole request (decode, preprocess, run, top-k)"
-        if workload.latency_scope == "request"
-        else "the model alone"
-    )
+    stage = phrases.judged_stage(workload, selection.task)
     threads = "all usable cores" if workload.threads is None else counted(workload.threads, "thread")
     said = [
-        f"The p{workload.percentile:g} latency of {scope} was judged, at batch {workload.batch_size} "
+        f"The p{workload.percentile:g} latency of {stage} was judged, at batch {workload.batch_size} "
         f"with {threads} on the {workload.device.upper()}."
     ]
     if photos := _photos(selection):

@@ -80,6 +80,8 @@ class Task(Protocol):
     """The figure in % that an accuracy and its limit are about, and the first one of `score`."""
     metric_name: ClassVar[str]
     """The same in full, e.g. `top-1 accuracy`."""
+    request: ClassVar[str]
+    """The steps of a whole request, in words."""
     kept: ClassVar[str]
     """What an export keeps of the fp32 reference on photos that agree, in words."""
     shell: ClassVar[str]

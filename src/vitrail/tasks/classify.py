@@ -81,6 +81,7 @@ class Classify:
     name: str = "classify"
     metric: ClassVar[str] = accuracy.TOP_1
     metric_name: ClassVar[str] = "top-1 accuracy"
+    request: ClassVar[str] = "decode, preprocess, run, top-k"
     kept: ClassVar[str] = "answer"
     shell: ClassVar[str] = "vitrail predict {folder} {photo}"
     python: ClassVar[str] = (

@@ -41,9 +41,10 @@ class Embed:
     width: int
     name: str = "embed"
     metric: ClassVar[str] = "ImageNet top-1"
-    metric_name: ClassVar[str] = "ImageNet top-1 accuracy"
     """Of the classifier that was published with these weights: a stand-in for how good the vectors are, which
     nothing here measures."""
+    metric_name: ClassVar[str] = "ImageNet top-1 accuracy"
+    request: ClassVar[str] = "decode, preprocess, run"
     kept: ClassVar[str] = "nearest neighbour"
     shell: ClassVar[str] = (
         "vitrail embed {photos} --artifact {folder} --out {index}\nvitrail search {index} {photo}"
