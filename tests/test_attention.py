@@ -21,7 +21,8 @@ from vitrail.errors import InputError
 from vitrail.install import here
 from vitrail.measure.sandbox import call
 from vitrail.models import attention, linear
-from vitrail.models.attention import KERNELS, attend, choose
+from vitrail.models.attention import attend, choose
+from vitrail.models.choices import KERNELS
 from vitrail.profiling import kernels
 from vitrail.profiling.kernel_session import Case, KernelSession
 from vitrail.profiling.kernels import Kernel, KernelRow

@@ -21,8 +21,9 @@ from transformers import CLIPModel, SiglipConfig, SiglipModel
 from vitrail.errors import InputError
 from vitrail.models import factory
 from vitrail.models.clip import CLIP, VARIANTS, CLIPConfig, similarity
-from vitrail.models.table import OWN
-from vitrail.models.text import TextConfig, TextTransformer
+from vitrail.models.clip_config import TextConfig
+from vitrail.models.registry import OWN
+from vitrail.models.text import TextTransformer
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.text.tokenizer import BPETokenizer
 from vitrail.weights.checkpoints import read_state_dict

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from vitrail.cli import main
 from vitrail.embeddings import read_table
 from vitrail.install import here
-from vitrail.models import build, clip
-from vitrail.models.table import MODELS
-from vitrail.models.text import TextConfig
+from vitrail.models import build, clip, clip_config
+from vitrail.models.clip_config import TextConfig
+from vitrail.models.registry import MODELS
 from vitrail.models.vit import ViTConfig
 from vitrail.text.tokenizer import BPETokenizer
 from vitrail.zeroshot import embed, embed_session
@@ -166,7 +166,7 @@ SIGLIP = clip.CLIPConfig(
         CONFIG.image, num_classes=0, class_token=False, pool="map", pre_norm=False, width=32, heads=2
     ),
     text=dataclasses.replace(
-        CONFIG.text, **clip.VOCABULARIES["c4-en"], width=32, heads=2, context_length=16, causal=False,
+        CONFIG.text, **clip_config.VOCABULARIES["c4-en"], width=32, heads=2, context_length=16, causal=False,
         pool="last", projection_bias=True,
     ),
     max_scale=None, bias=-10.0,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from vitrail import catalog, models
 from vitrail.errors import InputError
-from vitrail.models.table import MODELS, OWN
+from vitrail.models.registry import MODELS, OWN
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_the_catalogue_s_transformers_of_our_families_are_ours():
 
 
 def test_importing_the_models_or_their_names_imports_no_torch():
-    code = "import sys, vitrail.models, vitrail.models.table; sys.exit('torch' in sys.modules)"
+    code = "import sys, vitrail.models, vitrail.models.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -25,8 +25,8 @@ from vitrail.errors import InputError
 from vitrail.export import onnx as export
 from vitrail.models import load_weights, swin_inplace, window_attention, windows
 from vitrail.models.offsets import relative_index
+from vitrail.models.registry import OWN
 from vitrail.models.swin import VARIANTS, Swin, SwinConfig
-from vitrail.models.table import OWN
 from vitrail.runtimes.openvino import core
 from vitrail.weights.dialects import detect
 

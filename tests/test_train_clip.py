@@ -20,7 +20,7 @@ from vitrail.learn import clip as clip_run
 from vitrail.learn import pairs_room
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.run import RunWatcher
-from vitrail.models import clip, factory, table
+from vitrail.models import clip, factory, registry
 from vitrail.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def tiny(monkeypatch):
     config = dataclasses.replace(full, image=image, text=text)
     for name, changed in ((TINY, config), (f"{TINY}-sigmoid", dataclasses.replace(config, bias=-4.0))):
         monkeypatch.setitem(clip.VARIANTS, name, changed)
-        monkeypatch.setitem(table.MODELS, name, "vitrail.models.clip:CLIP")
+        monkeypatch.setitem(registry.MODELS, name, "vitrail.models.clip:CLIP")
         monkeypatch.setitem(published.OWN, name, ("clip", "center"))
 
 

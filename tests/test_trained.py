@@ -26,7 +26,7 @@ from vitrail.export.variants import implementations, variants
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
 from vitrail.learn import trained
-from vitrail.models import table, timm, vit
+from vitrail.models import registry, timm, vit
 from vitrail.models.factory import build
 from vitrail.replay import judge_recorded
 from vitrail.report import html
@@ -295,7 +295,7 @@ def test_an_architecture_of_ours_alone_never_asks_timm(monkeypatch, tmp_path, da
         heads=2,
     )
     monkeypatch.setitem(vit.VARIANTS, "vit_toy_patch8_32", config)
-    monkeypatch.setitem(table.MODELS, "vit_toy_patch8_32", "vitrail.models.vit:ViT")
+    monkeypatch.setitem(registry.MODELS, "vit_toy_patch8_32", "vitrail.models.vit:ViT")
     monkeypatch.setattr(timm, "build", None)
     torch.manual_seed(0)
     model = taught(build("vit_toy_patch8_32", num_classes=3), dataset, steps=3)

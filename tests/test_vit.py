@@ -18,7 +18,7 @@ from torch import nn
 from vitrail.errors import InputError
 from vitrail.export.onnx import write_onnx
 from vitrail.models import inplace, load_weights
-from vitrail.models.table import MODELS, OWN
+from vitrail.models.registry import MODELS, OWN
 from vitrail.models.vit import VARIANTS, Block, ViT, ViTConfig, resample_positions
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64, "patch_size": 8, "num_classes": 5}

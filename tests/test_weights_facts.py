@@ -24,8 +24,8 @@ from vitrail.errors import InputError
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP, VARIANTS
 from vitrail.models.offsets import relative_index
+from vitrail.models.registry import MODELS
 from vitrail.models.swin import Swin, SwinConfig
-from vitrail.models.table import MODELS
 from vitrail.models.vit import ViT
 from vitrail.profiling.describe import describe
 from vitrail.weights import checkpoints

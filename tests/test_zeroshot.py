@@ -30,7 +30,7 @@ from vitrail.export.onnx import write_onnx
 from vitrail.images.preprocess import prepare
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP, VARIANTS, CLIPConfig, similarity
-from vitrail.models.table import OWN
+from vitrail.models.registry import OWN
 from vitrail.text.tokenizer import BPETokenizer
 from vitrail.vocabulary import Preprocess
 from vitrail.zeroshot import prompts

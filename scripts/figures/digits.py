@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitrail.models.clip import CLIP, CLIPConfig, similarity
-from vitrail.models.text import TextConfig
+from vitrail.models.clip_config import TextConfig
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.text.tokenizer import BPETokenizer
 

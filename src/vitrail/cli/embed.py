@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def _embedder(args: argparse.Namespace) -> ArtifactEmbedder | ModelEmbedder:
     if args.artifact is not None:
         return _of_artifact(args)
-    from vitrail.models.table import MODELS
+    from vitrail.models.registry import MODELS
     from vitrail.weights.find import WeightsFinder
     from vitrail.zeroshot.embed import open_embedder
     from vitrail.zeroshot.hub import Finder

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vitrail import runtimes
 from vitrail.errors import InputError
-from vitrail.models.table import MODELS
+from vitrail.models.registry import MODELS
 from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import Candidate, Implementation, Precision, SearchSettings, Variant, Workload
 

@@ -37,7 +37,7 @@ from vitrail.learn.images import EvaluationImages, TrainingImages
 from vitrail.learn.losses import Right, clip_loss, siglip_loss
 from vitrail.learn.order import Place, chance, seed_of
 from vitrail.models.clip import CLIP, Embeddings
-from vitrail.models.text import TextConfig
+from vitrail.models.clip_config import TextConfig
 from vitrail.text.tokenizer import Tokenizer
 
 __all__ = ["Contrastive", "Loss", "Texts", "TrainingPairs", "read_texts"]

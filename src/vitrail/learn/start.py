@@ -13,7 +13,7 @@ from torch import nn
 from vitrail import catalog, models
 from vitrail.errors import InputError
 from vitrail.models import timm
-from vitrail.models.table import OWN
+from vitrail.models.registry import OWN
 from vitrail.profiling import cost
 from vitrail.store import sha256_file
 from vitrail.vocabulary import Candidate, Implementation, Preprocess

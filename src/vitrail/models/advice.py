@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.models.facts import contradiction
-from vitrail.models.table import MODELS
-from vitrail.models.variants import looked_up
+from vitrail.models.registry import MODELS, looked_up
 from vitrail.weights.checkpoints import Head, mismatch
 from vitrail.weights.naming import NotWhole, in_our_names, is_head
 from vitrail.weights.stated import Stated

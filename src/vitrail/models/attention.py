@@ -23,11 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vitrail.errors import InputError
+from vitrail.models.choices import check_kernel
 from vitrail.models.linear import linear
 
-__all__ = ["KERNELS", "attend", "check_kernel", "choose"]
-
-KERNELS = ("auto", "naive", "fused", "flash", "efficient", "math", "blocked")
+__all__ = ["attend", "choose"]
 
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -62,17 +61,6 @@ SCORES_BYTES = 24 * 2**20
 
 HEAD_SCORES_BYTES = 4 * 2**20
 """The same where heads are processed one by one (fp32): every allocation of a larger block maps new pages."""
-
-
-def check_kernel(kernel: str) -> str:
-    """The name itself, if it is one of `KERNELS`.
-
-    Raises:
-        InputError: an unknown kernel.
-    """
-    if kernel not in KERNELS:
-        raise InputError(f"There is no attention kernel {kernel!r}: choose one of {', '.join(KERNELS)}.")
-    return kernel
 
 
 def attend(

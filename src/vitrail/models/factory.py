@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitrail.errors import InputError
 from vitrail.models import advice
 from vitrail.models.facts import contradiction
-from vitrail.models.variants import looked_up
+from vitrail.models.registry import looked_up
 from vitrail.weights import checkpoints
 from vitrail.weights.checkpoints import Unfit
 from vitrail.weights.dialects import Unclear

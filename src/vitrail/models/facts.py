@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.models.clip import CLIP
+from vitrail.models.registry import looked_up
 from vitrail.models.swin import Swin, WindowAttention
-from vitrail.models.variants import looked_up
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.weights.dialects.clip import OPENAI_FACTS
 from vitrail.weights.stated import Stated

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
+from vitrail.models.choices import ACTIVATIONS, check_choice
 from vitrail.models.inplace import in_place
 from vitrail.models.linear import Linear
 
-__all__ = ["ACTIVATIONS", "DropPath", "LayerNorm", "LayerScale", "Mlp", "check_images", "drop_path_rates"]
+__all__ = ["DropPath", "LayerNorm", "LayerScale", "Mlp", "check_images", "drop_path_rates"]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -27,12 +28,9 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "quick_gelu": quick_gelu,
-    "silu": F.silu,
-}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = dict(
+    zip(ACTIVATIONS, (F.gelu, _gelu_tanh, quick_gelu, F.silu), strict=True)
+)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -57,10 +55,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, activation: str = "gelu", gated: bool = False) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise InputError(
-                f"There is no activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}."
-            )
+        check_choice("activation", activation, ACTIVATIONS)
         if gated and hidden % 2:
             raise InputError(f"A gated MLP halves its hidden features: give an even number, not {hidden}.")
         self.activation, self.gated, self.hidden = activation, gated, hidden
@@ -73,7 +68,7 @@ class Mlp(nn.Module):
             return self.fc2(F.silu(gate) * value)
         if self.activation == "gelu":
             return self.fc2(self.fc1(x, gelu=True))
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class LayerScale(nn.Module):

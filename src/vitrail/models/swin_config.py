@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 from vitrail.errors import InputError
-from vitrail.models.attention import check_kernel
+from vitrail.models.choices import check_kernel
 
 __all__ = ["VARIANTS", "SwinConfig", "check", "check_size"]
 

@@ -13,68 +13,15 @@ Shapes: B texts, L tokens (the context), V vocabulary, D width, E width of the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
-from vitrail.models.attention import check_kernel
+from vitrail.models.clip_config import TextConfig
 from vitrail.models.inplace import inferring
-from vitrail.models.layers import ACTIVATIONS
 from vitrail.models.vit import Block
-from vitrail.text.tokenizer import TokenizerConfig
 
-__all__ = ["TextConfig", "TextTransformer"]
-
-POOLS = ("end", "last")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(TokenizerConfig):
-    """Everything that distinguishes one text tower from another; the tokenizer's part is `TokenizerConfig`.
-
-    Raises:
-        InputError: fields that contradict each other.
-    """
-
-    width: int
-    """D."""
-    depth: int
-    """Number of blocks."""
-    heads: int
-    embed_width: int
-    """E."""
-    mlp_width: int | None = None
-    """Hidden features of the MLP; None: 4 × width."""
-    activation: str = "gelu"
-    """gelu, gelu_tanh or quick_gelu: what the weights were trained with."""
-    causal: bool = True
-    """Each token sees only itself and earlier ones."""
-    pool: str = "end"
-    """end: at the end token, the highest token number of a row; last: at the last position."""
-    projection_bias: bool = False
-    norm_eps: float = 1e-5
-    attention: str = "auto"
-    """One of `attention.KERNELS`."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(
-                f"{self.width} features do not divide into {self.heads} heads: change one of them."
-            )
-        if self.pool not in POOLS:
-            raise InputError(f"There is no pooling {self.pool!r}: choose one of {', '.join(POOLS)}.")
-        if self.activation not in ACTIVATIONS:
-            raise InputError(
-                f"There is no activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}."
-            )
-        check_kernel(self.attention)
-
-    @property
-    def any_length(self) -> bool:
-        """Whether rows may be cut after the end token, because nothing after it is ever read."""
-        return self.causal and self.pool == "end"
+__all__ = ["TextTransformer"]
 
 
 class TextTransformer(nn.Module):

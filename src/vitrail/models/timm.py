@@ -14,7 +14,7 @@ from torch import nn
 
 from vitrail.errors import InputError
 from vitrail.models import advice, factory
-from vitrail.models.table import MODELS, TWO_TOWERS
+from vitrail.models.registry import MODELS, TWO_TOWERS
 from vitrail.weights import checkpoints
 from vitrail.weights.names import spellings
 from vitrail.weights.stated import beside

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.errors import InputError
-from vitrail.models.attention import attend, check_kernel
+from vitrail.models.attention import attend
+from vitrail.models.choices import check_kernel
 from vitrail.models.inplace import add, by_rows
 from vitrail.models.layers import DropPath, LayerScale, Mlp, check_images, drop_path_rates
 from vitrail.models.linear import Linear

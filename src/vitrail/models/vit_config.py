@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.errors import InputError
-from vitrail.models.attention import check_kernel
-from vitrail.models.layers import ACTIVATIONS
+from vitrail.models.choices import ACTIVATIONS, check_choice, check_heads, check_kernel
 
 __all__ = ["VARIANTS", "ViTConfig", "check_whole_patches"]
 
@@ -66,21 +65,13 @@ class ViTConfig:
     """Positions are initialised with sines and cosines (Beyer et al. 2022, arXiv:2205.01580) and stay
     trainable: small models on few images learn positions sooner."""
     attention: str = "auto"
-    """One of `attention.KERNELS`."""
+    """One of `choices.KERNELS`."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(
-                f"{self.width} features do not divide into {self.heads} heads: change one of them."
-            )
-        if self.pool not in POOLS:
-            raise InputError(f"There is no pooling {self.pool!r}: choose one of {', '.join(POOLS)}.")
-        if self.mlp not in MLPS:
-            raise InputError(f"There is no MLP {self.mlp!r}: choose one of {', '.join(MLPS)}.")
-        if self.activation not in ACTIVATIONS:
-            raise InputError(
-                f"There is no activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}."
-            )
+        check_heads(self.width, self.heads)
+        check_choice("pooling", self.pool, POOLS)
+        check_choice("MLP", self.mlp, MLPS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         if self.pool == "token" and not self.class_token:
             raise InputError("Pooling by the class token needs class_token=True: set it, or pool='avg'.")
         check_kernel(self.attention)

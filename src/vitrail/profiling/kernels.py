@@ -24,7 +24,8 @@ from torch import Tensor
 from vitrail import hardware
 from vitrail.errors import InputError
 from vitrail.measure.sandbox import Child, ChildFailure
-from vitrail.models.attention import KERNELS, attend, choose
+from vitrail.models.attention import attend, choose
+from vitrail.models.choices import KERNELS
 from vitrail.profiling.kernel_session import PRECISIONS, PROBE_TOKENS, Case, inputs
 
 __all__ = [

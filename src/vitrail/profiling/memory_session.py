@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
-from vitrail.models.table import MODELS, TWO_TOWERS
+from vitrail.models.registry import MODELS, TWO_TOWERS
 from vitrail.profiling.malloc import give_back, malloc_state
 from vitrail.profiling.memory import MIB, ROLES, MemorySetup
 

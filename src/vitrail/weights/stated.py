@@ -49,7 +49,7 @@ class Stated:
     architecture: str | None = None
     """timm's name."""
     activation: str | None = None
-    """Of the image tower, as named in `layers.ACTIVATIONS`."""
+    """Of the image tower, as named in `choices.ACTIVATIONS`."""
     text_activation: str | None = None
     heads: int | None = None
     text_heads: int | None = None

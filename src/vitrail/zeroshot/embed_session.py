@@ -27,7 +27,7 @@ from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP
-from vitrail.models.table import MODELS
+from vitrail.models.registry import MODELS
 from vitrail.text.tokenizer import Tokenizer, load_tokenizer
 from vitrail.vocabulary import Implementation, Preprocess
 from vitrail.weights import checkpoints

@@ -11,7 +11,7 @@ from vitrail.catalog.clip import Published, of_hub, of_model, preprocess_of, pub
 from vitrail.errors import InputError
 from vitrail.models import clip, factory
 from vitrail.models.clip import CLIP, CLIPConfig
-from vitrail.models.table import MODELS
+from vitrail.models.registry import MODELS
 from vitrail.text.tokenizer import CLIP_TOKENIZER, Tokenizer, load_tokenizer
 from vitrail.vocabulary import Preprocess, Weights
 from vitrail.weights.find import check_file
