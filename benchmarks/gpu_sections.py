@@ -60,7 +60,7 @@ PARITY = {
     "vit_base_patch16_siglip_224": None,
 }
 """timm's name -> image size; None: its own."""
-SMALL_PARITY = {SMALL_VIT: None, "deit3_small_patch16_224": None, SMALL_SWIN: None}
+SMALL_PARITY = {SMALL_VIT: None, "deit3_small_patch16_224": None, SMALL_SWIN: 112}
 BOUNDS = {"float64": 1e-9, "fp32": 1e-5}
 
 
@@ -219,9 +219,9 @@ def pair(name: str, size: int | None = None) -> tuple[nn.Module, nn.Module]:
 def swin(here: Setting) -> None:
     """Swin-B, batch 32, timm's and ours in turns, in each precision."""
     here.environment()
-    name, batch = (SMALL_SWIN, 1) if here.small else (SWIN, 32)
-    theirs, ours = (model.float().to(here.device) for model in pair(name))
-    images = _images(batch, 224, here.device)
+    name, batch, size = (SMALL_SWIN, 1, 112) if here.small else (SWIN, 32, 224)
+    theirs, ours = (model.float().to(here.device) for model in pair(name, size))
+    images = _images(batch, size, here.device)
     for precision in PRECISIONS if here.gpu else ("fp32", "amp bf16"):
         with here.part(kind="swin", precision=precision):
             tf32(precision == "tf32")
@@ -285,7 +285,7 @@ def growth(here: Setting) -> None:
     """ViT-B/16 against Swin-B as the image grows; ViT also with its attention written out."""
     here.environment()
     tf32(False)
-    sizes, batches = ((224,), (1,)) if here.small else ((224, 512, 1024), (1, 4))
+    sizes, batches = ((112,), (1,)) if here.small else ((224, 512, 1024), (1, 4))
     vit, small = (SMALL_VIT, SMALL_SWIN) if here.small else (VIT, SWIN)
     for size in reversed(sizes):  # the largest first: it is what was asked for
         built: dict[str, nn.Module] = {}

@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,8 @@ CALLS = 50
 BLOCKS = 9
 """Fewest for a median: with 6 the interval has ends."""
 WARM = 3
+ROW = threading.Lock()
+"""Held while a row is written: the trainings of gpu_training.py end in threads."""
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Setting:
 
     def row(self, **values: Any) -> None:
         """Keep a row: what was found before an end, however sudden, is not lost."""
-        with self.rows.open("a") as file:
+        with ROW, self.rows.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
     @contextlib.contextmanager
