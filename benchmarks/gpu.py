@@ -182,6 +182,7 @@ class Plan:
             "small": self.args.small,
             "seconds": budget_s,
             "folder": str(self.folder),
+            "began": time.monotonic(),  # one clock for all processes: imports count too
         }
         command = [sys.executable, __file__, "--child", name, "--setting", json.dumps(setting)]
         section = Section(name, command, self.folder, budget_s)

@@ -111,6 +111,7 @@ def _trained(here: Setting, kind: Kind, data: Path) -> None:
                 ended[way] = ways[way]()
             except Exception as error:
                 ended[way] = {"error": f"{type(error).__name__}: {str(error)[-600:]}"}
+            here.row(kind="run", name=kind.name, way=way, **ended[way])
 
         threads = [threading.Thread(target=run, args=(way,)) for way in ways]
         for thread in threads:
