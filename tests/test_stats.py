@@ -70,23 +70,6 @@ def test_t_quantile_is_scipys(df, p):
     assert stats.t_quantile(1 - p, df) == pytest.approx(-stats.t_quantile(p, df))
 
 
-@given(st.integers(1, 400), st.sampled_from([50.0, 90.0, 95.0]), st.integers(1, 3))
-def test_order_interval_ends_are_the_tightest_supported_ones(n, q, looks):
-    side = 0.05 / looks / 2
-    interval = stats.order_interval(np.arange(n), q, looks=looks)
-    low = int(scipy.stats.binom.ppf(side * (1 + 1e-9), n, q / 100)) - 1
-    high = int(scipy.stats.binom.isf(side, n, q / 100))
-    if low < 0 or high > n - 1:
-        assert interval is None
-    else:
-        assert interval == (low, high)
-
-
-def test_order_interval_needs_72_calls_at_p95():
-    assert stats.order_interval(np.arange(71), 95) is None
-    assert stats.order_interval(np.arange(73), 95) is not None
-
-
 # --- clustering -----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from vitrail.learn import room, trained
 from vitrail.learn.outlook import outlook
 from vitrail.learn.run import Run
 from vitrail.learn.train import train
-from vitrail.vocabulary import Preprocess
+from vitrail.vocabulary import Preprocess, TrainingEpoch
 
 pytestmark = pytest.mark.slow
 
@@ -176,7 +176,7 @@ def test_the_command_extends_says_so_and_does_it_once(tmp_path, coloured, capsys
 def run_of(curve, classes=3):
     """A record with these (training loss, validation loss, accuracy)."""
     history = [
-        trained.Epoch(
+        TrainingEpoch(
             epoch=i, step=i, seconds=i, learning_rate=1e-3, train_loss=t, validation_loss=v, accuracy=a
         )
         for i, (t, v, a) in enumerate(curve, 1)

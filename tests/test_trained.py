@@ -81,7 +81,7 @@ def record(folder, dataset, model, path, **changes):
     weights = folder / trained.WEIGHTS
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
     history = [
-        trained.Epoch(
+        v.TrainingEpoch(
             epoch=n, step=5 * n, seconds=1.5 * n, learning_rate=1e-3, train_loss=1 / n,
             validation_loss=1.1 / n, accuracy=40.0 + 10 * n,
         )
@@ -111,7 +111,7 @@ def run(tmp_path, dataset, model, labelled):
 
 
 LEVEL = [
-    trained.Epoch(
+    v.TrainingEpoch(
         epoch=n,
         step=n,
         seconds=n,

@@ -59,35 +59,6 @@ def percentile(samples: Sequence[float] | Floats, q: float) -> float:
     return float(np.sort(np.asarray(samples, dtype=np.float64))[rank - 1])
 
 
-def order_interval(
-    samples: Sequence[float] | Floats, q: float, *, alpha: float = 0.05, looks: int = 1
-) -> tuple[float, float] | None:
-    """Distribution-free interval of the `q`-th percentile between two order statistics.
-
-    For independent samples whose number was fixed beforehand, or looked at no more than `looks` times
-    (alpha is split among the looks). None when too few samples support an end: p95 at one look needs 72.
-    Source: David and Nagaraja, Order Statistics, 2003, section 7.1.
-    """
-    ordered = np.sort(np.asarray(samples, dtype=np.float64))
-    n, side = len(ordered), alpha / looks / 2
-    below = _binomial_cdf(n, q / 100)  # below[j] = P(at most j samples lie under the true percentile)
-    low = int(np.searchsorted(below, side, side="right")) - 1
-    high = int(np.searchsorted(below, 1 - side, side="left"))
-    if low < 0 or high > n - 1:
-        return None
-    return float(ordered[low]), float(ordered[high])
-
-
-def _binomial_cdf(n: int, p: float) -> Floats:
-    """P(Binomial(n, p) <= j) for j = 0..n."""
-    log_factorial = np.array([math.lgamma(j + 1) for j in range(n + 1)])
-    j = np.arange(n + 1)
-    log_pmf = log_factorial[n] - log_factorial - log_factorial[::-1]
-    with np.errstate(divide="ignore"):
-        log_pmf = log_pmf + j * math.log(p) + ((n - j) * math.log1p(-p) if p < 1 else 0)
-    return np.cumsum(np.exp(log_pmf))
-
-
 def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t for integer degrees of freedom, by bisection of the closed form.
 

@@ -555,6 +555,7 @@ class TrainingEpoch:
     """Wall time since the run began."""
     learning_rate: float | None
     train_loss: float | None
+    """Mean over the epoch's batches of the minimised loss (mixed labels and smoothing included)."""
     validation_loss: float | None
     accuracy: Percent | None
     """Top-1 in % on the validation split."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NOT_AT_HAND", "counted", "is_utf8", "shown", "utf8", "utf8_all"]
+__all__ = ["NOT_AT_HAND", "counted", "is_utf8", "shown", "some_of", "utf8", "utf8_all"]
 
 NOT_AT_HAND = "weights not at hand"
 """The phrase for what could win but has no weights on this machine; notes about it begin with it."""
@@ -27,6 +28,12 @@ _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 def counted(number: int, one: str, many: str | None = None) -> str:
     """`1 image`, `2 images`; `many` is the plural where it is not `one` plus an s."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 2 more`: the first few names and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def shown(text: str) -> str:

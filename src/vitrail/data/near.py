@@ -40,11 +40,6 @@ class NearPair:
         """Whether the two are in different splits."""
         return self.first.split != self.second.split
 
-    @property
-    def labels_differ(self) -> bool:
-        """Whether the two have different labels."""
-        return self.first.label != self.second.label
-
 
 @dataclass(frozen=True, kw_only=True)
 class Near:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.images.find import images_below
-from vitrail.words import counted, is_utf8, shown
+from vitrail.words import counted, is_utf8, shown, some_of
 
 MAX_PHOTOS = 800
 """Largest number of a folder's photos that are used; more are thinned evenly. It is enough to bound the
@@ -170,7 +170,7 @@ def photo_folder(path: str | Path) -> PhotoSet:
     bad |= {name: f"{root / name} is not UTF-8: rename it." for name in chosen if not is_utf8(root / name)}
     if len(bad) == len(chosen):
         first = next(iter(bad.values()))
-        raise InputError(f"None of the photos in {path} can be read ({_names(bad)}); the first: {first}")
+        raise InputError(f"None of the photos in {path} can be read ({_some(bad)}); the first: {first}")
     good = [(root / name).absolute() for name in chosen if name not in bad]
     return PhotoSet(
         name=root.resolve().name or str(root),
@@ -191,13 +191,7 @@ def _evidence(path: str, good: int, chosen: int, total: int, bad: dict[str, str]
     text = f"{counted(good, 'photo')} in {path}"
     if chosen < total:
         text += f", from {chosen} of {total} evenly spaced"
-    return f"{text}; {len(bad)} unreadable left out: {_names(bad)}" if bad else text
-
-
-def _names(bad: Iterable[str]) -> str:
-    names = list(map(shown, bad))
-    more = f" and {len(names) - NAMED_UNREADABLE} more" if len(names) > NAMED_UNREADABLE else ""
-    return ", ".join(names[:NAMED_UNREADABLE]) + more
+    return f"{text}; {len(bad)} unreadable left out: {_some(bad)}" if bad else text
 
 
 def _unreadable(paths: Iterable[Path]) -> list[str]:
@@ -229,3 +223,7 @@ def _package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(f"{PACKAGES[package]}, which carries the sample photos,", INSTALL)
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _some(bad: Iterable[str]) -> str:
+    return some_of(list(map(shown, bad)), NAMED_UNREADABLE)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from vitrail.judge.evidence import ALLOWANCE_POINTS
 from vitrail.judge.standing import never_measured
 from vitrail.vocabulary import LedgerEntry, Observation, Requirements, Selection, Workload
+from vitrail.words import some_of
 
 PEAK = "at the engine's peak"
 PEAK_FACTOR = 2.0
 """An engine's peak is itself measured: a bound from it rules a variant out only beyond twice the limit."""
-NAMED = 3
 ENDED = "the recorded search ended before it"
 _LAST_WORDS = (ENDED, "probe: at ", "not probed within the budget", "not measured within the budget")
 _FOR_GOOD = ("probe: ", "its weights are not at hand")
@@ -108,11 +108,10 @@ def lacking(selection: Selection) -> tuple[str, ...]:
     able = [entry for entry in selection.ledger if _could_win(entry, selection)]
     if not able:
         return ()
-    names = [entry.variant.name for entry in able[:NAMED]]
-    more = f" and {len(able) - NAMED} more" if len(able) > NAMED else ""
+    names = some_of([entry.variant.name for entry in able])
     were = "was" if len(able) == 1 else "were"
     return (
-        f"{', '.join(names)}{more} {were} never measured under this question and could change the answer: "
+        f"{names} {were} never measured under this question and could change the answer: "
         "ask again without --from",
     )
 

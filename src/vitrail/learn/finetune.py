@@ -35,7 +35,7 @@ from vitrail.learn.run import BestWeights, CheckpointFile, Run, RunWatcher, said
 from vitrail.learn.start import Start, starting
 from vitrail.learn.train import train
 from vitrail.limits import whole
-from vitrail.vocabulary import Layout
+from vitrail.vocabulary import Layout, TrainingEpoch
 from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
 
@@ -335,8 +335,8 @@ class _Recorder:
         return self.setup.recipe.regularization.average_decay is not None
 
 
-def _epoch(figures: dict[str, float], averaged: bool) -> trained.Epoch:
-    return trained.Epoch(
+def _epoch(figures: dict[str, float], averaged: bool) -> TrainingEpoch:
+    return TrainingEpoch(
         epoch=int(figures["epoch"]),
         step=int(figures["step"]),
         seconds=figures["seconds"],

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["origin"]
+from vitrail.words import some_of
 
-SHOWN = 3
+__all__ = ["origin"]
 
 
 def origin(model: nn.Module, again: Callable[[], Any]) -> str:
@@ -23,7 +23,7 @@ def origin(model: nn.Module, again: Callable[[], Any]) -> str:
     """
     weights = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if weights:
-        return f"weights that are not finite: {_some(weights)}"
+        return f"weights that are not finite: {some_of(weights)}"
     gradients = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     culprits: list[str] = []
 
@@ -44,9 +44,4 @@ def origin(model: nn.Module, again: Callable[[], Any]) -> str:
             hook.remove()
     if culprits:
         return f"first in the output of {culprits[0]}"
-    return f"gradients that are not finite: {_some(gradients)}" if gradients else "in the loss itself"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return f"gradients that are not finite: {some_of(gradients)}" if gradients else "in the loss itself"

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vitrail.learn.trained import Epoch, Trained
+from vitrail.learn.trained import Trained
+from vitrail.vocabulary import TrainingEpoch
 from vitrail.words import counted
 
 __all__ = ["Outlook", "outlook"]
@@ -61,6 +62,6 @@ def _still_falls(losses: Sequence[float], guess: float) -> bool:
     return len(losses) > third and losses[-1 - third] - losses[-1] >= FALLEN * guess
 
 
-def _best_at_the_end(history: Sequence[Epoch]) -> bool:
+def _best_at_the_end(history: Sequence[TrainingEpoch]) -> bool:
     accuracies = [epoch.accuracy for epoch in history if epoch.accuracy is not None]
     return bool(accuracies) and accuracies[-1] == max(accuracies)

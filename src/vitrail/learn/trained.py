@@ -21,7 +21,6 @@ __all__ = [
     "TRAINED",
     "WEIGHTS",
     "DamagedRecord",
-    "Epoch",
     "Trained",
     "candidate_of",
     "read",
@@ -37,25 +36,6 @@ SCHEMA_VERSION = 1
 
 class DamagedRecord(InputError):
     """It cannot be read; the run itself may be intact, and writes it again when resumed."""
-
-
-class Epoch(msgspec.Struct, frozen=True, kw_only=True):
-    """One pass over the training images, at its end; None: not recorded."""
-
-    epoch: int
-    """From 1."""
-    step: int
-    """Optimiser steps since the run started."""
-    seconds: float
-    """Wall time since the run started, without interruptions."""
-    learning_rate: float | None
-    train_loss: float | None
-    """Mean over the epoch's batches of the minimised loss (including mixed labels and smoothing)."""
-    validation_loss: float | None
-    accuracy: float | None
-    """Top-1 in % on the validation split."""
-    averaged: bool = False
-    """Whether the validation figures are for the averaged weights (EMA)."""
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +75,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """Epochs done."""
     finished: bool
     """Whether it reached its end, or the end of the leg before its extension."""
-    history: list[Epoch]
+    history: list[TrainingEpoch]
     extended: list[Leg] = []
     """What was done before each extension."""
 
@@ -205,7 +185,7 @@ def training_of(trained: Trained, candidate: str) -> Training:
         start=trained.start,
         epochs=trained.epochs,
         finished=trained.finished,
-        history=tuple(TrainingEpoch(**msgspec.structs.asdict(epoch)) for epoch in trained.history),
+        history=tuple(trained.history),
     )
 
 

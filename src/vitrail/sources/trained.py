@@ -15,7 +15,7 @@ from vitrail.learn.outlook import outlook
 from vitrail.learn.trained import Trained, candidate_of, read, training_of
 from vitrail.sources.source import Context, Found, Source
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings
-from vitrail.words import counted
+from vitrail.words import counted, some_of
 
 __all__ = ["TrainedRuns", "check_against"]
 
@@ -127,7 +127,7 @@ def check_against(folder: str, record: Trained, dataset: Dataset) -> None:
     own, theirs = set(record.classes), set(dataset.classes)
     if own != theirs:
         parts = [("only the run has", sorted(own - theirs)), ("only the data has", sorted(theirs - own))]
-        said = "; ".join(f"{who} {_listed(names)}" for who, names in parts if names)
+        said = "; ".join(f"{who} {some_of(names, SHOWN)}" for who, names in parts if names)
         raise InputError(
             f"{folder} was trained on other classes than {dataset.name} has ({said}): give the data it was "
             "trained on, or train again on this."
@@ -144,11 +144,6 @@ def check_against(folder: str, record: Trained, dataset: Dataset) -> None:
             f"{folder} was trained on {said} of {dataset.name}, so they cannot judge it (the split changed "
             "since): train again, or give the data as it was."
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _doubts(run: TrainedRun, dataset: Dataset | None) -> Iterator[str]:

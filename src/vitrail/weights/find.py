@@ -19,7 +19,7 @@ from pathlib import Path
 from vitrail import install, store
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.vocabulary import Candidate, Weights
-from vitrail.words import counted
+from vitrail.words import counted, some_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -94,8 +94,9 @@ def check_file(path: Path | str, fix: str = "check --weights") -> None:
         raise InputError(f"{path} is a folder without a weights file (one that ends in {looked}): {fix}.")
     if len(names) == 1:
         raise InputError(f"{path} is a folder: give the weights file in it, {path / names[0]}.")
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise InputError(f"{path} is a folder with {len(names)} weights files ({shown}): give one of them.")
+    raise InputError(
+        f"{path} is a folder with {len(names)} weights files ({some_of(names)}): give one of them."
+    )
 
 
 class WeightsFinder:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import InputError
+from vitrail.words import some_of
 
 __all__ = ["check_outputs", "check_weights", "is_finite"]
-
-SHOWN = 3
 
 
 def is_finite(tensor: Tensor, dtype: torch.dtype = torch.float32) -> bool:
@@ -48,8 +47,8 @@ def check_weights(
         return
     theirs = [n for n, v in given.items() if not n.endswith("mask") and not is_finite(v, dtype)]
     raise InputError(
-        f"{source} holds numbers that are not finite (NaN or infinity) in {_some(theirs or bad)}: fetch the "
-        "file again, or give weights of an earlier step of the training."
+        f"{source} holds numbers that are not finite (NaN or infinity) in {some_of(theirs or bad)}: fetch "
+        "the file again, or give weights of an earlier step of the training."
     )
 
 
@@ -64,8 +63,3 @@ def check_outputs(outputs: Tensor, source: str, what: str) -> None:
             f"The weights of {source} give {what} that are not finite (NaN or infinity), though all of their "
             "own numbers are: they are damaged or of another architecture; give others."
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more tensors" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

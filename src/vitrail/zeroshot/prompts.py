@@ -112,7 +112,6 @@ SIMPLE: tuple[str, ...] = (
 )
 
 SETS: dict[str, tuple[str, ...]] = {"imagenet": IMAGENET, "simple": SIMPLE}
-DEFAULT = "imagenet"
 
 
 def templates(source: str) -> tuple[str, ...]:
