@@ -558,9 +558,9 @@ def test_every_command_that_reads_weights_of_a_clip_refuses_them(command, as_jso
 @pytest.mark.parametrize("architecture", ["test_efficientnet", "vit_tiny_patch16_224"])
 def test_every_command_that_reads_weights_of_a_classifier_refuses_them(architecture, tmp_path):
     """What embed's child, select's child and train call, and the exporter's reader."""
+    from vitrail.export import towers
     from vitrail.learn.start import starting
     from vitrail.weights.find import WeightsFinder
-    from vitrail.zeroshot import embed_session
 
     state = timm_models.build(architecture, image_size=224, classes=5, weights=None).state_dict()
     name = next(
@@ -574,12 +574,15 @@ def test_every_command_that_reads_weights_of_a_classifier_refuses_them(architect
     said = f"{path} holds numbers that are not finite (NaN or infinity) in {name}: fetch the file again"
     wanted = {"architecture": architecture, "classes": 5, "image_size": 224, "weights": str(path)}
     assert said in describe(wanted)["refused"]
-    assert (
-        said
-        in embed_session.start(
-            {"model": architecture, "weights": str(path), "threads": torch.get_num_threads()}
-        )["refused"]
-    )
+    request = {
+        "model": architecture,
+        "weights": str(path),
+        "content": "image",
+        "preprocess": None,
+        "threads": 1,
+    }
+    assert said in towers.export(request | {"folder": str(tmp_path / "towers")})["refused"]
+    assert not (tmp_path / "towers").exists()
     with pytest.raises(InputError, match=re.escape(said)):
         starting(architecture, classes=3, finder=WeightsFinder(offline=True), weights=path)
     with pytest.raises(InputError, match=re.escape(said)):

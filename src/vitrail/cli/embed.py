@@ -78,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
 def _embedder(args: argparse.Namespace) -> ArtifactEmbedder | ModelEmbedder:
     if args.artifact is not None:
         return _of_artifact(args)
-    from vitrail.models.registry import MODELS
+    from vitrail.models.registry import TWO_TOWERS
     from vitrail.weights.find import WeightsFinder
     from vitrail.zeroshot.embed import open_embedder
     from vitrail.zeroshot.hub import Finder
 
-    if MODELS.get(args.model, "").endswith(":CLIP"):
+    if args.model in TWO_TOWERS:
         weights, changes = _of_clip(args.model, args.weights, args.tag)
         finder: WeightsFinder = Finder(offline=args.offline)
     elif args.tag is not None or (args.weights or "").startswith(HUB):
@@ -92,6 +92,7 @@ def _embedder(args: argparse.Namespace) -> ArtifactEmbedder | ModelEmbedder:
         weights, changes, finder = args.weights, {}, WeightsFinder(offline=args.offline)
     return open_embedder(
         args.model,
+        content="text" if args.text else "image",
         weights=weights,
         changes=changes,
         tokenizer=args.tokenizer,

@@ -13,6 +13,7 @@ from vitrail.errors import InputError
 if TYPE_CHECKING:
     from vitrail.embeddings import Hit, Index, Origin
     from vitrail.embeddings.artifact import ArtifactEmbedder
+    from vitrail.embeddings.towers import Content
     from vitrail.zeroshot.embed import ModelEmbedder
 
 SCHEMA_VERSION = 1
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.index} was made by {origin.model}, which embeds images only: search by an image "
             f"({args.query!r} is not a file), or embed again with a CLIP, e.g. --model ViT-B-32."
         )
-    with _embedder(args, origin) as embedder:
+    with _embedder(args, origin, "image" if is_image else "text") as embedder:
         index.check(embedder)
         query = embedder.images([args.query]) if is_image else embedder.texts([args.query])
     (hits,) = index.search(query, top=args.top)
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _embedder(args: argparse.Namespace, origin: Origin) -> ArtifactEmbedder | ModelEmbedder:
+def _embedder(args: argparse.Namespace, origin: Origin, content: Content) -> ArtifactEmbedder | ModelEmbedder:
     if args.artifact and (args.weights or args.tokenizer):
         raise InputError("An --artifact has its own weights: leave --weights and --tokenizer out.")
     artifact = args.artifact or (None if args.weights else origin.artifact)
@@ -87,7 +88,7 @@ def _embedder(args: argparse.Namespace, origin: Origin) -> ArtifactEmbedder | Mo
 
     # On the hub a CLIP's files have different names from a classifier's.
     finder = (Finder if origin.reads_text else WeightsFinder)(offline=args.offline)
-    return reopen(origin, weights=args.weights, tokenizer=args.tokenizer, finder=finder)
+    return reopen(origin, content=content, weights=args.weights, tokenizer=args.tokenizer, finder=finder)
 
 
 def _document(args: argparse.Namespace, index: Index, hits: list[Hit], *, is_image: bool) -> dict[str, Any]:

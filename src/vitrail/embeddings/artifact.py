@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.artifact import open_artifact
-from vitrail.embeddings.embedder import Embedder, Origin
+from vitrail.embeddings.embedder import Embedder, Origin, images_through
 from vitrail.errors import InputError
 from vitrail.predict import Predictor, from_artifact
 from vitrail.tasks.embed import Embed
@@ -66,8 +66,7 @@ class ArtifactEmbedder(Embedder):
 
     def images_each(self, paths: Sequence[str]) -> Iterator[np.ndarray | InputError]:
         """A vector (D,) of length 1 for each image, or the error in its place."""
-        for outcome in self._predictor.predict_each(paths):
-            yield outcome if isinstance(outcome, InputError) else _unit(outcome)
+        return images_through(self._predictor, paths)
 
     def texts_each(self, texts: Sequence[str]) -> Iterator[np.ndarray | InputError]:
         """Raises InputError: it embeds images only."""
@@ -82,8 +81,3 @@ class ArtifactEmbedder(Embedder):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    wide = vector.astype(np.float64)
-    return (wide / max(float(np.linalg.norm(wide)), 1e-12)).astype(np.float32)

@@ -9,7 +9,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from vitrail import store
 from vitrail.errors import InputError
 from vitrail.vocabulary import Implementation, Precision, Preprocess, Weights
 
-__all__ = ["Embedder", "Origin"]
+if TYPE_CHECKING:
+    from vitrail.predict import Predictor
+
+__all__ = ["Embedder", "Origin", "images_through", "of_length_one"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +109,24 @@ class Embedder(Protocol):
                 raise outcome
             rows.append(outcome)
         return np.stack(rows) if rows else np.empty((0, self.origin.dimension), np.float32)
+
+
+def images_through(predictor: Predictor, paths: Sequence[str]) -> Iterator[np.ndarray | InputError]:
+    """For each image its vector (D,) of length 1, or the reason why there is none."""
+    done = 0
+    for slots, outputs in predictor.outputs(paths):
+        vectors = iter(() if outputs is None else next(iter(outputs.values())))
+        for path, slot in zip(paths[done:], slots, strict=False):
+            yield of_length_one(next(vectors), path) if slot is None else slot
+        done += len(slots)
+
+
+def of_length_one(vector: np.ndarray, name: str) -> np.ndarray | InputError:
+    """float32 (D,) scaled to length 1; an error for one that has no direction."""
+    wide = vector.astype(np.float64)
+    length = float(np.linalg.norm(wide))
+    if not 0 < length < float("inf"):
+        return InputError(
+            f"The model returns no usable vector for {name}: check that its weights are intact."
+        )
+    return (wide / length).astype(np.float32)

@@ -16,7 +16,7 @@ from torch.export import Dim
 from vitrail import runtimes
 from vitrail.errors import VitrailError
 from vitrail.export import fused_attention
-from vitrail.vocabulary import Graph, Target
+from vitrail.vocabulary import Graph, Target, TensorSpec
 from vitrail.weights.finite import check_outputs
 
 TRACED_BATCH = 2
@@ -33,6 +33,8 @@ does too (1.6e-3 seen on EfficientNetV2-S). They are only timed; a wrong graph i
 ONE_FILE_LIMIT = 1_800 * 1024 * 1024
 """A protobuf file is limited to 2 GiB; above this size the weights go into a separate file."""
 
+SMALL_VOCABULARY = 100
+"""Tokens below this number are in every vocabulary."""
 
 FROZEN = re.compile(r"TracerWarning|speciali[sz]|frozen|froze|as a constant|not generali[sz]e", re.IGNORECASE)
 """Words in torch's warnings that a value of the traced input became a constant of the graph. The catalogue's
@@ -50,7 +52,7 @@ def write_onnx(model: nn.Module, graph: Graph, path: Path) -> None:
         ExportMismatch: the exporter made the batch, or another traced value, a constant of the file.
     """
     traced = runtimes.sized(graph, {"B": TRACED_BATCH})
-    examples = tuple(torch.zeros(*map(int, spec.shape)) for spec in traced.inputs)
+    examples = tuple(torch.from_numpy(values) for values in _noise(traced).values())
     size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     with _frozen_values_are_errors(), _nothing_in_place(model):
         program = torch.onnx.export(
@@ -117,11 +119,7 @@ def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EX
         ExportMismatch: the difference is above `tolerance`, or the batch size was frozen.
     """
     sizes = {"B": CHECKED_BATCH}
-    rng = np.random.default_rng(0)
-    inputs = {
-        spec.name: rng.standard_normal([int(side) for side in spec.shape], dtype=np.float32)
-        for spec in runtimes.sized(graph, sizes).inputs
-    }
+    inputs = _noise(runtimes.sized(graph, sizes))
     with torch.inference_mode():
         scores = model(*map(torch.from_numpy, inputs.values()))
     check_outputs(scores, "this model", "scores")
@@ -150,3 +148,16 @@ def check(model: nn.Module, folder: Path, graph: Graph, *, tolerance: float = EX
             f"the ONNX file differs from the module by {difference:.1e} (relative) at batch {CHECKED_BATCH}"
         )
     return difference
+
+
+def _noise(graph: Graph) -> dict[str, np.ndarray]:
+    """An input for each of the graph's, of its type: normal values, or small whole numbers (tokens)."""
+    rng = np.random.default_rng(0)
+
+    def values(spec: TensorSpec) -> np.ndarray:
+        shape = [int(side) for side in spec.shape]
+        if spec.dtype == "float32":
+            return rng.standard_normal(shape, dtype=np.float32)
+        return rng.integers(0, SMALL_VOCABULARY, shape).astype(spec.dtype)
+
+    return {spec.name: values(spec) for spec in graph.inputs}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODELS", "OWN", "TWO_TOWERS", "looked_up"]
 
-TWO_TOWERS = frozenset(clip_config.VARIANTS)
+TWO_TOWERS = clip_config.VARIANTS
 """Models with an image and a text tower, under open_clip's names: not classifiers by themselves."""
 
 MODELS: dict[str, str] = {

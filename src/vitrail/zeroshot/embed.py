@@ -1,4 +1,4 @@
-"""Embedders that run a model in PyTorch, in a child process: this process never imports torch.
+"""Embedders by a model's name: a tower is exported once, by PyTorch in a child, and runs without it.
 
 open_embedder("tf_efficientnet_lite0")                     the catalogue's weights and preprocess
 open_embedder("ViT-B-32", weights="clip.safetensors")      images and texts
@@ -7,9 +7,10 @@ reopen(index.table.origin)                                 the embedder that mad
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ import msgspec
 import numpy as np
 import psutil
 
-from vitrail import catalog, store
+from vitrail import catalog, runtimes, store, tasks
 from vitrail.embeddings import Embedder, Origin
-from vitrail.errors import InputError
+from vitrail.embeddings.embedder import images_through, of_length_one
+from vitrail.embeddings.towers import MANIFEST, Content, Tower
+from vitrail.errors import InputError, MissingExtraError
+from vitrail.export import work
 from vitrail.hardware import usable_cores
 from vitrail.limits import whole
-from vitrail.measure.sandbox import Child
-from vitrail.vocabulary import Candidate, Preprocess, Weights
+from vitrail.measure import sandbox
+from vitrail.models.registry import TWO_TOWERS
+from vitrail.predict import Predictor
+from vitrail.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
+from vitrail.vocabulary import Candidate, Preprocess, Target, Weights
 from vitrail.weights.find import WeightsFinder, check_file
 from vitrail.zeroshot.hub import bare
 
@@ -31,26 +38,32 @@ __all__ = ["ModelEmbedder", "open_embedder", "reopen"]
 
 MIB = 1024 * 1024
 MEMORY_SHARE = 0.8
-"""Share of this machine's memory above which the child is killed."""
-LOAD_TIMEOUT_S = 600.0
-CALL_TIMEOUT_S = 60.0
-EACH_TIMEOUT_S = 30.0
-"""Added for each image or text of a call: the largest models take seconds."""
+"""Share of this machine's memory above which the exporting child is ended."""
+EXPORT_TIMEOUT_S = 1800.0
+TOWER_VERSION = 1
+"""Part of the key of kept towers: raise it when the same weights give other graphs."""
+ENGINE = Target(runtime="onnxruntime", precision="fp32")
+BATCH = 4
+"""Images or texts per call of the engine: most of what larger batches bring on a CPU."""
 
 
 class ModelEmbedder(Embedder):
-    """Embeds with a model in a child process; close it after use.
+    """Embeds with a model's towers in ONNX Runtime; close it after use.
 
     Args:
-        model: the name that `embed_session.Request` takes.
-        weights: their record.
+        model: our name, or timm's (its tag determines the preprocess).
+        weights: their record, with `sha256`.
         file: the local file that holds them.
-        preprocess, changes, tokenizer: as `embed_session.Request`.
+        content: what will be embedded first: that tower is exported now, the other when it is needed.
+        preprocess: None: the architecture's own.
+        changes: fields of the preprocess to replace (`mean`, `std`, `crop_mode`).
+        tokenizer: tokenizer.json of a SigLIP.
         threads: number of threads for the model; None: all usable cores.
 
     Raises:
         InputError: an unknown name, or weights or a tokenizer that do not fit.
-        ChildFailure: the child crashed or exceeded the memory limit.
+        ChildFailure: exporting crashed, or exceeded the memory limit.
+        MissingExtraError: the workbench, which exports, is not installed.
     """
 
     def __init__(
@@ -59,38 +72,28 @@ class ModelEmbedder(Embedder):
         weights: Weights,
         file: Path,
         *,
+        content: Content = "image",
         preprocess: Preprocess | None = None,
         changes: Mapping[str, Any] | None = None,
         tokenizer: str | None = None,
         threads: int | None = None,
     ) -> None:
-        payload = {
-            "model": model,
-            "weights": str(file),
-            "preprocess": msgspec.to_builtins(preprocess),
-            "changes": dict(changes or {}),
-            "tokenizer": tokenizer,
-            "threads": usable_cores() if threads is None else whole("threads", threads),
-        }
-        self._folder = tempfile.TemporaryDirectory(prefix="vitrail-embed-")
-        limit = psutil.virtual_memory().total / MIB * MEMORY_SHARE
-        self._child = Child(
-            "vitrail.zeroshot.embed_session:start", payload, memory_mib=limit, name=f"embedding with {model}"
-        )
-        try:
-            _refused(self._child.result(LOAD_TIMEOUT_S))
-            facts = self._child.call("facts", LOAD_TIMEOUT_S)
-        except BaseException:
-            self.close()
-            raise
+        self._model, self._weights, self._file, self._preprocess = model, weights, file, preprocess
+        self._threads = usable_cores() if threads is None else whole("threads", threads)
+        reads_text = model.split(".")[0] in TWO_TOWERS
+        if not reads_text and tokenizer is not None:
+            raise InputError(f"{model} does not read texts: remove --tokenizer.")
+        _, tower = self._exported(content)
+        self._tokenizer, self._no_texts = _tokenizer(tower.tokenizer, tokenizer)
+        prepared = {**asdict(preprocess or tower.preprocess), **dict(changes or {})}
         self._origin = Origin(
             model=model,
             architecture=model.split(".")[0],
-            implementation=facts["implementation"],
+            implementation=tower.implementation,
             weights=weights,
-            preprocess=msgspec.convert(facts["preprocess"], Preprocess),
-            dimension=int(facts["dimension"]),
-            reads_text=bool(facts["reads_text"]),
+            preprocess=msgspec.convert(prepared, Preprocess),
+            dimension=int(tower.graph.outputs[0].shape[1]),
+            reads_text=reads_text,
             tokenizer=None if tokenizer is None else str(Path(tokenizer).absolute()),
             tokenizer_sha256=None if tokenizer is None else store.sha256_file(Path(tokenizer)),
         )
@@ -102,7 +105,7 @@ class ModelEmbedder(Embedder):
 
     def images_each(self, paths: Sequence[str]) -> Iterator[np.ndarray | InputError]:
         """For each image a vector (D,), or the reason why there is none."""
-        return self._each("images", paths=[str(path) for path in paths])
+        return images_through(self._predictor, [str(path) for path in paths])
 
     def texts_each(self, texts: Sequence[str]) -> Iterator[np.ndarray | InputError]:
         """For each text a vector (D,), or the reason why there is none.
@@ -110,21 +113,24 @@ class ModelEmbedder(Embedder):
         Raises:
             InputError: the model does not read texts, or its tokenizer is missing.
         """
-        return self._each("texts", texts=list(texts))
-
-    def _each(self, method: str, **inputs: list[str]) -> Iterator[np.ndarray | InputError]:
-        (count,) = map(len, inputs.values())
-        target = Path(self._folder.name) / "vectors.npy"
-        timeout = CALL_TIMEOUT_S + EACH_TIMEOUT_S * count
-        errors = self._child.call(method, timeout, target=str(target), **inputs)
-        _refused(errors)
-        rows = iter(np.load(target, allow_pickle=False))
-        return iter([InputError(errors[str(i)]) if str(i) in errors else next(rows) for i in range(count)])
+        if self._tokenizer is None:
+            raise InputError(f"This model cannot embed texts: {self._no_texts}.")
+        read = [_tokens(self._tokenizer, text) for text in texts]
+        good = [row for row in read if not isinstance(row, InputError)]
+        vectors = iter(self._text_vectors(np.stack(good)) if good else ())
+        return iter(
+            [
+                row if isinstance(row, InputError) else of_length_one(next(vectors), text)
+                for text, row in zip(texts, read, strict=True)
+            ]
+        )
 
     def close(self) -> None:
-        """Stop the child process."""
-        self._child.close()
-        self._folder.cleanup()
+        """Free the engine."""
+        for name in ("_predictor", "_text_runner"):
+            loaded = self.__dict__.pop(name, None)
+            if loaded is not None:
+                loaded.close()
 
     def __enter__(self) -> ModelEmbedder:
         return self
@@ -132,10 +138,102 @@ class ModelEmbedder(Embedder):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @cached_property
+    def _predictor(self) -> Predictor:
+        facts = {"width": self._origin.dimension}
+        task = tasks.known("embed").of_export(self._origin.preprocess, facts, lambda _: b"")
+        # Images are decoded at full size: the vectors are those of timm's or open_clip's evaluation
+        # transform, and can be compared with vectors made elsewhere.
+        return Predictor(self._loaded("image"), task, scaled=False)
+
+    @cached_property
+    def _text_runner(self) -> runtimes.Runner:
+        return self._loaded("text")
+
+    def _text_vectors(self, tokens_TL: np.ndarray) -> np.ndarray:
+        """int64 (T, L) -> float32 (T, D)."""
+        batches = tasks.batches({"tokens": tokens_TL}, BATCH)
+        return np.concatenate([self._text_runner.run(batch)["vectors"][:real] for batch, real in batches])
+
+    def _loaded(self, content: Content) -> runtimes.Runner:
+        folder, tower = self._exported(content)
+        return runtimes.load(
+            folder,
+            tower.graph,
+            ENGINE,
+            sizes={"B": BATCH},
+            threads=self._threads,
+            settings=dict(runtimes.RUNTIMES[ENGINE.runtime].sharing),
+        )
+
+    def _exported(self, content: Content) -> tuple[Path, Tower]:
+        """The folder of a tower and what is in it, exported now unless it is kept from before."""
+        model, size = self._model, None if self._preprocess is None else self._preprocess.image_size
+        key: dict[str, object] = {
+            "tower": TOWER_VERSION,
+            "content": content,
+            "model": model if size is None else model.split(".")[0],
+            "weights": self._weights.sha256,
+            "image_size": size,
+            "toolchain": work.toolchain(),
+        }
+        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+        folder = store.cache_dir() / "towers" / digest
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            request = {
+                "model": model,
+                "content": content,
+                "weights": str(self._file),
+                "preprocess": msgspec.to_builtins(self._preprocess),
+                "folder": str(folder),
+                "threads": self._threads,
+            }
+            _export(request, folder)
+        return folder, msgspec.json.decode(manifest.read_bytes(), type=Tower)
+
+
+def _export(request: dict[str, Any], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        answer = sandbox.call(
+            "vitrail.export.towers:export",
+            request,
+            timeout_s=EXPORT_TIMEOUT_S,
+            memory_mib=psutil.virtual_memory().total / MIB * MEMORY_SHARE,
+            name=f"exporting {request['model']}",
+        )
+    except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
+        store.sweep(folder.parent)
+        raise
+    if "refused" in answer:
+        raise InputError(answer["refused"])
+
+
+def _tokenizer(config: TokenizerConfig | None, file: str | None) -> tuple[Tokenizer | None, str]:
+    """The tokenizer, or why there is none: images can be embedded without one."""
+    if config is None:
+        return None, "it reads only images"
+    try:
+        return load_tokenizer(config, file=None if file is None else Path(file)), ""
+    except InputError as error:
+        if file is not None:
+            raise
+        reason = str(error).rstrip(".")
+        return None, reason if isinstance(error, MissingExtraError) else f"{reason} with --tokenizer"
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray | InputError:
+    try:
+        return tokenizer([text])[0]
+    except InputError as error:
+        return error
+
 
 def open_embedder(
     model: str,
     *,
+    content: Content = "image",
     weights: str | Weights | None = None,
     changes: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
@@ -146,6 +244,7 @@ def open_embedder(
 
     Args:
         model: a catalogue name (with or without its tag), timm's name, or for a CLIP open_clip's.
+        content: as `ModelEmbedder`.
         weights: a file, or where to find them; None: the catalogue's, from the first entry of that name whose
             weights are at hand.
         changes: fields of the preprocess that differ from the model's own.
@@ -175,6 +274,7 @@ def open_embedder(
         model if weights is not None else candidate.name,
         located.weights,
         located.path,
+        content=content,
         preprocess=preprocess,
         changes=changes,
         tokenizer=tokenizer,
@@ -185,6 +285,7 @@ def open_embedder(
 def reopen(
     origin: Origin,
     *,
+    content: Content = "image",
     weights: str | None = None,
     tokenizer: str | None = None,
     finder: WeightsFinder | None = None,
@@ -193,6 +294,7 @@ def reopen(
 
     Args:
         origin: the record.
+        content: as `ModelEmbedder`.
         weights: the weights file, if it has moved.
         tokenizer: the tokenizer's file, if it has moved.
         finder: as `open_embedder`.
@@ -217,7 +319,12 @@ def reopen(
     if file is not None and store.sha256_file(Path(file)) != origin.tokenizer_sha256:
         raise InputError(f"{file} is not the tokenizer that the index was made with: give the right one.")
     return ModelEmbedder(
-        origin.model, located.weights, located.path, preprocess=origin.preprocess, tokenizer=file
+        origin.model,
+        located.weights,
+        located.path,
+        content=content,
+        preprocess=origin.preprocess,
+        tokenizer=file,
     )
 
 
@@ -233,8 +340,3 @@ def _check_file(path: str | None, option: str) -> None:
 
 def _unlisted(name: str, weights: Weights) -> Candidate:
     return bare(name, name.split(".")[0], weights)
-
-
-def _refused(answer: Any) -> None:
-    if isinstance(answer, dict) and "refused" in answer:
-        raise InputError(answer["refused"])
