@@ -111,28 +111,27 @@ def _check_version(version: object, source: str) -> None:
 
 
 def _refuse_nonfinite(value: Any, keys: tuple[str | int, ...], data: JsonObject, source: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        place = messages.path(keys, data)
-        raise InputError(f"{source}: {place} is {value}: give a finite number, or null for none.")
-    items: Any = ()
-    if isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items:
-        _refuse_nonfinite(item, (*keys, key), data, source)
+    for key, item in _items(value):
+        if isinstance(item, float) and not math.isfinite(item):
+            place = messages.path((*keys, key), data)
+            raise InputError(f"{source}: {place} is {item}: give a finite number, or null for none.")
+        if isinstance(item, (dict, list)):
+            _refuse_nonfinite(item, (*keys, key), data, source)
 
 
 def _refuse_unknown(
     given: Any, known: Any, keys: tuple[str | int, ...], data: JsonObject, source: str
 ) -> None:
     """Refuse a key of `given` that was not taken over into `known`, its checked form."""
-    if isinstance(given, dict):
-        for key, value in given.items():
-            if key not in known:
-                raise _unknown(key, known, f"{source}: {messages.path(keys, data) or 'the document'}")
-            _refuse_unknown(value, known[key], (*keys, key), data, source)
-    elif isinstance(given, list):
-        for index, (item, taken) in enumerate(zip(given, known, strict=True)):
-            _refuse_unknown(item, taken, (*keys, index), data, source)
+    for key, item in _items(given):
+        if isinstance(given, dict) and key not in known:
+            raise _unknown(key, known, f"{source}: {messages.path(keys, data) or 'the document'}")
+        if isinstance(item, (dict, list)):
+            _refuse_unknown(item, known[key], (*keys, key), data, source)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, dict) else enumerate(value)
 
 
 def _unknown(key: str, known: Iterable[str], place: str) -> InputError:
