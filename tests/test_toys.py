@@ -261,6 +261,7 @@ def test_a_task_names_its_own_figures(toy_task_row, monkeypatch):
             Figure(metric="mean IoU", value=62.5, interval=(58.0, 67.0), images=45),
             Figure(metric="IoU", label="red", value=75.0, images=40),
             Figure(metric="IoU", label="blue", value=50.0, images=30),
+            Figure(metric="price per 1,000 images", value=120.0, unit="EUR", images=45),
         ),
     )
     evidence = artifacts.make_evidence(None)
@@ -295,7 +296,7 @@ def test_a_task_names_its_own_figures(toy_task_row, monkeypatch):
     page = html.render(again)
     for said in (
         "mean IoU 62.5 % on 45 validation images [58.0, 67.0]",
-        "weakest IoU blue 50.0 %",
+        "weakest IoU blue 50.0 %, price per 1,000 images 120.0 EUR",
         "IoU %</th>",
         "mean IoU</p>",
         "latency, encode",
