@@ -287,8 +287,8 @@ def test_no_nan_and_no_infinity():
 
 def test_a_hand_written_file_of_four_lines():
     recorded = from_document(selections.finalists(), "finalists.json")
-    assert recorded.selection is None
-    assert recorded.requirements is None
+    assert not recorded.complete
+    assert not recorded.stated
     last = recorded.observations[-1]
     assert last.variant.name == "efficientnetv2_m"
     assert last.accuracy == v.Accuracy(value=85.1, provenance="declared")
@@ -320,8 +320,8 @@ def test_hand_written_figures_may_say_more():
     assert only.memory == v.Memory(peak=300)
     assert only.accuracy.provenance == "measured"
     assert only.variant.candidate.weights.license == "mit"
-    assert recorded.requirements == v.Requirements(max_latency_ms=50)
-    assert recorded.workload.latency_scope == "model"
+    assert recorded.selection.requirements == v.Requirements(max_latency_ms=50)
+    assert recorded.selection.workload.latency_scope == "model"
 
 
 def test_the_old_test_against_the_old_limit_is_not_an_answer_to_a_new_one():

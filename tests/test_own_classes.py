@@ -142,7 +142,7 @@ def test_a_document_of_version_1_is_still_read(own):
         del row["quality"]
     recorded = from_document(document, "old.json")
     assert recorded.selection.test is None
-    assert recorded.requirements.min_recall == ()
+    assert recorded.selection.requirements.min_recall == ()
 
 
 def test_the_terminal_and_the_page_say_what_the_test_said(own):

@@ -115,7 +115,7 @@ def finalists() -> v.Selection:
     ledger[-1] = replace(ledger[-1], status="selected")
     return v.Selection(
         requirements=requirements,
-        workload=recorded.workload,
+        workload=recorded.selection.workload,
         hardware={},
         ledger=tuple(ledger),
         selected="efficientnetv2_m",

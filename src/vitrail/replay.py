@@ -63,11 +63,15 @@ def judge_recorded(
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")
     judged = _judge(chosen, recorded, requirements, asked)
-    notes = (*recorded.notes, *assumed, f"judged again from {path}: nothing was measured, nothing ships")
+    notes = (
+        *recorded.selection.notes,
+        *assumed,
+        f"judged again from {path}: nothing was measured, nothing ships",
+    )
     return dataclasses.replace(
         judged,
         notes=notes,
-        trainings=recorded.selection.trainings if recorded.selection else (),
+        trainings=recorded.selection.trainings,
         settings=settings,
         arguments=("--from", str(path)),
     )
@@ -83,19 +87,20 @@ def _judge(
             observations,
             requirements,
             asked,
-            hardware=recorded.hardware,
+            hardware=recorded.selection.hardware,
             shipping=False,
-            created=recorded.created,
-            method=recorded.method,
+            created=recorded.selection.created,
+            method=recorded.selection.method,
         )
 
-    if recorded.selection is None or recorded.requirements is None:
+    if not recorded.complete:
         return judged(chosen)
-    before = judge.Question(requirements=recorded.requirements, workload=recorded.workload)
+    was = recorded.selection
+    before = judge.Question(requirements=was.requirements, workload=was.workload)
     now = judge.Question(requirements=requirements, workload=asked)
     # First without reopening anything: does the recorded winner still stand?
     first = judged(judge.reopen(chosen, before, before, won_before=True))
-    won = recorded.selection.selected
+    won = was.selected
     stands = any(e.variant.name == won and e.status in ("selected", "meets") for e in first.ledger)
     selection = judged(judge.reopen(chosen, before, now, won_before=stands))
     return dataclasses.replace(selection, lacks=judge.lacking(selection))
@@ -110,14 +115,14 @@ def _workload(
         InputError: the workload differs from the recorded one.
     """
     for name in said:
-        was = getattr(recorded.workload, name)
+        was = getattr(recorded.selection.workload, name)
         if name in recorded.stated and name not in ANEW and not _same(name, getattr(workload, name), was):
             raise InputError(
                 f"{recorded.source} was recorded with {name} {was}: a different one has to be measured."
             )
     unstated = [f.name for f in dataclasses.fields(Workload) if f.name not in recorded.stated]
     taken = {name: getattr(workload, name) for name in {*said, *unstated}}
-    asked = dataclasses.replace(recorded.workload, **taken)
+    asked = dataclasses.replace(recorded.selection.workload, **taken)
     known = {name: value for name in unstated if (value := getattr(asked, name)) is not None}
     shown = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -28,19 +28,14 @@ class Recorded:
     """What a file of recorded figures holds; enough to judge again under other requirements."""
 
     source: str
+    selection: v.Selection
+    """As far as the file holds it."""
     observations: tuple[v.Observation, ...]
-    """Without raw blocks and without `latency_answer`, which belongs to the recorded limit."""
-    workload: v.Workload
-    requirements: v.Requirements | None = None
-    """None: a hand-written file that does not say."""
-    hardware: dict[str, object] = dataclasses.field(default_factory=dict)
-    method: dict[str, object] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    created: str = ""
-    selection: v.Selection | None = None
-    """The recorded selection itself, as far as a document holds it; None: a hand-written file."""
-    stated: frozenset[str] = frozenset()
-    """Fields of `workload` that the file states; what a hand-written one leaves out is unknown."""
+    """Its variants' without raw blocks and without `latency_answer`, which belongs to the recorded limit."""
+    complete: bool
+    """Whether it is the answer to a question that it states; else it is figures that a person wrote down."""
+    stated: frozenset[str]
+    """Fields of the workload that the file states; what a hand-written one leaves out is unknown."""
 
 
 def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Recorded:
@@ -60,7 +55,7 @@ def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Re
             f'{source} holds no recorded variants: give a list of objects, or {{"variants": [...]}}, '
             f"each such as {_EXAMPLE}."
         )
-    if written_by_vitrail := "schema_version" in data:
+    if "schema_version" in data:
         _check_version(data["schema_version"], source)
     _refuse_nonfinite(data, (), data, source)
     full = _complete(data, source)
@@ -76,14 +71,9 @@ def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Re
     observations = (entry.observation for entry in selection.ledger)
     return Recorded(
         source=source,
+        selection=selection,
         observations=tuple(dataclasses.replace(each, latency_answer=None) for each in observations),
-        workload=selection.workload,
-        requirements=selection.requirements if "requirements" in data else None,
-        hardware=selection.hardware,
-        method=selection.method,
-        notes=selection.notes,
-        created=selection.created,
-        selection=selection if written_by_vitrail else None,
+        complete={"schema_version", "requirements"} <= set(data),
         stated=frozenset(data.get("workload", ())),
     )
 
