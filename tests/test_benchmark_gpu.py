@@ -9,7 +9,7 @@ import gpu_sections
 import gpu_training
 import pytest
 import torch
-from gpu_timing import Contender, Setting, in_turns, kernels
+from gpu_timing import Contender, Setting, in_turns, kernels, median_interval
 
 
 @pytest.fixture
@@ -71,6 +71,13 @@ def test_one_that_cannot_be_timed_leaves_the_others_theirs():
     low, high = found["product"]["interval_ms"]
     assert 0 < low <= found["product"]["ms"] <= high
     assert any("mm" in name for name, _ in kernels(Contender(lambda: x @ x), "cpu"))
+
+
+def test_the_interval_of_a_median_is_that_of_the_sign_test():
+    assert median_interval(range(1, 6)) is None
+    assert median_interval(range(1, 7)) == (1, 6)
+    assert median_interval(range(1, 10)) == (2, 8)
+    assert median_interval(range(1, 21)) == (6, 15)
 
 
 @pytest.mark.parametrize(
