@@ -32,11 +32,11 @@ from vitrail import catalog, hardware, judge, stats
 from vitrail.export.bench import Bench
 from vitrail.export.variants import variants
 from vitrail.images.photos import sample_photos
+from vitrail.measure.peaks import known_peaks
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection.prune import ruled_out
 from vitrail.selection.search import Search
-from vitrail.selection.select import measured_peaks
 from vitrail.vocabulary import Requirements, RunnerFacts, SearchSettings, Variant, Workload
 from vitrail.weights.find import Located, WeightsFinder
 
@@ -140,7 +140,7 @@ def record(path: Path) -> None:
     workload = Workload(threads=hardware.usable_cores())
     with tempfile.TemporaryDirectory() as cache:
         os.environ["VITRAIL_CACHE"] = cache
-        peaks = measured_peaks(machine, workload)
+        peaks = known_peaks(machine, hardware.usable_cores(), workload.device)
         bench = AvailableBench(
             workload=workload, photos=sample_photos(), finder=WeightsFinder(offline=True), machine=machine
         )
@@ -462,7 +462,7 @@ def live(path: Path, name: str) -> dict:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["VITRAIL_CACHE"] = cache
         begin = time.monotonic()
-        peaks = measured_peaks(machine, workload)
+        peaks = known_peaks(machine, hardware.usable_cores(), workload.device)
         bench = AvailableBench(
             workload=workload,
             photos=sample_photos(),

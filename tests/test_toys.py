@@ -22,8 +22,9 @@ from vitrail.errors import InputError
 from vitrail.export.variants import variants
 from vitrail.images.decode import decode
 from vitrail.images.photos import PhotoSet
-from vitrail.measure import launch
+from vitrail.measure import launch, peaks
 from vitrail.measure.latency import Plan, finals
+from vitrail.measure.peaks import Probes
 from vitrail.measure.session import ExportSession, SessionRequest, start
 from vitrail.report import html, terminal
 from vitrail.sources.gather import arranged, check_task, gather
@@ -115,6 +116,41 @@ def test_an_engine_is_one_file_and_one_row(toy_runtime, tmp_path):
     asked = SearchSettings(runtimes=("toy",))
     assert {v.runtime for v in variants([toy.variant.candidate], Workload(), asked)} == {"toy"}
     assert runtimes.installed()["toy"] == np.__version__
+    # Its own reading of memory is the measurement's, and its own product its peak.
+    assert session_of(open_artifact(tmp_path / "winner")).memory() == {
+        "peak": 12.5,
+        "steady": 11.0,
+        "above_baseline": 1.5,
+    }
+    assert Probes().peak(1, runtime="toy", precision="fp32", device="cpu") > 0
+
+
+def test_an_engine_is_probed_on_its_devices_alone(toy_runtime, monkeypatch):
+    monkeypatch.setitem(runtimes.RUNTIMES, "toy", replace(runtimes.RUNTIMES["toy"], devices=("toy",)))
+    asked = []
+
+    class Here:
+        def __init__(self, *_, **__):
+            pass
+
+        def result(self, _):
+            return {}
+
+        def call(self, method, _, **arguments):
+            asked.append((arguments["runtime"], arguments["device"]))
+            return 1.0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(peaks.sandbox, "Child", Here)
+    assert peaks.peaks(1, "toy") == {"toy": {"fp32": 1.0}}
+    assert asked == [("toy", "toy")]
+    asked.clear()
+    assert "toy" not in peaks.peaks(1, "cpu")
 
 
 class Here:

@@ -331,7 +331,7 @@ def test_an_architecture_of_ours_alone_never_asks_timm(monkeypatch, tmp_path, da
 @pytest.mark.alone
 def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(select.engine_peaks, "peaks", lambda _: {})
+    monkeypatch.setattr(select, "known_peaks", lambda *_, **__: {})
     # The run's outputs in an order of their own, not the data's.
     order = [2, 0, 1]
     with torch.no_grad():

@@ -55,7 +55,7 @@ def doctor_document(*, peaks: bool) -> dict[str, Any]:
     if peaks:
         from vitrail.measure.peaks import peaks as measure_peaks
 
-        measured = measure_peaks(known["cpu"]["usable_cores"])
+        measured = measure_peaks(known["cpu"]["usable_cores"], "cpu")
     return {
         "schema_version": SCHEMA_VERSION,
         "summary": hardware.one_line(known),

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import footprint, runtimes, tasks
+from vitrail import runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
 from vitrail.predict import Predictor
@@ -54,7 +54,7 @@ class ExportSession:
         self._speed = _SpeedReference()
         task = tasks.unpack(request.task)
         _warm_libraries(request, task)
-        self._baseline = footprint.resident_mib()
+        _, self._baseline = runtimes.memory(request.target)
         begin = time.perf_counter()
         self._runner = runtimes.load(
             Path(request.folder),
@@ -119,11 +119,11 @@ class ExportSession:
         }
 
     def memory(self) -> dict[str, float]:
-        """Peak, steady and above-baseline memory of this process in MiB."""
-        peak = footprint.peak_mib()
+        """Peak, steady and above-baseline memory in MiB, of this process or the engine's device."""
+        peak, steady = runtimes.memory(self._request.target)
         return {
             "peak": peak,
-            "steady": footprint.resident_mib(),
+            "steady": steady,
             "above_baseline": max(peak - self._baseline, 0.0),
         }
 

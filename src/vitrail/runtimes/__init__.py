@@ -4,7 +4,8 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
     load(path, graph, target, *, threads, settings) -> Runner
     build(onnx, folder)               if the engine reads files other than ONNX
-    probe(n, precision, threads)      seconds of one n x n matrix product, for lower bounds on latency
+    probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency
+    memory(device) -> (peak, now)     in MiB, if its devices have memory of their own
 
 The places for future engines are given by their lines:
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from vitrail import footprint
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
 from vitrail.vocabulary import Graph, Precision, RunnerFacts, Target, TensorSpec
@@ -41,6 +43,7 @@ __all__ = [
     "implementation",
     "installed",
     "load",
+    "memory",
     "sized",
     "version",
 ]
@@ -225,6 +228,15 @@ def load(
         )
     _check_shapes(runner.facts, asked)
     return runner
+
+
+def memory(target: Target) -> tuple[float, float]:
+    """Peak and present memory in MiB: of the device where the engine reads it there, else of this process."""
+    engine = implementation(target.runtime)
+    if hasattr(engine, "memory"):
+        peak, now = engine.memory(target.device)
+        return float(peak), float(now)
+    return footprint.peak_mib(), footprint.resident_mib()
 
 
 def _check_shapes(facts: RunnerFacts, asked: Graph) -> None:

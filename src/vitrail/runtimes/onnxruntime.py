@@ -67,9 +67,9 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
     return ONNXRunner(session, names, _facts(session, names, graph, target.precision, threads))
 
 
-def probe(n: int, precision: str, threads: int) -> float:
+def probe(n: int, target: Target, threads: int) -> float:
     """Seconds of one product of n x n matrices."""
-    assert precision == "fp32", precision
+    assert (target.precision, target.device) == ("fp32", "cpu"), target
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(MATMUL), options, providers=[PROVIDER])

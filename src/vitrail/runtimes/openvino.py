@@ -113,17 +113,17 @@ def load(
     return OpenVINORunner(compiled, graph, _facts(compiled, graph, target.precision, threads))
 
 
-def probe(n: int, precision: str, threads: int) -> float:
+def probe(n: int, target: Target, threads: int) -> float:
     """Seconds of one product of n x n matrices; raises ValueError if the engine changes the precision."""
     ops = import_engine("openvino.opset13")
     left = ops.parameter([n, n], np.float32)
     model = ov.Model([ops.matmul(left, ops.constant(square(n)), False, True)], [left], "matmul")
-    hint = HINTS[precision]
+    hint = HINTS[target.precision]
     config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"}
-    compiled = core().compile_model(model, "CPU", config)
+    compiled = core().compile_model(model, target.device.upper(), config)
     real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if real != hint:
-        raise ValueError(f"asked for {precision}, OpenVINO set {real}")
+        raise ValueError(f"asked for {target.precision}, OpenVINO set {real}")
     request = compiled.create_infer_request()
     values = square(n)
     return fastest(lambda: request.infer([values], share_inputs=True, share_outputs=True))

@@ -11,17 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from vitrail import artifact, catalog, hardware, judge, remeasure, runtimes, store, verify
+from vitrail import artifact, catalog, hardware, judge, remeasure, store, verify
 from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.export.bench import METHOD_VERSION, Bench
 from vitrail.export.variants import missing_runtimes, variants
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
-from vitrail.measure import peaks as engine_peaks
 from vitrail.measure import quiet
+from vitrail.measure.peaks import kept_peaks, known_peaks
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.report import notebook
 from vitrail.requirements import check
@@ -152,12 +151,18 @@ class _Road:
         """What is left of the budget; photos, peaks and probing belong to it too."""
         return max(self.settings.budget_s - (time.monotonic() - self.begin), 0.0)
 
+    @property
+    def _on(self) -> tuple[int, str]:
+        """Threads and device."""
+        assert self.workload.threads is not None
+        return self.workload.threads, self.workload.device
+
     def doing(self, text: str) -> None:
         self.watcher.doing(text, self.left_s)
 
     def peaks_kept(self) -> bool:
         """Whether this machine's engine peaks are known."""
-        return not self.settings.fresh and _kept_peaks(self.machine, self.workload) is not None
+        return not self.settings.fresh and kept_peaks(self.machine, *self._on) is not None
 
     def search(self, given: Sequence[Source]) -> tuple[Selection, Search, Mapping[str, artifact.TextTower]]:
         """Everything up to the judged selection; with it the search, and text towers of zero-shot rows."""
@@ -260,7 +265,7 @@ class _Road:
             self.doing("loading PyTorch and measuring what the engines can do")
             with contextlib.suppress(ChildFailure):  # exporting will say it again, and why
                 self.workshop.load()
-        return measured_peaks(self.machine, self.workload, fresh=self.settings.fresh)
+        return known_peaks(self.machine, *self._on, fresh=self.settings.fresh)
 
     def _wait_until_quiet(self, seconds: float) -> quiet.BusyReading:
         def tell(reading: quiet.BusyReading) -> None:
@@ -317,34 +322,6 @@ def ship(
     )
 
 
-def measured_peaks(machine: dict[str, object], workload: Workload, *, fresh: bool = False) -> Peaks:
-    """Engine peaks of this machine, probed once per engine version and kept; `fresh` probes again."""
-    kept = None if fresh else _kept_peaks(machine, workload)
-    if kept is None:
-        assert workload.threads is not None
-        kept = {"gflops": engine_peaks.peaks(workload.threads)}
-        _peak_records().put(_peaks_key(machine, workload), kept)
-    found = kept["gflops"]
-    assert isinstance(found, dict)
-    return found
-
-
-def _kept_peaks(machine: dict[str, object], workload: Workload) -> dict[str, Any] | None:
-    return _peak_records().get(_peaks_key(machine, workload))
-
-
-def _peak_records() -> store.RecordStore:
-    return store.RecordStore(store.cache_dir() / "peaks")
-
-
-def _peaks_key(machine: dict[str, object], workload: Workload) -> dict[str, object]:
-    return {
-        "peaks": hardware.fingerprint(machine),
-        "engines": runtimes.installed(),
-        "threads": workload.threads,
-    }
-
-
 def _check_places(out: str | Path | None, *, overwrite: bool) -> None:
     """Say before any work what would stop the exports or the artifact from being written."""
     if out is not None:
@@ -385,4 +362,4 @@ def _introduced(
     )
 
 
-__all__ = ["Watcher", "measured_peaks", "select", "ship", "shipping"]
+__all__ = ["Watcher", "select", "ship", "shipping"]
