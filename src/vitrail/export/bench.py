@@ -1,4 +1,4 @@
-"""The workbench: weights -> export -> subject -> parity, each made once, kept, and found again.
+"""The workbench: export -> subject -> measurement, parity, bundle; each made once, kept, and found again.
 
 Everything heavy runs in children of measure/sandbox.py; this process never imports torch.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 import tempfile
-import time
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +22,7 @@ from vitrail import hardware, runtimes, stats, store, tasks
 from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
+from vitrail.export.exports import Exports, labels_key
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import sandbox
@@ -32,7 +30,6 @@ from vitrail.measure.launch import ExportSubject
 from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS
 from vitrail.version import __version__
 from vitrail.vocabulary import (
-    Candidate,
     Environment,
     Export,
     Measurement,
@@ -41,13 +38,11 @@ from vitrail.vocabulary import (
     Variant,
     Workload,
 )
-from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
+from vitrail.weights.find import Located, WeightsFinder
 
 METHOD_VERSION = "2"
 """Part of every measurement's key: raise it when docs/measurement.md changes what a figure means."""
 
-BUILD_LEAST_S = 5.0
-"""What an engine may take to build its files of an export that took all of the time."""
 REFERENCE_SECONDS = 20.0
 REFERENCE_LEAST_SECONDS = 10.0
 """What making the reference may take however little of the budget is left."""
@@ -62,8 +57,8 @@ SPEED_TOLERANCE = 0.10
 """Recorded figures are used again only while the reference workload takes as long as then, within this."""
 
 
-class Bench:
-    """Makes exports and launches of variants for one selection.
+class Bench(Exports):
+    """Makes launches of variants for one selection, and what is compared with them.
 
     Args:
         workload: with threads resolved to a number.
@@ -87,99 +82,19 @@ class Bench:
         workshop: Workshop | None = None,
     ) -> None:
         assert workload.threads is not None
-        self.workshop = workshop or Workshop()
+        super().__init__(finder, workload.threads, workshop)
         self.workload = workload
         self.photos = photos
-        self.threads: int = workload.threads
         # The slow reference may not get through all photos: a shuffled order keeps what it sees mixed.
         order = np.random.default_rng(0).permutation(len(photos.paths))
         self._parity_photos = tuple(photos.paths[i] for i in order)
         many = len(photos.paths) >= stats.PHOTOS_FOR_LOSS_BOUND
         self._reference_s = REFERENCE_MANY_SECONDS if many else REFERENCE_SECONDS
         self.dataset = dataset
-        self._finder = finder
         self._fingerprint = hardware.fingerprint(machine)
         self._fresh = fresh
-        self._cache = store.cache_dir()
         self._records = store.RecordStore(self._cache / "measurements")
-        self._located: dict[str, Located | WeightsUnavailable] = {}
         self._speed_ms: float | None = None
-
-    def close(self) -> None:
-        """End the process that exports."""
-        self.workshop.close()
-
-    # --- weights and exports ----------------------------------------------------------------------
-
-    def weights(self, candidate: Candidate) -> Located | None:
-        """The candidate's weights, downloaded if the settings allow; None: not at hand."""
-        if candidate.name not in self._located:
-            try:
-                self._located[candidate.name] = self._finder.locate(candidate)
-            except WeightsUnavailable as error:
-                self._located[candidate.name] = error
-        found = self._located[candidate.name]
-        return found if isinstance(found, Located) else None
-
-    def unavailable(self, candidate: Candidate) -> WeightsUnavailable:
-        """Why `weights` gave None."""
-        found = self._located[candidate.name]
-        assert isinstance(found, WeightsUnavailable)
-        return found
-
-    def exported(self, variant: Variant) -> bool:
-        """Whether the variant's export is kept already, with what its engine builds of it."""
-        folder = self._export_folder(variant)
-        built = not runtimes.RUNTIMES[variant.runtime].builds or (folder / variant.runtime).is_dir()
-        return built and (folder / work.MANIFEST).is_file()
-
-    def export(self, variant: Variant, timeout_s: float, *, features: bool = False) -> Export:
-        """The variant's export, made now unless it is kept from before; `features`: without its classifier.
-
-        Raises:
-            ChildFailure: exporting failed, crashed, hung or outgrew its memory.
-        """
-        begin, folder = time.monotonic(), self._export_folder(variant, features=features)
-        located = self.weights(variant.candidate)
-        if not (folder / work.MANIFEST).is_file():
-            request = work.ExportRequest(
-                architecture=variant.candidate.architecture,
-                implementation=variant.implementation,
-                image_size=variant.image_size,
-                labels=variant.candidate.labels,
-                weights=self._weights_path(located),
-                folder=str(folder),
-                threads=self.threads,
-                task="embed" if features else variant.candidate.task,
-                compare=variant.candidate.trained_with is None,
-            )
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self.workshop.run("export", request, timeout_s=timeout_s, name="exporting")
-            except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
-                store.sweep(folder.parent)
-                raise
-        left_s = max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
-        return self._read_export(folder, variant, self._built(folder, variant, left_s), features)
-
-    def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
-        """The folder with the files that the variant's engine reads, built now unless it is there."""
-        if not runtimes.RUNTIMES[variant.runtime].builds:
-            return folder
-        target = folder / variant.runtime
-        if not target.is_dir():
-            request = work.BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
-            try:
-                self.workshop.run("build", request, timeout_s=timeout_s, name="building")
-            except BaseException:
-                store.sweep(folder)
-                raise
-        return target
-
-    def discard(self, variant: Variant) -> None:
-        """Remove an export with random weights: its timing is kept, its files are worth nothing."""
-        if self.weights(variant.candidate) is None:
-            shutil.rmtree(self._export_folder(variant), ignore_errors=True)
 
     def subject(self, variant: Variant, export: Export) -> ExportSubject:
         """The variant as something to launch."""
@@ -191,49 +106,6 @@ class Bench:
             photos=self.photos,
             threads=self.threads,
         )
-
-    def task(self, variant: Variant, *, features: bool = False) -> tasks.Task:
-        """What the variant's export is for; the export was made before."""
-        folder = self._export_folder(variant, features=features)
-        return tasks.known("embed" if features else variant.candidate.task).of_export(
-            variant.preprocess, _export_facts(folder), lambda name: (folder / name).read_bytes()
-        )
-
-    def _read_export(self, folder: Path, variant: Variant, files_at: Path, features: bool) -> Export:
-        manifest = _export_facts(folder)
-        engine = runtimes.RUNTIMES[variant.runtime]
-        return Export(
-            folder=str(files_at),
-            files=tuple(name for name in engine.files if (files_at / name).is_file()),
-            graphs=(self.task(variant, features=features).graph(engine.entry),),
-            seconds=float(manifest["seconds"]),
-            random_weights=bool(manifest["random_weights"]),
-            toolchain=tuple(sorted(manifest["toolchain"].items())),
-        )
-
-    def _export_folder(self, variant: Variant, *, features: bool = False) -> Path:
-        candidate, image_size = variant.candidate, variant.image_size
-        key = {
-            "architecture": candidate.architecture,
-            "implementation": variant.implementation,
-            "weights": self._weights_key(candidate),
-            "labels": _labels_key(candidate.labels),
-            "image_size": image_size,
-            "toolchain": work.toolchain(),
-            "version": work.EXPORT_VERSION,
-        }
-        if features or variant.candidate.task != "classify":
-            key["task"] = "embed" if features else variant.candidate.task
-        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
-        return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
-
-    def _weights_path(self, located: Located | None) -> str | None:
-        """The file an export is made from; None: random weights."""
-        return str(located.path) if located else None
-
-    def _weights_key(self, candidate: Candidate) -> str:
-        located = self.weights(candidate)
-        return located.weights.sha256 or "" if located else "random"
 
     # --- measurements -----------------------------------------------------------------------------
 
@@ -266,7 +138,7 @@ class Bench:
     def _key(self, variant: Variant) -> dict[str, object]:
         workload = dataclasses.replace(self.workload, images=None, data=None)
         return {
-            "weights": self._weights_key(variant.candidate),
+            "weights": self.weights_key(variant.candidate),
             "variant": variant.name,
             "preprocess": msgspec.to_builtins(variant.preprocess),
             "settings": [list(pair) for pair in variant.settings],
@@ -358,7 +230,7 @@ class Bench:
             "architecture": variant.candidate.architecture,
             "implementation": variant.implementation,
             "preprocess": msgspec.to_builtins(variant.preprocess),
-            "labels": _labels_key(variant.candidate.labels),
+            "labels": labels_key(variant.candidate.labels),
             "photos": list(self._parity_photos),
             "digest": self.photos.digest,
             "crops": crops,
@@ -389,7 +261,7 @@ class Bench:
                 implementation=variant.implementation,
                 task=tasks.pack(self.task(variant)),
                 labels=variant.candidate.labels,
-                weights=self._weights_path(located),
+                weights=str(located.path),
                 photos=list(self._parity_photos),
                 crops_per_photo=crops,
                 seconds=min(self._reference_s, max(left_s / 2, 1.0)),
@@ -437,21 +309,9 @@ class Bench:
         )
 
 
-def _export_facts(folder: str | Path) -> dict[str, Any]:
-    """What the child that exported wrote beside its files."""
-    facts: dict[str, Any] = msgspec.json.decode((Path(folder) / work.MANIFEST).read_bytes())
-    return facts
-
-
 def image_libraries() -> dict[str, str]:
     """Versions of what decodes and resizes: part of a request's latency and of a reference's pixels."""
     return {name: metadata.version(name) for name in ("pillow", "numpy")}
-
-
-def _labels_key(labels: str) -> str:
-    """A label set's name, or the digest of a labels file: an edited file is another one."""
-    path = Path(labels)
-    return store.sha256_file(path) if path.is_file() else labels
 
 
 def splits_of(dataset: Dataset) -> dict[str, dict[str, str]]:

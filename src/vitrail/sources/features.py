@@ -53,7 +53,7 @@ class Features:
         Raises:
             ChildFailure: the candidate cannot be exported, or no form of it holds parity.
         """
-        some = examples[:TRIAL_IMAGES]
+        some, forms = examples[:TRIAL_IMAGES], [_embedding(form) for form in forms]
         key = {"engines": [self.key(Extractor(form, 0.0)) for form in forms], "images": _digest_of(some)}
         kept = None if self._fresh else self._engines.get(key)
         if kept is not None:
@@ -112,7 +112,7 @@ class Features:
         }
 
     def _extract(self, variant: Variant, examples: Sequence[Example]) -> tuple[np.ndarray, float]:
-        export = self._bench.export(variant, EXPORT_TIMEOUT_S, features=True)
+        export = self._bench.export(variant, EXPORT_TIMEOUT_S)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "features.npy"
             request = features.FeaturesRequest(
@@ -121,7 +121,7 @@ class Features:
                 target=variant.on(self._bench.workload.device),
                 batch_size=BATCH,
                 threads=self._bench.threads,
-                task=tasks.pack(self._bench.task(variant, features=True)),
+                task=tasks.pack(self._bench.task(variant)),
                 images=[example.path for example in examples],
                 out=str(target),
             )
@@ -144,6 +144,11 @@ def disagreement(reference: np.ndarray, rows: np.ndarray, precision: str) -> str
     # Of features nothing is decided: there are no classes yet.
     _, reason = agreement.judged(agreement.BOUNDS[precision], cosine, error, 0, 0, "")
     return reason or None
+
+
+def _embedding(form: Variant) -> Variant:
+    """The form without its classifier."""
+    return replace(form, candidate=replace(form.candidate, task="embed"))
 
 
 def _eager(form: Variant) -> Variant:

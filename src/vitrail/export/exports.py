@@ -1,0 +1,168 @@
+"""Weights -> exports -> what engines build of them: each made once, kept, and found again.
+
+PyTorch is in the workshop's process alone; this one never imports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vitrail import runtimes, store, tasks
+from vitrail.export import work
+from vitrail.export.workshop import Workshop
+from vitrail.vocabulary import Candidate, Export, Variant
+from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
+
+__all__ = ["Exports", "labels_key"]
+
+BUILD_LEAST_S = 5.0
+"""What an engine may take to build its files of an export that took all of the time."""
+
+
+class Exports:
+    """The weights and exports of candidates.
+
+    Args:
+        finder: where weights come from.
+        threads: of the process that exports.
+        workshop: that process; closed by whoever made it, or by `close`.
+    """
+
+    def __init__(self, finder: WeightsFinder, threads: int, workshop: Workshop | None = None) -> None:
+        self.workshop = workshop or Workshop()
+        self.threads = threads
+        self._finder = finder
+        self._cache = store.cache_dir()
+        self._located: dict[str, Located | WeightsUnavailable] = {}
+
+    def close(self) -> None:
+        """End the process that exports."""
+        self.workshop.close()
+
+    def weights(self, candidate: Candidate) -> Located | None:
+        """The candidate's weights, downloaded if the settings allow; None: not at hand."""
+        if candidate.name not in self._located:
+            try:
+                self._located[candidate.name] = self._finder.locate(candidate)
+            except WeightsUnavailable as error:
+                self._located[candidate.name] = error
+        found = self._located[candidate.name]
+        return found if isinstance(found, Located) else None
+
+    def unavailable(self, candidate: Candidate) -> WeightsUnavailable:
+        """Why `weights` gave None."""
+        found = self._located[candidate.name]
+        assert isinstance(found, WeightsUnavailable)
+        return found
+
+    def exported(self, variant: Variant) -> bool:
+        """Whether the variant's export is kept already, with what its engine builds of it."""
+        folder = self._export_folder(variant)
+        built = not runtimes.RUNTIMES[variant.runtime].builds or (folder / variant.runtime).is_dir()
+        return built and (folder / work.MANIFEST).is_file()
+
+    def export(self, variant: Variant, timeout_s: float) -> Export:
+        """The variant's export, made now unless it is kept from before.
+
+        Raises:
+            ChildFailure: exporting failed, crashed, hung or outgrew its memory.
+        """
+        begin, folder = time.monotonic(), self._export_folder(variant)
+        located = self.weights(variant.candidate)
+        if not (folder / work.MANIFEST).is_file():
+            request = work.ExportRequest(
+                architecture=variant.candidate.architecture,
+                implementation=variant.implementation,
+                image_size=variant.image_size,
+                labels=variant.candidate.labels,
+                weights=str(located.path) if located else None,
+                folder=str(folder),
+                threads=self.threads,
+                task=variant.candidate.task,
+                compare=variant.candidate.trained_with is None,
+            )
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.workshop.run("export", request, timeout_s=timeout_s, name="exporting")
+            except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
+                store.sweep(folder.parent)
+                raise
+        left_s = max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
+        return self._read_export(folder, variant, self._built(folder, variant, left_s))
+
+    def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
+        """The folder with the files that the variant's engine reads, built now unless it is there."""
+        if not runtimes.RUNTIMES[variant.runtime].builds:
+            return folder
+        target = folder / variant.runtime
+        if not target.is_dir():
+            request = work.BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
+            try:
+                self.workshop.run("build", request, timeout_s=timeout_s, name="building")
+            except BaseException:
+                store.sweep(folder)
+                raise
+        return target
+
+    def discard(self, variant: Variant) -> None:
+        """Remove an export with random weights: its timing is kept, its files are worth nothing."""
+        if self.weights(variant.candidate) is None:
+            shutil.rmtree(self._export_folder(variant), ignore_errors=True)
+
+    def task(self, variant: Variant) -> tasks.Task:
+        """What the variant's export is for; the export was made before."""
+        folder = self._export_folder(variant)
+        return tasks.known(variant.candidate.task).of_export(
+            variant.preprocess, _export_facts(folder), lambda name: (folder / name).read_bytes()
+        )
+
+    def _read_export(self, folder: Path, variant: Variant, files_at: Path) -> Export:
+        manifest = _export_facts(folder)
+        engine = runtimes.RUNTIMES[variant.runtime]
+        return Export(
+            folder=str(files_at),
+            files=tuple(name for name in engine.files if (files_at / name).is_file()),
+            graphs=(self.task(variant).graph(engine.entry),),
+            seconds=float(manifest["seconds"]),
+            random_weights=bool(manifest["random_weights"]),
+            toolchain=tuple(sorted(manifest["toolchain"].items())),
+        )
+
+    def _export_folder(self, variant: Variant) -> Path:
+        candidate, image_size = variant.candidate, variant.image_size
+        key = {
+            "architecture": candidate.architecture,
+            "implementation": variant.implementation,
+            "weights": self.weights_key(candidate),
+            "labels": labels_key(candidate.labels),
+            "image_size": image_size,
+            "toolchain": work.toolchain(),
+            "version": work.EXPORT_VERSION,
+        }
+        if candidate.task != "classify":
+            key["task"] = candidate.task
+        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
+        return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
+
+    def weights_key(self, candidate: Candidate) -> str:
+        """The digest of its weights, part of the key of all that is made with them."""
+        located = self.weights(candidate)
+        return located.weights.sha256 or "" if located else "random"
+
+
+def _export_facts(folder: str | Path) -> dict[str, Any]:
+    """What the child that exported wrote beside its files."""
+    facts: dict[str, Any] = msgspec.json.decode((Path(folder) / work.MANIFEST).read_bytes())
+    return facts
+
+
+def labels_key(labels: str) -> str:
+    """A label set's name, or the digest of a labels file: an edited file is another one."""
+    path = Path(labels)
+    return store.sha256_file(path) if path.is_file() else labels
