@@ -105,8 +105,8 @@ class AvailableBench(Bench):
         found = super().weights(candidate)
         return found or Located(Path("random"), dataclasses.replace(candidate.weights, sha256="random"))
 
-    def _weights_path(self, located):
-        return None if located.path == Path("random") else str(located.path)
+    def weights_file(self, located):
+        return None if located.path == Path("random") else super().weights_file(located)
 
     def parity(self, subject, left_s):
         super().parity(subject, left_s)  # its time counts, its answer means nothing on random weights

@@ -261,7 +261,7 @@ class Bench(Exports):
                 implementation=variant.implementation,
                 task=tasks.pack(self.task(variant)),
                 labels=variant.candidate.labels,
-                weights=str(located.path),
+                weights=self.weights_file(located),
                 photos=list(self._parity_photos),
                 crops_per_photo=crops,
                 seconds=min(self._reference_s, max(left_s / 2, 1.0)),

@@ -81,7 +81,7 @@ class Exports:
                 implementation=variant.implementation,
                 image_size=variant.image_size,
                 labels=variant.candidate.labels,
-                weights=str(located.path) if located else None,
+                weights=self.weights_file(located),
                 folder=str(folder),
                 threads=self.threads,
                 task=variant.candidate.task,
@@ -149,6 +149,10 @@ class Exports:
             key["task"] = candidate.task
         digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
+
+    def weights_file(self, located: Located | None) -> str | None:
+        """The file an export is made from; None: random weights."""
+        return str(located.path) if located else None
 
     def weights_key(self, candidate: Candidate) -> str:
         """The digest of its weights, part of the key of all that is made with them."""
