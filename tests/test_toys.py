@@ -27,6 +27,7 @@ from vitrail.measure.latency import Plan, finals
 from vitrail.measure.peaks import Probes
 from vitrail.measure.session import ExportSession, SessionRequest, start
 from vitrail.report import html, terminal
+from vitrail.requirements import resolve
 from vitrail.sources.gather import arranged, check_task, gather
 from vitrail.sources.probe import Probe
 from vitrail.sources.source import Context, Found, Source
@@ -221,6 +222,8 @@ def test_an_engine_may_have_no_files(monkeypatch, tmp_path):
 
 
 def test_a_task_is_one_file_and_one_row(toy_task_row, tmp_path):
+    asked = resolve(flags={"task": "colour"})[2]
+    assert asked.task == "colour"
     task = toy_task.Colour(preprocess=artifacts.PREPROCESS)
     size = task.preprocess.image_size
     image = ops.parameter([-1, 3, size, size], np.float32, name="images")

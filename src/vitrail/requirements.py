@@ -18,6 +18,7 @@ from vitrail.errors import InputError
 from vitrail.limits import RANGES
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
 from vitrail.vocabulary import (
+    TASKS,
     Implementation,
     Layout,
     Objective,
@@ -25,7 +26,6 @@ from vitrail.vocabulary import (
     Requirements,
     Scope,
     SearchSettings,
-    TaskName,
     Workload,
 )
 from vitrail.words import is_utf8, utf8
@@ -63,6 +63,10 @@ def _one_of(*choices: str) -> Callable[[object, str], str]:
         return str(value)
 
     return parse
+
+
+def _task(value: object, name: str) -> str:
+    return _one_of(*TASKS)(value, name)
 
 
 def _names(value: object, name: str) -> tuple[str, ...]:
@@ -214,8 +218,7 @@ OPTIONS: dict[str, Option] = {
         help="what the folders of --data are, where that could be taken for two things",
     ),
     "task": Option(
-        record=SearchSettings, field="task", parse=_one_of(*get_args(TaskName)),
-        metavar="|".join(get_args(TaskName)),
+        record=SearchSettings, field="task", parse=_task, metavar="|".join(TASKS),
         help="what the winner is for: to classify, or to embed images as vectors (default classify)",
     ),
     "models": Option(

@@ -26,12 +26,17 @@ Stage: TypeAlias = str
 """What is timed by itself: `request`, `model`, and whatever else a measurement names."""
 Layout = Literal["class", "split/class", "class/split"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
-TaskName = Literal["classify", "embed"]
 Provenance = Literal["published", "declared", "measured", "estimated"]
 Answer = Literal["pass", "fail", "undecided", "not assessed"]
 Status = Literal["selected", "meets", "undecided", "not measured", "rejected", "reference"]
 WeightsSource = Literal["hub", "package", "file"]
 Interpolation = Literal["bicubic", "bilinear"]
+
+TASKS: dict[str, str] = {
+    "classify": "vitrail.tasks.classify:Classify",
+    "embed": "vitrail.tasks.embed:Embed",
+}
+"""What a model can be for: name -> `module:class`, imported only when the task is used."""
 
 
 # --- what is needed -----------------------------------------------------------------------------
@@ -124,7 +129,7 @@ class SearchSettings:
     """Ignore recorded measurements and measure all again."""
     layout: Layout | None = None
     """What the folders of `Workload.data` are; None: what they are recognised as."""
-    task: TaskName = "classify"
+    task: str = "classify"
     """What the winner is for."""
     exhaustive: bool = False
     """Measure whatever facts do not rule out, also what can no longer win."""

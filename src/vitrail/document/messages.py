@@ -30,7 +30,6 @@ _CHOICES: dict[str, Any] = {
     "precision": v.Precision,
     "status": v.Status,
     "layout": v.Layout,
-    "task": v.TaskName,
 }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 import msgspec
 
 from vitrail.errors import InputError
-from vitrail.vocabulary import Graph, Parity, Preprocess, Quality
+from vitrail.vocabulary import TASKS, Graph, Parity, Preprocess, Quality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,6 @@ Arrays: TypeAlias = "dict[str, np.ndarray]"
 
 ImageInput: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray"
 """What one image may be: a path, encoded bytes, a PIL image, or an array as images/decode.py takes it."""
-
-TASKS: dict[str, str] = {
-    "classify": "vitrail.tasks.classify:Classify",
-    "embed": "vitrail.tasks.embed:Embed",
-}
-"""name -> `module:class`, imported only when the task is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
