@@ -248,7 +248,7 @@ def predicted(model: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
         except ChildFailure as failure:
             yield {"model": model, "size": size, "failed": str(failure)}
             continue
-        run = sum(answer[role] for role in ("input", "activations", "attention", "workspace", "allocator"))
+        run = sum(answer[role] for role in ("input", "activations", "attention", "allowance"))
         yield {"model": model, "size": size, "run_mib": run, "total_mib": answer["total"]}
 
 

@@ -28,11 +28,10 @@ MEANING = {
     "input": "the images",
     "activations": "alive at the peak, except those below",
     "attention": "scores, or the kernel's tiles",
-    "workspace": "temporary copies inside convolutions and reductions",
     "kernels": "matrix products compiled and kept by oneDNN, one per shape",
     "gradients": "",
     "optimizer": "AdamW's two averages",
-    "allocator": "freed, but kept by malloc",
+    "allowance": "a tenth of these: buffers inside kernels, memory kept by malloc",
     "total": "",
 }
 

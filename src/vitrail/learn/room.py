@@ -13,7 +13,7 @@ __all__ = ["checked", "fewest_parts"]
 
 MIB = 1024 * 1024
 LOW = 1.12
-"""Predictions of training were up to 12 % low (docs/memory.md)."""
+"""Predictions of training were up to 10 % low (docs/memory.md)."""
 ADVISED = 0.98
 """Share of the room for an advised batch: it must fit when predicted again, and predictions differ."""
 

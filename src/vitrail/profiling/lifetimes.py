@@ -6,7 +6,8 @@ a CPU. A dispatch mode sees every operator. A storage that it has not seen is an
 by a weak reference. Views and results written in place bring no new storage, so nothing counts twice. What
 autograd keeps for the backward pass is kept here too, by the same references.
 
-What an operator needs only while it runs is said by `scratch.py`.
+Buffers that an operator's kernel allocates while it runs are not seen (`memory.ALLOWANCE`), except for the
+kernels that oneDNN compiles and keeps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -23,9 +25,14 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitrail.profiling.scratch import KERNEL_BYTES, kernel, phases
-
 __all__ = ["Event", "Lifetimes", "inference", "training"]
+
+aten = torch.ops.aten
+
+KERNEL_BYTES = 2 * 296_880
+"""Memory oneDNN keeps for each matrix product it compiles: one per shape, layout and dtype."""
+ONEDNN_LEAST = 16**3
+"""Smaller products of bf16 matrices do not go to oneDNN."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Lifetimes:
 
     events: tuple[Event, ...]
     roles: dict[int, str]
-    """block -> weights, input, activations, attention, workspace, kernels, gradients or optimizer."""
+    """block -> weights, input, activations, attention, kernels, gradients or optimizer."""
     loaded: int
     """Number of events after which the weights are there and the run begins."""
 
@@ -67,8 +74,8 @@ class _Tracker(TorchDispatchMode):
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         new = [t for t in outputs if self._find(t) is None]
-        if new or outputs:
-            self._record(func, args, kwargs, inputs, new)
+        if outputs:
+            self._record(func, args, inputs, new)
         if "softmax" in func.__name__ and "log_softmax" not in func.__name__:
             self._mark_scores([*inputs[:2], *outputs])
         return output
@@ -78,26 +85,15 @@ class _Tracker(TorchDispatchMode):
         found = self._find(tensor)
         return self._allocate(tensor) if found is None else found
 
-    def _record(self, func: Any, args: tuple, kwargs: Any, inputs: list[Tensor], new: list[Tensor]) -> None:
-        compiled = kernel(func, args)
+    def _record(self, func: Any, args: tuple, inputs: list[Tensor], new: list[Tensor]) -> None:
+        compiled = _compiled(func, args)
         if compiled is not None and compiled not in self._kernels:
             self._kernels.add(compiled)
-            for size in KERNEL_BYTES:
-                self._number(size, "kernels")
+            self._number(KERNEL_BYTES, "kernels")
         known = tuple(number for t in inputs if (number := self._find(t)) is not None)
-        waiting = [t for t in new if t.untyped_storage().nbytes()]
-        for phase in phases(func, args, kwargs, new):
-            role = phase.role
-            early = [self._number(size, role) for size in phase.early]
-            late = [self._number(size, role) for size in phase.late]
-            self._end(early)
-            for tensor in phase.outputs:
-                number = self._allocate(tensor)
-                self._parents[number] = known
-                waiting = [t for t in waiting if t is not tensor]
-            self._end(late)
-        for tensor in waiting:
-            self._parents[self._allocate(tensor)] = known
+        for tensor in new:
+            if tensor.untyped_storage().nbytes():
+                self._parents[self._allocate(tensor)] = known
 
     def _find(self, tensor: Tensor) -> int | None:
         found = self._alive.get(tensor.untyped_storage()._cdata)
@@ -226,3 +222,23 @@ def _adamw(
             parameter.addcdiv_(states[name][0], denominator, value=-1e-3)
             del denominator
     tracker.role = "activations"
+
+
+def _compiled(func: Any, args: tuple) -> Hashable | None:
+    """The matrix product that oneDNN compiles for this operator and keeps; None: it compiles nothing."""
+    packet = func.overloadpacket
+    if packet is getattr(torch.ops.mkldnn, "_linear_pointwise", None):
+        rows, weight, bias, activation = args[:4]
+        return ("linear", rows.flatten(0, -2).shape, weight.shape, rows.dtype, bias is None, activation)
+    if packet not in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+        return None
+    added = packet in (aten.addmm, aten.baddbmm)
+    left, right = args[1:3] if added else args[:2]
+    small = prod(left.shape) * right.shape[-1] <= ONEDNN_LEAST
+    if left.dtype is not torch.bfloat16 or small or not _onednn_has_bf16():
+        return None  # fp32 is MKL's, which compiles nothing
+    return ("product", left.shape, left.stride(), right.shape, right.stride(), added)
+
+
+def _onednn_has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

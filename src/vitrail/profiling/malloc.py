@@ -1,4 +1,4 @@
-"""What malloc keeps of this process's memory, and how to have it kept or given back."""
+"""Have malloc keep freed memory, or return it to the system."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vitrail.profiling.heap import INITIAL_THRESHOLD, MOST_THRESHOLD, PAGE
-
-__all__ = ["freed_memory_kept", "give_back", "malloc_state"]
+__all__ = ["freed_memory_kept", "give_back"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """glibc's names of what `mallopt` sets, malloc.h."""
 _MMAP_MAX = 65536
 """Mapped blocks at a time, glibc's default."""
-_MALLOC_FIELDS = (
-    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-)
+_MOST_THRESHOLD = 32 * 1024 * 1024
+"""Largest size from which glibc maps blocks on their own; its threshold adapts up to this."""
 
 
 def give_back() -> None:
-    """Have malloc return free memory to the system, so that what is resident is in use."""
+    """Have malloc return free memory to the system, so that resident memory is memory in use."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
@@ -29,10 +25,10 @@ def give_back() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within this block malloc keeps what is freed, and gives it back at the end.
+    """Within this block malloc keeps freed memory, and returns it at the end.
 
-    A training step frees gigabytes that the next one asks for again. glibc returns large blocks at once, and
-    the system has to find and clear their pages anew: 282,000 page faults in an fp32 step of Swin-T at batch
+    A training step frees gigabytes that the next one allocates again. glibc returns large blocks at once, and
+    the system has to find and clear new pages: 282,000 page faults in an fp32 step of Swin-T at batch
     16, a tenth of its time. The setting is the whole process's. Other allocators are left as they are.
     """
     libc = ctypes.CDLL(None)
@@ -44,35 +40,8 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        # Setting any of them ends their adapting: what it would come to with large blocks stays.
+        # Setting any of them ends their adaptation, so set what it would reach with large blocks.
         libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        libc.mallopt(_M_MMAP_THRESHOLD, MOST_THRESHOLD)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * MOST_THRESHOLD)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MOST_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_THRESHOLD)
         give_back()
-
-
-class _MallocInfo(ctypes.Structure):
-    """glibc's `struct mallinfo2`."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in _MALLOC_FIELDS]
-
-
-def malloc_state() -> tuple[int, int]:
-    """(bytes from which malloc maps a block on its own, free bytes at its heap's end), as they are now."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):  # not glibc, or one before 2.33
-        return INITIAL_THRESHOLD, 0
-    libc.mallinfo2.restype = _MallocInfo
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    low, high = INITIAL_THRESHOLD, MOST_THRESHOLD
-    while high - low > PAGE:
-        middle = (low + high) // 2
-        mapped = libc.mallinfo2().hblks
-        block = libc.malloc(middle)
-        if libc.mallinfo2().hblks > mapped:
-            high = middle  # not freed: that would move the threshold; no page of it is touched
-        else:
-            low = middle
-            libc.free(block)
-    return low, int(libc.mallinfo2().keepcost)

@@ -2,16 +2,16 @@
 
     predicted peak = baseline     a process that has imported what it needs; a fact of this machine, measured
                    + runtime      code, threads and buffers of kernels that have run once; measured too
-                   + tensors      their lifetimes (`lifetimes.py`), what kernels need inside (`scratch.py`)
-                   + allocator    what malloc, which lays them out, holds beyond them (`heap.py`)
+                   + tensors      the most that are alive at once (`lifetimes.py`)
+                   + allowance    a share of that, for kernels' buffers and what malloc holds (`ALLOWANCE`)
 
 The run is one batch in PyTorch eager: inference under `torch.inference_mode` with weights and images in the
 precision, or two training steps (the optimiser's state exists only after the first) of AdamW on the
-cross-entropy, bf16 meaning autocast over fp32 weights. A model's further calls can take more, because what
-malloc keeps changes from call to call; `measure` tells that apart as `repeated`.
+cross-entropy, bf16 meaning autocast over fp32 weights. Further calls can take more, because what malloc
+keeps changes from call to call; `measure` reports them separately as `repeated`.
 
 Predicting and measuring happen in children of `measure/sandbox.py`: a prediction leaves fake tensors in
-caches, and both need a process of known history. All sizes are MiB.
+caches, and both need a fresh process. All sizes are MiB.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from vitrail.measure import sandbox
 __all__ = ["ROLES", "MemorySetup", "measure", "predict"]
 
 MIB = 1024 * 1024
-ROLES = ("weights", "input", "activations", "attention", "workspace", "kernels", "gradients", "optimizer")
+ROLES = ("weights", "input", "activations", "attention", "kernels", "gradients", "optimizer")
+ALLOWANCE = 0.10
+"""Memory held beyond the tensors, as a share of theirs: buffers inside kernels, and holes that malloc keeps.
+Chosen on the fixed points of benchmarks/memory.py (docs/memory.md)."""
 IMPLEMENTATIONS = ("vitrail", "timm")
 PRECISIONS = ("fp32", "bf16")
 PREDICT_TIMEOUT_S = 600.0
@@ -42,11 +45,11 @@ class MemorySetup:
 
     Raises:
         InputError: an unknown implementation or precision, a size or batch out of range, or an attention
-            kernel that timm's code has not.
+            kernel that timm's code does not have.
     """
 
     model: str
-    """timm's name without a tag; CLIP's is open_clip's and means its image tower."""
+    """timm's name without a tag, or open_clip's name of a CLIP, whose image tower is meant."""
     image_size: int | None = None
     """H = W in pixels; None: the model's own."""
     batch_size: int = 1
@@ -55,14 +58,16 @@ class MemorySetup:
     attention: str = "auto"
     """A kernel of `models.attention`; for timm's code auto, naive or fused."""
     implementation: str | None = None
-    """vitrail or timm; None: ours where it exists."""
+    """vitrail or timm; None: ours if we have it."""
 
     def __post_init__(self) -> None:
         whole("batch_size", self.batch_size)
         if self.image_size is not None:
             whole("image_size", self.image_size)
         if self.precision not in PRECISIONS:
-            raise InputError(f"{self.precision!r} is no precision here: choose {' or '.join(PRECISIONS)}.")
+            raise InputError(
+                f"{self.precision!r} is not a precision for this: choose {' or '.join(PRECISIONS)}."
+            )
         if self.implementation not in (None, *IMPLEMENTATIONS):
             raise InputError(
                 f"There is no implementation {self.implementation!r}: choose {' or '.join(IMPLEMENTATIONS)}."
@@ -70,23 +75,23 @@ class MemorySetup:
 
     @property
     def ours(self) -> bool:
-        """Whether it is our code that runs."""
+        """Whether our code runs."""
         return self.implementation == "vitrail"
 
 
 def predict(setup: MemorySetup, *, budget_mib: float | None = None) -> dict[str, Any]:
     """Predict the peak.
 
-    The answer has `predicted_mib` {total, baseline, runtime, one for each of ROLES, allocator},
+    The answer has `predicted_mib` {total, baseline, runtime, one for each of ROLES, allowance},
     `largest_batch`, `image_size`, `implementation`, `parameters`, `macs` (of one image) and
-    `followed_batches` (two smaller ones, where following the batch itself would take minutes).
+    `followed_batches` (two smaller ones, if following the batch itself would take minutes).
 
     Args:
         setup: what would be run.
-        budget_mib: memory for which the largest batch is searched; None: not searched (null).
+        budget_mib: memory that the largest batch must fit in; None: it is not searched (null).
 
     Raises:
-        InputError: a model, size or kernel that does not exist or does not go together.
+        InputError: a model, size or kernel that does not exist, or that do not fit together.
         ChildFailure: the model cannot be followed without values.
     """
     payload = {"setup": asdict(setup), "budget_mib": budget_mib}

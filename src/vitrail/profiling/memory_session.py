@@ -1,6 +1,6 @@
 """The child's side of memory.py: predicts or measures in a process that does nothing else.
 
-Each function is the whole life of one process: what it imports, and when, is part of the figures.
+Each function is the whole life of one process: its imports, and their order, are part of the figures.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import InputError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
 from vitrail.models.registry import MODELS, TWO_TOWERS
-from vitrail.profiling.malloc import give_back, malloc_state
-from vitrail.profiling.memory import MIB, ROLES, MemorySetup
+from vitrail.profiling.malloc import give_back
+from vitrail.profiling.memory import ALLOWANCE, MIB, ROLES, MemorySetup
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 REPEATS = 2
 """Calls after the first, for `repeated`."""
 FAR = 4
-"""Beyond so many times the asked batch, the largest one is extrapolated."""
+"""Beyond this many times the given batch, the largest one is extrapolated."""
 MOST_EVENTS = 30_000
-"""Allocations and ends of one run that are followed: some ten seconds."""
+"""Allocations and ends followed in one run: about ten seconds."""
 PROBES = 12
-"""Most batch sizes that the search for it predicts."""
+"""Most batch sizes predicted while searching for the largest."""
 
 
 # --- prediction ---------------------------------------------------------------------------------
 
 
 def predict(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """`memory.predict` in this process; what a user got wrong comes back as {"refused": sentence}."""
+    """`memory.predict` in this process; a user's mistake comes back as {"refused": sentence}."""
     try:
         return _predict(_resolved(MemorySetup(**payload["setup"])), payload["budget_mib"])
     except InputError as error:
@@ -49,9 +49,8 @@ def predict(payload: Mapping[str, Any]) -> dict[str, Any]:
 def _predict(setup: MemorySetup, budget_mib: float | None) -> dict[str, Any]:
     _import(setup)
     baseline = resident_mib()
-    malloc = malloc_state()
     runtime = max(0.0, _warmed_up(setup) - baseline)
-    peaks = _Peaks(setup, malloc, {"baseline": baseline, "runtime": runtime})
+    peaks = _Peaks(setup, {"baseline": baseline, "runtime": runtime})
     predicted = peaks.at(setup.batch_size)
     largest = None
     if budget_mib is not None:
@@ -71,13 +70,13 @@ def _predict(setup: MemorySetup, budget_mib: float | None) -> dict[str, Any]:
 class _Peaks:
     """Predicted peaks by batch size.
 
-    Code that takes one image after the other has events in proportion to the batch, and a large batch would
-    take minutes to follow. Beyond `MOST_EVENTS` each part of the peak is read off the line through two
-    smaller batches: what such code holds at a time does not grow, everything else does in proportion.
+    In code that processes images one by one, events grow with the batch, and a large batch would take minutes
+    to follow. Beyond `MOST_EVENTS` each part of the peak is extrapolated from two smaller batches: the memory
+    such code holds at a time is constant, everything else grows linearly.
     """
 
-    def __init__(self, setup: MemorySetup, malloc: tuple[int, int], fixed: dict[str, float]) -> None:
-        self._setup, self._malloc, self._fixed = setup, malloc, fixed
+    def __init__(self, setup: MemorySetup, fixed: dict[str, float]) -> None:
+        self._setup, self._fixed = setup, fixed
         self._known: dict[int, dict[str, float]] = {}
         self._events: dict[int, int] = {}
 
@@ -93,7 +92,7 @@ class _Peaks:
         return {"total": sum(parts.values()), **parts}
 
     def followed_for(self, batch_size: int) -> list[int]:
-        """The batch itself where it can be followed, else the two that its line goes through."""
+        """The batch itself if it can be followed, else the two to extrapolate from."""
         if batch_size <= 2:
             return [batch_size]
         for known in (1, 2):
@@ -106,7 +105,7 @@ class _Peaks:
         if batch_size not in self._known:
             lifetimes = _lifetimes(self._setup, batch_size)
             self._events[batch_size] = len(lifetimes.events)
-            self._known[batch_size] = _peak(lifetimes, *self._malloc)
+            self._known[batch_size] = _peak(lifetimes)
         return self._known[batch_size]
 
 
@@ -121,26 +120,20 @@ def _cost(setup: MemorySetup) -> Cost:
     return cost.count(model, setup.image_size)
 
 
-def _peak(lifetimes: Lifetimes, threshold: int, spare: int) -> dict[str, float]:
-    """MiB of each role, and of the allocator, at the moment when most memory is resident."""
-    from vitrail.profiling.heap import Heap
-
-    heap = Heap(threshold=threshold, spare=spare)
+def _peak(lifetimes: Lifetimes) -> dict[str, float]:
+    """MiB of each role when most bytes are alive, and the allowance for what is held besides."""
     alive: dict[str, int] = dict.fromkeys(ROLES, 0)
     sizes: dict[int, int] = {}
-    most, parts = -1, dict(alive)
+    now, most, parts = 0, -1, alive
     for event in lifetimes.events:
+        change = event.bytes or -sizes.pop(event.block)
         if event.bytes:
-            heap.allocate(event.block, event.bytes)
             sizes[event.block] = event.bytes
-            alive[lifetimes.roles[event.block]] += event.bytes
-        else:
-            heap.free(event.block)
-            alive[lifetimes.roles[event.block]] -= sizes.pop(event.block)
-        if heap.resident > most:
-            most, parts = heap.resident, dict(alive)
-    parts["allocator"] = most - sum(parts.values())
-    return {role: size / MIB for role, size in parts.items()}
+        alive[lifetimes.roles[event.block]] += change
+        now += change
+        if now > most:
+            most, parts = now, dict(alive)
+    return {role: size / MIB for role, size in {**parts, "allowance": int(ALLOWANCE * most)}.items()}
 
 
 def _lifetimes(setup: MemorySetup, batch_size: int) -> Lifetimes:
@@ -173,8 +166,8 @@ def _largest_batch(
     """The largest batch predicted to stay within the budget; 0: not even one image.
 
     Memory grows almost linearly with the batch, so the next guess is where the line through the two nearest
-    known sizes meets the budget. Far beyond `start` that guess is the answer: following a large batch through
-    code that works in parts takes long, and the line is straight there.
+    known sizes meets the budget. Far beyond `start` that guess is the answer: following a large batch takes
+    long, and the line is straight there.
     """
     known = {start: first["total"]}
 
@@ -215,7 +208,7 @@ def _warmed_up(setup: MemorySetup) -> float:
     dtype = _dtype(setup)
     _small_model(setup, dtype)
     with torch.inference_mode():
-        # Large enough for the matrix kernels to take their full buffers.
+        # Large enough for the matrix kernels to allocate their full buffers.
         for kernel in (functional.linear, linear):
             kernel(torch.rand(1536, 768, dtype=dtype), torch.rand(3072, 768, dtype=dtype))
     gc.collect()
@@ -224,7 +217,7 @@ def _warmed_up(setup: MemorySetup) -> float:
 
 
 def _small_model(setup: MemorySetup, dtype: torch.dtype) -> None:
-    """A model of everything, run twice and forgotten."""
+    """Run a small model with every kind of layer twice."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -259,7 +252,7 @@ def _small_model(setup: MemorySetup, dtype: torch.dtype) -> None:
 
 
 def measure(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """`memory.measure` in this process; what a user got wrong comes back as {"refused": sentence}."""
+    """`memory.measure` in this process; a user's mistake comes back as {"refused": sentence}."""
     try:
         return _measure(_resolved(MemorySetup(**payload["setup"])))
     except InputError as error:
@@ -329,7 +322,7 @@ def _step(setup: MemorySetup, model: nn.Module) -> Callable[[], None]:
 
 
 def _import(setup: MemorySetup) -> None:
-    """What the process needs before there is a model."""
+    """Import what the process needs before it builds a model."""
     importlib.import_module("torch")
     importlib.import_module("vitrail.models.factory" if setup.ours else "vitrail.models.timm")
     if setup.ours:
@@ -337,7 +330,7 @@ def _import(setup: MemorySetup) -> None:
 
 
 def _resolved(setup: MemorySetup) -> MemorySetup:
-    """With `implementation` and `image_size` filled in; imports no more than the one that is chosen needs."""
+    """With `implementation` and `image_size` filled in; imports no more than that implementation needs."""
     if setup.implementation == "vitrail" or setup.model in MODELS:
         implementation = setup.implementation or "vitrail"
     else:
@@ -373,7 +366,7 @@ def _own_size(setup: MemorySetup) -> int:
 
 
 def _dtype(setup: MemorySetup) -> torch.dtype:
-    """Of weights and images; training keeps both in fp32 and lets autocast convert."""
+    """Dtype of weights and images; training keeps both in fp32 and lets autocast convert."""
     import torch
 
     return torch.bfloat16 if setup.precision == "bf16" and not setup.training else torch.float32
@@ -384,7 +377,7 @@ def _built(setup: MemorySetup) -> nn.Module:
     import torch
 
     before = torch.get_default_dtype()
-    # Made in its dtype: a conversion afterwards would need both at once.
+    # Built in its dtype: converting afterwards would hold both at once.
     torch.set_default_dtype(_dtype(setup))
     try:
         model = _ours(setup) if setup.ours else _of_timm(setup)
@@ -400,7 +393,7 @@ def _ours(setup: MemorySetup) -> nn.Module:
     name, size = setup.model, setup.image_size
     assert size is not None
     if name in TWO_TOWERS:
-        # Its texts are embedded once, and only the image tower runs on images.
+        # Texts are embedded once; only the image tower runs on images.
         from vitrail.models.clip import VARIANTS
         from vitrail.models.vit import ViT
 
@@ -419,7 +412,7 @@ def _of_timm(setup: MemorySetup) -> nn.Module:
     assert setup.image_size is not None
     model = timm.build(setup.model, image_size=setup.image_size, classes=1000, weights=None)
     if setup.attention != "auto":
-        # timm's own switch is global; this is what it sets in each module.
+        # timm's own switch is global; this sets the same in each module.
         modules = [module for module in model.modules() if hasattr(module, "fused_attn")]
         if not modules:
             raise InputError(f"{setup.model} has no attention: leave --attention out.")
