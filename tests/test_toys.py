@@ -92,6 +92,12 @@ def walks_the_road(folder: Path, bundle) -> list[object]:
     session.outputs([str(photo) for photo in artifact.photos], 2, str(folder / "outputs.npz"))
     for values in tasks.read_arrays(folder / "outputs.npz").values():
         assert values.shape[:2] == (len(artifact.photos), 2)
+    # One crop a photo goes through the threads; the same rows come out, in the same order.
+    session.outputs([str(photo) for photo in artifact.photos], 1, str(folder / "first.npz"))
+    for name, values in tasks.read_arrays(folder / "first.npz").items():
+        np.testing.assert_allclose(
+            values[:, 0], tasks.read_arrays(folder / "outputs.npz")[name][:, 0], rtol=1e-4, atol=1e-5
+        )
     with predict.load(artifact.path, threads=1) as predictor:
         return predictor.predict(artifact.photos)
 

@@ -120,6 +120,21 @@ class Predictor:
         if failure is not None:
             raise failure
 
+    def all_outputs(self, images: Iterable[ImageInput]) -> Arrays:
+        """Named outputs of n rows for n images, at least one.
+
+        Raises:
+            InputError: an image cannot be used (the first such).
+        """
+        parts = []
+        for slots, outputs in self.outputs(images):
+            for slot in slots:
+                if slot is not None:
+                    raise slot
+            assert outputs is not None
+            parts.append(outputs)
+        return _joined(parts)
+
     def request(self, images: Sequence[ImageInput], **options: Any) -> list[Any]:
         """One production request, all of it: decode, prepare, run, finish.
 

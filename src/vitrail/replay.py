@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from vitrail import judge
+from vitrail import catalog, judge
 from vitrail.catalog import check_requirement
 from vitrail.document import Recorded, from_document
 from vitrail.errors import InputError
@@ -155,13 +155,8 @@ def _same(field: str, asked: object, recorded: object) -> bool:
 
 
 def _is_asked(observation: Observation, settings: SearchSettings) -> bool:
-    from fnmatch import fnmatchcase
-
     variant = observation.variant
-    name, architecture = variant.candidate.name.lower(), variant.candidate.architecture.lower()
-    models = not settings.models or any(
-        fnmatchcase(name, glob.lower()) or fnmatchcase(architecture, glob.lower()) for glob in settings.models
-    )
+    models = not settings.models or any(catalog.matches(variant.candidate, glob) for glob in settings.models)
     return (
         models
         and (not settings.runtimes or variant.runtime in settings.runtimes)

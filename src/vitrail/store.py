@@ -31,6 +31,7 @@ __all__ = [
     "canonical_json",
     "check_room",
     "check_target",
+    "digest_of",
     "fsync_path",
     "sha256_file",
     "sweep",
@@ -81,6 +82,11 @@ def canonical_json(value: object) -> bytes:
     _check_keys(value)
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.encode("ascii")
+
+
+def digest_of(value: object) -> str:
+    """sha256 of a JSON value, however its keys are ordered. Raises as `canonical_json`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def _check_keys(value: object) -> None:
@@ -339,7 +345,7 @@ class RecordStore:
             TypeError, ValueError: key or record is not JSON, or holds a number that is not finite.
         """
         body = {"key": dict(key), "record": dict(record)}
-        digest = hashlib.sha256(canonical_json(body)).hexdigest()
+        digest = digest_of(body)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._swept:
@@ -355,13 +361,13 @@ class RecordStore:
                 yield entry
 
     def _path(self, key: Mapping[str, object]) -> Path:
-        return self.folder / f"{hashlib.sha256(canonical_json(dict(key))).hexdigest()}.json"
+        return self.folder / f"{digest_of(dict(key))}.json"
 
     def _read(self, path: Path) -> tuple[dict[str, object], dict[str, object]] | None:
         try:
             entry = json.loads(path.read_bytes())
             body = {"key": entry["key"], "record": entry["record"]}
-            whole = hashlib.sha256(canonical_json(body)).hexdigest() == entry["sha256"]
+            whole = digest_of(body) == entry["sha256"]
             if whole and isinstance(body["record"], dict) and self._path(body["key"]) == path:
                 return body["key"], body["record"]
         except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -12,7 +11,7 @@ from vitrail.artifact.older import upgraded
 from vitrail.artifact.records import Manifest
 from vitrail.artifact.values import check_complete, check_values
 from vitrail.errors import InputError
-from vitrail.store import canonical_json
+from vitrail.store import digest_of
 
 FORMAT = "vitrail-artifact"
 SCHEMA_VERSION = 4
@@ -33,7 +32,7 @@ def encode(manifest: Manifest) -> bytes:
 def digest(document: dict[str, Any]) -> str:
     """SHA-256 of the manifest's canonical JSON (sorted keys, no spaces, ASCII) without its `digest`."""
     body = {key: value for key, value in document.items() if key != "digest"}
-    return hashlib.sha256(canonical_json(body)).hexdigest()
+    return digest_of(body)
 
 
 def decode(data: bytes, where: str) -> Manifest:

@@ -20,6 +20,7 @@ __all__ = [
     "check_requirement",
     "families",
     "find",
+    "fits",
     "license_class",
     "matches",
 ]
@@ -67,8 +68,12 @@ def find(globs: Sequence[str]) -> tuple[Candidate, ...]:
 
 def matches(candidate: Candidate, glob: str) -> bool:
     """Whether the glob matches the whole `architecture.tag` or the whole architecture, ignoring case."""
-    pattern = glob.lower()
-    return fnmatchcase(candidate.name, pattern) or fnmatchcase(candidate.architecture, pattern)
+    return fits(glob, candidate.name, candidate.architecture)
+
+
+def fits(glob: str, *names: str) -> bool:
+    """Whether the glob (`*`, `?`, `[...]`) matches the whole of one of the names, ignoring case."""
+    return any(fnmatchcase(name.lower(), glob.lower()) for name in names)
 
 
 def _no_match(glob: str) -> str:

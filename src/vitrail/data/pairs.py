@@ -6,7 +6,6 @@ folder, each image is decoded once, and equal files are one image (with the text
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from vitrail.data.read import PRECEDENCE, broken_of, class_name, class_names
 from vitrail.data.records import SPLITS, Broken, Conflict, Copy, ListedImage, Split
 from vitrail.data.splits import assign
 from vitrail.errors import InputError
-from vitrail.store import canonical_json
+from vitrail.store import digest_of
 from vitrail.words import counted
 
 __all__ = ["Pair", "Pairs", "load"]
@@ -194,4 +193,4 @@ def _conflicts(groups: Mapping[str, Sequence[_Line]]) -> tuple[Conflict, ...]:
 
 def _digest(pairs: Sequence[Pair]) -> str:
     content = sorted([pair.digest, sorted(pair.texts), pair.split, pair.category or ""] for pair in pairs)
-    return hashlib.sha256(canonical_json(content)).hexdigest()
+    return digest_of(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from vitrail.data.examine import Look, examine
 from vitrail.data.records import SPLITS, Broken, Conflict, Copy, Dataset, Example, Layout, ListedImage, Split
 from vitrail.data.splits import FRACTIONS, LEAST, assign, check_fractions
 from vitrail.errors import InputError
-from vitrail.store import canonical_json
+from vitrail.store import digest_of
 from vitrail.words import counted, is_utf8, utf8
 
 # Which of the copies spread over splits is kept: held-out images must not be learned from.
@@ -234,4 +233,4 @@ def _examples(
 
 def _digest(examples: Sequence[Example], classes: Sequence[str]) -> str:
     content = sorted([example.digest, classes[example.label], example.split] for example in examples)
-    return hashlib.sha256(canonical_json(content)).hexdigest()
+    return digest_of(content)

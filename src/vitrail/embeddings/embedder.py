@@ -5,7 +5,6 @@ Shapes: n inputs, D dimension.
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -59,7 +58,7 @@ class Origin:
         }
         if self.precision != "fp32":
             decisive["precision"] = self.precision
-        return hashlib.sha256(store.canonical_json(decisive)).hexdigest()
+        return store.digest_of(decisive)
 
 
 class Embedder(Protocol):

@@ -258,7 +258,7 @@ def _facts(path: str | Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
 def _checksum(facts: dict[str, Any]) -> str:
     """sha256 of the metadata without the checksum itself; `digest` does not cover it."""
     said = {name: value for name, value in facts.items() if name != "checksum"}
-    return hashlib.sha256(store.canonical_json(said)).hexdigest()
+    return store.digest_of(said)
 
 
 def _digest(names: Sequence[str], vectors_ND: np.ndarray) -> str:

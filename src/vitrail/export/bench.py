@@ -6,7 +6,6 @@ Everything heavy runs in children of measure/sandbox.py; this process never impo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -240,7 +239,7 @@ class Bench(Exports):
         }
         if variant.candidate.task != "classify":
             key["task"] = variant.candidate.task
-        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+        digest = store.digest_of(key)[:24]
         target = self._cache / "references" / f"{digest}.npz"
         if not target.is_file():
             self._make_reference(variant, located, crops, target, left_s)

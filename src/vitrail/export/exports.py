@@ -5,7 +5,6 @@ PyTorch is in the workshop's process alone; this one never imports it.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -147,7 +146,7 @@ class Exports:
         }
         if candidate.task != "classify":
             key["task"] = candidate.task
-        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:16]
+        digest = store.digest_of(key)[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
 
     def weights_file(self, located: Located | None) -> str | None:

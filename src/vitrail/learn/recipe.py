@@ -6,7 +6,6 @@ out has the default given here. The files in `recipes/` say where their figures 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import msgspec
 
 from vitrail.errors import InputError
 from vitrail.limits import RANGES
-from vitrail.store import canonical_json
+from vitrail.store import digest_of
 from vitrail.units import nearest
 
 if sys.version_info >= (3, 11):
@@ -174,7 +173,7 @@ class Recipe(_Section, frozen=True, kw_only=True):
     def digest(self) -> str:
         """Changes with any value but the name and the source."""
         values = {k: v for k, v in self.values().items() if k not in ("name", "source")}
-        return hashlib.sha256(canonical_json(values)).hexdigest()
+        return digest_of(values)
 
     def values(self) -> dict[str, Any]:
         """Every field as plain values, sections as dicts."""

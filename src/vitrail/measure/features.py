@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 
 from vitrail import runtimes, tasks
-from vitrail.errors import InputError
 from vitrail.predict import MOST_WORKERS, Predictor
 from vitrail.vocabulary import Graph, Target
 
@@ -46,21 +45,12 @@ def extract(payload: dict[str, Any]) -> dict[str, float]:
         sizes={"B": request.batch_size},
         threads=request.threads,
     )
-    rows: list[np.ndarray] = []
-    done = 0
     workers = min(request.threads, MOST_WORKERS)
     with Predictor(runner, tasks.unpack(request.task), workers=workers) as predictor:
-        for slots, outputs in predictor.outputs(request.images):
-            for path, slot in zip(request.images[done:], slots, strict=False):
-                if slot is not None:
-                    raise InputError(f"{path}: {slot}")
-            done += len(slots)
-            assert outputs is not None
-            rows.append(outputs[output.name])
+        rows = predictor.all_outputs(request.images)[output.name].astype(np.float32)
         ms = _alone_ms(predictor, request.images[: request.batch_size]) / request.batch_size
-    features = np.concatenate(rows).astype(np.float32)
     with open(request.out, "wb") as out:
-        np.save(out, features.reshape(len(features), -1), allow_pickle=False)
+        np.save(out, rows.reshape(len(rows), -1), allow_pickle=False)
     return {"ms": ms}
 
 

@@ -130,10 +130,14 @@ class ExportSession:
     def outputs(self, photos: list[str], crops_per_photo: int, target: str) -> dict[str, Any]:
         """Outputs of the photos' crops, saved to `target` (`.npz`) as named arrays (photos, crops, ...)."""
         task = self._predictor.task
-        rows = [self._predictor.run(task.views(decode(photo), crops_per_photo)) for photo in photos]
-        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if crops_per_photo == 1:  # as `prepare` makes it: threads read ahead of the engine
+            pipeline = Predictor(self._runner, task, workers=self._request.threads, scaled=False)
+            stacked = {name: rows[:, None] for name, rows in pipeline.all_outputs(photos).items()}
+        else:
+            rows = [self._predictor.run(task.views(decode(photo), crops_per_photo)) for photo in photos]
+            stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         tasks.write_arrays(target, stacked)
-        return {"photos": len(rows)}
+        return {"photos": len(photos)}
 
     def _photos(self) -> list[str]:
         photos, chosen = self._request.photos, []

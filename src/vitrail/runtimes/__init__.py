@@ -26,7 +26,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from vitrail import footprint
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
 from vitrail.vocabulary import Graph, Precision, RunnerFacts, Target, TensorSpec
@@ -236,6 +235,8 @@ def memory(target: Target) -> tuple[float, float]:
     if hasattr(engine, "memory"):
         peak, now = engine.memory(target.device)
         return float(peak), float(now)
+    from vitrail import footprint  # psutil: not for every command
+
     return footprint.peak_mib(), footprint.resident_mib()
 
 

@@ -86,7 +86,7 @@ class Features:
         Raises:
             ChildFailure: the export failed, or an image cannot be decoded.
         """
-        digest = hashlib.sha256(store.canonical_json(self.key(engine))).hexdigest()[:24]
+        digest = store.digest_of(self.key(engine))[:24]
         file = self._folder / f"{digest}.npz"
         known = _read(file)
         new = [example for example in examples if example.digest not in known]

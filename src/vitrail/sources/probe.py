@@ -7,7 +7,6 @@ the winner of a selection: latency, memory and parity are judged afterwards, on 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -253,7 +252,7 @@ class _Race:
         return figures
 
     def _head_file(self, key: dict[str, object]) -> Path:
-        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+        digest = store.digest_of(key)[:24]
         return store.cache_dir() / "probes" / f"{digest}.npz"
 
     def _as_candidate(self, runner: Contestant) -> Candidate:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
-from vitrail import store
+from vitrail import catalog, store
 from vitrail.artifact import TextTower
 from vitrail.catalog.clip import RESULTS, Published, all_published
 from vitrail.data import Dataset
@@ -114,12 +112,7 @@ def matching(globs: Sequence[str]) -> tuple[Published, ...]:
     return tuple(
         row
         for row in all_published()
-        if not globs
-        or any(
-            fnmatchcase(name.lower(), glob.lower())
-            for glob in globs
-            for name in (f"{row.model}.{row.tag}", row.model)
-        )
+        if not globs or any(catalog.fits(glob, f"{row.model}.{row.tag}", row.model) for glob in globs)
     )
 
 
@@ -187,7 +180,7 @@ def _candidate(
     }
     folder = store.cache_dir() / "zero-shot"
     records = store.RecordStore(folder)
-    digest = hashlib.sha256(store.canonical_json(identity)).hexdigest()[:24]
+    digest = store.digest_of(identity)[:24]
     target, labels = folder / f"{digest}.safetensors", folder / f"{digest}.txt"
     facts = records.get(identity)
     if facts is None or not target.is_file():

@@ -7,7 +7,6 @@ reopen(index.table.origin)                                 the embedder that mad
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -177,7 +176,7 @@ class ModelEmbedder(Embedder):
             "image_size": size,
             "toolchain": work.toolchain(),
         }
-        digest = hashlib.sha256(store.canonical_json(key)).hexdigest()[:24]
+        digest = store.digest_of(key)[:24]
         folder = store.cache_dir() / "towers" / digest
         manifest = folder / MANIFEST
         if not manifest.is_file():
