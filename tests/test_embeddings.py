@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.embeddings import Embedder, Index, Origin, Table, embed, read_table, write_table
+from vitrail.embeddings import Embedder, Index, Origin, VectorTable, embed, read_table, write_table
 from vitrail.embeddings.inputs import image_paths, text_lines
 from vitrail.errors import ClaimError, InputError
 from vitrail.vocabulary import Preprocess, Weights
@@ -163,7 +163,7 @@ def test_the_digest_is_of_what_decides_the_numbers():
 
 def a_table(rows=12, dimension=8, content="image"):
     vectors = unit(np.random.default_rng(rows), rows, dimension)
-    return Table(content=content, names=names(rows), vectors_ND=vectors, origin=origin(dimension))
+    return VectorTable(content=content, names=names(rows), vectors_ND=vectors, origin=origin(dimension))
 
 
 @pytest.mark.parametrize("content", ["image", "text"])

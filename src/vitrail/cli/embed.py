@@ -15,7 +15,7 @@ from vitrail.errors import InputError
 from vitrail.words import counted
 
 if TYPE_CHECKING:
-    from vitrail.embeddings import Table
+    from vitrail.embeddings import VectorTable
     from vitrail.embeddings.artifact import ArtifactEmbedder
     from vitrail.vocabulary import Weights
     from vitrail.zeroshot.embed import ModelEmbedder
@@ -161,7 +161,7 @@ def _progress(total: int) -> Callable[[int], None] | None:
     return show
 
 
-def _document(given: str, out: str, table: Table) -> dict[str, Any]:
+def _document(given: str, out: str, table: VectorTable) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "source": given,
@@ -174,7 +174,7 @@ def _document(given: str, out: str, table: Table) -> dict[str, Any]:
     }
 
 
-def _lines(given: str, out: str, table: Table) -> list[str]:
+def _lines(given: str, out: str, table: VectorTable) -> list[str]:
     origin, rows = table.origin, len(table.names)
     size = origin.preprocess.image_size
     lines = [

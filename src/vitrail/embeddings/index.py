@@ -19,7 +19,7 @@ import numpy as np
 
 from vitrail import store
 from vitrail.embeddings.embedder import Embedder, Origin
-from vitrail.embeddings.vectors import INSTALL, Content, Table, read_table
+from vitrail.embeddings.vectors import INSTALL, Content, VectorTable, read_table
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.hardware import usable_cores
 from vitrail.limits import whole
@@ -55,7 +55,7 @@ class Index:
         InputError: the table has no rows.
     """
 
-    def __init__(self, table: Table, *, exact_up_to: int = EXACT_UP_TO) -> None:
+    def __init__(self, table: VectorTable, *, exact_up_to: int = EXACT_UP_TO) -> None:
         if not table.names:
             raise InputError("The table has no rows: embed at least one image or text.")
         self.table = table
@@ -78,8 +78,8 @@ class Index:
         content: Content = "image",
         exact_up_to: int = EXACT_UP_TO,
     ) -> Index:
-        """An index of float32 (N, D) vectors of length 1; errors as `Table`."""
-        table = Table(content=content, names=names, vectors_ND=vectors_ND, origin=origin)
+        """An index of float32 (N, D) vectors of length 1; errors as `VectorTable`."""
+        table = VectorTable(content=content, names=names, vectors_ND=vectors_ND, origin=origin)
         return cls(table, exact_up_to=exact_up_to)
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ class Index:
         return [Hit(name=self.table.names[rows[i]], score=float(scores[i]), row=int(rows[i])) for i in order]
 
 
-def _graph_of(table: Table) -> Any:
+def _graph_of(table: VectorTable) -> Any:
     """The table's graph, from the cache or newly built.
 
     Raises:

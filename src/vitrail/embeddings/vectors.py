@@ -25,7 +25,7 @@ from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.version import __version__
 from vitrail.words import is_utf8, utf8, utf8_all
 
-__all__ = ["Skipped", "Table", "check_installed", "embed", "read_table", "write_table"]
+__all__ = ["Skipped", "VectorTable", "check_installed", "embed", "read_table", "write_table"]
 
 SCHEMA_VERSION = 1
 KEY = b"vitrail"
@@ -49,7 +49,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Table:
+class VectorTable:
     """N named vectors of one origin.
 
     Raises:
@@ -91,7 +91,7 @@ def embed(
     content: Content,
     *,
     progress: Callable[[int], None] | None = None,
-) -> Table:
+) -> VectorTable:
     """Vectors of all images (paths) or texts; what cannot be embedded is listed in `broken`.
 
     If the embedder itself fails, the vectors made until then are kept and all other inputs count as broken.
@@ -136,7 +136,7 @@ def embed(
     if not rows:
         first = f"; the first: {broken[0].reason}" if broken else ": give at least one."
         raise InputError(f"No {content} could be embedded ({len(names)} tried){first}")
-    return Table(
+    return VectorTable(
         content=content,
         names=tuple(kept),
         vectors_ND=np.stack(rows),
@@ -145,7 +145,7 @@ def embed(
     )
 
 
-def write_table(table: Table, path: str | Path) -> None:
+def write_table(table: VectorTable, path: str | Path) -> None:
     """Write the table as Parquet, atomically.
 
     Raises:
@@ -181,7 +181,7 @@ def write_table(table: Table, path: str | Path) -> None:
     store.atomic_write(path, cast("bytes", memoryview(sink.getvalue())))
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path) -> VectorTable:
     """Read what `write_table` wrote, and check that it is intact.
 
     Raises:
@@ -205,7 +205,7 @@ def read_table(path: str | Path) -> Table:
         try:
             table = _table(file, facts)
             whole = table.digest == facts["digest"] and _checksum(facts) == facts["checksum"]
-        except wrong as error:  # InputError, which Table raises, is a ValueError
+        except wrong as error:  # InputError, which VectorTable raises, is a ValueError
             raise InputError(f"{path} is damaged ({_short(error)}): {again}.") from None
         except MemoryError:
             raise InputError(
@@ -217,7 +217,7 @@ def read_table(path: str | Path) -> Table:
     return table
 
 
-def _table(file: Any, facts: dict[str, Any]) -> Table:
+def _table(file: Any, facts: dict[str, Any]) -> VectorTable:
     """The rows of an open Parquet file, read in parts so that memory never holds them twice."""
     origin = msgspec.convert(facts["origin"], Origin)
     column = COLUMNS[facts["content"]]
@@ -230,7 +230,7 @@ def _table(file: Any, facts: dict[str, Any]) -> Table:
         vectors_ND[begin : len(names)] = rows.reshape(batch.num_rows, origin.dimension)
     if len(names) != len(vectors_ND):
         raise ValueError(f"{len(names)} of {len(vectors_ND)} rows are there")
-    return Table(
+    return VectorTable(
         content=facts["content"],
         names=tuple(names),
         vectors_ND=vectors_ND,
