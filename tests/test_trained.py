@@ -208,7 +208,7 @@ def test_without_data_the_runs_own_is_used_while_it_is_the_same(run, labelled, d
     shutil.copytree(labelled, copy)
     changed(run, data=str(copy))
     next((copy / "red").iterdir()).unlink()
-    with pytest.raises(InputError, match=r"not those that .* --data DIR"):
+    with pytest.raises(InputError, match=r"have changed since .* --data DIR"):
         judged_by(run)
     shutil.rmtree(copy)
     with pytest.raises(InputError, match=r"no longer at .* --data DIR"):
@@ -251,7 +251,7 @@ def test_an_undertrained_run_is_noted_with_what_helps(run, labelled):
     found, _, same, _ = judged_by(run, workload=v.Workload(data=str(labelled)))
     assert doubts(found, same) == (
         f"{TIMM}.toy-run still improved when it ended (loss 0.50 on training and 0.55 on validation images): "
-        "train it on (vitrail train … --epochs 4 --extend)",
+        "continue its training (vitrail train … --epochs 4 --extend)",
     )
 
 
@@ -352,7 +352,7 @@ def test_a_run_is_selected_shipped_and_answers_as_its_module_does(run, model, da
     assert found.selected == "test_vit.toy-run@32 onnxruntime fp32", [e.reasons for e in found.ledger]
     assert found.test.main.value >= 80
     assert any("not finished" in note for note in found.notes)
-    assert any("used again" in note for note in found.notes)
+    assert any("those of the training" in note for note in found.notes)
     assert [len(training.history) for training in found.trainings] == [2]
     recorded = from_document(to_json_bytes(found), "own.json")
     assert recorded.selection.trainings == found.trainings

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ship-provisional",
         action="store_true",
-        help="if the budget ends without a winner, write what leads to DIR, marked as not proven",
+        help="if the budget ends without a winner, write the leader to DIR, marked as unproven",
     )
     parser.add_argument(
         "--from",
@@ -58,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("your own weights")
     own.add_argument("--weights", metavar="FILE", help="safetensors, or a torch file of tensors only")
     own.add_argument("--arch", metavar="NAME", help="timm's name of their architecture")
-    own.add_argument("--labels", metavar="FILE", help="one label a line, in the order of the outputs")
+    own.add_argument("--labels", metavar="FILE", help="one label per line, in the order of the outputs")
     own.add_argument("--accuracy", metavar="PERCENT", help="their top-1, as you declare it")
     own.add_argument(
-        "--trained", metavar="RUN", action="append", help="a training run's folder; may be given again"
+        "--trained", metavar="RUN", action="append", help="a training run's folder; may be repeated"
     )
     zero_shot = parser.add_argument_group("zero-shot")
     zero_shot.add_argument(
-        "--classes", metavar="NAMES|FILE", help="class names for CLIP, commas between or one a line"
+        "--classes", metavar="NAMES|FILE", help="class names for CLIP, separated by commas or one per line"
     )
     zero_shot.add_argument(
         "--prompts", metavar="SET|FILE", help="sentences for the names: imagenet, simple or a file (imagenet)"
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_targets(args: argparse.Namespace) -> None:
     """Find out before measuring, not after, that a result could not be written."""
     if args.out is not None and not Path(args.out).name.strip("."):
-        raise InputError(f"--out {args.out} is no new folder: give it a name of its own.")
+        raise InputError(f"--out {args.out} does not name a new folder: give it a name of its own.")
     if args.ship_provisional and args.out is None:
         raise InputError("--ship-provisional says what is written to --out DIR: give that too.")
     if args.out is not None and _report_path(args.out).is_dir():

@@ -19,7 +19,7 @@ __all__ = ["calibrated", "check_classes", "described", "doubts", "photos_of", "t
 
 
 def tested(selection: Selection, search: Search, requirements: Requirements) -> Selection:
-    """The selection with the winner's answers on the test split, beside what validation let expect.
+    """The selection with the winner's answers on the test split, beside what validation makes likely.
 
     No choice has looked at these images, and none does now: what they say is written down, and where they
     contradict a limit that validation held, a note says so.
@@ -48,8 +48,8 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
         expected = (100 * low, 100 * high)
         if not low <= main.value / 100 <= high:
             missed.append(
-                f"the test accuracy of {main.value:.1f} % lies outside the "
-                f"{expected[0]:.1f} to {expected[1]:.1f} % that the validation images let expect"
+                f"the test accuracy of {main.value:.1f} % is outside the "
+                f"{expected[0]:.1f} to {expected[1]:.1f} % expected from the validation images"
             )
     return replace(selection, test=found, expected_test=expected, notes=(*missed, *selection.notes))
 
@@ -78,7 +78,7 @@ def calibrated(selection: Selection) -> Selection:
         return selection
     note = (
         f"its probabilities are {error.value:.1f} points off on {seen.split} images (calibration "
-        "error): they rank answers, and are no chances of being right"
+        "error): they rank answers but are not probabilities of being right"
     )
     return replace(selection, notes=(note, *selection.notes))
 

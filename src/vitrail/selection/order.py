@@ -155,7 +155,7 @@ def cannot_beat(
     if by_time and (timed := rival.latency.get("model")) is not None:
         least = model.floor_ms(variant) / SAFETY
         if least > timed.p50:
-            return f"hardly below {least:.1f} ms by its floor, {name} takes {timed.p50:.1f} ms"
+            return f"unlikely to be below {least:.1f} ms by its lower bound, {name} takes {timed.p50:.1f} ms"
     if objective == "memory" and rival.memory is not None:
         needed = memory_baseline + memory_floor_mib(variant)
         if needed > rival.memory.peak:
@@ -170,12 +170,10 @@ def cannot_fit(
     percentile, mean = model.least_ms(variant)
     limit, rate = requirements.max_latency_ms, requirements.min_throughput
     if limit is not None and percentile > limit:
-        return f"latency: hardly below {percentile:.0f} ms, going by its arithmetic and what relatives took"
+        return f"latency: unlikely to be below {percentile:.0f} ms, by its arithmetic and its relatives"
     if rate is not None and 1000 * workload.batch_size / mean < rate:
         most = 1000 * workload.batch_size / mean
-        return (
-            f"throughput: hardly above {most:.0f} images/s, going by its arithmetic and what relatives took"
-        )
+        return f"throughput: unlikely to be above {most:.0f} images/s, by its arithmetic and its relatives"
     return None
 
 

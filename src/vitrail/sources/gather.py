@@ -39,7 +39,7 @@ def labelled_images(
     for source in sources:
         if (own := source.labelled_images(layout)) is not None:
             place, dataset = own
-            note = f"no labelled images were named: those that the training used, {place}, are used again"
+            note = f"no labelled images were given: those of the training, {place}, are used"
             return replace(workload, data=place), dataset, (note,)
     return workload, None, ()
 

@@ -187,7 +187,7 @@ class _Race:
             )
             low_high = accuracy.share_interval(right, seen, confidence=0.998)
             if asked is not None and 100 * low_high[1] < asked:
-                self.excluded[runner.candidate.name] = f"{text}: below {asked:g} % beyond its noise"
+                self.excluded[runner.candidate.name] = f"{text}: below {asked:g} % by more than the noise"
                 runners.remove(runner)
                 continue
             rival = next((other for other in runners if self._beats(other, runner)), None)

@@ -85,8 +85,8 @@ class TrainedRuns(Source):
         dataset = data.load(place, layout=layout)
         if dataset.digest not in digests:
             raise InputError(
-                f"The labelled images at {place} are not those that {first.folder} was trained on any more: "
-                f"name the ones to judge it on with --data DIR (--data {place} if these are meant)."
+                f"The labelled images at {place} have changed since {first.folder} was trained: "
+                f"say which ones to judge it on with --data DIR (--data {place} if these are meant)."
             )
         return place, dataset
 
@@ -129,7 +129,7 @@ def check_against(folder: str, record: Trained, dataset: Dataset) -> None:
         parts = [("only the run has", sorted(own - theirs)), ("only the data has", sorted(theirs - own))]
         said = "; ".join(f"{who} {some_of(names, SHOWN)}" for who, names in parts if names)
         raise InputError(
-            f"{folder} was trained on other classes than {dataset.name} has ({said}): give the data it was "
+            f"{folder} was not trained on the classes of {dataset.name} ({said}): give the data it was "
             "trained on, or train again on this."
         )
     seen = set(record.seen)
@@ -153,7 +153,7 @@ def _doubts(run: TrainedRun, dataset: Dataset | None) -> Iterator[str]:
         yield f"the training of {name} is not finished ({counted(record.epochs, 'epoch')} done)"
     elif (found := outlook(record)) is not None:
         fix = {
-            "more epochs": f"train it on (vitrail train … --epochs {2 * record.epochs} --extend)",
+            "more epochs": f"continue its training (vitrail train … --epochs {2 * record.epochs} --extend)",
             "more images": "label more images",
         }[found.helps]
         yield f"{name} {found.why}: {fix}"
