@@ -214,7 +214,7 @@ def test_pairs_are_those_of_numpys_correlation_whatever_the_block(thumbnails, bl
 
 
 def test_all_pairs_are_counted_and_the_closest_kept(monkeypatch):
-    monkeypatch.setattr(near, "KEPT", 3)
+    monkeypatch.setattr(near, "MOST_SHOWN", 3)
     monkeypatch.setattr(near, "BLOCK", 4)
     ramp = np.arange(256)
     rows = [(ramp + noise * (ramp % 2)).clip(0, 255).astype(np.uint8) for noise in range(9)]

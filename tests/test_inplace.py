@@ -46,7 +46,7 @@ def operators(kind: str, device: str, batch: int) -> list[torch._ops.OpOverload]
         if isinstance(model, Swin):
             # Its tables are computed with NumPy, which takes no fake tensors.
             tables = tuple(stage.to(device) for stage in model._tables.at(*config.image_size))
-            model._tables.kept[(*config.image_size, str(images.device))] = tables
+            model._tables.by_size[(*config.image_size, str(images.device))] = tables
         with Operators() as operators:
             torch.func.functional_call(model, weights, (images,))
     return operators.seen

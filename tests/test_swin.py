@@ -230,7 +230,7 @@ def test_what_padding_holds_does_not_matter(version):
             source[padding] = torch.randint(0, int(source.max()) + 1, source[padding].shape)
             changed.append(dataclasses.replace(tables, enter_regular_N4=source))
         assert any((~t.plan.regular.real_N).any() for t in changed)
-        model._tables.kept[key] = tuple(changed)
+        model._tables.by_size[key] = tuple(changed)
         assert torch.equal(model(x), expected)
 
 
@@ -623,7 +623,7 @@ def test_tables_of_few_sizes_are_kept():
     with torch.no_grad():
         for side in range(32, 32 + 4 * (windows.SIZES_KEPT + 3), 4):
             model(images(1, (side, side)))
-    assert len(model._tables.kept) == windows.SIZES_KEPT
+    assert len(model._tables.by_size) == windows.SIZES_KEPT
 
 
 def test_no_head():

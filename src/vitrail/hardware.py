@@ -195,9 +195,9 @@ def _flags(root: Path, info: Mapping[str, str]) -> list[str] | None:
         present = {*_words(info, "flags"), *_words(info, "Features")}
         return [flag for flag in FLAGS if flag in present]
     if root == ROOT and platform.system() == "Darwin" and platform.machine() == "arm64":
-        asked = {"asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM", "bf16": "FEAT_BF16", "sme": "FEAT_SME"}
+        features = {"asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM", "bf16": "FEAT_BF16", "sme": "FEAT_SME"}
         found = [
-            flag for flag, key in asked.items() if _output("sysctl", "-n", f"hw.optional.arm.{key}") == "1"
+            flag for flag, key in features.items() if _output("sysctl", "-n", f"hw.optional.arm.{key}") == "1"
         ]
         return ["neon", *found]
     return None

@@ -57,12 +57,12 @@ def judge_recorded(
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the path.") from None
     recorded = from_document(data, str(path))
-    asked, assumed = _workload(recorded, workload, said)
+    workload, assumed = _workload(recorded, workload, said)
     _check_classes(recorded.observations, requirements, path)
-    chosen = [_declared_at(each, asked) for each in recorded.observations if _is_asked(each, settings)]
+    chosen = [_declared_at(each, workload) for each in recorded.observations if _is_chosen(each, settings)]
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")
-    judged = _judge(chosen, recorded, requirements, asked)
+    judged = _judge(chosen, recorded, requirements, workload)
     notes = (
         *recorded.selection.notes,
         *assumed,
@@ -147,14 +147,14 @@ def _declared_at(observation: Observation, asked: Workload) -> Observation:
     return dataclasses.replace(observation, latency=latency)
 
 
-def _same(field: str, asked: object, recorded: object) -> bool:
+def _same(field: str, given: object, recorded: object) -> bool:
     """Whether they are equal, or spell the same path: `photos`, `photos/`, `./photos` or a link to it."""
-    if field in PATHS and isinstance(asked, str) and isinstance(recorded, str):
-        return os.path.realpath(asked) == os.path.realpath(recorded)
-    return asked == recorded
+    if field in PATHS and isinstance(given, str) and isinstance(recorded, str):
+        return os.path.realpath(given) == os.path.realpath(recorded)
+    return given == recorded
 
 
-def _is_asked(observation: Observation, settings: SearchSettings) -> bool:
+def _is_chosen(observation: Observation, settings: SearchSettings) -> bool:
     variant = observation.variant
     models = not settings.models or any(catalog.matches(variant.candidate, glob) for glob in settings.models)
     return (
@@ -169,8 +169,8 @@ def _check_classes(
 ) -> None:
     """Refuse a limit on a class without recorded figures."""
     seen = [figure for each in observations if each.quality for figure in each.quality.figures]
-    for asked in requirements.least:
-        known = sorted({figure.label for figure in seen if figure.metric == asked.metric})
-        if asked.label not in known:
+    for least in requirements.least:
+        known = sorted({figure.label for figure in seen if figure.metric == least.metric})
+        if least.label not in known:
             what = f"use {' or '.join(known)}." if known else "it was recorded without labelled images."
-            raise InputError(f"{asked.option}: {asked.label!r} is not a class of {path}: {what}")
+            raise InputError(f"{least.option}: {least.label!r} is not a class of {path}: {what}")

@@ -249,7 +249,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "offline": Option(
         record=SearchSettings, field="offline", parse=_switch,
-        help="download nothing; use only weights that are at hand",
+        help="download nothing; use only weights on this machine",
     ),
     "fresh": Option(
         record=SearchSettings, field="fresh", parse=_switch,

@@ -277,11 +277,11 @@ def _fill(folder: Path, bundle: Bundle) -> None:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(msgspec.json.encode(record))
     if bundle.text_tower is not None:
-        kept = bundle.text_tower
-        name = f"{TEXT_TOWER_FOLDER}/weights{kept.weights.suffix}"
-        _copy(kept.weights, folder / name)
-        facts = {"weights": name, "model": kept.model, "tag": kept.tag, "license": kept.license}
-        (folder / TEXT_TOWER_FACTS).write_bytes(msgspec.json.encode({**facts, "templates": kept.templates}))
+        tower = bundle.text_tower
+        name = f"{TEXT_TOWER_FOLDER}/weights{tower.weights.suffix}"
+        _copy(tower.weights, folder / name)
+        facts = {"weights": name, "model": tower.model, "tag": tower.tag, "license": tower.license}
+        (folder / TEXT_TOWER_FACTS).write_bytes(msgspec.json.encode({**facts, "templates": tower.templates}))
     manifest = _manifest(bundle, photos, _entries(folder))
     (folder / MANIFEST_FILE).write_bytes(encode(manifest))
 

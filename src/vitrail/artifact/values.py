@@ -66,11 +66,11 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
     for path in needed:
         if version == 1 and path in SINCE_2:
             continue
-        found: Any = document
+        value: Any = document
         for name in path:
-            if not isinstance(found, Mapping) or name not in found:
+            if not isinstance(value, Mapping) or name not in value:
                 raise InputError(f"{where} does not say {'.'.join(path)}: write the artifact again.")
-            found = found[name]
+            value = value[name]
 
 
 def check_values(manifest: Manifest, where: str) -> None:
@@ -156,14 +156,14 @@ def _facts_rules(facts: RunnerFacts, manifest: Manifest) -> Iterator[tuple[str, 
     yield "evidence.facts.threads is from 1 to 65536", 1 <= facts.threads <= 65_536
 
 
-def _fits(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> bool:
+def _fits(declared: Sequence[TensorSpec], loaded: Sequence[TensorSpec]) -> bool:
     """Whether the loaded tensors are the ones in the manifest, each letter standing for one number."""
     sizes: dict[str, int | str] = {}
-    for a, b in zip(asked, found, strict=False):
+    for a, b in zip(declared, loaded, strict=False):
         for letter, number in zip(a.shape, b.shape, strict=False):
             if isinstance(number, str) or (letter != number and not isinstance(letter, str)):
                 return False
             if isinstance(letter, str) and sizes.setdefault(letter, number) != number:
                 return False
-    shapes = [(a.name, a.dtype, len(a.shape)) for a in asked]
-    return shapes == [(b.name, b.dtype, len(b.shape)) for b in found]
+    shapes = [(a.name, a.dtype, len(a.shape)) for a in declared]
+    return shapes == [(b.name, b.dtype, len(b.shape)) for b in loaded]

@@ -88,15 +88,15 @@ def _no_match(glob: str) -> str:
 
 def nearest(glob: str, count: int = 3) -> tuple[str, ...]:
     """Up to `count` candidate names most similar to `glob`, best first; none if nothing is similar."""
-    asked = glob.lower().strip("*?")
-    if not asked:
+    typed = glob.lower().strip("*?")
+    if not typed:
         return ()
 
     def likeness(candidate: Candidate) -> float:
         # People leave out the tag, or type only the beginning of a long name.
         name = candidate.name
-        texts = (name, name[: len(asked)], candidate.architecture)
-        return max(difflib.SequenceMatcher(None, asked, text).ratio() for text in texts)
+        texts = (name, name[: len(typed)], candidate.architecture)
+        return max(difflib.SequenceMatcher(None, typed, text).ratio() for text in texts)
 
     # A stable sort keeps the table's order (small to large) among equals.
     ranked = sorted(candidates(), key=likeness, reverse=True)[:count]

@@ -82,12 +82,12 @@ def admits(requirement: tuple[str, ...], license: str) -> tuple[bool, str]:
         return True, f"{name} is admitted by name"
     if kind in wanted:
         return True, f"{name} is {kind}"
-    asked = " or ".join(requirement) or "no license at all"
+    required = " or ".join(requirement) or "no license at all"
     if kind != "unknown":
-        return False, f"{name} is {kind}, not {asked}"
+        return False, f"{name} is {kind}, not {required}"
     if name == "unknown":
-        return False, f"the license is unknown, so it does not count as {asked}"
-    return False, f"{name} is not in the table of licenses, so it does not count as {asked}"
+        return False, f"the license is unknown, so it does not count as {required}"
+    return False, f"{name} is not in the table of licenses, so it does not count as {required}"
 
 
 def check_requirement(requirement: Iterable[str], also: Iterable[str] = ()) -> None:

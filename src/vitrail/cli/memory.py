@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--implementation", choices=("vitrail", "timm"), help="whose code runs (ours where it exists)"
     )
-    parser.add_argument("--measure", action="store_true", help="run it too, in a process of its own")
+    parser.add_argument("--measure", action="store_true", help="run it too, in a separate process")
     add_json_argument(parser)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ALIKE = 0.97
 """Correlation from which two images count as near duplicates (docs/data.md: what it finds and misses)."""
 
-KEPT = 200
+MOST_SHOWN = 200
 """Number of pairs kept, the most alike first; all are counted."""
 
 BLOCK = 2048
@@ -76,10 +76,10 @@ def near_duplicates(examples: Sequence[Example], thumbnails: Sequence[bytes]) ->
             mislabelled += int((label_N[rows] != label_N[columns]).sum())
             alike_N[rows] = alike_N[columns] = True
             leaked_N[rows[apart]] = leaked_N[columns[apart]] = True
-            best = np.argsort(-values, kind="stable")[:KEPT]
+            best = np.argsort(-values, kind="stable")[:MOST_SHOWN]
             places = rows[best].tolist(), columns[best].tolist()
             block = zip((-values[best]).tolist(), *places, strict=True)
-            closest = heapq.nsmallest(KEPT, [*closest, *block])
+            closest = heapq.nsmallest(MOST_SHOWN, [*closest, *block])
     held_out = sum(bool(leaked) and e.split != "train" for leaked, e in zip(leaked_N, examples, strict=True))
     nearest = tuple(
         NearPair(first=examples[i], second=examples[j], correlation=min(1.0, -value))

@@ -14,7 +14,7 @@ __all__ = ["MANIFEST", "Content", "Tower"]
 Content = Literal["image", "text"]
 
 MANIFEST = "tower.json"
-"""Its file, beside the graph's."""
+"""Its file, next to the graph's."""
 
 
 class Tower(msgspec.Struct, frozen=True, kw_only=True):

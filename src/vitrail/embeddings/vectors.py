@@ -106,7 +106,7 @@ def embed(
         InputError: none of them can be embedded, or they are texts and the model reads none.
         VitrailError: the embedder fails before it has made any vector.
     """
-    kept: list[str] = []
+    embedded: list[str] = []
     rows: list[np.ndarray] = []
     broken: list[Skipped] = []
     each = embedder.images_each if content == "image" else embedder.texts_each
@@ -129,16 +129,16 @@ def embed(
                 reason = f"{utf8(name)} is not UTF-8, which Parquet requires: rename it."
                 broken.append(Skipped(name=utf8(name), reason=reason))
             else:
-                kept.append(name)
+                embedded.append(name)
                 rows.append(outcome)
         if progress is not None:
-            progress(len(kept) + len(broken))
+            progress(len(embedded) + len(broken))
     if not rows:
         first = f"; the first: {broken[0].reason}" if broken else ": give at least one."
         raise InputError(f"No {content} could be embedded ({len(names)} tried){first}")
     return VectorTable(
         content=content,
-        names=tuple(kept),
+        names=tuple(embedded),
         vectors_ND=np.stack(rows),
         origin=embedder.origin,
         broken=tuple(broken),

@@ -61,7 +61,7 @@ def name_instead(found: tuple[str, tuple[int, int]] | None, model: nn.Module | N
 
 
 def fitting_name(
-    given: Mapping[str, Tensor], stated: Stated | None, asked: nn.Module | None
+    given: Mapping[str, Tensor], stated: Stated | None, requested: nn.Module | None
 ) -> tuple[str, tuple[int, int]] | None:
     """Our model (and its image size) whose tensors, except the head's, all have these shapes, and that
     contradicts nothing the file states. Among several, the one most similar to the requested model in what
@@ -71,7 +71,7 @@ def fitting_name(
     for name, model, named in _plausible(given):
         if not _fits(model, named, stated):
             continue
-        rank = _likeness(model, named, asked)
+        rank = _likeness(model, named, requested)
         if best is None or rank > best[0]:
             config: Any = model.config
             best = rank, name, config.image_size
@@ -120,13 +120,13 @@ def _fits(model: nn.Module, named: Mapping[str, Tensor], stated: Stated | None) 
     return mismatch(model, body | own) is None and contradiction(model, named, stated) is None
 
 
-def _likeness(model: nn.Module, named: Mapping[str, Tensor], asked: nn.Module | None) -> tuple[bool, ...]:
+def _likeness(model: nn.Module, named: Mapping[str, Tensor], requested: nn.Module | None) -> tuple[bool, ...]:
     config: Any = model.config
-    other: Any = getattr(asked, "config", None)
+    other: Any = getattr(requested, "config", None)
     own = model.state_dict()
     as_it_stands = all(value.shape == own[key].shape for key, value in named.items() if key in own)
     return (
-        type(model) is type(asked),
+        type(model) is type(requested),
         _activation(config) == _activation(other),
         as_it_stands,
         config.image_size == getattr(other, "image_size", None),

@@ -20,7 +20,7 @@ from vitrail.weights.checkpoints import Unfit
 from vitrail.weights.dialects import Unclear
 from vitrail.weights.finite import check_weights
 from vitrail.weights.naming import NotWhole, in_our_names, is_head
-from vitrail.weights.stated import beside
+from vitrail.weights.stated import read_stated
 
 __all__ = ["Unfit", "build", "fitting", "load_weights"]
 
@@ -111,7 +111,7 @@ def fitting(
         source, given = "The state dict", dict(weights)
     else:
         source, given = str(weights), checkpoints.read_state_dict(Path(weights))
-        stated = beside(Path(weights))
+        stated = read_stated(Path(weights))
     named = _named(model, given, source)
     if image_size is None and stated is not None:
         image_size = stated.image_size

@@ -17,7 +17,7 @@ from vitrail.models import advice, factory
 from vitrail.models.registry import MODELS, TWO_TOWERS
 from vitrail.weights import checkpoints
 from vitrail.weights.names import spellings
-from vitrail.weights.stated import beside
+from vitrail.weights.stated import read_stated
 
 __all__ = ["build", "classes_in", "fitted", "is_ours"]
 
@@ -87,10 +87,10 @@ def fitted(
         except factory.Unfit as error:
             fix = error.fix if error.head is None else checkpoints.HEAD_FIXES[error.head]
             raise InputError(f"{weights} does not fit {architecture}: {error.why}; {fix}.") from None
-    state, stated = checkpoints.read_state_dict(weights), beside(weights)
+    state, stated = checkpoints.read_state_dict(weights), read_stated(weights)
     if stated is not None and _differs(stated.architecture, architecture):
         raise InputError(
-            f"{stated.source} says the weights beside it are of {stated.architecture}, not of "
+            f"{stated.source} says the weights next to it are of {stated.architecture}, not of "
             f"{architecture}: name that architecture (--arch)."
         )
     try:

@@ -146,24 +146,24 @@ class TablesBySize:
         pretrained: tuple[int, ...] | None,
     ) -> None:
         self.patch, self.window, self.built, self.pretrained = patch, window, built, pretrained
-        self.kept: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
+        self.by_size: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
 
     def has(self, height: int, width: int, device: torch.device | str = "cpu") -> bool:
         """Whether the tables exist already."""
-        return (height, width, str(device)) in self.kept
+        return (height, width, str(device)) in self.by_size
 
     def at(self, height: int, width: int, device: torch.device | str = "cpu") -> tuple[StageTables, ...]:
         """The tables per stage for an image of this many pixels; made now if they do not exist."""
         key = (height, width, str(device))
-        if key not in self.kept:
-            while len(self.kept) >= SIZES_KEPT:
-                del self.kept[next(iter(self.kept))]
+        if key not in self.by_size:
+            while len(self.by_size) >= SIZES_KEPT:
+                del self.by_size[next(iter(self.by_size))]
             grid = (-(-height // self.patch), -(-width // self.patch))
             # Even if made under inference_mode, they must work in a later training step.
             with torch.inference_mode(False):
                 tables = image_tables(grid, self.window, self.built, self.pretrained)
-                self.kept[key] = tuple(stage.to(device) for stage in tables)
-        return self.kept[key]
+                self.by_size[key] = tuple(stage.to(device) for stage in tables)
+        return self.by_size[key]
 
 
 def image_tables(

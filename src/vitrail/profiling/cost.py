@@ -1,10 +1,10 @@
 """What one image costs a model: parameters, multiply-accumulates, activations.
 
-Nothing is computed: the model runs on the meta device, where tensors have shapes and no values, and a
-dispatch mode reads the shapes of every convolution and matrix product as it passes. That sees attention
-products and functional calls, which module hooks cannot.
+Nothing is computed: the model runs on the meta device, where tensors have shapes but no values, and a
+dispatch mode reads the shapes of every convolution and matrix product. It sees the products of attention and
+functional calls, which module hooks do not.
 
-Counting rules, the same for all models, so that figures can be compared:
+Counting rules, the same for all models so that figures are comparable:
 - One multiply-accumulate (MAC) is one multiplication with its addition; FLOPs are twice that.
 - Only convolutions and matrix products count; norms, activations, softmax, pooling and biases do not.
 - Activations are the elements written by `nn.Conv*d` and `nn.Linear` modules (the definition of
@@ -38,10 +38,10 @@ def count(model: nn.Module, image_size: int, channels: int = 3) -> Cost:
     """Count the cost of one forward pass of a (1, `channels`, `image_size`, `image_size`) image.
 
     The model itself is neither moved nor changed, and may live on any device, the meta device included.
-    Raises RuntimeError from torch when the model does not accept that size or its control flow depends on
-    tensor values.
+    Raises torch's RuntimeError if the model does not accept that size or its control flow depends on tensor
+    values.
     """
-    # Shared tensors are listed once, so tied weights count once.
+    # Shared tensors are listed only once, so tied weights count once.
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     written: list[int] = []
@@ -90,7 +90,7 @@ def _convolution(args: tuple, output: Tensor) -> int:
 
 
 def _product(left: int) -> Callable[[tuple, Tensor], int]:
-    """Rule of a (batched) matrix product whose left factor (..., rows, inner) is argument `left`."""
+    """Rule for a (batched) matrix product whose left factor (..., rows, inner) is argument `left`."""
 
     def rule(args: tuple, output: Tensor) -> int:
         return output.numel() * args[left].shape[-1]
@@ -99,8 +99,8 @@ def _product(left: int) -> Callable[[tuple, Tensor], int]:
 
 
 def _attention(args: tuple, output: Any) -> int:
-    # q (B, heads, N, d), k (B, heads, S, d), v (B, heads, S, e): q @ k^T, then @ v. A causal mask saves
-    # nothing here: the count is of the full products.
+    # q (B, heads, N, d), k (B, heads, S, d), v (B, heads, S, e): q @ k^T, then @ v. A causal mask does
+    # not reduce the count, which is of the full products.
     q, k, v = args[:3]
     return prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 

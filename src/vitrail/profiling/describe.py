@@ -1,4 +1,4 @@
-"""What a candidate of the user's own costs and how its images are prepared, from its architecture's name."""
+"""The cost and preprocess of a user's own weights, from the name of their architecture."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vitrail.profiling.cost import count
 def describe(payload: dict[str, Any]) -> dict[str, Any]:
     """Facts of an architecture for a candidate: timm's preprocess, parameters, MACs, activations.
 
-    Payload: `architecture` (timm's name; a tag chooses its preprocess), `classes`, `weights` (a file that
-    must fit it) and `image_size` in pixels (None: timm's). What a user got wrong comes back as
+    Payload: `architecture` (timm's name; its tag decides the preprocess), `classes`, `weights` (a file that
+    must fit it) and `image_size` in pixels (None: timm's). A user's mistake comes back as
     `{"refused": sentence}`. Runs in a child of measure/sandbox.py.
     """
     try:

@@ -1,4 +1,4 @@
-"""One attention kernel at one length, in a process of its own (a child of measure/sandbox.py).
+"""One attention kernel at one length, in a separate process (a child of measure/sandbox.py).
 
 Shapes: B batch, H heads, N tokens (queries and keys), d head width; R some of the N rows.
 """
@@ -24,7 +24,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 MIB = 1024 * 1024
 PROBE_TOKENS = 64
 REFERENCE_ROWS = 128
-"""Queries of each head that are computed in float64 as well; all keys take part, so any N can be checked."""
+"""Queries of each head that are also computed in float64, over all keys, so that any N can be checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,12 @@ def start(payload: dict[str, Any]) -> KernelSession:
 
 
 class KernelSession:
-    """One kernel at one length, in a process of its own."""
+    """One kernel at one length."""
 
     def __init__(self, kernel: str, case: Case) -> None:
         torch.set_num_threads(case.threads)
         self._kernel, self._case = kernel, case
-        # Threads, libraries and compiled code belong to the program, not to this length.
+        # Threads, libraries and compiled code are not counted as memory of this length.
         self._qkv, self._upstream = inputs(Case(**{**asdict(case), "tokens": PROBE_TOKENS})), None
         self._run()
         self._qkv = inputs(case)
@@ -73,7 +73,7 @@ class KernelSession:
         return {"ms": taken, "peak_mib": peak, "error": error, "gradient_error": gradient_error}
 
     def time(self, calls: int) -> list[float]:
-        """`calls` timed calls, in ms."""
+        """Time `calls` calls, in ms each."""
         times = []
         for _ in range(calls):
             begin = time.perf_counter()
@@ -95,7 +95,7 @@ class KernelSession:
         return out.detach()
 
     def _errors(self, out_BHNd: Tensor) -> tuple[float, float | None]:
-        """Of the result and of q's gradient, which for one query depends on no other query."""
+        """Errors of the result and of q's gradient; each query's is independent of other queries."""
         rows = torch.linspace(0, self._case.tokens - 1, min(REFERENCE_ROWS, self._case.tokens)).long()
         rows = rows.to(out_BHNd.device)
         wrong, right, wrong_gradient, right_gradient = 0.0, 0.0, 0.0, 0.0
@@ -127,7 +127,7 @@ def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _start_of_peak(device: str) -> float:
-    """Memory in MiB now; the highest is counted from here on."""
+    """Memory in MiB now; restarts the peak counter."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device)) / MIB

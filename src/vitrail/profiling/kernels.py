@@ -1,9 +1,9 @@
 """Which attention kernels this machine has, and what each costs: time, memory, error.
 
-Nothing is concluded from names or versions: a kernel is there for a device and a precision if it computes
-there. Figures are taken in processes of their own, one for each kernel and length, so that a crash, a kill
-for memory or a hang is an answer like any other. The processes of one length stand side by side and are
-called in turn, in random order: what slows the machine for a while slows all kernels alike.
+Nothing is inferred from names or versions: a kernel is available for a device and a precision if it computes
+there. Each kernel and length is measured in a separate process, so that a crash, a kill for memory or a hang
+is a result like any other. The processes of one length run side by side and are called in turn, in random
+order: whatever slows the machine for a while slows all kernels alike.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = [
 ]
 
 MEASURED = tuple(kernel for kernel in KERNELS if kernel != "auto")
-"""`auto` is one of the others: `choose` says which."""
+"""Without `auto`, which is one of the others: `choose` says which."""
 
 MIB = 1024 * 1024
 ROUNDS = 5
 SLOW_ROUNDS = 3
 SLOW_MS = 2000.0
-"""A call that takes longer is repeated `SLOW_ROUNDS` times only."""
+"""A call that takes longer is repeated only `SLOW_ROUNDS` times."""
 BLOCK_MS = 60.0
-"""Short calls are timed several at a turn, so that a turn lasts about this long."""
+"""Short calls are timed several per turn, so that a turn lasts about this long."""
 START_S = 120.0
 CALL_S = 180.0
 PROCESS_MIB = 450.0
-"""Memory kept for each process that has imported torch and waits for its turn."""
+"""Memory reserved for each process that has imported torch and waits for its turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Kernel:
     forward: bool
     backward: bool
     takes: str | None = None
-    """Which kernel this one comes down to (`fused` chooses)."""
+    """The kernel that this one resolves to (`fused` chooses)."""
     reason: str | None = None
     """Why not, where `forward` or `backward` is false."""
 
@@ -88,7 +88,7 @@ class KernelRow:
     slowest_ms: float | None = None
     calls: int = 0
     peak_mib: float | None = None
-    """Highest memory above the inputs; the result, and with backward the gradients, are in it."""
+    """Peak memory above the inputs; includes the result and, with backward, the gradients."""
     error: float | None = None
     """‖result − float64‖ / ‖float64‖ over `REFERENCE_ROWS` queries of every head."""
     gradient_error: float | None = None
@@ -99,10 +99,10 @@ class KernelRow:
 
 
 def check_device(device: str) -> str:
-    """The name itself, if torch computes on that device here.
+    """`device`, if torch can compute on it here.
 
     Raises:
-        InputError: an unknown device, or one that is not there.
+        InputError: an unknown device, or one that does not exist here.
     """
     if device == "cpu":
         return device
@@ -117,7 +117,7 @@ def check_device(device: str) -> str:
 
 
 def no_gpu() -> str | None:
-    """Why torch has no GPU to compute on, as a clause; None if it has one."""
+    """Why torch has no GPU, as a clause; None if it has one."""
     if torch.cuda.is_available():
         return None
     seen = hardware.facts()["gpus"]
@@ -129,7 +129,7 @@ def no_gpu() -> str | None:
 
 
 def available(device: str, precision: str, *, heads: int = 12, width: int = 64) -> list[Kernel]:
-    """Try every kernel once, forward and backward, on a few tokens of this device, precision and width."""
+    """Try every kernel once, forward and backward, on a few tokens."""
     return [_probe(kernel, device, precision, heads, width) for kernel in MEASURED]
 
 
@@ -155,7 +155,7 @@ def _probe(kernel: str, device: str, precision: str, heads: int, width: int) -> 
 
 
 def _why_not(run: Callable[[], object], device: str) -> str | None:
-    """None if it runs, else why not: in torch's own words where it has some (it warns before it gives up)."""
+    """None if it runs, else why not, in torch's own words if possible (it warns before it fails)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -175,7 +175,7 @@ def _why_not(run: Callable[[], object], device: str) -> str | None:
 
 
 def _words(text: str) -> str:
-    """A message of torch's as one clause, without the place in its source."""
+    """A message of torch's as one clause, without its source location."""
     return text.partition(" (Triggered internally")[0].split("\n")[0].strip().rstrip(".")
 
 
@@ -190,23 +190,23 @@ def _fused_takes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def needs_mib(case: Case, kernel: str) -> float:
-    """The least a kernel takes beside the program: inputs, result, and the scores if it writes them down.
+    """The least memory a kernel needs: inputs, result, and the scores if it writes them out.
 
-    `naive` and `math` hold the scores and softmax's copy of them, with backward also their gradient.
+    `naive` and `math` hold the scores and their softmax, with backward also the gradient.
     """
     size = PRECISIONS[case.precision].itemsize
     matrix = case.batch_size * case.heads * case.tokens**2
     vectors = case.batch_size * case.heads * case.tokens * case.width
     total = vectors * size * (8 if case.backward else 4)
     if kernel in ("naive", "math"):
-        # torch's own composition computes in fp32 whatever it is given.
+        # torch's own composition computes in fp32 for any input.
         total += matrix * (4 if kernel == "math" else size) * (3 if case.backward else 2)
     return total / MIB
 
 
 def auto_takes(case: Case) -> str:
-    """What `auto` comes down to here; nothing is computed."""
-    # The meta device stands for the CPU: `choose` treats them alike, and nothing is allocated there.
+    """The kernel that `auto` resolves to; nothing is computed."""
+    # The meta device stands in for the CPU: `choose` treats them alike, and nothing is allocated.
     q = (
         torch.empty(1, 1, case.tokens, 1, device="meta")
         if case.device == "cpu"
@@ -218,7 +218,7 @@ def auto_takes(case: Case) -> str:
 
 
 def free_mib(device: str) -> float:
-    """Memory that is free now, within this process's own limit."""
+    """Memory free now, within this process's limit."""
     if device != "cpu":
         return float(torch.cuda.mem_get_info(device)[0]) / MIB
     free = float(psutil.virtual_memory().available) / MIB
@@ -259,7 +259,7 @@ def measure(case: Case, kernels: list[Kernel], *, seed: int = 0) -> list[KernelR
 
 
 def _race(children: dict[str, Child], rows: dict[str, KernelRow], dice: random.Random) -> None:
-    """First one call each, for memory and error; then rounds of timed turns, each in a new order."""
+    """First one call each, for memory and error; then rounds of timed turns in random order."""
     samples: dict[str, list[float]] = {}
     first_ms: dict[str, float] = {}
     for name in dice.sample(list(children), len(children)):
@@ -299,5 +299,5 @@ def _with(row: KernelRow, **changes: Any) -> KernelRow:
 
 
 def gib(mib: float) -> str:
-    """`24.0 GiB`, or MiB below one of them."""
+    """`24.0 GiB`, or in MiB below 1 GiB."""
     return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"

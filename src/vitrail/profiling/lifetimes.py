@@ -1,10 +1,10 @@
-"""A model's tensors: when each is made and when it dies, without computing anything.
+"""Records when each of a model's tensors is allocated and freed, without computing anything.
 
 The model runs on fake tensors (torch's FakeTensorMode), which have shapes, strides, a dtype and the device
-"cpu", and no values; unlike on the meta device, operators and our own code take the decisions they take on
-a CPU. A dispatch mode sees every operator. A storage that it has not seen is an allocation; its end is seen
-by a weak reference. Views and results written in place bring no new storage, so nothing counts twice. What
-autograd keeps for the backward pass is kept here too, by the same references.
+"cpu", but no values; unlike on the meta device, operators and our own code make the same decisions as on a
+CPU. A dispatch mode sees every operator. An unknown storage is an allocation; a weak reference tells when it
+is freed. Views and in-place results have no new storage, so nothing counts twice. Autograd keeps tensors for
+the backward pass just as in a real run.
 
 Buffers that an operator's kernel allocates while it runs are not seen (`memory.ALLOWANCE`), except for the
 kernels that oneDNN compiles and keeps.
@@ -37,7 +37,7 @@ ONEDNN_LEAST = 16**3
 
 @dataclass(frozen=True)
 class Event:
-    """One allocation (`bytes` > 0) or its end (`bytes` = 0)."""
+    """The allocation (`bytes` > 0) or the end (`bytes` = 0) of a block."""
 
     block: int
     bytes: int
@@ -45,13 +45,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """What happened, in order, and what each block was for."""
+    """All events in order, and the role of each block."""
 
     events: tuple[Event, ...]
     roles: dict[int, str]
     """block -> weights, input, activations, attention, kernels, gradients or optimizer."""
     loaded: int
-    """Number of events after which the weights are there and the run begins."""
+    """Number of events before the run begins: the allocation of the weights."""
 
 
 class _Tracker(TorchDispatchMode):
@@ -81,7 +81,7 @@ class _Tracker(TorchDispatchMode):
         return output
 
     def block(self, tensor: Tensor) -> int:
-        """The number of a tensor's block; one that was not made under this mode is an allocation now."""
+        """The number of a tensor's block; an unknown tensor counts as allocated now."""
         found = self._find(tensor)
         return self._allocate(tensor) if found is None else found
 
@@ -100,7 +100,7 @@ class _Tracker(TorchDispatchMode):
         return None if found is None else found[0]
 
     def _allocate(self, tensor: Tensor) -> int:
-        found = self._find(tensor)  # two outputs may share a storage
+        found = self._find(tensor)  # two outputs may share one storage
         if found is not None:
             return found
         storage = tensor.untyped_storage()
@@ -124,7 +124,8 @@ class _Tracker(TorchDispatchMode):
         self.events.extend(Event(number, 0) for number in numbers)
 
     def _mark_scores(self, tensors: Iterable[Tensor]) -> None:
-        """A softmax's input and output are attention, and so is what its input came from at the same size."""
+        """A softmax's input and output are attention, as are tensors of the same size that its input was made
+        from."""
         waiting = [number for t in tensors if (number := self._find(t)) is not None]
         elements = {self._elements[number] for number in waiting if number in self._elements}
         while waiting:
@@ -154,7 +155,7 @@ def inference(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> L
 def training(model: nn.Module, shape: tuple[int, ...], *, autocast: bool) -> Lifetimes:
     """Two steps of AdamW on the cross-entropy, in fp32 or with `autocast` to bf16.
 
-    Two, because the optimiser's state exists only after the first; the second is what training costs.
+    Two, because the optimiser's state exists only after the first; the second shows what training costs.
     """
     tracker = _Tracker()
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
@@ -180,7 +181,7 @@ def training(model: nn.Module, shape: tuple[int, ...], *, autocast: bool) -> Lif
 
 
 def _weights(model: nn.Module, tracker: _Tracker) -> dict[str, Tensor]:
-    # Shared tensors are listed once, so tied weights count once.
+    # Shared tensors are listed only once, so tied weights count once.
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tracker.role = "weights"
     made = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
@@ -209,7 +210,7 @@ def _name_gradients(parameters: Iterable[Tensor], tracker: _Tracker) -> None:
 def _adamw(
     parameters: dict[str, Tensor], states: dict[str, tuple[Tensor, Tensor]], tracker: _Tracker
 ) -> None:
-    """What one step of torch.optim.AdamW allocates, one tensor after the other; the values do not matter."""
+    """Allocate what one step of torch.optim.AdamW does, tensor by tensor; the values do not matter."""
     tracker.role = "optimizer"
     with torch.no_grad():
         for name, parameter in parameters.items():

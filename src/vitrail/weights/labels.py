@@ -23,7 +23,9 @@ def labels(name: str) -> tuple[str, ...]:
         return _imagenet()
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"There is no label set {name!r}: use imagenet-1k or a file with one label a line.")
+        raise InputError(
+            f"There is no label set {name!r}: use imagenet-1k or a file of labels, one per line."
+        )
     return read_labels(path)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vitrail.errors import InputError
 
-__all__ = ["Stated", "beside"]
+__all__ = ["Stated", "read_stated"]
 
 BESIDE = {
     "model.safetensors": "config.json",
@@ -61,7 +61,7 @@ class Stated:
     """Of a SwinV2, as `SwinConfig` has it."""
 
 
-def beside(path: Path) -> Stated | None:
+def read_stated(path: Path) -> Stated | None:
     """What the repository's config states about the weights at `path`; None: no such file, or nothing stated.
 
     Raises:
