@@ -534,16 +534,17 @@ def test_two_processes_learn_what_one_does(tmp_path, folder, in_process):
 
 
 def in_processes(kind, out):
-    """`train_in_processes.py` with its two processes."""
+    """`train_in_processes.py` with its processes."""
     script = str(Path(__file__).parent / "train_in_processes.py")
     started = [sys.executable, script, kind, str(out)]
     return subprocess.run(started, capture_output=True, text=True, timeout=120)
 
 
-def test_a_split_model_is_evaluated_and_kept_whole(tmp_path):
+@pytest.mark.parametrize("kind", ["fsdp", "fsdp-1"])
+def test_a_split_model_is_evaluated_and_kept_whole(tmp_path, kind):
     from safetensors.torch import load_file
 
-    made = in_processes("fsdp", tmp_path / "split")
+    made = in_processes(kind, tmp_path / "split")
     assert made.returncode == 0, made.stderr
     whole = task_of(recipe())
     trained_weights(tmp_path / "whole", recipe(), whole)

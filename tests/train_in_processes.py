@@ -2,6 +2,7 @@
 
 fsdp     two processes on a CPU under FSDP, which Fabric and torch offer on GPUs only: what keeps them from a
          CPU is stepped over, what they then do is theirs
+fsdp-1   the same with one process, where FSDP splits nothing
 refused  two processes, of which the first cannot write the metrics of the first epoch
 """
 
@@ -12,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import FSDPStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import recipe, run_in, task_of
 
 from vitrail.errors import InputError
@@ -24,16 +26,24 @@ class OnCPU(FSDPStrategy):
     """Fabric refuses FSDPStrategy itself on a CPU."""
 
 
-def sharded() -> Fabric:
+def sharded(processes: int) -> Fabric:
     begin = FullyShardedDataParallel.__init__
 
     def on_cpu(self, module, **options):
         begin(self, module, **{**options, "device_id": torch.device("cpu")})
 
     FullyShardedDataParallel.__init__ = on_cpu
-    fabric = Fabric(accelerator="cpu", devices=2, strategy=OnCPU(state_dict_type="full"), precision="32-true")
+    strategy = OnCPU(state_dict_type="full")
+    fabric = Fabric(accelerator="cpu", devices=processes, strategy=strategy, precision="32-true")
     fabric.launch()
     return fabric
+
+
+def as_on_gpus(optimizer, *_):
+    """A fused step on a GPU refuses gradients in another order than their weights'."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            assert weight.grad is None or weight.grad.stride() == weight.stride(), weight.shape
 
 
 def refuse(self, step, figures):
@@ -43,8 +53,9 @@ def refuse(self, step, figures):
 def main(kind: str, out: str) -> int:
     torch.set_num_threads(1)
     plan = recipe()
-    if kind == "fsdp":
-        fabric = sharded()
+    if kind.startswith("fsdp"):
+        register_optimizer_step_pre_hook(as_on_gpus)
+        fabric = sharded(1 if kind == "fsdp-1" else 2)
     else:
         fabric = launched(Machine(processes=2), plan)
         Run._log = refuse

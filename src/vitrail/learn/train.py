@@ -108,7 +108,8 @@ def train(task: TrainingTask, recipe: Recipe, run: Run, fabric: Fabric, *, worke
         rank=fabric.global_rank,
         processes=fabric.world_size,
     )
-    if recipe.engine.channels_last:
+    # FSDP without shards (one process) gives such weights gradients in another order than theirs.
+    if recipe.engine.channels_last and not isinstance(fabric.strategy, FSDPStrategy):
         task.model.to(memory_format=torch.channels_last)
     compiled: Any = torch.compile(task.model) if recipe.engine.compile else task.model
     model, optimizer = fabric.setup(compiled, optimizer_of(parameter_groups(task.model, recipe), recipe))
