@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -514,6 +515,22 @@ def test_available_kernels_are_those_that_run():
     half = {k.kernel: k for k in kernels.available("cpu", "fp16", heads=2, width=16)}
     assert not half["blocked"].forward
     assert half["blocked"].reason == "it only works in fp32 and bf16 on CPUs"
+
+
+def test_why_a_kernel_refuses_is_not_that_others_were_switched_off(monkeypatch):
+    """What torch 2.11 warns of on a GPU when it is asked for flash attention in fp32."""
+    place = "(Triggered internally at sdp_utils.cpp:1.)"
+    switched_off = "cuDNN attention has been runtime disabled. "
+    words = "Expected query, key and value to all be of dtype: {Half, BFloat16}. Got Query dtype: float"
+
+    def refusing(q, k, v, **_):
+        for said in ("Flash attention kernel not used because: ", f"{words} instead. ", switched_off):
+            warnings.warn(said + place, stacklevel=1)
+        raise InputError("The attention kernel cannot be used here: use 'auto'.")
+
+    monkeypatch.setattr(kernels, "attend", refusing)
+    found = {k.kernel: k.reason for k in kernels.available("cpu", "fp32", heads=2, width=16)}
+    assert found["flash"] == "torch has it in fp16 and bf16 only"
 
 
 def test_what_a_kernel_needs():

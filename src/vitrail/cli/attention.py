@@ -183,10 +183,10 @@ def _which(document: dict[str, Any]) -> list[str]:
     lines = []
     for device in dict.fromkeys(kernel["device"] for kernel in document["kernels"]):
         mine = [kernel for kernel in document["kernels"] if kernel["device"] == device]
-        lines.append(f"{device:12}" + "".join(f"{precision:14}" for precision in PRECISIONS).rstrip())
+        lines.append(f"{device:12}" + "".join(f"{precision:17}" for precision in PRECISIONS).rstrip())
         for name in dict.fromkeys(kernel["kernel"] for kernel in mine):
             of = {k["precision"]: k for k in mine if k["kernel"] == name}
-            states = "".join(f"{_state(of[precision]):14}" for precision in PRECISIONS)
+            states = "".join(f"{_state(of[precision]):17}" for precision in PRECISIONS)
             lines.append(f"  {name:10}{states}{_reasons(list(of.values()))}".rstrip())
     if document["no_gpu"] is not None:
         lines.append(f"no GPU: {document['no_gpu']}")

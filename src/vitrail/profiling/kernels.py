@@ -44,6 +44,8 @@ __all__ = [
 MEASURED = tuple(kernel for kernel in KERNELS if kernel != "auto")
 """Without `auto`, which is one of the others: `choose` says which."""
 
+EMPTY_WORDS = ("because:", "available", "runtime disabled")
+"""Ends of torch's warnings that give no reason."""
 MIB = 1024 * 1024
 ROUNDS = 5
 SLOW_ROUNDS = 3
@@ -162,9 +164,10 @@ def _why_not(run: Callable[[], object], device: str) -> str | None:
             run()
         except InputError as error:
             said = [_words(str(warning.message)) for warning in caught]
-            said = [text for text in said if text and not text.endswith(("because:", "available"))]
+            # Torch also tells of the other kernels, which were only switched off for this try.
+            said = [text for text in said if text and not text.endswith(EMPTY_WORDS)]
             if said:
-                return said[-1]
+                return _only_for(said[-1]) or said[-1]
             inside = re.search(r"\((it .*?)\)", str(error))
             if inside:
                 return inside[1]
@@ -177,6 +180,15 @@ def _why_not(run: Callable[[], object], device: str) -> str | None:
 def _words(text: str) -> str:
     """A message of torch's as one clause, without its source location."""
     return text.partition(" (Triggered internally")[0].split("\n")[0].strip().rstrip(".")
+
+
+def _only_for(text: str) -> str | None:
+    """The precisions that a message of torch's asks for, as a clause; None if it asks for none."""
+    dtypes = re.match(r"Expected query, key and value to all be of dtype: \{([^}]*)\}", text)
+    if dtypes is None:
+        return None
+    names = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32", "Double": "fp64"}
+    return f"torch has it in {' and '.join(names.get(name, name) for name in dtypes[1].split(', '))} only"
 
 
 def _fused_takes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
