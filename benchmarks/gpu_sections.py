@@ -49,17 +49,17 @@ SWIN, VIT = "swin_base_patch4_window7_224", "vit_base_patch16_224"
 SMALL_SWIN, SMALL_VIT = "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"
 PRECISIONS = ("fp32", "tf32", "amp fp16", "amp bf16")
 PARITY = {
-    SWIN: None,
     SMALL_SWIN: None,
     "swinv2_tiny_window8_256": None,
-    VIT: None,
-    "deit3_base_patch16_224": None,
     "vit_small_patch14_dinov2": 224,
     "vit_small_patch14_reg4_dinov2": 224,
+    VIT: None,
+    "deit3_base_patch16_224": None,
     "vit_base_patch32_clip_224": None,
     "vit_base_patch16_siglip_224": None,
+    SWIN: None,
 }
-"""timm's name -> image size; None: its own."""
+"""timm's name -> image size; None: its own. The largest are last."""
 SMALL_PARITY = {SMALL_VIT: None, "deit3_small_patch16_224": None, SMALL_SWIN: 112}
 BOUNDS = {"float64": 1e-9, "fp32": 1e-5}
 
@@ -177,6 +177,8 @@ def _table(here: Setting, shape: tuple[int, ...], precision: str, backward: bool
 
 def _facts(contender: Contender, qkv: tuple[Tensor, Tensor, Tensor], device: str) -> dict[str, Any]:
     """Peak memory of a call, and its error against float64 in some rows."""
+    for tensor in qkv:  # gradients of an earlier contender would count as there before the call
+        tensor.grad = None
     peak = peak_mib(contender, device)
     with contender.context():
         out_BHNd = contender.call()
@@ -201,18 +203,22 @@ def _line(what: dict[str, Any], name: str, timing: dict[str, Any], facts: dict[s
 # --- models ---------------------------------------------------------------------------------------
 
 
-def pair(name: str, size: int | None = None) -> tuple[nn.Module, nn.Module]:
-    """timm's model and ours with the same random values, in float64; norms and biases are random too."""
+def pair(name: str, size: int | None, device: str) -> tuple[nn.Module, nn.Module]:
+    """timm's model and ours with the same random values, in float64; norms and biases are random too.
+
+    Both are made on the device: a CPU that other sections use is slow to make so many random values.
+    """
     torch.manual_seed(0)
-    theirs = timm.create_model(name, **({} if size is None else {"img_size": size})).double().eval()
-    with torch.no_grad():
-        for key, value in theirs.named_parameters():
-            if key.endswith("gamma"):
-                value.copy_(0.2 * torch.randn_like(value))
-            elif value.ndim < 2 and "logit_scale" not in key:
-                value.add_(0.2 * torch.randn_like(value))
-    ours = models.build(name, image_size=size, num_classes=theirs.num_classes).double()
-    models.load_weights(ours, theirs.state_dict())
+    with torch.device(device):
+        theirs = timm.create_model(name, **({} if size is None else {"img_size": size})).double().eval()
+        with torch.no_grad():
+            for key, value in theirs.named_parameters():
+                if key.endswith("gamma"):
+                    value.copy_(0.2 * torch.randn_like(value))
+                elif value.ndim < 2 and "logit_scale" not in key:
+                    value.add_(0.2 * torch.randn_like(value))
+        ours = models.build(name, image_size=size, num_classes=theirs.num_classes).double()
+    models.load_weights(ours, {key: value.cpu() for key, value in theirs.state_dict().items()})
     return theirs.requires_grad_(False), ours.requires_grad_(False)
 
 
@@ -220,7 +226,7 @@ def swin(here: Setting) -> None:
     """Swin-B, batch 32, timm's and ours in turns, in each precision."""
     here.environment()
     name, batch, size = (SMALL_SWIN, 1, 112) if here.small else (SWIN, 32, 224)
-    theirs, ours = (model.float().to(here.device) for model in pair(name, size))
+    theirs, ours = (model.float() for model in pair(name, size, here.device))
     images = _images(batch, size, here.device)
     for precision in PRECISIONS if here.gpu else ("fp32", "amp bf16"):
         with here.part(kind="swin", precision=precision):
@@ -330,15 +336,15 @@ def parity(here: Setting) -> None:
     """Our forward passes against timm's, and the losses that gather over processes against those of one."""
     here.environment()
     tf32(False)
+    with here.part(kind="losses"):
+        _losses(here)
     for name, size in (SMALL_PARITY if here.small else PARITY).items():
         with here.part(kind="parity", model=name):
             _parity(here, name, size)
-    with here.part(kind="losses"):
-        _losses(here)
 
 
 def _parity(here: Setting, name: str, size: int | None) -> None:
-    theirs, ours = (model.to(here.device) for model in pair(name, size))
+    theirs, ours = pair(name, size, here.device)
     images = _images(2, size or theirs.default_cfg["input_size"][-1], here.device).double()
     found: dict[str, Any] = {}
     exact, mine = _both(theirs, ours, images)
@@ -417,8 +423,8 @@ def compiled(here: Setting, who: str) -> None:
     """One implementation of Swin-B under torch.compile: its first calls, then, once it is quiet, its time."""
     here.environment()
     name, batch = (SMALL_VIT, 1) if here.small else (SWIN, 32)
-    theirs, ours = pair(name)
-    model = (ours if who == "ours" else theirs).float().to(here.device)
+    theirs, ours = pair(name, None, here.device)
+    model = (ours if who == "ours" else theirs).float()
     images, context = (
         _images(batch, 224, here.device),
         amp("amp fp16" if here.gpu else "amp bf16", here.device),
@@ -433,7 +439,8 @@ def compiled(here: Setting, who: str) -> None:
     contenders: dict[str, Contender] = {}
     taken: dict[str, dict[str, Any]] = {}
     for mode, options in modes.items():
-        if contenders and here.left_s < 0.45 * here.seconds:
+        longest = max((seconds["two_calls_s"] for seconds in taken.values()), default=0.0)
+        if here.left_s < longest:
             here.row(kind="compiled", who=who, mode=mode, skipped=f"{here.left_s:.0f} s were left")
             continue
         with here.part(kind="compiled", who=who, mode=mode):

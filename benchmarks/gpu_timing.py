@@ -40,6 +40,8 @@ class Setting:
     seconds: float
     folder: str
     rows: Path
+    threads: int = 1
+    """Of the CPU, for all that the section starts."""
     began: float = field(default_factory=time.monotonic)
 
     @property

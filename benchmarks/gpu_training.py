@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ SIDE = 32
 SWIN, VIT = "swin_nano_patch2_window7_28", "vit_nano_patch4_28"
 EVERY = 5
 """Steps between checkpoints."""
+START_S = 25.0
+"""A run is not begun with less time than this."""
 KILLED_AT = 15
 """The run is killed once the checkpoint of this step is there."""
 VARY = ("seconds", "best_file", "best_sha256")
@@ -59,7 +62,6 @@ def kinds(here: Setting) -> list[Kind]:
     return [
         *found,
         Kind(name="ddp of one process, fp32", model=VIT, options=("--precision", "fp32", *one), workers=2),
-        Kind(name="ddp of one process, fp16", model=VIT, options=("--precision", "fp16", *one)),
         Kind(
             name="fsdp of one process, fp32",
             model=VIT,
@@ -69,18 +71,20 @@ def kinds(here: Setting) -> list[Kind]:
             ),
         ),
         Kind(name="bf16 compiled", model=VIT, options=("--precision", "bf16", "--compile"), killed=False),
+        Kind(name="ddp of one process, fp16", model=VIT, options=("--precision", "fp16", *one)),
     ]
 
 
 def training(here: Setting) -> None:
-    """All kinds side by side; each one's run, its run again, and its run that is killed and resumed."""
+    """Each kind's run, its run that is killed and resumed, and at the end some kinds' run again; as many at a
+    time as there are threads for them."""
     here.environment()
     data = squares(Path(here.folder) / "squares")
-    threads = [threading.Thread(target=_trained, args=(here, kind, data)) for kind in kinds(here)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    ended = [Ended(here, kind, data) for kind in kinds(here)]
+    jobs = [(kind, way) for kind in ended for way in kind.ways]
+    with ThreadPoolExecutor(here.threads) as pool:
+        for kind, way in sorted(jobs, key=lambda job: job[1] == "again"):
+            pool.submit(kind.run, way)
 
 
 def squares(folder: Path) -> Path:
@@ -96,29 +100,34 @@ def squares(folder: Path) -> Path:
     return folder
 
 
-def _trained(here: Setting, kind: Kind, data: Path) -> None:
-    with here.part(kind="training", name=kind.name):
-        place = Path(here.folder) / kind.name.replace(" ", "-").replace(",", "")
-        ways = {"whole": lambda: whole(here, kind, data, place / "whole")}
-        if kind.twice:
-            ways["again"] = lambda: whole(here, kind, data, place / "again")
-        if kind.killed:
-            ways["resumed"] = lambda: resumed(here, kind, data, place / "resumed")
-        ended: dict[str, Any] = {}
+class Ended:
+    """How the ways of training of one kind ended; the last to end writes what they say together."""
 
-        def run(way: str) -> None:
-            try:
-                ended[way] = ways[way]()
-            except Exception as error:
-                ended[way] = {"error": f"{type(error).__name__}: {str(error)[-600:]}"}
-            here.row(kind="run", name=kind.name, way=way, **ended[way])
+    def __init__(self, here: Setting, kind: Kind, data: Path) -> None:
+        self._here, self._kind, self._data = here, kind, data
+        self._place = Path(here.folder) / kind.name.replace(" ", "-").replace(",", "")
+        self.ways = ["whole", *(["resumed"] if kind.killed else []), *(["again"] if kind.twice else [])]
+        self._ended: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
-        threads = [threading.Thread(target=run, args=(way,)) for way in ways]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        here.row(kind="training", name=kind.name, model=kind.model, **ended, **_compared(place, ended))
+    def run(self, way: str) -> None:
+        """One of the ways, from its beginning to its row."""
+        trained = resumed if way == "resumed" else whole
+        try:
+            if self._here.left_s < START_S:
+                raise RuntimeError(f"not begun: {self._here.left_s:.0f} s were left")
+            ended = trained(self._here, self._kind, self._data, self._place / way)
+        except Exception as error:
+            ended = {"error": f"{type(error).__name__}: {str(error)[-600:]}"}
+        self._here.row(kind="run", name=self._kind.name, way=way, **ended)
+        with self._lock:
+            self._ended[way] = ended
+            done = len(self._ended) == len(self.ways)
+        if done:
+            name, model = self._kind.name, self._kind.model
+            with self._here.part(kind="training", name=name):
+                found = _compared(self._place, self._ended)
+                self._here.row(kind="training", name=name, model=model, **self._ended, **found)
 
 
 def _compared(place: Path, ended: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +159,12 @@ def _command(here: Setting, kind: Kind, data: Path, out: Path) -> list[str]:
 
 def _started(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "COLUMNS": "200",
+    }
     with log.open("ab") as file:
         # In our session, so that it is ended with us.
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
@@ -261,7 +275,7 @@ def command(here: Setting) -> None:
     )
     precision = "fp16" if here.gpu else "fp32"
     asked = [sys.executable, "-m", "vitrail", "attention"]
-    asked += ["--device", here.device, "--precision", precision]
+    asked += ["--device", here.device, "--precision", precision, "--threads", str(here.threads)]
     begin = time.monotonic()
     made = subprocess.run(
         [*asked, *size, "--json", str(out)], capture_output=True, text=True, timeout=max(1.0, here.left_s - 2)

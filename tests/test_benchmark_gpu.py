@@ -104,6 +104,40 @@ def test_parity_and_losses(here, monkeypatch):
     assert [loss["gradient_difference"] < 1e-5 for loss in rows(here, "losses")] == [True, True]
 
 
+def test_runs_are_trained_in_order_and_one_that_fails_leaves_the_others_theirs(here, monkeypatch):
+    begun = []
+
+    def whole(here, kind, data, out):
+        begun.append((kind.name, out.name))
+        if kind.name == "broken":
+            raise RuntimeError("no gradients")
+        return {"accuracy": 100.0}
+
+    plan = [gpu_training.Kind(name="broken", model="m", options=(), killed=False, twice=True)]
+    plan += [gpu_training.Kind(name="good", model="m", options=())]
+    monkeypatch.setattr(gpu_training, "kinds", lambda _: plan)
+    monkeypatch.setattr(gpu_training, "whole", whole)
+    monkeypatch.setattr(gpu_training, "resumed", whole)
+    monkeypatch.setattr(gpu_training, "last", lambda _: {"model": {"w": torch.ones(2)}})
+    gpu_training.training(here)
+    assert begun == [("broken", "whole"), ("good", "whole"), ("good", "resumed"), ("broken", "again")]
+    good, broken = rows(here, "training")
+    assert good["resumed_differs"]["same_bits"]
+    assert broken["whole"] == broken["again"] == {"error": "RuntimeError: no gradients"}
+    here.seconds = 0.0
+    gpu_training.Ended(here, plan[1], Path(here.folder)).run("whole")
+    assert "not begun" in rows(here, "run")[-1]["error"]
+
+
+def test_a_section_has_its_share_of_the_cores(tmp_path):
+    code = 'import json, os, sys; row = {"threads": os.environ["OMP_NUM_THREADS"]}; '
+    code += 'open(sys.argv[2], "a").write(json.dumps(row))'
+    command = [sys.executable, "-c", code]
+    assert gpu.Section("one", command, tmp_path, 30, threads=3).result()["rows"] == [{"threads": "3"}]
+    at_once = [name for name in gpu.SHARES if not name.startswith("compiled")] + ["compiled-ours"]
+    assert sum(gpu.SHARES[name] for name in at_once) <= 16
+
+
 def test_checkpoints_are_compared_by_their_values_and_not_by_their_clocks():
     def state(weight: float, seconds: float, step: int = 3) -> dict:
         return {
