@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import exports
 import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from vitrail import catalog
 from vitrail.errors import InputError
 from vitrail.export import eager, work
 from vitrail.export.onnx import ExportMismatch
+from vitrail.export.requests import ExportRequest
 from vitrail.export.variants import implementations, variants
 from vitrail.models import timm
 from vitrail.vocabulary import SearchSettings, Workload
@@ -21,14 +21,6 @@ from vitrail.vocabulary import SearchSettings, Workload
 pytestmark = pytest.mark.slow
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
-
-
-@dataclass(frozen=True)
-class Asked:
-    architecture: str
-    implementation: str
-    labels: str
-    weights: str | None
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +31,10 @@ def vit(tmp_path_factory, tiny_labels):
     path = tmp_path_factory.mktemp("source") / "vit.pth"
     values = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in model.state_dict().items()}
     torch.save(values, path)
-    return Asked(VIT, "vitrail", str(tiny_labels), str(path))
+    return ExportRequest(
+        architecture=VIT, implementation="vitrail", labels=str(tiny_labels), weights=str(path),
+        image_size=32, folder="", threads=2,
+    )  # fmt: skip
 
 
 def noise(size, batch=2):
@@ -72,16 +67,16 @@ def test_a_module_that_computes_something_else_is_not_exported(vit):
 
 
 def test_where_padding_would_take_part_in_timm_s_attention_the_two_are_not_compared(vit):
-    asked = replace(vit, architecture=SWIN, weights=None)
-    model = eager.module(asked, 250)
+    request = replace(vit, architecture=SWIN, weights=None)
+    model = eager.module(request, 250)
     with torch.inference_mode():
-        theirs = eager.module(replace(asked, implementation="timm"), 250)(noise(250, 1))
+        theirs = eager.module(replace(request, implementation="timm"), 250)(noise(250, 1))
         assert not torch.allclose(model(noise(250, 1)), theirs, rtol=1e-3)
-    eager.check(model, asked, 250, 1e-4)
+    eager.check(model, request, 250, 1e-4)
 
 
 def test_our_export_is_what_the_engines_and_the_reference_run(vit, tmp_path):
-    request = {**msgspec.to_builtins(vit), "image_size": 32, "folder": str(tmp_path / "export"), "threads": 2}
+    request = {**msgspec.to_builtins(vit), "folder": str(tmp_path / "export")}
     made = work.export(request)
     assert made["relative_difference"] <= 1e-4
     with torch.inference_mode():

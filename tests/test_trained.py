@@ -22,6 +22,7 @@ from vitrail.cli import main
 from vitrail.document import from_document, to_json_bytes
 from vitrail.errors import InputError
 from vitrail.export import eager, work
+from vitrail.export.requests import ExportRequest
 from vitrail.export.variants import implementations, variants
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare
@@ -320,7 +321,7 @@ def test_an_architecture_of_ours_alone_never_asks_timm(monkeypatch, tmp_path, da
     (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.inference_mode():
         np.testing.assert_allclose(scores, model(images).numpy(), atol=1e-4)
-    compared = msgspec.convert(request | {"compare": True}, work.ExportRequest)
+    compared = msgspec.convert(request | {"compare": True}, ExportRequest)
     with pytest.raises(TypeError):  # timm is asked as soon as the request wants a comparison
         eager.check(model, compared, SIZE, 1e-3)
 

@@ -22,6 +22,7 @@ from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
 from vitrail.export.exports import Exports, labels_key
+from vitrail.export.requests import ReferenceRequest
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import sandbox
@@ -255,7 +256,7 @@ class Bench(Exports):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             partial = Path(folder) / "outputs.npz"
-            request = work.ReferenceRequest(
+            request = ReferenceRequest(
                 architecture=variant.candidate.architecture,
                 implementation=variant.implementation,
                 task=tasks.pack(self.task(variant)),

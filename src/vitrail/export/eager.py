@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,57 +10,32 @@ from torch import nn
 
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
+from vitrail.export.requests import ExportRequest, HeadRequest, ModuleRequest
 from vitrail.models import clip, timm
 from vitrail.models.vit import ViT
-from vitrail.vocabulary import Implementation
 from vitrail.weights import checkpoints
 from vitrail.weights.finite import check_outputs
 from vitrail.weights.labels import labels
 
-__all__ = ["ModuleRequest", "check", "module", "with_head", "without_classifier"]
+__all__ = ["check", "module", "with_head", "without_classifier"]
 
 HEAD_TOLERANCE = 1e-4
 
 
-class ModuleRequest(Protocol):
-    """The part of an export's or a reference's request that names the module."""
-
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def implementation(self) -> Implementation: ...
-    @property
-    def labels(self) -> str: ...
-    @property
-    def weights(self) -> str | None: ...
-
-
-class NewHead(Protocol):
-    """The part of a request that names a model whose classifier is replaced."""
-
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def labels(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
-
-
-def module(request: ModuleRequest, image_size: int) -> nn.Module:
+def module(request: ModuleRequest, image_size: int, *, features: bool = False) -> nn.Module:
     """The module in evaluation mode, (B, 3, image_size, image_size) -> (B, K); random weights are timm's.
+
+    With `features` it has no classifier: -> (B, D).
 
     Raises:
         InputError: weights that do not fit, or an image size that the architecture cannot take.
     """
     if request.architecture in clip.VARIANTS:
         return _zero_shot(request, image_size)
-    without_head = getattr(request, "features", False)
     if request.implementation == "timm":
         model = _of_timm(request, image_size)
-        return without_classifier(model) if without_head else model
-    if without_head:
+        return without_classifier(model) if features else model
+    if features:
         model = models.build(request.architecture, image_size=image_size, num_classes=0)
         weights = request.weights or _of_timm(request, image_size).state_dict()
         models.load_weights(model, weights, replace_head=True)
@@ -71,7 +45,7 @@ def module(request: ModuleRequest, image_size: int) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def check(model: nn.Module, request: ModuleRequest, image_size: int, tolerance: float) -> int:
+def check(model: nn.Module, request: ExportRequest, image_size: int, tolerance: float) -> int:
     """The width of the module's output, once two checks hold.
 
     The scores must be finite; and the same weights must give the same numbers in our module and timm's, on
@@ -88,12 +62,12 @@ def check(model: nn.Module, request: ModuleRequest, image_size: int, tolerance: 
     with torch.inference_mode():
         ours = model(torch.from_numpy(noise))
     check_outputs(ours, request.weights or request.architecture, "scores")
-    own_only = request.architecture in clip.VARIANTS or not getattr(request, "compare", True)
+    own_only = request.architecture in clip.VARIANTS or not request.compare
     if request.implementation == "timm" or own_only or getattr(model, "pads", False):
         return int(ours.shape[-1])
     with torch.inference_mode():
         timms = _of_timm(request, image_size)
-        if getattr(request, "features", False):
+        if request.features:
             timms = without_classifier(timms)
         theirs = timms(torch.from_numpy(noise))
     difference = float((ours.double() - theirs).norm() / theirs.double().norm().clamp(min=1e-30))
@@ -122,7 +96,7 @@ def without_classifier(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def with_head(request: NewHead, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Module:
+def with_head(request: HeadRequest, weight_KD: np.ndarray, bias_K: np.ndarray) -> nn.Module:
     """timm's model with its classifiers replaced by one linear classifier on the same features.
 
     A model with two of them (distilled ones average both) gets the same one twice.

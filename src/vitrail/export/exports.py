@@ -14,6 +14,7 @@ import msgspec
 
 from vitrail import runtimes, store, tasks
 from vitrail.export import work
+from vitrail.export.requests import BuildRequest, ExportRequest
 from vitrail.export.workshop import Workshop
 from vitrail.vocabulary import Candidate, Export, Variant
 from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
@@ -75,7 +76,7 @@ class Exports:
         begin, folder = time.monotonic(), self._export_folder(variant)
         located = self.weights(variant.candidate)
         if not (folder / work.MANIFEST).is_file():
-            request = work.ExportRequest(
+            request = ExportRequest(
                 architecture=variant.candidate.architecture,
                 implementation=variant.implementation,
                 image_size=variant.image_size,
@@ -101,7 +102,7 @@ class Exports:
             return folder
         target = folder / variant.runtime
         if not target.is_dir():
-            request = work.BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
+            request = BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
             try:
                 self.workshop.run("build", request, timeout_s=timeout_s, name="building")
             except BaseException:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitrail.errors import InputError
 from vitrail.export import eager
-from vitrail.export.work import ExportRequest
+from vitrail.export.requests import ExportRequest
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.vocabulary import Graph, RunnerFacts, Target
 
@@ -56,7 +56,7 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
     if torch.get_num_threads() != threads:
         raise EngineMismatch(f"PyTorch was asked for {threads} threads and uses {torch.get_num_threads()}.")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    model = eager.module(request, request.image_size).to(dtype)
+    model = eager.module(request, request.image_size, features=request.features).to(dtype)
     with torch.inference_mode():
         output = model(*(torch.zeros(*map(int, spec.shape), dtype=dtype) for spec in graph.inputs))
     if output.dtype != dtype:

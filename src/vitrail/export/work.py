@@ -14,111 +14,14 @@ import msgspec
 import numpy as np
 
 from vitrail import store, tasks
-from vitrail.vocabulary import Implementation, Preprocess
+from vitrail.export.requests import BuildRequest, ExportRequest, HeadRequest, ReferenceRequest
+from vitrail.vocabulary import Preprocess
 
 MANIFEST = "export.json"
 ONNX_FILE, REFERENCE_FILE = "model.onnx", "reference.json"
 LABELS_FILE = "labels.txt"
 EXPORT_VERSION = 4
 """Part of an export's key: raise it when the same weights give different files."""
-
-
-class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to export; `weights` None means random weights of a fixed seed."""
-
-    architecture: str
-    implementation: Implementation
-    image_size: int
-    labels: str
-    """Name of a label set, or path of a file with one label per line."""
-    weights: str | None
-    folder: str
-    threads: int
-    task: str = "classify"
-    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features."""
-    compare: bool = True
-    """Compare our module with timm's for the same weights."""
-
-    @property
-    def features(self) -> bool:
-        """Whether the classifier is left out."""
-        return self.task == "embed"
-
-
-class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which engine's files to build from an export's graph."""
-
-    folder: str
-    """Of the export."""
-    runtime: str
-    target: str
-    """The folder to make."""
-
-
-class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A linear classifier to replace a model's own; `weights` and `labels` are the model's."""
-
-    architecture: str
-    image_size: int
-    labels: str
-    weights: str
-    head: str
-    """`.npz` with `weight` (K, D) and `bias` (K)."""
-    target: str
-    """The safetensors file to write: all weights, including the new classifier."""
-    threads: int
-
-
-class ReferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which outputs of the fp32 eager reference to compute, and for how long at most; `weights` as above."""
-
-    architecture: str
-    implementation: Implementation
-    task: dict[str, Any]
-    """As `tasks.pack` gives it."""
-    labels: str
-    weights: str | None
-    photos: list[str]
-    crops_per_photo: int
-    seconds: float
-    minimum: int
-    target: str
-    threads: int
-
-    @property
-    def features(self) -> bool:
-        """Whether the classifier is left out."""
-        return bool(self.task["facts"]["name"] == "embed")
-
-
-class Jobs:
-    """A process's side of `export/workshop.py`: libraries loaded, ready for one job after another."""
-
-    def __init__(self) -> None:
-        from vitrail.export import onnx
-
-        onnx.warm_up()
-
-    def export(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """See `export`."""
-        return export(payload)
-
-    def build(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """See `build`."""
-        return build(payload)
-
-    def write_head(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """See `write_head`."""
-        return write_head(payload)
-
-    def reference_outputs(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """See `reference_outputs`."""
-        return reference_outputs(payload)
-
-
-def workshop(_: dict[str, Any]) -> Jobs:
-    """The object whose methods answer the process's calls."""
-    return Jobs()
 
 
 def export(payload: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +35,7 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
     names = () if request.features else labels(request.labels)
-    model = eager.module(request, request.image_size)
+    model = eager.module(request, request.image_size, features=request.features)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
     width = eager.check(model, request, request.image_size, tolerance)
     facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": width}
@@ -202,7 +105,7 @@ def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
     task = tasks.unpack(request.task)
     graph = task.graph(REFERENCE_FILE)
     (output,) = graph.outputs
-    model = eager.module(request, task.preprocess.image_size)
+    model = eager.module(request, task.preprocess.image_size, features=request.features)
     begin, rows = time.perf_counter(), []
     with torch.inference_mode():
         for photo in _until(request.photos, begin + request.seconds, request.minimum):
@@ -227,3 +130,22 @@ def _until(photos: list[str], deadline: float, minimum: int) -> Iterator[str]:
         if count >= minimum and time.perf_counter() > deadline:
             return
         yield photo
+
+
+class Jobs:
+    """A process's side of `export/workshop.py`: libraries loaded, ready for one job after another."""
+
+    def __init__(self) -> None:
+        from vitrail.export import onnx
+
+        onnx.warm_up()
+
+    export = staticmethod(export)
+    build = staticmethod(build)
+    write_head = staticmethod(write_head)
+    reference_outputs = staticmethod(reference_outputs)
+
+
+def workshop(_: dict[str, Any]) -> Jobs:
+    """The object whose methods answer the process's calls."""
+    return Jobs()

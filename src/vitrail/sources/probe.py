@@ -18,7 +18,7 @@ import numpy as np
 from vitrail import store
 from vitrail.data import Example
 from vitrail.errors import VitrailError
-from vitrail.export import work
+from vitrail.export.requests import HeadRequest
 from vitrail.export.variants import at_size, variants
 from vitrail.measure import sandbox
 from vitrail.sources.features import Extractor, Features
@@ -265,7 +265,7 @@ class _Race:
         if not target.is_file():
             located = self._bench.weights(candidate)
             assert located is not None
-            request = work.HeadRequest(
+            request = HeadRequest(
                 architecture=candidate.architecture,
                 image_size=candidate.preprocess.image_size,
                 labels=candidate.labels,
