@@ -381,18 +381,21 @@ def test_command_damaged_artifact_is_exit_code_2(bundle, tmp_path, capsys):
 
 def test_requirements_file_replaces_limits_and_only_the_load_it_names(artifact, tmp_path):
     manifest = artifact.manifest
-    assert command._asked(None, manifest) == (manifest.evidence.requirements, manifest.evidence.workload)
+    assert command._requirements_of(None, manifest) == (
+        manifest.evidence.requirements,
+        manifest.evidence.workload,
+    )
     path = tmp_path / "r.toml"
     path.write_text('max-memory = "1GiB"\npercentile = 99\n')
-    requirements, workload = command._asked(str(path), manifest)
+    requirements, workload = command._requirements_of(str(path), manifest)
     assert requirements == Requirements(max_memory_mib=1024.0)
     assert workload == dataclasses.replace(manifest.evidence.workload, percentile=99.0)
     path.write_text("batch-size = 1\n")
-    assert command._asked(str(path), manifest)[1].batch_size == 1
+    assert command._requirements_of(str(path), manifest)[1].batch_size == 1
     path.write_text('profile = "edge"\n')
-    requirements, workload = command._asked(str(path), manifest)
+    requirements, workload = command._requirements_of(str(path), manifest)
     assert requirements.max_latency_ms == 100.0
     assert workload.batch_size == manifest.evidence.workload.batch_size
     path.write_text("image-size = 64\n")
     with pytest.raises(InputError, match="another image size than the artifact's 32"):
-        command._asked(str(path), manifest)
+        command._requirements_of(str(path), manifest)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
-from vitrail.errors import InputError
 from vitrail.words import counted
 
 if TYPE_CHECKING:
@@ -51,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
     Raises InputError for a device that does not exist here.
     """
-    _check_target(args.json)
     document = attention_document(args)
     if args.json is not None:
         write_json(document, args.json)
@@ -137,16 +134,6 @@ def with_speedups(rows: Sequence[KernelRow]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-
-
-def _check_target(target: str | None) -> None:
-    """Raise before measuring, not after, if the result could not be written."""
-    from vitrail.store import check_target
-
-    if target not in (None, STDOUT):
-        if Path(target).is_dir():
-            raise InputError(f"--json {target} is a folder: name a file.")
-        check_target(Path(target).parent / ".vitrail-probe")
 
 
 def _progress(case: Case, kernels: Sequence[Kernel]) -> None:

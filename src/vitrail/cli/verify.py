@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
     if args.measure or args.against:
         manifest = open_artifact(args.artifact).manifest
-        requirements, workload = _asked(args.against, manifest)
+        requirements, workload = _requirements_of(args.against, manifest)
         if args.threads is not None:
             workload = replace(workload, threads=args.threads)
         from vitrail import judge, remeasure
@@ -109,7 +109,7 @@ def _signed_by(args: argparse.Namespace) -> str | None:
     return verify_signature(args.artifact, trusted, None if args.signature is None else Path(args.signature))
 
 
-def _asked(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:
+def _requirements_of(path: str | None, manifest: Manifest) -> tuple[Requirements, Workload]:
     """Requirements and workload: the file's, and the artifact's where the file leaves them out."""
     evidence = manifest.evidence
     if path is None:
