@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -128,54 +127,64 @@ def test_what_is_not_pairs_is_refused(kind, shapes):
 # --- several processes ----------------------------------------------------------------------------
 
 
-def _work(rank, folder, processes):
-    """One process: its share of the batch, every kind of loss, gradients averaged as DDP averages them."""
+def _work(rank, folder):
+    """One process of four, the first two of which are a group of their own too."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=processes)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=4)
     try:
-        model = Towers()
-        images, texts = (part.chunk(processes)[rank] for part in batch())
-        result = {}
-        for kind in KINDS:
-            share = loss_of(kind, model(images, texts), dist.group.WORLD)
-            found = gradients(share, model)
-            values = [share.detach().clone(), *(g for g in found.values() if g is not None)]
-            for value in values:
-                dist.all_reduce(value)
-                value /= processes
-            result[kind] = {"loss": values[0], "gradients": found}
-        result["order"] = gathered(torch.full((1, 1), float(rank)), dist.group.WORLD)
-        result["refused"] = _refusals(rank)
-        if rank == processes - 1:  # the last one: a mistake in the rank's offset shows
-            torch.save(result, f"{folder}/result.pt")
+        first_two = dist.new_group([0, 1])
+        _share(rank, 4, dist.group.WORLD, folder)
+        if rank < 2:
+            _share(rank, 2, first_two, folder)
     finally:
         dist.destroy_process_group()
 
 
-def _refusals(rank):
+def _share(rank, processes, group, folder):
+    """A process's share of the batch, every kind of loss, gradients averaged as DDP averages them."""
+    model = Towers()
+    images, texts = (part.chunk(processes)[rank] for part in batch())
+    result = {}
+    for kind in KINDS:
+        share = loss_of(kind, model(images, texts), group)
+        found = gradients(share, model)
+        values = [share.detach().clone(), *(g for g in found.values() if g is not None)]
+        for value in values:
+            dist.all_reduce(value, group=group)
+            value /= processes
+        result[kind] = {"loss": values[0], "gradients": found}
+    result["order"] = gathered(torch.full((1, 1), float(rank)), group)
+    result["refused"] = _refusals(rank, group)
+    if rank == processes - 1:  # the last one: a mistake in the rank's offset shows
+        torch.save(result, f"{folder}/result-{processes}.pt")
+
+
+def _refusals(rank, group):
     """What each process says when the first has fewer pairs, and when it has none that fit; none may wait."""
     said = []
     for image, text in ((2 - (rank == 0), None), (2, 2 + (rank == 0))):
         rows = torch.ones(image, 3), torch.ones(text or image, 3)
         try:
-            clip_loss(*rows, 1.0, group=dist.group.WORLD)
+            clip_loss(*rows, 1.0, group=group)
             said.append(None)
         except InputError as error:
             said.append(str(error))
     return said
 
 
-@functools.cache
-def over(processes, folder):
-    context = multiprocessing.spawn(_work, (folder, processes), nprocs=processes, join=False)
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory):
+    """The folder of what two and four processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    context = multiprocessing.spawn(_work, (str(folder),), nprocs=4, join=False)
     while not context.join(timeout=60):
         pass
-    return torch.load(f"{folder}/result.pt")
+    return folder
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def several(request, tmp_path_factory):
-    return request.param, over(request.param, str(tmp_path_factory.mktemp("processes")))
+@pytest.fixture(params=[2, 4])
+def several(request, worked):
+    return request.param, torch.load(worked / f"result-{request.param}.pt")
 
 
 @pytest.mark.parametrize("kind", KINDS)

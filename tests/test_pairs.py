@@ -276,7 +276,11 @@ def test_the_second_pass_draws_the_same_randomness(fabric, parts):
     assert expected[0] != pytest.approx(plain(small(), pieces)[0]), "nothing was left out"
 
 
-def _process(rank, port, folder, bias, parts):
+OVER_TWO = ((None, 1), (None, 2), (-2.0, 2))
+"""Bias and parts of a batch that two processes share."""
+
+
+def _process(rank, port, folder):
     import os
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -286,27 +290,36 @@ def _process(rank, port, folder, bias, parts):
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=[TorchElasticEnvironment()])
     fabric.launch()
-    model = small(bias=bias)
-    # As `order.Steps` deals a batch out: part by part, each divided among the processes.
-    mine = [tuple(t.chunk(2)[rank] for t in piece) for piece in split(batch(), parts)]
-    loss, found = gradients_of(model, contrastive(model), fabric, mine)
-    loss = float(fabric.all_reduce(torch.tensor(loss, dtype=torch.float64), reduce_op="mean"))
+    every = []
+    for bias, parts in OVER_TWO:
+        model = small(bias=bias)
+        # As `order.Steps` deals a batch out: part by part, each divided among the processes.
+        mine = [tuple(t.chunk(2)[rank] for t in piece) for piece in split(batch(), parts)]
+        loss, found = gradients_of(model, contrastive(model), fabric, mine)
+        loss = float(fabric.all_reduce(torch.tensor(loss, dtype=torch.float64), reduce_op="mean"))
+        every.append((loss, found))
     if rank == 0:
-        torch.save((loss, found), folder / "found.pt")
+        torch.save(every, folder / "found.pt")
     fabric.barrier()
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("bias", "parts"), [(None, 1), (None, 2), (-2.0, 2)])
-def test_two_processes_give_the_gradients_of_one(tmp_path, bias, parts):
-    expected = plain(small(bias=bias), [batch()])
+@pytest.fixture(scope="module")
+def over_two(tmp_path_factory):
+    """What two processes find in each case: begun once, for they take seconds to import torch."""
     import socket
 
+    folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_process, (port, tmp_path, bias, parts), nprocs=2)
-    assert_same(torch.load(tmp_path / "found.pt"), expected)
+    multiprocessing.spawn(_process, (port, folder), nprocs=2)
+    return dict(zip(OVER_TWO, torch.load(folder / "found.pt"), strict=True))
+
+
+@pytest.mark.parametrize(("bias", "parts"), OVER_TWO)
+def test_two_processes_give_the_gradients_of_one(over_two, bias, parts):
+    assert_same(over_two[bias, parts], plain(small(bias=bias), [batch()]))
 
 
 # --- texts that several images share --------------------------------------------------------------
