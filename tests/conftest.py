@@ -29,12 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Tests compute on one thread, whatever the one before left: the threads of tiny models wait for each
-    other, on a busy machine for seconds a step."""
+def one_thread_and_seed() -> None:
+    """Tests compute on one thread and draw from one seed, whatever the one before left: the threads of tiny
+    models wait for each other, on a busy machine for seconds a step."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

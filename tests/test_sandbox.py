@@ -76,7 +76,7 @@ def start_and_wait(payload):
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """Children import this file by its module name."""
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
 
 
 def test_a_result_comes_back_from_another_process():

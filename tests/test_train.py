@@ -503,7 +503,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypa
         ),
     ],
 )
-def test_what_cannot_be_trained(tmp_path, folder, changes, said):
+def test_what_cannot_be_trained(tmp_path, folder, changes, said, monkeypatch):
+    monkeypatch.setattr(room, "checked", lambda *_, **__: "")
     given = {"data": str(folder), "model": MODEL, "recipe": recipe(), "out": tmp_path / "run", **changes}
     with pytest.raises(InputError, match=said):
         finetune(FinetuneSetup(**given), WeightsFinder(offline=True), RunWatcher())
