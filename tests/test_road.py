@@ -112,6 +112,7 @@ def test_what_the_report_says_to_ask_again_asks_the_same_and_selects_the_same(ro
     page = html.unescape(road["out"].with_name("winner.report.html").read_text())
     command = re.search(r"this asks the same: <code>(.*?)</code>", page)[1]
     (tmp_path / "requirements.toml").write_text(re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.S)[-1])
+    (tmp_path / "photos").symlink_to(road["folder"] / "photos")
     program, *arguments = shlex.split(command)
     assert program == "vitrail"
     done = vitrail(*arguments, "--json", "again.json", cache=road["cache"], cwd=tmp_path)
@@ -119,18 +120,21 @@ def test_what_the_report_says_to_ask_again_asks_the_same_and_selects_the_same(ro
     first, second = (json.loads(file.read_text()) for file in (road["document"], tmp_path / "again.json"))
     for key in ("requirements", "workload", "settings", "arguments"):
         assert first[key] == second[key]
-    assert {v["name"] for v in first["variants"]} == {v["name"] for v in second["variants"]}
-    assert first["selected"] == second["selected"]
+    timed = [
+        {v["name"]: v["latency_ms"] for v in d["variants"] if not v["reference"]} for d in (first, second)
+    ]
+    assert timed[0].keys() == timed[1].keys()
+    assert second["selected"].startswith(WINNER)
+    # Where the machine's speed has changed since, all is timed anew, and of engines that tie another may win.
+    assert first["selected"] == second["selected"] or timed[0] != timed[1]
 
 
-def test_predict_calls_the_palace_a_palace_and_the_daisy_a_daisy_without_torch(road):
-    done = vitrail(
-        "predict", road["out"], PHOTOS / "china.jpg", PHOTOS / "flower.jpg", "--json", "-",
-        cache=road["cache"], without_torch=True,
-    )  # fmt: skip
+def test_predict_calls_the_palace_a_palace_and_the_cat_a_cat_without_torch(road):
+    photos = (PHOTOS / "china.jpg", road["folder"] / "cat.jpg", road["folder"] / "coffee.jpg")
+    done = vitrail("predict", road["out"], *photos, "--json", "-", cache=road["cache"], without_torch=True)
     assert done.returncode == 0, done.stderr
     tops = [image["top"][0]["label"] for image in json.loads(done.stdout)["predictions"]]
-    assert tops == ["palace", "daisy"]
+    assert tops == ["palace", "Egyptian cat", "espresso"]
 
 
 def test_one_bad_image_among_many(road, tmp_path):
