@@ -117,7 +117,8 @@ def test_what_the_report_says_to_ask_again_asks_the_same_and_selects_the_same(ro
     assert program == "vitrail"
     done = vitrail(*arguments, "--json", "again.json", cache=road["cache"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, second = (json.loads(file.read_text()) for file in (road["document"], tmp_path / "again.json"))
+    both = [json.loads(file.read_text()) for file in (road["document"], tmp_path / "again.json")]
+    first, second = both
     for key in ("requirements", "workload", "settings", "arguments"):
         assert first[key] == second[key]
     timed = [
