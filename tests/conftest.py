@@ -14,12 +14,12 @@ quiet_process()  # before any test imports an engine by itself: nothing reports 
 CLASSES = 10
 
 LONGEST = (
-    "test_train.py", "test_weights_facts.py", "test_export.py", "test_clip.py", "test_swin.py",
-    "test_search.py", "test_privacy.py", "test_vit.py", "test_memory.py", "test_train_clip.py",
-    "test_pairs.py", "test_losses.py", "test_embeddings_models.py", "test_attention.py",
-    "test_zeroshot.py", "test_docs.py",
+    "test_readme.py", "test_train.py", "test_swin.py", "test_train_clip.py", "test_export.py",
+    "test_embeddings_models.py", "test_search.py", "test_vit.py", "test_weights_facts.py", "test_clip.py",
+    "test_attention.py", "test_trained.py", "test_memory.py", "test_own.py", "test_privacy.py",
+    "test_losses.py", "test_pairs.py", "test_eager.py", "test_train_extend.py",
 )  # fmt: skip
-"""Files that take half a minute or more, the longest first: begun last, one would run alone at the end."""
+"""Files that take ten seconds or more, the longest first: begun last, one would run alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 
-import exports
 import open_clip
 import pytest
 import timm
@@ -633,9 +633,9 @@ def foreign(dialect: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("dialect", ["torchvision", "transformers"])
-def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_path, monkeypatch):
-    """The candidate of `select --weights`, then the files that would be measured and ship, on an engine."""
-    from vitrail.export import work
+def test_own_weights_in_other_dialects_become_the_module_that_is_exported(dialect, tmp_path, monkeypatch):
+    """The candidate of `select --weights`, then both implementations with its weights."""
+    from vitrail.export import eager
     from vitrail.measure import sandbox
     from vitrail.sources.own import OwnWeights, own_candidate
 
@@ -645,8 +645,8 @@ def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_
     own = OwnWeights(
         file=str(tmp_path / "mine.pth"), arch="vit_tiny_patch16_224", labels=str(tmp_path / "labels.txt")
     )
-    if dialect == "torchvision":  # one process of its own is enough
-        monkeypatch.setattr(sandbox, "call", lambda _name, payload, **_: describe(payload))
+    # The process of its own is tested in test_own.py.
+    monkeypatch.setattr(sandbox, "call", lambda _name, payload, **_: describe(payload))
     candidate = own_candidate(own)
     assert candidate.parameters == sum(
         p.numel() for p in timm.create_model("vit_tiny_patch16_224", num_classes=5).parameters()
@@ -655,25 +655,14 @@ def test_own_weights_in_other_dialects_go_all_the_way_to_an_export(dialect, tmp_
     with torch.no_grad():
         expected = theirs(batch)
         expected = getattr(expected, "logits", expected)
-        by_timm = timm_models.build(
-            "vit_tiny_patch16_224", image_size=224, classes=5, weights=tmp_path / "mine.pth"
-        )
-        assert_equal(by_timm(batch), expected, 1e-4)
-    if dialect == "torchvision":
-        return  # one export is enough: both have gone through the same reader by now
-    work.export(
-        {
-            "architecture": "vit_tiny_patch16_224",
-            "implementation": "vitrail",
-            "image_size": 224,
-            "labels": str(tmp_path / "labels.txt"),
-            "weights": str(tmp_path / "mine.pth"),
-            "folder": str(tmp_path / "export"),
-            "threads": 2,
-        }
-    )
-    runner = exports.load(tmp_path / "export", "onnxruntime", batch=2, size=224, classes=5)
-    assert_equal(torch.from_numpy(exports.scores(runner, batch.numpy())), expected, 1e-4)
+        for implementation in ("timm", "vitrail"):
+            asked = SimpleNamespace(
+                architecture=candidate.architecture,
+                implementation=implementation,
+                labels=candidate.labels,
+                weights=candidate.weights.reference,
+            )
+            assert_equal(eager.module(asked, 224)(batch), expected, 1e-4)
 
 
 def test_a_classifier_that_select_cannot_keep_is_answered_with_train(tmp_path):
