@@ -20,13 +20,14 @@ demo: $(READY)
 	    $(BIN)/python examples/use_winner.py demo/winner "$$photos/china.jpg" "$$photos/flower.jpg"
 
 # Two workers of one thread: on several, small models mostly wait for each other. Tests of one file stay together,
-# because they share what is dear to make. What measures has the machine for itself, afterwards.
+# because they share what is dear to make. What measures has the machine for itself, afterwards; importing the other
+# test files for it would take ten seconds.
 WORKERS ?= 2
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(PARALLEL) -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $$(grep -l "mark\.alone" tests/test_*.py)
 
 # Lint, types and what takes no seconds: about a minute.
 test-quick: check
