@@ -69,7 +69,7 @@ def patiently(arguments):
     if arguments[0] != "select":
         return arguments
     about_latency = TIMED & set(arguments)
-    limit = ["--max-latency", "10s"] if about_latency else []
+    limit = ["--max-latency", "10m"] if about_latency else []
     return [*arguments, *limit, *([] if "--from" in arguments else ["--offline", "--budget", "10m"])]
 
 
