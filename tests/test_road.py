@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -56,6 +57,13 @@ def measurements(cache):
     return {file.name: json.loads(file.read_text())["record"] for file in files}
 
 
+def speed_ms(record):
+    """How long the reference workload around the blocks took."""
+    return statistics.median(
+        b[when] for b in record["blocks"] for when in ("speed_before_ms", "speed_after_ms")
+    )
+
+
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
     """The README's first selection, killed after its first measurement and started again."""
@@ -86,7 +94,9 @@ def test_a_killed_selection_goes_on_without_repeating_what_was_finished(road):
     after = measurements(road["cache"])
     for name, record in road["before"].items():
         blocks = record["blocks"]
-        assert after[name]["blocks"][: len(blocks)] == blocks
+        kept = after[name]["blocks"][: len(blocks)] == blocks
+        # On a machine that has become slower or faster since, figures are taken anew.
+        assert kept or abs(speed_ms(after[name]) / speed_ms(record) - 1) > 0.05
 
 
 def test_the_terminal_says_what_won_and_why_the_others_lost(road):
@@ -119,6 +129,8 @@ def test_what_the_report_says_to_ask_again_asks_the_same_and_selects_the_same(ro
     assert done.returncode == 0, done.stderr
     both = [json.loads(file.read_text()) for file in (road["document"], tmp_path / "again.json")]
     first, second = both
+    for document in both:  # a file's path is relative to the file, and loses its last slash
+        document["workload"]["images"] = Path(document["workload"]["images"]).name
     for key in ("requirements", "workload", "settings", "arguments"):
         assert first[key] == second[key]
     timed = [

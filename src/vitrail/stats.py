@@ -59,7 +59,7 @@ def percentile(samples: Sequence[float] | Floats, q: float) -> float:
         raise ValueError(f"a percentile lies in (0, 100], not {q}")
     rank = math.ceil(q * len(samples) / 100 - 1e-9)
     if len(samples) <= _FEW and not isinstance(samples, np.ndarray):
-        return float(sorted(samples)[rank - 1])  # a block's calls; a search asks for thousands of their medians
+        return float(sorted(samples)[rank - 1])  # a block's calls: a search asks for thousands of medians
     return float(np.sort(np.asarray(samples, dtype=np.float64))[rank - 1])
 
 
