@@ -164,8 +164,8 @@ def test_one_bad_image_among_many(road, tmp_path):
 def test_verify_holds_without_torch(road, arguments):
     done = vitrail("verify", road["out"], *arguments, cache=road["cache"], without_torch=True)
     if arguments and done.returncode == 3:
-        # A shared machine may be slower now than when the claim was made: then that is what is said.
-        assert "claimed" in done.stderr
+        # A shared machine may be slower now than when the claim was made, or too busy to tell: that is said.
+        assert "claimed" in done.stderr or "was not shown to hold its claims" in done.stderr
         return
     assert done.returncode == 0, done.stdout + done.stderr
     assert "holds its claims" in done.stdout
