@@ -494,7 +494,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypa
         ({"model": "resnet18.a1_in1k"}, "--from-scratch"),
         ({"weights": Path("none.pth")}, "no weights file at none.pth"),
         ({"weights": Path("none.pth"), "from_scratch": True}, "leave --from-scratch out"),
-        ({"image_size": 30}, "no whole number of patches"),
+        ({"image_size": 30}, "not a whole number of patches"),
         ({"recipe": recipe("batch_size=64")}, "more than the 27 training images"),
         ({"recipe": recipe("engine.precision=fp16")}, "fp16 training needs a GPU"),
         (
