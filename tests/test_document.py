@@ -416,3 +416,31 @@ def test_anything_else_is_an_input_error_and_never_a_crash(junk: object, key: st
 
 def test_a_byte_order_mark_is_not_an_error():
     assert from_document(b"\xef\xbb\xbf" + selections.finalists(), "it").observations
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"acuracy": 90.0}, r"acuracy"),
+        ({"recalls": "x"}, r"classification\.recalls"),
+        ({"interval": None, "accuracy": 101.0}, r"classification\.accuracy"),
+    ],
+)
+def test_an_older_document_s_classification_is_checked_in_its_own_form(change, said):
+    document = json.loads((Path(__file__).parent / "golden" / "selection-5.json").read_bytes())
+    row = next(row for row in document["variants"] if row["classification"])
+    row["classification"] |= change
+    with pytest.raises(InputError, match=said):
+        from_document(document, "old.json")
+
+
+def test_a_task_nobody_has_is_refused_with_its_variant():
+    row = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0, "task": "foo"}
+    with pytest.raises(InputError, match=r"own\.json: variant 1 \(swin_tiny\): unknown task 'foo'"):
+        from_document([row], "own.json")
+
+
+def test_a_table_has_a_row_and_a_column_for_each_label():
+    for counts in (((1, 2), (3,)), ((1,),)):
+        with pytest.raises(ValueError, match="a row and a column"):
+            v.Table(name="confusion", labels=("a", "b"), counts=counts)

@@ -303,6 +303,7 @@ CLIP = ["--out", "x.parquet", "--model", "tiny-clip"]
 SAME = ["--weights", "tiny-clip.safetensors"]
 OTHER = ["--weights", "tiny-siglip.safetensors"]
 NO_NAME = ["--out", "x.parquet", "--model", "no_such_model"]
+CLASSIFIER = ["--out", "x.parquet", "--model", "resnet18", *SAME]
 NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
 
 
@@ -326,6 +327,7 @@ NO_VOCABULARY = ["--out", "x.parquet", "--model", "tiny-siglip", *OTHER]
         (["embed", "images", *CLIP, *SAME, "--tokenizer", "none.json"], "check --tokenizer"),
         (["embed", "images", *CLIP, *SAME, "--threads", "0"], "a whole number from 1"),
         (["embed", "texts.txt", "--text", *NO_VOCABULARY], "--tokenizer"),
+        (["embed", "texts.txt", "--text", *CLASSIFIER], "it reads only images"),
         (["embed", "images/00.png", "--text", *CLIP, *SAME], "not UTF-8"),
         (["embed", "texts.txt", *CLIP, *SAME], "No image could be embedded (1 tried)"),
         (["search", "out.parquet", "images/00.png", *OTHER], "does not hold the weights"),
@@ -427,3 +429,23 @@ def test_an_export_that_dies_leaves_nothing_behind(tiny, monkeypatch):
     monkeypatch.setenv("VITRAIL_CACHE", str(tiny / "cache"))
     assert embedded(tiny, "images")[0] == 130
     assert not list((tiny / "cache" / "towers").iterdir())
+
+
+def test_a_tower_that_was_damaged_is_exported_again(tiny, monkeypatch):
+    monkeypatch.setenv("VITRAIL_CACHE", str(tiny / "cache"))
+    made = []
+
+    def counted(function, payload, **_):
+        made.append(payload["content"])
+        return inside(function, payload)
+
+    monkeypatch.setattr(embed.sandbox, "call", counted)
+    _, out = embedded(tiny, "images")
+    # The index knows the size that the name alone did not say: the same tower serves both.
+    assert run("search", out, "images/03.png", "--top", 1) == 0
+    assert made == ["image"]
+    for name in ("tower.json", "model.onnx"):
+        for folder in (tiny / "cache" / "towers").iterdir():
+            (folder / name).write_bytes(b"{")
+        assert run("search", out, "images/03.png", "--top", 1) == 0
+    assert made == ["image"] * 3

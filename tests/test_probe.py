@@ -13,7 +13,7 @@ from vitrail.data import Example, load
 from vitrail.errors import InputError
 from vitrail.learn import probe
 from vitrail.sources import probe as probing
-from vitrail.sources.source import Context, Found, Source
+from vitrail.sources.source import Context, Found
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 from vitrail.weights.find import WeightsUnavailable
 
@@ -111,10 +111,6 @@ def test_each_model_is_said_before_it_is_prepared(tmp_path):
             pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
 
-    class Three(Source):
-        def find(self, context):
-            return Found(candidates=candidates()[:3])
-
     bench = Bench()
     bench.dataset, bench.workload = load(tmp_path), Workload()
     context = Context(
@@ -124,7 +120,7 @@ def test_each_model_is_said_before_it_is_prepared(tmp_path):
         download_mib=0.0,
         doing=said.append,
     )
-    found = probing.Probe([Three()]).find(context)
+    found = probing.Probe(Found(candidates=candidates()[:3])).find(context)
     assert said == [f"probing: preparing {i} of 3 models" for i in (1, 2, 3)]
     assert "3 models have no weights at hand" in found.notes[0]
     assert found.why_none.startswith("No model could be probed: ")

@@ -28,7 +28,7 @@ from vitrail.measure.peaks import Probes
 from vitrail.measure.session import ExportSession, SessionRequest, start
 from vitrail.report import html, terminal
 from vitrail.requirements import resolve
-from vitrail.sources.gather import arranged, check_task, gather
+from vitrail.sources.gather import arranged, check_task, find, gather
 from vitrail.sources.probe import Probe
 from vitrail.sources.source import Context, Found, Source
 from vitrail.verify import verify
@@ -274,21 +274,32 @@ class Toy(Source):
         return Found(candidates=(self.candidate,), notes=("from a toy",))
 
 
-def test_a_source_is_one_class_that_the_command_line_makes(tmp_path):
+def test_a_source_is_one_class_that_the_command_line_makes(tmp_path, monkeypatch):
     candidate = artifacts.make_bundle(tmp_path).variant.candidate
     toy = Toy(candidate)
     bench = SimpleNamespace(dataset=None, workload=Workload())
     context = Context(requirements=Requirements(), settings=SearchSettings(), bench=bench, download_mib=0.0)
-    found = gather(arranged([toy], context.settings, None), context)
+    found = gather(find(arranged([toy], context.settings, None), context), context)
     assert found.candidates == (candidate,)
     assert found.notes == ("from a toy",)
     assert variants(found.candidates, Workload(), context.settings)
     beside = replace(context, settings=SearchSettings(models=("swin_tiny*",)))
-    both = gather(arranged([toy], beside.settings, None), beside)
+    both = gather(find(arranged([toy], beside.settings, None), beside), beside)
     assert {each.family for each in both.candidates} == {candidate.family, "swin"}
     # Its head answers other classes than labelled images have, so they would give it a new one.
-    (probe,) = arranged([toy], context.settings, SimpleNamespace(classes=("a", "b")))
-    assert probe == Probe((toy,))
+    asked = []
+
+    def probed(self, context):
+        asked.append(self.backbones.candidates)
+        return Found(excluded={candidate.name: "no" for candidate in self.backbones.candidates})
+
+    monkeypatch.setattr(Probe, "find", probed)
+    labelled = replace(context, bench=SimpleNamespace(dataset=object(), workload=Workload()))
+    with pytest.raises(InputError, match="No candidate is left"):
+        gather(find([toy], labelled), labelled)
+    assert asked == [(candidate,)]
+    with pytest.raises(InputError, match=f"Two candidates are named {candidate.name}"):
+        find([toy, Toy(candidate)], context)
     with pytest.raises(InputError, match="--toy is about classes"):
         check_task([toy], "embed")
 

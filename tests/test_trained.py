@@ -36,7 +36,6 @@ from vitrail.report import html
 from vitrail.selection import search, select
 from vitrail.sources.catalogue import Catalogue
 from vitrail.sources.gather import arranged, labelled_images
-from vitrail.sources.measured import Measured
 from vitrail.sources.trained import TrainedRuns
 
 pytestmark = pytest.mark.slow
@@ -188,6 +187,7 @@ def test_a_damaged_run_is_one_sentence_with_the_fix(run, tmp_path):
 def judged_by(*folders, workload=None, settings=None):
     """The runs, the workload with their labelled images, these, and what is to be said of them."""
     found = TrainedRuns(folders)
+    found.check_settings(settings or v.SearchSettings())
     workload, images, notes = labelled_images([found], workload or v.Workload(), None)
     found.check(v.Requirements(), settings or v.SearchSettings(), images)
     return found, workload, images, notes
@@ -270,12 +270,12 @@ def test_only_the_code_that_was_trained_is_a_variant(run):
 
 def test_runs_are_alone_unless_others_are_asked_for(run):
     found, _, images, _ = judged_by(run)
-    assert arranged([found], v.SearchSettings(), images) == (Measured(found),)
-    measured, probe = arranged([found], v.SearchSettings(models=("swin_tiny*",)), images)
-    assert measured == Measured(found)
-    assert [type(source) for source in probe.backbones] == [Catalogue]
-    (everything,) = arranged([], v.SearchSettings(), images)
-    assert [type(source) for source in everything.backbones] == [Catalogue]
+    assert arranged([found], v.SearchSettings(), images) == (found,)
+    both = arranged([found], v.SearchSettings(models=("swin_tiny*",)), images)
+    assert [type(source) for source in both] == [TrainedRuns, Catalogue]
+    assert [type(source) for source in arranged([], v.SearchSettings(), images)] == [Catalogue]
+    with pytest.raises(InputError, match="No training run is named"):
+        TrainedRuns(()).licenses()
 
 
 def test_weights_that_change_between_reading_and_measuring_are_refused(run):

@@ -22,8 +22,7 @@ from vitrail.models import clip, factory
 from vitrail.predict import load
 from vitrail.sources import zero_shot
 from vitrail.sources.catalogue import Catalogue
-from vitrail.sources.gather import arranged, gather
-from vitrail.sources.measured import Measured
+from vitrail.sources.gather import arranged, find, gather
 from vitrail.sources.source import Context
 from vitrail.text.tokenizer import load_tokenizer
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
@@ -186,9 +185,8 @@ def test_class_names_are_alone_without_images_and_compete_with_probes_where_ther
     images = SimpleNamespace(classes=CLASSES)
     assert arranged([names], SearchSettings(), None) == (names,)
     assert arranged([names], SearchSettings(models=("swin_*",)), None) == (names,)
-    measured, probe = arranged([names], SearchSettings(models=("swin_*", "ViT-B-16")), images)
-    assert measured == Measured(names)
-    (catalogue,) = probe.backbones
+    first, catalogue = arranged([names], SearchSettings(models=("swin_*", "ViT-B-16")), images)
+    assert first == names
     found = catalogue.find(context(("swin_*", "ViT-B-16"), dataset=images)).candidates
     assert {candidate.family for candidate in found} == {"swin"}
     assert not catalogue.find(context(("ViT-B-16",), dataset=images)).candidates
@@ -197,7 +195,7 @@ def test_class_names_are_alone_without_images_and_compete_with_probes_where_ther
     with pytest.raises(InputError, match="No CLIP matches"):
         names.check(Requirements(), SearchSettings(models=("swin_*",)), None)
     own = dataclasses.replace(names, own=zero_shot.OwnCLIP(file=str(small[1]), arch="ViT-B-32"))
-    assert arranged([own], SearchSettings(), images) == (Measured(own),)
+    assert arranged([own], SearchSettings(), images) == (own,)
     assert len(arranged([own], SearchSettings(models=("swin_*",)), images)) == 2
 
 
@@ -208,8 +206,8 @@ def test_without_any_clip_the_others_go_on_and_nothing_at_all_is_refused(monkeyp
     assert not found.candidates
     assert "No CLIP weights are at hand" in found.notes[0]
     with pytest.raises(InputError, match="No CLIP weights are at hand"):
-        gather([names], alone)
-    both = gather([names, Catalogue()], alone)
+        gather(find([names], alone), alone)
+    both = gather(find([names, Catalogue()], alone), alone)
     assert both.candidates
     assert both.notes == found.notes
 
@@ -222,6 +220,8 @@ def test_without_any_clip_the_others_go_on_and_nothing_at_all_is_refused(monkeyp
         (["--classes", "a dog,a cat", "--min-accuracy", "90"], "--data DIR"),
         (["--classes", "a dog,a cat", "--weights", "missing.safetensors"], "--arch"),
         (["--classes", "a dog,a cat", "--weights", "x", "--arch", "ViT-B-32", "--labels", "l"], "--labels"),
+        (["--classes", "a dog,a cat", "--implementations", "timm"], "add vitrail to --implementations"),
+        (["--classes", "a dog,a cat", "--weights", "gone.st", "--arch", "ViT-B-32"], "no weights file"),
         (["--prompts", "simple"], "--classes"),
         (["--min-recall", "defect=95"], "--data DIR"),
         (["--data", "missing"], "missing"),

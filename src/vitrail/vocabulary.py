@@ -413,6 +413,10 @@ class Table:
     labels: tuple[str, ...]
     counts: tuple[tuple[Count, ...], ...]
 
+    def __post_init__(self) -> None:
+        if {len(self.counts), *map(len, self.counts)} - {len(self.labels)}:
+            raise ValueError(f"{self.name}: a table has a row and a column for each of its labels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:

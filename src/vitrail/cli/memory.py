@@ -31,7 +31,7 @@ MEANING = {
     "kernels": "matrix products compiled and kept by oneDNN, one per shape",
     "gradients": "",
     "optimizer": "AdamW's two averages",
-    "allowance": "a tenth of these: buffers inside kernels, memory kept by malloc",
+    "allowance": "a tenth of the tensors: buffers inside kernels, memory kept by malloc",
     "total": "",
 }
 

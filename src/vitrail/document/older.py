@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+
+from vitrail.vocabulary import Count, Percent
 
 JsonObject = dict[str, Any]
 
 _SCREENED = "screened in one launch"
 
 
+class _Recall(msgspec.Struct, forbid_unknown_fields=True):
+    label: str
+    value: Percent
+    images: Count
+
+
+class _Classification(msgspec.Struct, forbid_unknown_fields=True):
+    """What documents up to version 5, and artifacts up to schema 3, said of labelled images."""
+
+    split: str
+    data: str
+    images: Count
+    accuracy: Percent
+    interval: tuple[float, float] | None
+    balanced_accuracy: Percent
+    recalls: tuple[_Recall, ...]
+    confusion: tuple[tuple[Count, ...], ...]
+    calibration_error: Annotated[float, msgspec.Meta(ge=0, le=100)]
+
+
 def upgraded(document: JsonObject) -> JsonObject:
-    """A document, but for its rows."""
-    return {**document, "test": upgraded_quality(document.get("test"))}
+    """A document, but for its rows. Raises msgspec.ValidationError as `upgraded_quality`."""
+    return {**document, "test": upgraded_quality(document.get("test"), "$.test")}
 
 
-def upgraded_row(row: JsonObject) -> JsonObject:
-    """One variant of a document."""
+def upgraded_row(row: JsonObject, at: str) -> JsonObject:
+    """One variant of a document, whose path is `at`. Raises msgspec.ValidationError as `upgraded_quality`."""
     new = dict(row)
     if row.get("status") == "feasible":  # the word of versions up to 3, which said `confirmed` in words only
         new["status"] = "meets"
@@ -23,8 +47,8 @@ def upgraded_row(row: JsonObject) -> JsonObject:
         new["confirmed"] = not any(str(reason).startswith(_SCREENED) for reason in reasons)
     if isinstance(engine := row.get("engine"), dict):
         new["engine"] = upgraded_facts(engine)
-    if "classification" in row:  # of versions up to 5
-        new["quality"] = upgraded_quality(new.pop("classification"))
+    if "classification" in row and "quality" not in row:  # of versions up to 5
+        new["quality"] = upgraded_quality(new.pop("classification"), f"{at}.classification")
     return new
 
 
@@ -49,34 +73,37 @@ def graph_of(taken: object, given: object, entry: object) -> JsonObject:
     }
 
 
-def upgraded_quality(seen: Any) -> Any:
-    """A `classification` as the figures that it holds, named; what is in another form, as it is."""
+def upgraded_quality(seen: Any, at: str = "$") -> Any:
+    """A `classification` as the figures that it holds, named; today's form, or none, as it is.
+
+    Raises:
+        msgspec.ValidationError: it is neither; the message names the place below `at`.
+    """
     if not isinstance(seen, dict) or "figures" in seen:
         return seen
-    images = seen.get("images")
-    recalls = [each for each in _list(seen.get("recalls")) if isinstance(each, dict)]
-    top_1 = {"interval": seen.get("interval"), "share": True}
+    try:
+        old = msgspec.convert(seen, _Classification)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        raise msgspec.ValidationError(f"{what} - at `{at}{where.rstrip('`')}`") from None
     # A class without images has no recall, and so its name is not known.
-    named = iter(recalls)
-    labels = [
-        next(named, {}).get("label", "") if any(_list(row)) else "" for row in _list(seen.get("confusion"))
-    ]
+    named = iter(old.recalls)
+    labels = [recall.label if any(row) and (recall := next(named, None)) else "" for row in old.confusion]
     return {
-        "split": seen.get("split"),
-        "data": seen.get("data"),
-        "images": images,
+        "split": old.split,
+        "data": old.data,
+        "images": old.images,
         "figures": [
-            {**_figure("top-1", seen.get("accuracy"), images), **top_1},
-            _figure("balanced accuracy", seen.get("balanced_accuracy"), images),
-            *({**_figure("recall", None, None), **each, "share": True} for each in recalls),
-            {**_figure("calibration error", seen.get("calibration_error"), images), "unit": "points"},
+            {**_figure("top-1", old.accuracy, old.images), "interval": old.interval, "share": True},
+            _figure("balanced accuracy", old.balanced_accuracy, old.images),
+            *(
+                {**_figure("recall", each.value, each.images), "label": each.label, "share": True}
+                for each in old.recalls
+            ),
+            {**_figure("calibration error", old.calibration_error, old.images), "unit": "points"},
         ],
-        "tables": [{"name": "confusion", "labels": labels, "counts": seen.get("confusion")}],
+        "tables": [{"name": "confusion", "labels": labels, "counts": old.confusion}],
     }
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _figure(metric: str, value: object, images: object) -> JsonObject:

@@ -58,11 +58,15 @@ def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Re
     if "schema_version" in data:
         _check_version(data["schema_version"], source)
     _refuse_nonfinite(data, (), data, source)
-    full = _complete(data, source)
     try:
+        full = _complete(data, source)
         document = msgspec.convert(full, schema.Document)
     except msgspec.ValidationError as error:
         raise InputError(messages.explain(str(error), data, source)) from None
+    for index, row in enumerate(document.variants):
+        if row.task not in v.TASKS:
+            place = f"{source}: {messages.place(data, index)}"
+            raise InputError(f"{place}: unknown task {row.task!r}: use {' or '.join(v.TASKS)}.")
     _refuse_unknown(full, msgspec.to_builtins(document), (), data, source)
     trained = {training.candidate for training in document.trainings}
     ledger = tuple(entry_of(row, trained=row.model in trained) for row in document.variants)
@@ -138,19 +142,19 @@ def _complete(data: JsonObject, source: str) -> JsonObject:
     asked = workload.get("percentile") if isinstance(workload, dict) else None
     percentile = v.Workload.percentile if asked is None else asked
     rows = [
-        _complete_row(row, f"{source}: {messages.place(data, i)}", percentile)
+        _complete_row(row, f"{source}: {messages.place(data, i)}", percentile, f"$.variants[{i}]")
         for i, row in enumerate(data["variants"])
     ]
     return {**upgraded(data), "variants": rows}
 
 
-def _complete_row(row: Any, place: str, percentile: object) -> JsonObject:
+def _complete_row(row: Any, place: str, percentile: object, at: str) -> JsonObject:
     if not isinstance(row, dict):
         raise InputError(f"{place} is {messages.kind(row)}: give an object such as {_EXAMPLE}.")
     for key, example in _NEEDED.items():
         if key not in row:
             raise InputError(f'{place} lacks "{key}": add it, e.g. "{key}": {example}.')
-    full = {"architecture": str(row["model"]).partition(".")[0], **upgraded_row(row)}
+    full = {"architecture": str(row["model"]).partition(".")[0], **upgraded_row(row, at)}
     full["accuracy"] = _complete_accuracy(row["accuracy"], place)
     full["latency_ms"] = _complete_latency(row["latency_ms"], percentile, place)
     if _is_number(row["latency_ms"]) and isinstance(flags := row.get("flags", []), list):

@@ -41,7 +41,7 @@ class Origin:
     """The tokenizer's file, if it is not part of the package (SigLIP)."""
     tokenizer_sha256: str | None = None
     artifact: str | None = None
-    """The artifact that ran the weights; None: the model's own code ran them."""
+    """The artifact that ran the weights; None: the model was named."""
     precision: Precision = "fp32"
 
     @property

@@ -26,3 +26,5 @@ class Tower(msgspec.Struct, frozen=True, kw_only=True):
     """images (B, 3, S, S) float32, or tokens (B, L) int64 -> vectors (B, D)."""
     tokenizer: TokenizerConfig | None = None
     """Of the model's text tower, if it has one."""
+    sizes: dict[str, int]
+    """Bytes of each of the graph's files, which show one that was cut off."""

@@ -84,6 +84,7 @@ def _write_clip(request: TowerRequest) -> None:
         implementation="vitrail",
         preprocess=request.preprocess or _clip_preprocess(clip),
         graph=graph,
+        sizes={},
         tokenizer=TokenizerConfig(
             **{name: getattr(config.text, name) for name in TokenizerConfig.__dataclass_fields__}
         ),
@@ -108,6 +109,7 @@ def _write_backbone(request: TowerRequest) -> None:
         implementation="vitrail" if ours else "timm",
         preprocess=preprocess,
         graph=_image_graph(size, width),
+        sizes={},
     )
     _write(request, tower, module)
 
@@ -116,6 +118,8 @@ def _write(request: TowerRequest, tower: Tower, module: nn.Module) -> None:
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         onnx.write_onnx(module, tower.graph, folder / tower.graph.entry)
         onnx.check(module, folder, tower.graph)
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+        tower = msgspec.structs.replace(tower, sizes=sizes)
         (folder / MANIFEST).write_bytes(msgspec.json.encode(tower))
 
 

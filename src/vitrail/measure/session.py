@@ -20,7 +20,7 @@ import numpy as np
 from vitrail import runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
-from vitrail.predict import Predictor
+from vitrail.predict import MOST_WORKERS, Predictor
 from vitrail.vocabulary import Graph, Target
 
 SPEED_REPEATS = 7
@@ -131,7 +131,9 @@ class ExportSession:
         """Outputs of the photos' crops, saved to `target` (`.npz`) as named arrays (photos, crops, ...)."""
         task = self._predictor.task
         if crops_per_photo == 1:  # as `prepare` makes it: threads read ahead of the engine
-            pipeline = Predictor(self._runner, task, workers=self._request.threads, scaled=False)
+            pipeline = Predictor(
+                self._runner, task, workers=min(self._request.threads, MOST_WORKERS), scaled=False
+            )
             stacked = {name: rows[:, None] for name, rows in pipeline.all_outputs(photos).items()}
         else:
             rows = [self._predictor.run(task.views(decode(photo), crops_per_photo)) for photo in photos]

@@ -152,4 +152,4 @@ def task(selection: Selection) -> TaskSummary | None:
 
 
 def _shares(row: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
-    return tuple((count, 100 * count / sum(row)) for count in row)
+    return tuple((count, 100 * count / max(sum(row), 1)) for count in row)

@@ -29,8 +29,8 @@ from vitrail.selection import prune
 from vitrail.selection.labelled import calibrated, check_classes, described, doubts, photos_of, tested
 from vitrail.selection.prune import Peaks
 from vitrail.selection.search import Search, SearchProgress
-from vitrail.sources.gather import arranged, check_task, gather, labelled_images
-from vitrail.sources.source import Context, Found, Source
+from vitrail.sources.gather import arranged, check_task, find, gather, labelled_images
+from vitrail.sources.source import Context, Source
 from vitrail.vocabulary import LedgerEntry, Requirements, SearchSettings, Selection, Variant, Workload
 from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
@@ -93,8 +93,10 @@ def select(
     watcher = watcher or Watcher()
     check(requirements, workload or Workload(), settings, runtimes=RUNTIMES)
     check_task(sources, settings.task)
+    for source in sources:
+        source.check_settings(settings)
     if settings.task != "classify":
-        _refuse_classes(requirements, workload)
+        _refuse_classes(settings.task, requirements, workload)
     stated = (license for source in sources for license in source.licenses())
     catalog.check_requirement(requirements.license, also=tuple(stated))
     _need_workbench()
@@ -121,15 +123,15 @@ def select(
     return selection
 
 
-def _refuse_classes(requirements: Requirements, workload: Workload | None) -> None:
-    """Vectors know no classes."""
+def _refuse_classes(task: str, requirements: Requirements, workload: Workload | None) -> None:
+    """Only classifiers have classes."""
     given = {
         "data": workload is not None and workload.data is not None,
         **{asked.option.removeprefix("--"): True for asked in requirements.least},
     }
     for name, wanted in given.items():
         if wanted:
-            raise InputError(f"--{name} is about classes, and --task embed gives vectors: leave it out.")
+            raise InputError(f"--{name} is about classes, and --task {task} has none: leave it out.")
 
 
 @dataclass
@@ -177,8 +179,10 @@ class _Road:
         bench = self._bench(workload, photos, dataset)
         if dataset is not None:
             self.watcher.note(described(dataset))
-        found = self._found(given, bench)
+        context = self._context(bench)
+        parts = find(arranged(given, settings, dataset), context)
         peaks = self._peaks()
+        found = gather(parts, context)
         everything = variants(found.candidates, workload, settings)
         reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
         kept = f" ({reserve:.0f} s of the budget kept for shipping)" if reserve else ""
@@ -230,8 +234,8 @@ class _Road:
             selection = tested(calibrated(selection), search, requirements)
         return selection, search, found.towers
 
-    def _found(self, given: Sequence[Source], bench: Bench) -> Found:
-        context = Context(
+    def _context(self, bench: Bench) -> Context:
+        return Context(
             requirements=self.requirements,
             settings=self.settings,
             bench=bench,
@@ -240,7 +244,6 @@ class _Road:
             note=self.watcher.note,
             doing=self.doing,
         )
-        return gather(arranged(given, self.settings, bench.dataset), context)
 
     def _bench(self, workload: Workload, photos: PhotoSet, dataset: Dataset | None) -> Bench:
         finder = WeightsFinder(offline=self.settings.offline, max_download_mib=self._allowance)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vitrail import data
 from vitrail.data import Dataset, Layout
 from vitrail.errors import InputError
 from vitrail.sources.catalogue import Catalogue
-from vitrail.sources.measured import Measured
+from vitrail.sources.measured import measured
 from vitrail.sources.probe import Probe
 from vitrail.sources.source import Context, Found, Source
 from vitrail.vocabulary import SearchSettings, Workload
 
-__all__ = ["arranged", "check_task", "gather", "labelled_images"]
+__all__ = ["Part", "arranged", "check_task", "find", "gather", "labelled_images"]
+
+NOTHING = "No candidate is left to measure: name other models with --models."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A source, and what it found."""
+
+    source: Source
+    found: Found
 
 
 def check_task(sources: Sequence[Source], task: str) -> None:
     """Raise an InputError for a source whose candidates have classes, where the task has none."""
     for source in sources:
         if task not in source.tasks:
-            raise InputError(
-                f"--{source.option} is about classes, and --task {task} gives vectors: leave it out."
-            )
+            raise InputError(f"--{source.option} is about classes, and --task {task} has none: leave it out.")
 
 
 def labelled_images(
@@ -47,39 +56,60 @@ def labelled_images(
 def arranged(
     given: Sequence[Source], settings: SearchSettings, dataset: Dataset | None
 ) -> tuple[Source, ...]:
-    """The sources that take part, as they are asked for candidates.
+    """The sources that take part.
 
     The catalogue joins what the person gave where globs name it, or nothing else stands alone. Without
     labelled images its heads cannot answer the person's classes, so it stays out where another source's do.
-    With labelled images, heads that were trained for other classes are replaced by probes.
     """
-    sources = list(given)
     asked = bool(settings.models) or not any(source.alone for source in given)
     if asked and not (dataset is None and any(source.answers for source in given)):
-        sources.append(Catalogue(elsewhere=lambda glob: any(source.matches(glob) for source in given)))
-    if dataset is None:
-        return tuple(sources)
-    backbones = tuple(source for source in sources if not source.answers)
-    # What the person named comes first: a mistake in it shows before anything is probed.
-    others = tuple(Measured(source) for source in sources if source.answers)
-    return (*others, Probe(backbones)) if backbones else others
+        return (*given, Catalogue(elsewhere=lambda glob: any(source.matches(glob) for source in given)))
+    return tuple(given)
 
 
-def gather(sources: Sequence[Source], context: Context) -> Found:
-    """What all sources find, together.
+def find(sources: Sequence[Source], context: Context) -> tuple[Part, ...]:
+    """What each source finds, in their order; nothing is measured yet.
 
     Raises:
-        InputError: a source refuses what the person named, or there is nothing to measure.
+        InputError: a source refuses what the person named, or two candidates have one name.
     """
-    parts = [source.find(context) for source in sources]
-    found = Found(
+    # The catalogue comes last in the order, and is the quickest to refuse what it does not know.
+    found = [Part(source, source.find(context)) for source in reversed(sources)][::-1]
+    names = Counter(candidate.name for part in found for candidate in part.found.candidates)
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(f"Two candidates are named {name}: rename the weights file, or narrow --models.")
+    return tuple(found)
+
+
+def gather(parts: Sequence[Part], context: Context) -> Found:
+    """All candidates together, with labelled images as they answer the person's classes.
+
+    Then those whose heads do are measured as they are, and the others get heads of their own by a probe.
+
+    Raises:
+        InputError: a candidate that the person named cannot be run, or there is nothing to measure.
+    """
+    if context.dataset is None:
+        found = [part.found for part in parts]
+    else:
+        found = [measured(part.found, part.source.answers, context) for part in parts if part.source.answers]
+        backbones = [part.found for part in parts if not part.source.answers]
+        if backbones:
+            found.append(Probe(together(backbones)).find(context))
+    everything = together(found)
+    if all(candidate.name in everything.excluded for candidate in everything.candidates):
+        # The last one is what others only accompany: the catalogue, or its probes.
+        raise InputError(next((part.why_none for part in reversed(found) if part.why_none), NOTHING))
+    return everything
+
+
+def together(parts: Sequence[Found]) -> Found:
+    """Several sources' as one, in their order."""
+    return Found(
         candidates=tuple(candidate for part in parts for candidate in part.candidates),
         excluded={name: why for part in parts for name, why in part.excluded.items()},
         notes=tuple(note for part in parts for note in part.notes),
         trainings=tuple(training for part in parts for training in part.trainings),
         towers={name: tower for part in parts for name, tower in part.towers.items()},
     )
-    if all(candidate.name in found.excluded for candidate in found.candidates):
-        # The last source is the one that others only accompany: the catalogue, or its probes.
-        raise InputError(next(part.why_none for part in reversed(parts) if part.why_none))
-    return found

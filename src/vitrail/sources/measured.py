@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vitrail.errors import InputError
 from vitrail.export.variants import at_size, variants
 from vitrail.measure import sandbox
-from vitrail.sources.source import Context, Found, Source
+from vitrail.sources.source import Context, Found
 from vitrail.vocabulary import Accuracy, Candidate
 
-__all__ = ["Measured"]
+__all__ = ["measured"]
 
 EXPORT_TIMEOUT_S = 300.0
 
 
-@dataclass(frozen=True)
-class Measured(Source):
-    """Another source's candidates, measured on the validation split in place of any published figure."""
+def measured(found: Found, answers: str, context: Context) -> Found:
+    """The candidates with what they reach on the validation split, in place of any published figure.
 
-    source: Source
+    `answers` says how they come to answer the classes (`Source.answers`).
 
-    def find(self, context: Context) -> Found:
-        """The source's candidates. Raises InputError, beside the source's, for one that cannot be run."""
-        found = self.source.find(context)
-        how = f"{self.source.answers} on the validation split"
-        return replace(found, candidates=tuple(_measured(c, context, how) for c in found.candidates))
+    Raises:
+        InputError: one of them cannot be exported or run.
+    """
+    how = f"{answers} on the validation split"
+    return replace(found, candidates=tuple(_measured(each, context, how) for each in found.candidates))
 
 
 def _measured(candidate: Candidate, context: Context, how: str) -> Candidate:
+    context.doing(f"answering the validation images with {candidate.name}")
     form = variants([candidate], context.workload, context.settings)[0]
     try:
         export = context.bench.export(form, timeout_s=EXPORT_TIMEOUT_S)

@@ -15,7 +15,7 @@ from vitrail.images.labels import read_labels
 from vitrail.measure import sandbox
 from vitrail.sources.source import Context, Found, Source
 from vitrail.units import percent
-from vitrail.vocabulary import Accuracy, Candidate, Preprocess, Weights
+from vitrail.vocabulary import Accuracy, Candidate, Preprocess, SearchSettings, Weights
 from vitrail.weights.find import check_file
 
 __all__ = ["OwnWeights", "own_candidate"]
@@ -42,6 +42,14 @@ class OwnWeights(Source):
         """What the user stated."""
         return (self.license,)
 
+    def check_settings(self, settings: SearchSettings) -> None:
+        """Refuse what is not a file, and an accuracy outside (0, 100]. Raises InputError."""
+        check_file(self.file)
+        if self.accuracy is not None and not 0 < self.accuracy <= 100:
+            raise InputError(f"--accuracy {self.accuracy:g} is not a percentage: give a value in (0, 100].")
+        if self.accuracy is not None:
+            percent(self.accuracy, "--accuracy")  # refuses a fraction
+
     def find(self, context: Context) -> Found:
         """The one candidate. Raises InputError as `own_candidate` does."""
         return Found(candidates=(replace(own_candidate(self), task=context.settings.task),))
@@ -57,11 +65,7 @@ def own_candidate(own: OwnWeights) -> Candidate:
         InputError: weights or labels that cannot be read or do not fit, an unknown architecture, or an
             accuracy outside (0, 100].
     """
-    check_file(own.file)
-    if own.accuracy is not None and not 0 < own.accuracy <= 100:
-        raise InputError(f"--accuracy {own.accuracy:g} is not a percentage: give a value in (0, 100].")
-    if own.accuracy is not None:
-        percent(own.accuracy, "--accuracy")  # refuses a fraction
+    own.check_settings(SearchSettings())
     classes = len(read_labels(own.labels))
     known = _known(own.arch)
     facts = _described(own, classes, known)

@@ -58,21 +58,20 @@ class Contestant:
 class Probe(Source):
     """The candidates of other sources, each with a new head that was fitted on the labelled images."""
 
-    backbones: Sequence[Source]
+    backbones: Found
 
     def find(self, context: Context) -> Found:
         """The candidates that the race leaves; the others are excluded, without accuracy on other classes."""
-        parts = [source.find(context) for source in self.backbones]
-        candidates = [candidate for part in parts for candidate in part.candidates]
+        candidates = self.backbones.candidates
         if not candidates:
-            return Found()
+            return self.backbones
         race = _Race(context)
         kept = race.run(candidates)
         rest = tuple(replace(c, accuracy=None) for c in candidates if c.name in race.excluded)
         return Found(
             candidates=(*kept, *rest),
             excluded=race.excluded,
-            notes=race.notes,
+            notes=(*self.backbones.notes, *race.notes),
             why_none=race.why_none(candidates),
         )
 
@@ -115,7 +114,7 @@ class _Race:
 
     def why_none(self, candidates: Sequence[Candidate]) -> str:
         """Why no candidate is left, as a sentence; empty where one is."""
-        if len(self.excluded) < len(candidates):
+        if not all(candidate.name in self.excluded for candidate in candidates):
             return ""
         lost = [each for each in candidates if self._bench.weights(each) is None]
         if len(lost) == len(candidates):

@@ -82,6 +82,10 @@ class Source(ABC):
         """Whether a glob of `SearchSettings.models` names something of this source."""
         return False
 
+    def check_settings(self, settings: SearchSettings) -> None:
+        """Refuse, before anything is read, settings that do not go with this source. Raises InputError."""
+        return
+
     def labelled_images(self, layout: Layout | None) -> tuple[str, Dataset] | None:
         """Labelled images of its own, with their place: taken where the person names none.
 
@@ -91,7 +95,7 @@ class Source(ABC):
         return None
 
     def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
-        """Refuse, before anything is measured, what does not go with this source.
+        """Refuse, before anything is measured, what does not go with the labelled images or their absence.
 
         Raises:
             InputError: with the fix.
@@ -100,7 +104,7 @@ class Source(ABC):
 
     @abstractmethod
     def find(self, context: Context) -> Found:
-        """The candidates, described as far as they can be without measuring.
+        """The candidates, described as far as that needs no measuring.
 
         Raises:
             InputError: what the person named cannot be used.

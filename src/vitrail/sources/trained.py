@@ -45,8 +45,10 @@ class TrainedRuns(Source):
         """The runs, in the order they were named.
 
         Raises:
-            InputError: a folder that holds no whole run, or two runs of one name.
+            InputError: no folder, one that holds no whole run, or two runs of one name.
         """
+        if not self.folders:
+            raise InputError("No training run is named: give its folder, or leave the source out.")
         records = [(str(folder), read(folder)) for folder in self.folders]
         runs = tuple(TrainedRun(folder, record, candidate_of(folder, record)) for folder, record in records)
         first: dict[str, TrainedRun] = {}
@@ -90,8 +92,8 @@ class TrainedRuns(Source):
             )
         return place, dataset
 
-    def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
-        """Refuse a run of an implementation that is not among the asked ones, or `check_against` refuses."""
+    def check_settings(self, settings: SearchSettings) -> None:
+        """Refuse implementations without a run's own. Raises InputError, also as `runs` does."""
         for run in self.runs:
             code = run.record.implementation
             if settings.implementations and code not in settings.implementations:
@@ -99,7 +101,11 @@ class TrainedRuns(Source):
                     f"{run.folder} was trained with {code}'s code: add {code} to --implementations, or leave "
                     "that option out."
                 )
-            if dataset is not None:
+
+    def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
+        """Refuse labelled images that may not judge a run (`check_against`)."""
+        if dataset is not None:
+            for run in self.runs:
                 check_against(run.folder, run.record, dataset)
 
     def find(self, context: Context) -> Found:

@@ -65,6 +65,16 @@ class ClassNames(Source):
         """Whether it names published weights."""
         return bool(matching([glob]))
 
+    def check_settings(self, settings: SearchSettings) -> None:
+        """Refuse implementations without ours, which alone has these heads. Raises InputError."""
+        if settings.implementations and "vitrail" not in settings.implementations:
+            raise InputError(
+                "Heads of class names run with Vitrail's own code: add vitrail to --implementations, "
+                "or leave that option out."
+            )
+        if self.own is not None:
+            check_file(self.own.file)
+
     def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
         """Refuse a limit that nothing measures, and globs without a CLIP where only CLIPs take part."""
         if dataset is None and requirements.min_accuracy is not None:

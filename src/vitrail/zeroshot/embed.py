@@ -22,7 +22,6 @@ from vitrail.embeddings import Embedder, Origin
 from vitrail.embeddings.embedder import images_through, of_length_one
 from vitrail.embeddings.towers import MANIFEST, Content, Tower
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.export import work
 from vitrail.hardware import usable_cores
 from vitrail.limits import whole
 from vitrail.measure import sandbox
@@ -80,6 +79,8 @@ class ModelEmbedder(Embedder):
         self._model, self._weights, self._file, self._preprocess = model, weights, file, preprocess
         self._threads = usable_cores() if threads is None else whole("threads", threads)
         reads_text = model.split(".")[0] in TWO_TOWERS
+        if not reads_text and content == "text":
+            raise InputError("This model cannot embed texts: it reads only images.")
         if not reads_text and tokenizer is not None:
             raise InputError(f"{model} does not read texts: remove --tokenizer.")
         _, tower = self._exported(content)
@@ -167,29 +168,48 @@ class ModelEmbedder(Embedder):
 
     def _exported(self, content: Content) -> tuple[Path, Tower]:
         """The folder of a tower and what is in it, exported now unless it is kept from before."""
-        model, size = self._model, None if self._preprocess is None else self._preprocess.image_size
-        key: dict[str, object] = {
-            "tower": TOWER_VERSION,
+        size = None if self._preprocess is None else self._preprocess.image_size
+        # Made by name, a tower has its own size; what reopens it knows that size from its vectors.
+        for folder in dict.fromkeys((self._folder(content, size), self._folder(content, None))):
+            tower = _kept(folder)
+            if tower is not None and size in (None, tower.preprocess.image_size):
+                return folder, tower
+        folder = self._folder(content, size)
+        request = {
+            "model": self._model,
             "content": content,
-            "model": model if size is None else model.split(".")[0],
-            "weights": self._weights.sha256,
-            "image_size": size,
-            "toolchain": work.toolchain(),
+            "weights": str(self._file),
+            "preprocess": msgspec.to_builtins(self._preprocess),
+            "folder": str(folder),
+            "threads": self._threads,
         }
-        digest = store.digest_of(key)[:24]
-        folder = store.cache_dir() / "towers" / digest
-        manifest = folder / MANIFEST
-        if not manifest.is_file():
-            request = {
-                "model": model,
+        _export(request, folder)
+        tower = _kept(folder)
+        assert tower is not None, "it was written just now"
+        return folder, tower
+
+    def _folder(self, content: Content, size: int | None) -> Path:
+        digest = store.digest_of(
+            {
+                "tower": TOWER_VERSION,
                 "content": content,
-                "weights": str(self._file),
-                "preprocess": msgspec.to_builtins(self._preprocess),
-                "folder": str(folder),
-                "threads": self._threads,
+                # A tag says the size where nothing else does.
+                "model": self._model if size is None else self._model.split(".")[0],
+                "weights": self._weights.sha256,
+                "image_size": size,
             }
-            _export(request, folder)
-        return folder, msgspec.json.decode(manifest.read_bytes(), type=Tower)
+        )
+        return store.cache_dir() / "towers" / digest[:24]
+
+
+def _kept(folder: Path) -> Tower | None:
+    """The tower of an earlier run; None: there is none, or one that was damaged since."""
+    try:
+        tower = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Tower)
+        whole = all((folder / name).stat().st_size == size for name, size in tower.sizes.items())
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        return None
+    return tower if whole else None
 
 
 def _export(request: dict[str, Any], folder: Path) -> None:
