@@ -10,6 +10,8 @@ A folder of mixed JPEGs (500 to 3000 px) through EfficientNet-Lite0 with its rea
     in turn     one request after another, as one thread would
     timm        the peer: timm's eager model behind a DataLoader with a worker for each core
 
+and the same of `vitrail embed --model`, which decodes at full size and ends with vectors in a table.
+
 What shares the cores adds up, so the limit is 1 / (1/decode + 1/model). The last line of standard output is
 one JSON document.
 """
@@ -33,12 +35,14 @@ import numpy as np
 from PIL import Image
 
 from vitrail import catalog, hardware
+from vitrail.embeddings import embed
 from vitrail.images.photos import sample_photos
 from vitrail.images.preprocess import check_preprocess
 from vitrail.predict import Predictor
 from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import Preprocess
 from vitrail.weights.find import WeightsFinder
+from vitrail.zeroshot.embed import open_embedder
 
 MODEL = "tf_efficientnet_lite0.pypi"
 ENGINES = (("openvino", "fp32", 1), ("openvino", "fp32", 8), ("onnxruntime", "fp32", 1))
@@ -121,6 +125,30 @@ def one_engine(folder: Path, photos: list[str], preprocess: Preprocess, rounds: 
     }
 
 
+def by_name(photos: list[str], rounds: int) -> dict:
+    """The embedder that `vitrail embed --model` makes, against what its parts could do."""
+    cores = hardware.usable_cores()
+    rates: dict[str, list[float]] = {"decode": [], "model": [], "embed": []}
+    with open_embedder(MODEL) as embedder:
+        list(embedder.images_each(photos[:20]))
+        predictor = embedder._predictor  # its parts, alone
+        for _ in range(rounds):
+            rates["decode"].append(per_second(len(photos), lambda: decoding(predictor, photos, cores)))
+            calls = max(len(photos) // predictor.batch_size, 1)
+            rates["model"].append(
+                per_second(calls * predictor.batch_size, lambda n=calls: model_alone(predictor, photos, n))
+            )
+            rates["embed"].append(per_second(len(photos), lambda: embed(embedder, photos, "image")))
+    limits = [1 / (1 / d + 1 / m) for d, m in zip(rates["decode"], rates["model"], strict=True)]
+    shares = [e / limit for e, limit in zip(rates["embed"], limits, strict=True)]
+    return {
+        "engine": "embed by name",
+        **{f"{name} images/s": round(statistics.median(values), 1) for name, values in rates.items()},
+        "limit images/s": round(statistics.median(limits), 1),
+        "embed of limit": round(statistics.median(shares), 3),
+    }
+
+
 class _Photos:
     """The peer's data set: Pillow and timm's own transform."""
 
@@ -185,6 +213,8 @@ def main() -> None:
         rows = [one_engine(folder, photos, preprocess, arguments.rounds, which) for which in ENGINES]
         for row in rows:
             print(row)
+        named = by_name(photos, arguments.rounds)
+        print(named)
         torch.set_num_threads(hardware.usable_cores())
         timms = round(peer(model, photos[: max(len(photos) // 4, 1)], preprocess), 1)
     print({"timm eager + DataLoader images/s": timms})
@@ -194,6 +224,7 @@ def main() -> None:
         "images": arguments.images,
         "load_before": load_before,
         "rows": rows,
+        "embed": {**named, "of timm": round(named["embed images/s"] / timms, 2)},
         "timm eager + DataLoader images/s": timms,
         "pipeline of timm": [round(row["pipeline images/s"] / timms, 2) for row in rows],
     }
