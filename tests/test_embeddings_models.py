@@ -288,11 +288,11 @@ def test_a_tag_can_mean_another_preprocess_and_so_another_index(tiny, monkeypatc
 def test_a_model_of_ours_by_timm_s_name_gives_timm_s_features(tmp_path):
     import timm
 
-    from vitrail.export import towers
+    from vitrail.export import eager
 
     peer = timm.create_model("vit_tiny_patch16_224", num_classes=7).eval()
     torch.save(peer.state_dict(), tmp_path / "vit.pth")
-    ours = towers._ours("vit_tiny_patch16_224", 224, str(tmp_path / "vit.pth"))
+    ours = eager.our_backbone("vit_tiny_patch16_224", 224, str(tmp_path / "vit.pth"))
     peer.reset_classifier(0)
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():

@@ -35,6 +35,7 @@ __all__ = [
     "fsync_path",
     "sha256_file",
     "sweep",
+    "swept",
     "writing",
 ]
 
@@ -273,6 +274,16 @@ def _fsync_tree(folder: Path) -> None:
         for name in files:
             fsync_path(Path(root, name))
         fsync_path(Path(root))
+
+
+@contextmanager
+def swept(folder: Path) -> Iterator[None]:
+    """Sweep `folder` if the work in it fails: a child ended by SIGKILL cannot clean up after itself."""
+    try:
+        yield
+    except BaseException:
+        sweep(folder)
+        raise
 
 
 def sweep(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from vitrail.weights import checkpoints
 from vitrail.weights.finite import check_outputs
 from vitrail.weights.labels import labels
 
-__all__ = ["check", "module", "with_head", "without_classifier"]
+__all__ = ["check", "module", "our_backbone", "with_head", "without_classifier"]
 
 HEAD_TOLERANCE = 1e-4
 
@@ -36,10 +37,8 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
         model = _of_timm(request, image_size)
         return without_classifier(model) if features else model
     if features:
-        model = models.build(request.architecture, image_size=image_size, num_classes=0)
         weights = request.weights or _of_timm(request, image_size).state_dict()
-        models.load_weights(model, weights, replace_head=True)
-        return model.requires_grad_(False)
+        return our_backbone(request.architecture, image_size, weights)
     model = models.build(request.architecture, image_size=image_size, num_classes=len(labels(request.labels)))
     models.load_weights(model, request.weights or _of_timm(request, image_size).state_dict())
     return model.requires_grad_(False)
@@ -88,6 +87,13 @@ def _zero_shot(request: ModuleRequest, image_size: int) -> nn.Module:
     image = {key.removeprefix("image."): value for key, value in state.items() if key.startswith("image.")}
     model.image.load_state_dict(model.image.adapt_weights(image))
     return model.eval().requires_grad_(False)
+
+
+def our_backbone(architecture: str, image_size: int, weights: str | Mapping[str, torch.Tensor]) -> nn.Module:
+    """Our model up to what its classifier sees: (B, 3, S, S) -> (B, D)."""
+    model = models.build(architecture, image_size=image_size, num_classes=0)
+    models.load_weights(model, weights, replace_head=True)
+    return model.requires_grad_(False)
 
 
 def without_classifier(model: nn.Module) -> nn.Module:

@@ -88,11 +88,8 @@ class Exports:
                 compare=variant.candidate.trained_with is None,
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with store.swept(folder.parent):
                 self.workshop.run("export", request, timeout_s=timeout_s, name="exporting")
-            except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
-                store.sweep(folder.parent)
-                raise
         left_s = max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
         return self._read_export(folder, variant, self._built(folder, variant, left_s))
 
@@ -103,11 +100,8 @@ class Exports:
         target = folder / variant.runtime
         if not target.is_dir():
             request = BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
-            try:
+            with store.swept(folder):
                 self.workshop.run("build", request, timeout_s=timeout_s, name="building")
-            except BaseException:
-                store.sweep(folder)
-                raise
         return target
 
     def discard(self, variant: Variant) -> None:

@@ -17,7 +17,7 @@ from vitrail import models, store
 from vitrail.catalog.table import NORMALISATIONS
 from vitrail.embeddings.towers import MANIFEST, Content, Tower
 from vitrail.errors import InputError
-from vitrail.export import onnx
+from vitrail.export import eager, onnx
 from vitrail.models import timm as timm_models
 from vitrail.models.clip import CLIP
 from vitrail.models.registry import MODELS, TWO_TOWERS
@@ -100,7 +100,7 @@ def _write_backbone(request: TowerRequest) -> None:
         timm_models.check_known(architecture)
         preprocess = msgspec.convert(timm_models.published_preprocess(request.model), Preprocess)
     ours = architecture in MODELS
-    build = _ours if ours else _of_timm
+    build = eager.our_backbone if ours else _of_timm
     module = build(architecture, preprocess.image_size, request.weights)
     size = preprocess.image_size
     with torch.inference_mode():
@@ -150,22 +150,11 @@ def _clip_preprocess(model: CLIP) -> Preprocess:
     )
 
 
-def _ours(architecture: str, image_size: int, weights: str) -> nn.Module:
-    model = models.build(architecture, image_size=image_size, num_classes=0)
-    models.load_weights(model, weights, replace_head=True)
-    return model.requires_grad_(False)
-
-
 def _of_timm(architecture: str, image_size: int, weights: str) -> nn.Module:
     """timm's model without its classifier; the file may have one, with any number of classes."""
     classes = timm_models.classes_in(architecture, checkpoints.read_state_dict(Path(weights)))
     try:
-        model: Any = timm_models.build(
-            architecture, image_size=image_size, classes=classes, weights=Path(weights)
-        )
+        model = timm_models.build(architecture, image_size=image_size, classes=classes, weights=Path(weights))
     except InputError as error:
         raise InputError(str(error).replace("(--arch)", "(--model)")) from None
-    if classes:
-        model.reset_classifier(0)
-    module: nn.Module = model.eval().requires_grad_(False)
-    return module
+    return eager.without_classifier(model) if classes else model

@@ -214,7 +214,7 @@ def _kept(folder: Path) -> Tower | None:
 
 def _export(request: dict[str, Any], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with store.swept(folder.parent):
         answer = sandbox.call(
             "vitrail.export.towers:export",
             request,
@@ -222,9 +222,6 @@ def _export(request: dict[str, Any], folder: Path) -> None:
             memory_mib=psutil.virtual_memory().total / MIB * MEMORY_SHARE,
             name=f"exporting {request['model']}",
         )
-    except BaseException:  # a child is ended by SIGKILL and cannot clean up after itself
-        store.sweep(folder.parent)
-        raise
     if "refused" in answer:
         raise InputError(answer["refused"])
 
