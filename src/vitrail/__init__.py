@@ -16,6 +16,7 @@ __all__ = [
     "Candidate",
     "ClaimError",
     "ClassNames",
+    "Comparison",
     "InputError",
     "MissingExtraError",
     "OwnCLIP",
@@ -31,11 +32,13 @@ __all__ = [
     "Watcher",
     "Workload",
     "__version__",
+    "compare",
     "load",
     "select",
 ]
 
 if TYPE_CHECKING:
+    from vitrail.comparison import Comparison, compare
     from vitrail.errors import ClaimError, InputError, MissingExtraError, VitrailError
     from vitrail.predict import Prediction, Predictor, load
     from vitrail.selection.select import Watcher, select
@@ -63,6 +66,7 @@ _PLACES = {
         "Variant",
         "Workload",
     ),
+    "vitrail.comparison": ("Comparison", "compare"),
     "vitrail.predict": ("Prediction", "Predictor", "load"),
     "vitrail.selection.select": ("Watcher", "select"),
     "vitrail.sources.own": ("OwnWeights",),

@@ -29,6 +29,8 @@ BLOCKS_TO_FAIL = 2
 ROUNDS_TO_COMPARE = 6
 """Below 6 pairs no signed-rank interval reaches 95 %."""
 PHOTOS_FOR_LOSS_BOUND = 600
+SPEED_TOLERANCE = 0.05
+"""How much longer the machine's reference workload may take than before without explaining a slowdown."""
 
 # Prior over alternatives on the pass side, as theta / p0, and on the fail side, as (theta - p0) / q.
 # Half of the pass side's mass sits on "no call ever exceeds", which is what a clear pass looks like.
@@ -313,6 +315,24 @@ def median_interval(
     factor = math.exp(half / math.sqrt(len(logs)))
     value = percentile(calls, 50)
     return value, value / factor, value * factor
+
+
+def one_launch_interval(value: float) -> tuple[float, float, float]:
+    """(value, low, high) of a mean or median whose calls were not kept: as if from one launch."""
+    factor = math.exp(NormalDist().inv_cdf(0.975) * ASSUMED_LAUNCH_SPREAD)
+    return value, value / factor, value * factor
+
+
+def reference_slowdown(then: Sequence[Block], now: Sequence[Block]) -> float | None:
+    """By which share the reference workload around the calls takes longer now; None: not noticeably."""
+    if not then or not now:
+        return None
+    before, after = (
+        percentile([s for b in blocks for s in (b.speed_before_ms, b.speed_after_ms)], 50)
+        for blocks in (then, now)
+    )
+    slower = after / before - 1 if before else 0.0
+    return slower if slower > SPEED_TOLERANCE else None
 
 
 # --- comparisons ----------------------------------------------------------------------------------

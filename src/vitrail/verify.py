@@ -17,6 +17,7 @@ from vitrail import stats
 from vitrail.artifact import Artifact, Evidence, Manifest, open_artifact
 from vitrail.errors import ClaimError
 from vitrail.judge.answers import ADVICE
+from vitrail.measure import quiet
 from vitrail.predict import Predictor, from_artifact
 from vitrail.requirements import check
 from vitrail.tasks import Arrays, Bounds, agreement
@@ -44,12 +45,6 @@ CLAIM_TOLERANCE = 0.10
 """How much slower or larger than claimed a figure may be when measured again on the same machine: medians and
 peak memory vary by a few percent, and 10 % is the change Vitrail promises to detect. A median comes with an
 interval and fails only where all of it lies beyond the tolerance (docs/measurement.md)."""
-
-SPEED_TOLERANCE = 0.05
-"""How much longer the machine's reference workload may take than before without explaining a slowdown."""
-
-NOISE = ("noise:", "steal:")
-"""Prefixes of the flags that say other processes used the processors while calls were timed."""
 
 AGAIN = "verify again when it is quiet"
 """The advice added to anything left undecided here."""
@@ -272,7 +267,7 @@ def _again(verdict: Verdict) -> str:
 def _without_noise(checks: list[Check], seen: Observation) -> list[Check]:
     """Other processes only ever slow a machine down: a pass stands, a failure becomes undecided."""
     flags = (*seen.flags, *(seen.measurement.flags if seen.measurement else ()))
-    noise = next((flag for flag in flags if flag.startswith(NOISE)), None)
+    noise = next((flag for flag in flags if flag.startswith(quiet.NOISE)), None)
     if noise is None:
         return checks
     said = f"taken on a busy machine ({noise}): {AGAIN}"
@@ -344,24 +339,14 @@ def _median(
     scope: Stage, figures: LatencyFigures, measurement: Measurement | None
 ) -> tuple[float, float, float]:
     """(median, low, high) in ms, per launch where the calls were kept, else as if from a single launch."""
-    found = stats.median_interval(_blocks(scope, measurement))
-    return found or stats.median_interval([_one_call(scope, figures.p50)]) or (figures.p50,) * 3
-
-
-def _one_call(scope: Stage, milliseconds: float) -> Block:
-    return Block(launch=0, scope=scope, samples_ms=(milliseconds,), speed_before_ms=0.0, speed_after_ms=0.0)
+    return stats.median_interval(_blocks(scope, measurement)) or stats.one_launch_interval(figures.p50)
 
 
 def _slower_machine(claimed: Measurement | None, measured: Measurement | None) -> float | None:
     """By how much the reference workload around the calls became slower; None: not noticeably."""
     if claimed is None or measured is None:
         return None
-    then, now = (
-        stats.percentile([s for b in m.blocks for s in (b.speed_before_ms, b.speed_after_ms)], 50)
-        for m in (claimed, measured)
-    )
-    slower = now / then - 1 if then else 0.0
-    return slower if slower > SPEED_TOLERANCE else None
+    return stats.reference_slowdown(claimed.blocks, measured.blocks)
 
 
 def _percent(share: float) -> str:

@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "select": ("vitrail.cli.select", "find the model, runtime and precision that meet your requirements"),
+    "compare": ("vitrail.cli.compare", "show what moved beyond noise between two selections, and fail a CI"),
     "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
     "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
@@ -43,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 # Commands that never import torch, so that its caches need no folder.
-WITHOUT_TORCH = ("predict", "verify", "sign", "data", "models", "profiles", "doctor")
+WITHOUT_TORCH = ("compare", "predict", "verify", "sign", "data", "models", "profiles", "doctor")
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141

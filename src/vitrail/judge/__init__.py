@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from vitrail.errors import InputError
-from vitrail.judge.answers import latency_figures, verdicts
+from vitrail.judge.answers import latency_at, latency_figures, verdicts
 from vitrail.judge.evidence import (
     ALLOWANCE_POINTS,
     accuracy,
@@ -16,7 +16,7 @@ from vitrail.judge.evidence import (
     observe,
     throughput,
 )
-from vitrail.judge.ranking import distance, distinguishable, front, rank, ties
+from vitrail.judge.ranking import distance, distinguishable, front, rank, ties, within_uncertainty
 from vitrail.judge.reasons import reasons_of
 from vitrail.judge.reopening import Question, lacking, reopen
 from vitrail.judge.standing import (
@@ -49,12 +49,14 @@ __all__ = [
     "distinguishable",
     "judge",
     "lacking",
+    "latency_at",
     "latency_figures",
     "observe",
     "rank",
     "reopen",
     "throughput",
     "verdicts",
+    "within_uncertainty",
 ]
 
 ORDER: tuple[Status, ...] = ("selected", "meets", "undecided", "not measured", "rejected", "reference")

@@ -17,6 +17,7 @@ from vitrail.vocabulary import (
     Least,
     Observation,
     Requirements,
+    Stage,
     Verdict,
     Workload,
 )
@@ -55,9 +56,13 @@ def latency_figures(observation: Observation, workload: Workload) -> LatencyFigu
     figures = observation.latency.get(workload.latency_scope)
     if figures is not None and figures.judged.percentile == workload.percentile:
         return figures
-    if measurement is None:
-        return None
-    return latency.figures(measurement.blocks, workload.latency_scope, workload.percentile)
+    return latency_at(observation, workload.latency_scope, workload.percentile)
+
+
+def latency_at(observation: Observation, stage: Stage, percentile: float) -> LatencyFigures | None:
+    """One stage's figures at any percentile, from the calls; None where they were not kept."""
+    measurement = observation.measurement
+    return None if measurement is None else latency.figures(measurement.blocks, stage, percentile)
 
 
 def throughput_figure(observation: Observation, workload: Workload) -> float | None:

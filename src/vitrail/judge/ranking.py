@@ -80,7 +80,7 @@ def ties(ranked: Sequence[Observation], objective: Objective, workload: Workload
             group = _best(group, "accuracy", workload)
     else:
         equal = [each for each in group if figure(each, "accuracy", workload) == _value(winner)]
-        group = [each for each in group if _within_uncertainty(winner, each)]
+        group = [each for each in group if within_uncertainty(winner, each)]
         group += [each for each in _best(equal, "latency", workload) if each not in group]
     return frozenset(each.variant.name for each in group) - {winner.variant.name}
 
@@ -89,7 +89,7 @@ def _value(observation: Observation) -> float | None:
     return observation.accuracy.value if observation.accuracy else None
 
 
-def _within_uncertainty(best: Observation, other: Observation) -> bool:
+def within_uncertainty(best: Observation, other: Observation) -> bool:
     """Whether two unequal accuracies, both measured on images, may be equal at 95 %: as proportions if they
     are shares of images, else by their intervals."""
     one, two = best.accuracy, other.accuracy

@@ -22,6 +22,9 @@ NOISY_SWITCHES_PER_S = 100.0
 A quiet machine showed up to about 20, one with a single busy process besides two threads a few hundred.
 """
 
+NOISE = ("noise:", "steal:")
+"""Prefixes of the flags that say other processes used the processors while calls were timed."""
+
 
 @dataclass(frozen=True)
 class BusyReading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TextIO
 
 from vitrail import tasks, words
@@ -46,16 +47,16 @@ def summary(
     """
     shown = phrases.few(selection, few)
     lines = _won(selection) if selection.winner else _nothing_meets_all(selection)
-    lines += [_line("LACKS", lack) for lack in selection.lacks]
+    lines += [line("LACKS", lack) for lack in selection.lacks]
     if len(shown) > 1 or not (selection.winner or selection.leader):
         lines += _table(selection, shown)
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
-    lines += [_line("rest", " · ".join(groups))] if groups else []
-    lines += [_line("FAILED", failure) for failure in _failures(selection, shown)]
+    lines += [line("rest", " · ".join(groups))] if groups else []
+    lines += [line("FAILED", failure) for failure in _failures(selection, shown)]
     notes = selection.notes
     if phrases.without_weights(selection):  # then they stand above
         notes = tuple(note for note in notes if not note.startswith(NOT_AT_HAND))
-    lines += [_line("NOTE", note) for note in notes]
+    lines += [line("NOTE", note) for note in notes]
     if last := written(artifact, report):
         lines.append(last)
     return "\n".join(map(words.shown, lines)) + "\n"
@@ -69,7 +70,11 @@ def show(
     report: str | None = None,
 ) -> None:
     """Write `summary` to `file`, with colour only where that is a terminal."""
-    text = summary(selection, artifact=artifact, report=report)
+    styled(summary(selection, artifact=artifact, report=report), file, _STYLES)
+
+
+def styled(text: str, file: TextIO, styles: Mapping[str, str]) -> None:
+    """Write lines, each in the style of the word that it begins with, where `file` is a terminal."""
     if not file.isatty():
         file.write(text)
         return
@@ -77,12 +82,12 @@ def show(
     from rich.text import Text
 
     console = Console(file=file, highlight=False, soft_wrap=True)
-    for line in text.splitlines():
-        styled = Text(line)
-        for word, style in _STYLES.items():
-            if line.startswith(word):
-                styled.stylize(style, 0, None if style == "dim" else _INDENT)
-        console.print(styled)
+    for each in text.splitlines():
+        shown = Text(each)
+        for word, style in styles.items():
+            if each.startswith(word):
+                shown.stylize(style, 0, None if style == "dim" else _INDENT)
+        console.print(shown)
 
 
 def progress_line(
@@ -133,7 +138,8 @@ def _answer(entry: LedgerEntry) -> str:
     return next((a for a in ("fail", "undecided", "not assessed", "pass") if a in answers), "")
 
 
-def _line(word: str, text: str) -> str:
+def line(word: str, text: str) -> str:
+    """A word in the gutter, and a text beside it."""
     return f"{word:<{_INDENT - 1}} {text}"
 
 
@@ -145,18 +151,21 @@ def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     # Of what leads, the reasons stand above the table.
     whys = ["" if entry is selection.leader else phrases.reasons(entry) for entry in shown]
     rows = [[entry.variant.name, *_cells(entry, load), why] for entry, why in zip(shown, whys, strict=True)]
-    used = [any(row[i] for row in rows) for i in range(len(head))]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def laid_out(cells: list[str]) -> str:
-        kept = [cell.ljust(width) for cell, width, use in zip(cells, widths, used, strict=True) if use]
-        return "  ".join(kept).rstrip()
-
     words = [phrases.word(entry) for entry in shown]
     if selection.winner is None and selection.leader is not None:
         words[0] = "leads"
     gutters = [_WORDS.get(word, word) for word in words]
-    return [_line("", laid_out(head)), *map(_line, gutters, map(laid_out, rows))]
+    return [line(word, row) for word, row in zip(["", *gutters], columns([head, *rows]), strict=True)]
+
+
+def columns(rows: list[list[str]]) -> list[str]:
+    """Rows of cells, the head first, as aligned lines; a column with nothing below its head is left out."""
+    used = [any(row[i] for row in rows[1:]) for i in range(len(rows[0]))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    kept = [
+        [cell.ljust(width) for cell, width, use in zip(row, widths, used, strict=True) if use] for row in rows
+    ]
+    return ["  ".join(cells).rstrip() for cells in kept]
 
 
 def _cells(entry: LedgerEntry, workload: Workload) -> list[str]:
@@ -173,10 +182,10 @@ def _cells(entry: LedgerEntry, workload: Workload) -> list[str]:
 def _won(selection: Selection) -> list[str]:
     winner = selection.winner
     assert winner is not None
-    lines = [_line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
-    lines += [_line("DOUBT", doubt) for doubt in phrases.doubts(winner)]
+    lines = [line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
+    lines += [line("DOUBT", doubt) for doubt in phrases.doubts(winner)]
     if selection.test is not None:
-        lines += [_line("TEST", str(phrases.tested(selection))), _line("", phrases.beside(selection.test))]
+        lines += [line("TEST", str(phrases.tested(selection))), line("", phrases.beside(selection.test))]
     return lines
 
 
@@ -198,14 +207,14 @@ def _nothing_meets_all(selection: Selection) -> list[str]:
     why = f"no variant was shown to meet {asked or 'what was asked'}"
     if missing := phrases.without_weights(selection):
         why = "of no model the weights are at hand"
-        return [_line("NOTHING", f"is selected: {why}"), *(_line("", each) for each in missing)]
+        return [line("NOTHING", f"is selected: {why}"), *(line("", each) for each in missing)]
     if not selection.nearest:  # nothing came near a limit or failed one: what is missing is evidence
         why = "no variant has all the evidence that a winner needs"
-    lines = [_line("NOTHING", f"is selected: {why}")]
+    lines = [line("NOTHING", f"is selected: {why}")]
     if leader := selection.leader:
-        lines.append(_line("PROVISIONAL", f"{leader.variant.name}   {_facts(leader, selection.workload)}"))
-        lines.append(_line("", f"not proven: {'; '.join(leader.reasons)}"))
-        lines += [_line("DOUBT", doubt) for doubt in phrases.doubts(leader)]
+        lines.append(line("PROVISIONAL", f"{leader.variant.name}   {_facts(leader, selection.workload)}"))
+        lines.append(line("", f"not proven: {'; '.join(leader.reasons)}"))
+        lines += [line("DOUBT", doubt) for doubt in phrases.doubts(leader)]
     return lines
 
 

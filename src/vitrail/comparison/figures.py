@@ -1,0 +1,306 @@
+"""One variant's figures on two sides: what moved beyond noise, and what cannot be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vitrail import judge, stats
+from vitrail.comparison.records import Change, Ratio, State, Value
+from vitrail.measure import quiet
+from vitrail.vocabulary import Block, LatencyFigures, LedgerEntry, Observation, Stage, Workload
+
+MEMORY_TOLERANCE = 0.05
+"""Peaks have no interval; those of copies differ by a few percent."""
+
+Span: TypeAlias = tuple[float, float, float]
+"""(value, low, high)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """An observation and what is known of the conditions under which it was made."""
+
+    side: str
+    """`A` or `B`."""
+    entry: LedgerEntry
+    workload: Workload
+
+    @property
+    def seen(self) -> Observation:
+        """What was observed."""
+        return self.entry.observation
+
+    @property
+    def photos(self) -> str | None:
+        """Digest of the photos that it was timed with; None: not known."""
+        where = self.seen.measurement.environment if self.seen.measurement else self.seen.environment
+        return where.photos if where else None
+
+    @property
+    def hardware(self) -> str | None:
+        """The machine's fingerprint; None: not known."""
+        where = self.seen.measurement.environment if self.seen.measurement else self.seen.environment
+        return where.hardware if where else None
+
+    @property
+    def load(self) -> dict[str, object]:
+        """What a figure depends on beside variant and photos; threads as the engine had them."""
+        taken = self.seen.measurement
+        load = taken.workload if taken else self.workload
+        facts = self.seen.facts or (taken.facts if taken else None)
+        threads = facts.threads if facts else load.threads
+        return {"batch": load.batch_size, "threads": threads, "device": load.device}
+
+    def blocks(self, stage: Stage) -> list[Block]:
+        """The calls of one stage; [] where they were not kept."""
+        taken = self.seen.measurement
+        return [] if taken is None else [block for block in taken.blocks if block.scope == stage]
+
+
+def changes(a: Taken, b: Taken) -> tuple[Change, ...]:
+    """Every figure that either side has."""
+    judged = (a.workload.latency_scope, b.workload.latency_scope)
+    stages = dict.fromkeys((*judged, *a.seen.latency, *b.seen.latency))
+    latencies = [_latency(a, b, stage) for stage in stages]
+    found = [*latencies, _throughput(a, b, latencies), _memory(a, b), _accuracy(a, b), _parity(a, b)]
+    return tuple(change for change in found if change is not None)
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+def _other_load(a: Taken, b: Taken) -> str | None:
+    differ = [
+        f"{name} {there} in A, {b.load[name]} in B"
+        for name, there in a.load.items()
+        if None not in (there, b.load[name]) and there != b.load[name]
+    ]
+    return f"under different loads ({', '.join(differ)})" if differ else None
+
+
+def _other_photos(a: Taken, b: Taken) -> str | None:
+    known = a.photos is not None and b.photos is not None
+    return "timed with different photos" if known and a.photos != b.photos else None
+
+
+def _doubt(a: Taken, b: Taken, state: State, stage: Stage) -> str | None:
+    """What explains a move as well: other processes on the slower side, or a machine that became slower."""
+    slow, fast = (b, a) if state == "worse" else (a, b)
+    flags = (*slow.seen.flags, *(slow.seen.measurement.flags if slow.seen.measurement else ()))
+    noise = next((flag for flag in flags if flag.startswith(quiet.NOISE)), None)
+    if noise is not None:
+        return f"{slow.side} was taken on a busy machine ({noise})"
+    same = a.hardware is not None and a.hardware == b.hardware
+    slower = stats.reference_slowdown(fast.blocks(stage), slow.blocks(stage)) if same else None
+    if slower is not None:
+        return f"the machine's own reference workload is {100 * slower:.0f} % slower in {slow.side}"
+    return None
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def _sided(figure: str, unit: str, a: Value | None, b: Value | None, missing: Taken) -> Change | None:
+    """A figure of one side alone, with why the other has none."""
+    if a is None and b is None:
+        return None
+    seen = missing.seen
+    why = seen.failure or seen.pruned or "not measured"
+    state: State = "only A" if b is None else "only B"
+    return Change(figure=figure, unit=unit, state=state, a=a, b=b, reason=f"{missing.side}: {why}")
+
+
+def _refused(figure: str, unit: str, a: Value, b: Value, reason: str) -> Change:
+    return Change(figure=figure, unit=unit, state="incomparable", a=a, b=b, reason=reason)
+
+
+def _judged(
+    figure: str,
+    unit: str,
+    a: Value,
+    b: Value,
+    ratio: Ratio | None,
+    *,
+    upwards: bool = False,
+    reason: str = "",
+) -> Change:
+    """The change that a ratio shows: it moved if its interval excludes 1."""
+    if ratio is None:
+        return _refused(figure, unit, a, b, "figures near 0 have no ratio")
+    moved: State = "better" if (ratio.value > 1) == upwards else "worse"
+    state = moved if ratio.low > 1 or ratio.high < 1 else "unmoved"
+    return Change(
+        figure=figure, unit=unit, state=state, a=a, b=b, ratio=ratio, upwards=upwards, reason=reason
+    )
+
+
+def _ratio(a: Span, b: Span) -> Ratio | None:
+    """As `verify` compares medians: what even the nearest ends of the two intervals show."""
+    if min(*a, *b) <= 0:
+        return None
+    ratio = Ratio(value=b[0] / a[0], low=b[1] / a[2], high=b[2] / a[1])
+    return ratio if ratio.low > 0 and math.isfinite(ratio.high) else None
+
+
+def _latency(a: Taken, b: Taken, stage: Stage) -> Change | None:
+    figure, unit = f"{stage} latency", "ms"
+    ours, theirs = _at_one_percentile(a, b, stage)
+    left, right = (None if one is None else _shown(one) for one in (ours, theirs))
+    if ours is None or theirs is None or left is None or right is None:
+        return _sided(figure, unit, left, right, b if theirs is None else a)
+    # Of a request, decoding is a part; the model alone sees the same number of pixels of any photo.
+    refusal = _other_load(a, b) or (None if stage == "model" else _other_photos(a, b))
+    if refusal is not None:
+        return _refused(figure, unit, left, right, refusal)
+    ratio, by = _latency_ratio(a, b, ours, theirs, stage)
+    change = _judged(figure, unit, left, right, ratio, reason=by)
+    return _unless_doubtful(change, a, b, stage)
+
+
+def _unless_doubtful(change: Change, a: Taken, b: Taken, stage: Stage) -> Change:
+    doubt = _doubt(a, b, change.state, stage) if change.state in ("worse", "better") else None
+    if doubt is None:
+        return change
+    return Change(**{**vars(change), "state": "doubtful", "reason": doubt})
+
+
+def _at_one_percentile(
+    a: Taken, b: Taken, stage: Stage
+) -> tuple[LatencyFigures | None, LatencyFigures | None]:
+    """Both sides' figures, at the same percentile where the calls of one of them are known."""
+    ours, theirs = a.seen.latency.get(stage), b.seen.latency.get(stage)
+    if ours is None or theirs is None or ours.judged.percentile == theirs.judged.percentile:
+        return ours, theirs
+    if b.seen.measurement is not None:
+        return ours, judge.latency_at(b.seen, stage, ours.judged.percentile)
+    if a.seen.measurement is not None:
+        return judge.latency_at(a.seen, stage, theirs.judged.percentile), theirs
+    return ours, theirs
+
+
+def _shown(figures: LatencyFigures) -> Value:
+    judged = figures.judged
+    return Value(value=judged.value, interval=judged.interval, said=f"p{judged.percentile:g}")
+
+
+def _latency_ratio(
+    a: Taken, b: Taken, ours: LatencyFigures, theirs: LatencyFigures, stage: Stage
+) -> tuple[Ratio | None, str]:
+    """The judged percentile's ratio where both have its interval, else that of the medians, and which it is.
+
+    The medians also speak where the judged intervals overlap, but only if neither figure lies in the other's
+    interval: the rule by which a judge tells two variants apart.
+    """
+    medians = _ratio(_median(a, ours, stage), _median(b, theirs, stage))
+    if ours.judged.percentile != theirs.judged.percentile:
+        return medians, "the medians were compared: other percentiles were judged, and the calls are not kept"
+    if ours.judged.interval is None or theirs.judged.interval is None:
+        return medians, "the medians were compared: too few calls for an interval of the percentile"
+    spans = [(one.judged.value, *one.judged.interval) for one in (ours, theirs) if one.judged.interval]
+    ratio = _ratio(spans[0], spans[1])
+    apart = not any(low <= other[0] <= high for (_, low, high), other in zip(spans, spans[::-1], strict=True))
+    if ratio is None or medians is None or not apart or ratio.low > 1 or ratio.high < 1:
+        return ratio, ""
+    if (medians.low > 1) == (ratio.value > 1) and (medians.low > 1 or medians.high < 1):
+        return medians, "the medians differ beyond what launches do"
+    return ratio, ""
+
+
+def _median(taken: Taken, figures: LatencyFigures, stage: Stage) -> Span:
+    return stats.median_interval(taken.blocks(stage)) or stats.one_launch_interval(figures.p50)
+
+
+def _throughput(a: Taken, b: Taken, latencies: Iterable[Change | None]) -> Change | None:
+    figure, unit = "throughput", "images/s"
+    spans = [_throughput_span(one) for one in (a, b)]
+    left, right = (None if span is None else Value(value=span[0]) for span in spans)
+    if spans[0] is None or spans[1] is None or left is None or right is None:
+        return _sided(figure, unit, left, right, b if right is None else a)
+    scopes = (a.workload.latency_scope, b.workload.latency_scope)
+    refusal = _other_load(a, b)
+    if refusal is None and scopes[0] != scopes[1]:
+        refusal = f"of different scopes ({scopes[0]} in A, {scopes[1]} in B)"
+    if refusal is None and scopes[0] != "model":
+        refusal = _other_photos(a, b)
+    if refusal is not None:
+        return _refused(figure, unit, left, right, refusal)
+    change = _judged(figure, unit, left, right, _ratio(spans[0], spans[1]), upwards=True)
+    same_calls = next((c for c in latencies if c is not None and c.figure == f"{scopes[0]} latency"), None)
+    bare = a.seen.measurement is None or b.seen.measurement is None
+    if bare and change.state in ("worse", "better") and same_calls and same_calls.state != change.state:
+        # A mean without its calls has no interval of its own; the latency of the same calls has one.
+        why = f"the {same_calls.figure} of the same calls is {same_calls.state}"
+        state: State = "doubtful" if same_calls.state == "doubtful" else "unmoved"
+        return Change(**{**vars(change), "state": state, "reason": why})
+    return _unless_doubtful(change, a, b, scopes[0])
+
+
+def _throughput_span(taken: Taken) -> Span | None:
+    """Images/s from the calls, else as if all came from one launch."""
+    if taken.seen.throughput is None:
+        return None
+    mean = stats.mean_latency_interval(taken.blocks(taken.workload.latency_scope))
+    if mean is None:
+        return stats.one_launch_interval(taken.seen.throughput)
+    scale = 1000 * taken.workload.batch_size
+    return scale / mean[0], scale / mean[2], scale / mean[1]
+
+
+def _memory(a: Taken, b: Taken) -> Change | None:
+    figure, unit = "memory", "MiB"
+    peaks = [one.seen.memory.peak if one.seen.memory else None for one in (a, b)]
+    left, right = (None if peak is None else Value(value=peak) for peak in peaks)
+    if peaks[0] is None or peaks[1] is None or left is None or right is None:
+        return _sided(figure, unit, left, right, b if right is None else a)
+    if refusal := _other_load(a, b):
+        return _refused(figure, unit, left, right, refusal)
+    near = 1 + MEMORY_TOLERANCE
+    ratio = _ratio((peaks[0],) * 3, (peaks[1], peaks[1] / near, peaks[1] * near))
+    return _judged(figure, unit, left, right, ratio)
+
+
+def _accuracy(a: Taken, b: Taken) -> Change | None:
+    figure, unit = "accuracy", "%"
+    one, two = a.seen.accuracy, b.seen.accuracy
+    left, right = (
+        None if each is None else Value(value=each.value, interval=each.interval, said=each.provenance)
+        for each in (one, two)
+    )
+    if one is None or two is None or left is None or right is None:
+        return _sided(figure, unit, left, right, b if two is None else a)
+    if one.provenance != two.provenance:
+        return _refused(figure, unit, left, right, f"{one.provenance} in A, {two.provenance} in B")
+    images = [each.seen.quality.data if each.seen.quality else None for each in (a, b)]
+    if None not in images and images[0] != images[1]:
+        return _refused(figure, unit, left, right, "measured on different labelled images")
+    if judge.within_uncertainty(a.seen, b.seen):
+        # The interval is Agresti and Caffo's of a difference: that it reaches 0 is all that is said here.
+        spans = [(each.value, *(each.interval or (each.value,) * 2)) for each in (one, two)]
+        ratio = _ratio(spans[0], spans[1])
+        return Change(figure=figure, unit=unit, state="unmoved", a=left, b=right, ratio=ratio, upwards=True)
+    claimed = one.provenance != "measured" and one.value != two.value
+    reason = "the data changed: nothing was measured" if claimed else ""
+    ratio = _ratio((one.value,) * 3, (two.value,) * 3)
+    return _judged(figure, unit, left, right, ratio, upwards=True, reason=reason)
+
+
+def _parity(a: Taken, b: Taken) -> Change | None:
+    figure = "parity"
+    one, two = a.seen.parity, b.seen.parity
+    left, right = (
+        None if each is None else Value(value=each.answer, said=f"cosine {each.cosine:.6f}")
+        for each in (one, two)
+    )
+    if one is None or two is None or left is None or right is None:
+        return _sided(figure, "", left, right, b if two is None else a)
+    if refusal := _other_photos(a, b):
+        return _refused(figure, "", left, right, refusal.replace("timed", "compared"))
+    state: State = "unmoved"
+    if one.answer != two.answer:
+        state = "worse" if two.answer == "fail" else "better" if one.answer == "fail" else "changed"
+    return Change(
+        figure=figure, unit="", state=state, a=left, b=right, reason=two.reason if state != "unmoved" else ""
+    )
