@@ -151,8 +151,7 @@ class Comparison:
 
         A figure is one if even the favourable end of its ratio lies beyond the tolerance.
         """
-        lost = _lost(self.winners)
-        found = [] if lost is None else [lost]
+        found = _lost(self.winners, ("rejected", "not measured", "absent", "reference"))
         for name, change in self._worse():
             if change.worse_by is None:
                 found.append(_regression(name, change, change.reason))
@@ -161,8 +160,11 @@ class Comparison:
         return tuple(found)
 
     def open_regressions(self, tolerance: float) -> tuple[Regression, ...]:
-        """What looks worse by more than `tolerance` and is not shown to be: these fail nothing."""
-        found = []
+        """What looks worse by more than `tolerance` and is not shown to be: these fail nothing.
+
+        So does a winner that B did not show to meet the limits, as its own reasons say.
+        """
+        found = _lost(self.winners, ("undecided",))
         for pair in self.pairs:
             for change in pair.changes:
                 by = change.worse_by
@@ -194,15 +196,15 @@ def _regression(name: str, change: Change, reason: str) -> Regression:
     return Regression(what=f"{change.figure} of {name}", reason=reason)
 
 
-def _lost(winners: Winners) -> Regression | None:
-    """A's winner, if B does not show that it still meets the limits."""
+def _lost(winners: Winners, places: tuple[Place, ...]) -> list[Regression]:
+    """A's winner, if it has one of these places in B."""
     stands = winners.a_in_b
-    if winners.a is None or stands is None or stands.place in ("selected", "meets"):
-        return None
+    if stands is None or stands.place not in places:
+        return []
     said = {
         "absent": "was not considered in B",
         "not measured": "was not measured in B",
         "undecided": "was not shown to meet the limits in B",
     }.get(stands.place, "no longer meets the limits in B")
     why = f" ({'; '.join(stands.reasons)})" if stands.reasons else ""
-    return Regression(what=f"the winner {winners.a}", reason=said + why)
+    return [Regression(what=f"the winner {winners.a}", reason=said + why)]
