@@ -26,6 +26,7 @@ from desk import PHOTOS, vitrail
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
 
+GOLDEN = Path(__file__).parent / "golden" / "selection-5.json"
 WINNER = "tf_efficientnet_lite2.pypi"
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "selection.schema.json").read_text())
 
@@ -227,7 +228,11 @@ def test_ctrl_c_ends_every_child_and_keeps_what_was_measured(tmp_path):
     assert not list(tmp_path.rglob(".vitrail-*"))
 
 
-@pytest.mark.parametrize("command", [["doctor"], ["models", "vit_*"], ["profiles"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command",
+    [["doctor"], ["models", "vit_*"], ["profiles"], ["compare", GOLDEN, GOLDEN]],
+    ids=lambda c: c[0],
+)
 def test_light_commands_never_import_torch(command, tmp_path):
     assert vitrail(*command, cache=tmp_path, without_torch=True).returncode == 0
 
