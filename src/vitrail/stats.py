@@ -317,9 +317,13 @@ def median_interval(
     return value, value / factor, value * factor
 
 
-def one_launch_interval(value: float) -> tuple[float, float, float]:
-    """(value, low, high) of a mean or median whose calls were not kept: as if from one launch."""
-    factor = math.exp(NormalDist().inv_cdf(0.975) * ASSUMED_LAUNCH_SPREAD)
+def one_launch_interval(value: float, scatter: float = 0.0) -> tuple[float, float, float]:
+    """(value, low, high) of a mean or median whose launches are not known: as if from one launch.
+
+    `scatter`: of its calls, as a difference of logarithms. Launches differ more where calls do, so without
+    launches to show it, the figure is taken to be no more certain than a single call.
+    """
+    factor = math.exp(math.hypot(NormalDist().inv_cdf(0.975) * ASSUMED_LAUNCH_SPREAD, scatter))
     return value, value / factor, value * factor
 
 

@@ -109,7 +109,12 @@ def _considered(selection: Selection) -> Mapping[str, LedgerEntry]:
 def _pair(one: LedgerEntry, two: LedgerEntry, a: Selection, b: Selection) -> Pair:
     left = Taken(side="A", entry=one, workload=a.workload)
     right = Taken(side="B", entry=two, workload=b.workload)
-    return Pair(name=one.variant.name, notes=_notes(one, two), changes=figures.changes(left, right))
+    return Pair(
+        name=one.variant.name,
+        reference=one.variant.reference or two.variant.reference,
+        notes=_notes(one, two),
+        changes=figures.changes(left, right),
+    )
 
 
 def _notes(one: LedgerEntry, two: LedgerEntry) -> tuple[str, ...]:

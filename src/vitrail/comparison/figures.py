@@ -15,6 +15,9 @@ from vitrail.vocabulary import Block, LatencyFigures, LedgerEntry, Observation, 
 MEMORY_TOLERANCE = 0.05
 """Peaks have no interval; those of copies differ by a few percent."""
 
+MOST_SCATTER = 100.0
+"""Keeps the exponential of absurd figures finite."""
+
 Span: TypeAlias = tuple[float, float, float]
 """(value, low, high)"""
 
@@ -155,9 +158,12 @@ def _latency(a: Taken, b: Taken, stage: Stage) -> Change | None:
     refusal = _other_load(a, b) or (None if stage == "model" else _other_photos(a, b))
     if refusal is not None:
         return _refused(figure, unit, left, right, refusal)
-    ratio, by = _latency_ratio(a, b, ours, theirs, stage)
-    change = _judged(figure, unit, left, right, ratio, reason=by)
-    return _unless_doubtful(change, a, b, stage)
+    ratio = _judged_ratio(ours, theirs)
+    medians = _median(a, ours, stage), _median(b, theirs, stage)
+    if ratio is None or _medians_tell(ratio, _ratio(*medians), ours, theirs):
+        ratio = _ratio(*medians)
+        left, right = (Value(value=m[0], interval=m[1:], said="p50") for m in medians)
+    return _unless_doubtful(_judged(figure, unit, left, right, ratio), a, b, stage)
 
 
 def _unless_doubtful(change: Change, a: Taken, b: Taken, stage: Stage) -> Change:
@@ -186,31 +192,46 @@ def _shown(figures: LatencyFigures) -> Value:
     return Value(value=judged.value, interval=judged.interval, said=f"p{judged.percentile:g}")
 
 
-def _latency_ratio(
-    a: Taken, b: Taken, ours: LatencyFigures, theirs: LatencyFigures, stage: Stage
-) -> tuple[Ratio | None, str]:
-    """The judged percentile's ratio where both have its interval, else that of the medians, and which it is.
-
-    The medians also speak where the judged intervals overlap, but only if neither figure lies in the other's
-    interval: the rule by which a judge tells two variants apart.
-    """
-    medians = _ratio(_median(a, ours, stage), _median(b, theirs, stage))
+def _judged_ratio(ours: LatencyFigures, theirs: LatencyFigures) -> Ratio | None:
+    """Of the judged percentile; None where it is not the same one, or a side lacks its interval."""
     if ours.judged.percentile != theirs.judged.percentile:
-        return medians, "the medians were compared: other percentiles were judged, and the calls are not kept"
-    if ours.judged.interval is None or theirs.judged.interval is None:
-        return medians, "the medians were compared: too few calls for an interval of the percentile"
-    spans = [(one.judged.value, *one.judged.interval) for one in (ours, theirs) if one.judged.interval]
-    ratio = _ratio(spans[0], spans[1])
-    apart = not any(low <= other[0] <= high for (_, low, high), other in zip(spans, spans[::-1], strict=True))
-    if ratio is None or medians is None or not apart or ratio.low > 1 or ratio.high < 1:
-        return ratio, ""
-    if (medians.low > 1) == (ratio.value > 1) and (medians.low > 1 or medians.high < 1):
-        return medians, "the medians differ beyond what launches do"
-    return ratio, ""
+        return None
+    spans = [(j.value, *j.interval) for j in (ours.judged, theirs.judged) if j.interval is not None]
+    return _ratio(spans[0], spans[1]) if len(spans) == 2 else None
+
+
+def _medians_tell(ratio: Ratio, medians: Ratio | None, ours: LatencyFigures, theirs: LatencyFigures) -> bool:
+    """Whether the medians moved, in the same direction, where the judged percentile's intervals overlap.
+
+    Only if neither judged figure lies in the other's interval: so a judge tells two variants apart.
+    """
+    if medians is None or ratio.low > 1 or ratio.high < 1:
+        return False
+    one, two = ours.judged, theirs.judged
+    assert one.interval is not None
+    assert two.interval is not None
+    inside = (
+        one.interval[0] <= two.value <= one.interval[1] or two.interval[0] <= one.value <= two.interval[1]
+    )
+    return not inside and (medians.low > 1 if ratio.value > 1 else medians.high < 1)
 
 
 def _median(taken: Taken, figures: LatencyFigures, stage: Stage) -> Span:
-    return stats.median_interval(taken.blocks(stage)) or stats.one_launch_interval(figures.p50)
+    """By what its launches differ, where enough of them are known; else its calls' scatter counts."""
+    blocks = taken.blocks(stage)
+    found = stats.median_interval(blocks) if _launches(blocks) else None
+    return found or stats.one_launch_interval(figures.p50, _scatter(figures))
+
+
+def _launches(blocks: list[Block]) -> bool:
+    return len(stats.launch_medians(blocks)) >= stats.LAUNCHES_TO_PASS
+
+
+def _scatter(figures: LatencyFigures) -> float:
+    """From the median to the 95th percentile of the calls, as a difference of logarithms."""
+    if figures.p50 <= 0 or figures.p95 <= figures.p50:
+        return 0.0
+    return min(math.log(figures.p95) - math.log(figures.p50), MOST_SCATTER)
 
 
 def _throughput(a: Taken, b: Taken, latencies: Iterable[Change | None]) -> Change | None:
@@ -229,9 +250,9 @@ def _throughput(a: Taken, b: Taken, latencies: Iterable[Change | None]) -> Chang
         return _refused(figure, unit, left, right, refusal)
     change = _judged(figure, unit, left, right, _ratio(spans[0], spans[1]), upwards=True)
     same_calls = next((c for c in latencies if c is not None and c.figure == f"{scopes[0]} latency"), None)
-    bare = a.seen.measurement is None or b.seen.measurement is None
+    bare = not all(_launches(one.blocks(scopes[0])) for one in (a, b))
     if bare and change.state in ("worse", "better") and same_calls and same_calls.state != change.state:
-        # A mean without its calls has no interval of its own; the latency of the same calls has one.
+        # A mean without its launches has no interval of its own; the latency of the same calls has one.
         why = f"the {same_calls.figure} of the same calls is {same_calls.state}"
         state: State = "doubtful" if same_calls.state == "doubtful" else "unmoved"
         return Change(**{**vars(change), "state": state, "reason": why})
@@ -239,10 +260,12 @@ def _throughput(a: Taken, b: Taken, latencies: Iterable[Change | None]) -> Chang
 
 
 def _throughput_span(taken: Taken) -> Span | None:
-    """Images/s from the calls, else as if all came from one launch."""
+    """Images/s, by what launches differ where enough of them are known, else as if from one launch."""
     if taken.seen.throughput is None:
         return None
-    mean = stats.mean_latency_interval(taken.blocks(taken.workload.latency_scope))
+    scope = taken.workload.latency_scope
+    blocks = taken.blocks(scope)
+    mean = stats.mean_latency_interval(blocks) if _launches(blocks) else None
     if mean is None:
         return stats.one_launch_interval(taken.seen.throughput)
     scale = 1000 * taken.workload.batch_size

@@ -75,6 +75,8 @@ class Pair:
     """A variant that both selections considered."""
 
     name: str
+    reference: bool
+    """Shown, never shipped: no figure of it is a regression."""
     notes: tuple[str, ...]
     """What differs about the variant itself: weights, engine version, engine settings."""
     changes: tuple[Change, ...]
@@ -165,15 +167,13 @@ class Comparison:
         So does a winner that B did not show to meet the limits, as its own reasons say.
         """
         found = _lost(self.winners, ("undecided",))
-        for pair in self.pairs:
-            for change in pair.changes:
-                by = change.worse_by
-                if by is None or by[0] <= tolerance or change.state not in COMPARED:
-                    continue
-                if change.state == "worse" and by[1] > tolerance:
-                    continue
-                why = change.reason if change.state == "doubtful" else f"at least {100 * by[1]:.1f} %"
-                found.append(_regression(pair.name, change, f"{100 * by[0]:.1f} % worse, {why}"))
+        for pair, change in self._gated():
+            by = change.worse_by
+            if by is None or by[0] <= tolerance or (change.state == "worse" and by[1] > tolerance):
+                continue
+            why = f"at least {100 * by[1]:.1f} %" if change.state == "worse" else "within noise"
+            why = change.reason if change.state == "doubtful" else why
+            found.append(_regression(pair.name, change, f"{100 * by[0]:.1f} % worse, {why}"))
         return tuple(found)
 
     def require(self, tolerance: float) -> None:
@@ -189,7 +189,10 @@ class Comparison:
         )
 
     def _worse(self) -> list[tuple[str, Change]]:
-        return [(p.name, change) for p in self.pairs for change in p.changes if change.state == "worse"]
+        return [(pair.name, change) for pair, change in self._gated() if change.state == "worse"]
+
+    def _gated(self) -> list[tuple[Pair, Change]]:
+        return [(pair, change) for pair in self.pairs if not pair.reference for change in pair.changes]
 
 
 def _regression(name: str, change: Change, reason: str) -> Regression:

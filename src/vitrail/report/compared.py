@@ -204,8 +204,11 @@ def _counted(comparison: Comparison) -> list[str]:
         did = counted(len(unmoved), "figure")
         lines.append(line("unmoved", f"{did} of {of} did not move beyond noise"))
     lines += [line("refused", text) for text in _grouped(comparison, "incomparable")]
-    lines += [line("only A", text) for text in _grouped(comparison, "only A")]
-    lines += [line("only B", text) for text in _grouped(comparison, "only B")]
+    for state, other in (("only A", "B"), ("only B", "A")):
+        alone = [(p, c) for p in comparison.pairs for c in p.changes if c.state == state]
+        of = counted(len({pair.name for pair, _ in alone}), "variant")
+        if alone:
+            lines.append(line(state, f"{counted(len(alone), 'figure')} of {of}: not measured in {other}"))
     return lines
 
 
