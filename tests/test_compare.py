@@ -273,6 +273,24 @@ def test_another_machine_is_compared_and_said():
     assert not found.notes, "a machine that is another one may well be slower as a whole"
 
 
+def test_engines_are_compared_where_both_sides_used_them():
+    facts = {
+        e.variant.name: e.observation.facts for e in selections.selection().ledger if e.observation.facts
+    }
+    newer = {
+        name: {"facts": replace(one, version="2027.0.0")}
+        for name, one in facts.items()
+        if one.runtime == "openvino"
+    }
+    found = compare(changed({}), changed(newer))
+    others = "onnxruntime 2026.4.0, {}, pytorch-eager 2026.4.0"
+    there, here = (others.format(f"openvino {version}") for version in ("2026.4.0", "2027.0.0"))
+    assert [(d.what, d.a, d.b) for d in found.elsewhere] == [("engines", there, here)]
+    base = changed({})
+    alone = replace(base, ledger=tuple(e for e in base.ledger if e.variant.runtime == "openvino"))
+    assert not compare(base, alone).elsewhere, "an engine that one side alone used has not changed"
+
+
 def test_a_shift_that_all_share_is_pointed_out():
     found = compare(changed({}), changed(slower(1.15)))
     assert found.notes[0].startswith("the latencies of all ")

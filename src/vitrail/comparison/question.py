@@ -43,9 +43,16 @@ def elsewhere(a: Side, b: Side) -> tuple[Difference, ...]:
     """Differences between machines, engines and versions of the method."""
     return (
         *_difference("machine", _of(a.selection, "hardware"), _of(b.selection, "hardware")),
-        *_difference("engines", a.engines, b.engines),
+        *_versions(a.engines, b.engines),
         *_difference("Vitrail", a.method, b.method),
     )
+
+
+def _versions(a: Iterable[str], b: Iterable[str]) -> list[Difference]:
+    """Of engines that both used: one that was used by one side alone has not changed."""
+    ours, theirs = ({each.partition(" ")[0] for each in side} for side in (a, b))
+    kept = [[each for each in side if each.partition(" ")[0] in ours & theirs] for side in (a, b)]
+    return _difference("engines", *kept)
 
 
 def environment(entry: LedgerEntry) -> Environment | None:
