@@ -146,7 +146,7 @@ def _refuse_the_incomparable(a: Side, b: Side, pairs: tuple[Pair, ...]) -> None:
     refused = next((change for change in changes if change.state == "incomparable"), None)
     if refused is not None:
         raise InputError(
-            f"no figure of {a.source} and {b.source} can be compared: they were taken {refused.reason}; "
+            f"no figure of {a.source} and {b.source} can be compared ({refused.reason}): "
             "select again with the same workload."
         )
     raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vitrail import judge, stats
@@ -133,8 +133,9 @@ def _judged(
     """The change that a ratio shows: it moved if its interval excludes 1."""
     if ratio is None:
         return _refused(figure, unit, a, b, "figures near 0 have no ratio")
-    moved: State = "better" if (ratio.value > 1) == upwards else "worse"
-    state = moved if ratio.low > 1 or ratio.high < 1 else "unmoved"
+    state: State = "unmoved"
+    if ratio.low > 1 or ratio.high < 1:
+        state = "better" if (ratio.low > 1) == upwards else "worse"
     return Change(
         figure=figure, unit=unit, state=state, a=a, b=b, ratio=ratio, upwards=upwards, reason=reason
     )
@@ -170,7 +171,7 @@ def _unless_doubtful(change: Change, a: Taken, b: Taken, stage: Stage) -> Change
     doubt = _doubt(a, b, change.state, stage) if change.state in ("worse", "better") else None
     if doubt is None:
         return change
-    return Change(**{**vars(change), "state": "doubtful", "reason": doubt})
+    return replace(change, state="doubtful", reason=doubt)
 
 
 def _at_one_percentile(
@@ -255,7 +256,7 @@ def _throughput(a: Taken, b: Taken, latencies: Iterable[Change | None]) -> Chang
         # A mean without its launches has no interval of its own; the latency of the same calls has one.
         why = f"the {same_calls.figure} of the same calls is {same_calls.state}"
         state: State = "doubtful" if same_calls.state == "doubtful" else "unmoved"
-        return Change(**{**vars(change), "state": state, "reason": why})
+        return replace(change, state=state, reason=why)
     return _unless_doubtful(change, a, b, scopes[0])
 
 
