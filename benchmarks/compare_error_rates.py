@@ -3,12 +3,13 @@
     python benchmarks/compare_error_rates.py --runs 200
 
 Two selections of one variant each are taken by the real schedule on a simulated machine and compared, live
-(with their calls) and as documents (figures alone). Prints a Markdown table; tests/ has the smaller checks.
+(with their calls) and as documents (figures alone). The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from pathlib import Path
@@ -83,32 +84,37 @@ def recorded(selection: v.Selection) -> v.Selection:
     return from_document(to_json_bytes(selection), "document").selection
 
 
-def share(runs: int, shift: float, live: bool, **series: float) -> tuple[float, float, float]:
-    """(any timed figure of the judged stage moved, any timed figure moved, the gate fails), in %."""
-    judged = moved = failed = 0
+def share(runs: int, shift: float, live: bool, **series: float) -> tuple[float, float]:
+    """(a timed figure moved, the gate at 5 % fails), in % of runs; in truth B takes `shift` times as long."""
+    moved = failed = 0
     for run in range(runs):
-        sides = [selection(20.0 * factor, 2 * run + i, **series) for i, factor in enumerate((1.0, shift))]
+        sides = [selection(20.0 * by, 2 * run + i, **series) for i, by in enumerate((1.0, shift))]
         found = compare(*(sides if live else map(recorded, sides)))
-        states = {change.figure: change.state for change in found.pairs[0].changes}
-        judged += states["request latency"] in ("worse", "better")
-        moved += any(state in ("worse", "better") for state in states.values())
+        moved += any(change.state in ("worse", "better") for change in found.pairs[0].changes)
         failed += bool(found.regressions(TOLERANCE))
-    return 100 * judged / runs, 100 * moved / runs, 100 * failed / runs
+    return 100 * moved / runs, 100 * failed / runs
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Print a Markdown table, and the figures as one JSON document in the last line."""
+    parser = argparse.ArgumentParser(description="error rates of vitrail compare, in simulation")
     parser.add_argument("--runs", type=int, default=200)
     runs = parser.parse_args().runs
-    print("| series | " + " | ".join(f"× {shift:g}" for shift in SHIFTS) + " |")
-    print("|---|" + "---|" * len(SHIFTS))
+    rates = {}
+    print("| series | " + " | ".join(f"moved × {by:g} | gate × {by:g}" for by in SHIFTS) + " |")
+    print("|---|" + "---|---|" * len(SHIFTS))
     for name, series in SERIES.items():
-        cells = []
-        for shift in SHIFTS:
-            found = [share(runs, shift, live, **series) for live in (False, True)]
-            cells.append(", ".join("/".join(f"{rate:.1f}" for rate in each) for each in found))
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        rates[name] = {
+            f"{by:g}": {kind: share(runs, by, kind == "live", **series) for kind in ("document", "live")}
+            for by in SHIFTS
+        }
+        cells = [
+            " / ".join(f"{seen[kind][which]:.0f}" for kind in ("document", "live"))
+            for seen in rates[name].values()
+            for which in (0, 1)
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print(json.dumps({"runs": runs, "tolerance": TOLERANCE, "moved_and_gate_percent": rates}))
 
 
 if __name__ == "__main__":

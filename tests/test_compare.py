@@ -125,12 +125,12 @@ def test_every_old_document_compares_with_itself_and_with_the_next():
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("launch_sigma", [0.0, 0.015])
 def test_two_selections_of_one_thing_do_not_differ_and_a_real_tenth_does(live, launch_sigma):
-    _, moved, failed = share(15, 1.0, live, launch_sigma=launch_sigma)
+    moved, failed = share(15, 1.0, live, launch_sigma=launch_sigma)
     assert moved <= 10
     assert failed == 0
-    _, moved, _ = share(15, 1.1, live, launch_sigma=launch_sigma)
+    moved, _ = share(15, 1.1, live, launch_sigma=launch_sigma)
     assert moved >= 80
-    _, _, failed = share(15, 1.2, live, launch_sigma=launch_sigma)
+    _, failed = share(15, 1.2, live, launch_sigma=launch_sigma)
     assert failed >= 90
 
 
@@ -401,12 +401,12 @@ def test_the_gate_passes_fails_and_says_what(written, capsys):
     capsys.readouterr()
     assert main(["compare", a, b, "--fail-on-regression", "5%"]) == 3
     captured = capsys.readouterr()
-    assert f"WORSE      request latency of {WINNER}: at least 22.4 % worse" in captured.out
+    assert f"WORSE      request latency of {WINNER}: at least 24.6 % worse" in captured.out
     assert captured.err.startswith(
         f"vitrail: error: {b} is worse than {a} by more than 5 %: request latency of"
     )
-    assert main(["compare", a, b, "--fail-on-regression", "25%"]) == 0
-    assert f"OPEN       request latency of {WINNER}: 30.0 % worse, at least 22.4 %" in capsys.readouterr().out
+    assert main(["compare", a, b, "--fail-on-regression", "27%"]) == 0
+    assert f"OPEN       request latency of {WINNER}: 30.0 % worse, at least 24.6 %" in capsys.readouterr().out
 
 
 def test_everything_is_shown_on_request(written, capsys):
@@ -479,7 +479,7 @@ def test_from_python(written):
     assert isinstance(found, vitrail.Comparison)
     with pytest.raises(ClaimError, match="request latency"):
         found.require(0.05)
-    found.require(0.25)
+    found.require(0.27)
 
 
 def test_it_imports_neither_engines_nor_torch(written):
