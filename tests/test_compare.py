@@ -285,7 +285,7 @@ def test_engines_are_compared_where_both_sides_used_them():
     found = compare(changed({}), changed(newer))
     others = "onnxruntime 2026.4.0, {}, pytorch-eager 2026.4.0"
     there, here = (others.format(f"openvino {version}") for version in ("2026.4.0", "2027.0.0"))
-    assert [(d.what, d.a, d.b) for d in found.elsewhere] == [("engines", there, here)]
+    assert [(d.what, d.a, d.b) for d in found.elsewhere] == [("version of the engines", there, here)]
     base = changed({})
     alone = replace(base, ledger=tuple(e for e in base.ledger if e.variant.runtime == "openvino"))
     assert not compare(base, alone).elsewhere, "an engine that one side alone used has not changed"
@@ -385,6 +385,12 @@ def test_a_winner_that_was_not_considered_or_not_measured_is_lost_and_one_undeci
 def test_a_side_without_a_winner(a, b, state):
     sides = [decided(30.0) if ms else decided(30.0, max_latency_ms=5.0) for ms in (a, b)]
     assert compare(*sides).winners.state == state
+
+
+def test_what_leads_without_a_winner_is_named():
+    base = changed({})
+    found = compare(base, replace(base, selected=None, provisional=WINNER))
+    assert f"in B, {WINNER} leads, not proven" in summary(found)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def side(source: str, selection: Selection) -> Side:
         source=source,
         selection=selection,
         engines=tuple(sorted(engines)),
+        machines=_of(selection, "hardware"),
         method=_of(selection, "vitrail"),
     )
 
@@ -42,9 +43,9 @@ def asked(a: Selection, b: Selection) -> tuple[Difference, ...]:
 def elsewhere(a: Side, b: Side) -> tuple[Difference, ...]:
     """Differences between machines, engines and versions of the method."""
     return (
-        *_difference("machine", _of(a.selection, "hardware"), _of(b.selection, "hardware")),
+        *_difference("machine", a.machines, b.machines),
         *_versions(a.engines, b.engines),
-        *_difference("Vitrail", a.method, b.method),
+        *_difference("version of Vitrail", a.method, b.method),
     )
 
 
@@ -52,7 +53,7 @@ def _versions(a: Iterable[str], b: Iterable[str]) -> list[Difference]:
     """Of engines that both used: one that was used by one side alone has not changed."""
     ours, theirs = ({each.partition(" ")[0] for each in side} for side in (a, b))
     kept = [[each for each in side if each.partition(" ")[0] in ours & theirs] for side in (a, b)]
-    return _difference("engines", *kept)
+    return _difference("version of the engines", *kept)
 
 
 def environment(entry: LedgerEntry) -> Environment | None:

@@ -119,6 +119,8 @@ class Side:
     selection: Selection
     engines: tuple[str, ...]
     """`openvino 2026.4.0`, of what was measured."""
+    machines: tuple[str, ...]
+    """Fingerprints of the hardware; a selection has one, or none where nothing was measured."""
     method: tuple[str, ...]
     """Versions of Vitrail that took the figures."""
 

@@ -53,7 +53,7 @@ def summary(comparison: Comparison, *, tolerance: float | None = None, everythin
     a, b = comparison.a, comparison.b
     lines = [line("A", _side(a)), line("B", _side(b))]
     if not comparison.differences:
-        lines.append(line("", "asked the same, " + _where(comparison)))
+        lines.append(line("", _asked_the_same(comparison)))
     lines += [line("DIFFERS", f"{d.what}: {d.a} in A, {d.b} in B") for d in comparison.differences]
     lines += [line("NOTE", f"{d.what}: {d.a} in A, {d.b} in B") for d in comparison.elsewhere]
     lines += _winners(comparison)
@@ -128,9 +128,12 @@ def _side(side: Side) -> str:
     return "   ".join(filter(None, (side.source, seen.created, machine, versions)))
 
 
-def _where(comparison: Comparison) -> str:
+def _asked_the_same(comparison: Comparison) -> str:
     differ = [each.what for each in comparison.elsewhere]
-    return f"with other {phrases.listed(differ)}" if differ else "on one machine with the same engines"
+    if differ:
+        return f"asked the same, with another {phrases.listed(differ)}"
+    known = comparison.a.machines and comparison.b.machines
+    return "asked the same, on one machine" if known else "asked the same"
 
 
 def _winners(comparison: Comparison) -> list[str]:
@@ -147,6 +150,9 @@ def _winners(comparison: Comparison) -> list[str]:
         return lines
     stands = [("B", won.a_in_b), ("A", won.b_in_a)]
     lines += [line("", _stands(one, side)) for side, one in stands if one is not None]
+    for side, seen in (("A", comparison.a.selection), ("B", comparison.b.selection)):
+        if seen.leader is not None:
+            lines.append(line("", f"in {side}, {seen.leader.variant.name} leads, not proven"))
     if comparison.differences:
         lines.append(line("", "the two questions differ (above), which may be why"))
     return lines
