@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "OwnCLIP",
+    "OwnONNX",
     "OwnWeights",
     "Prediction",
     "Predictor",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vitrail.predict import Prediction, Predictor, load
     from vitrail.selection.select import Watcher, select
     from vitrail.sources.own import OwnWeights
+    from vitrail.sources.own_onnx import OwnONNX
     from vitrail.sources.trained import TrainedRuns
     from vitrail.sources.zero_shot import ClassNames, OwnCLIP
     from vitrail.vocabulary import (
@@ -70,6 +72,7 @@ _PLACES = {
     "vitrail.predict": ("Prediction", "Predictor", "load"),
     "vitrail.selection.select": ("Watcher", "select"),
     "vitrail.sources.own": ("OwnWeights",),
+    "vitrail.sources.own_onnx": ("OwnONNX",),
     "vitrail.sources.trained": ("TrainedRuns",),
     "vitrail.sources.zero_shot": ("ClassNames", "OwnCLIP"),
 }

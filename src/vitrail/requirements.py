@@ -37,6 +37,7 @@ __all__ = [
     "Profile",
     "check",
     "from_toml",
+    "read_toml",
     "resolve",
 ]
 
@@ -341,7 +342,7 @@ def from_toml(path: str | Path) -> dict[str, object]:
         InputError: the file cannot be read, is not TOML (with the line), or holds a bad key or value.
     """
     path = Path(path)
-    parsed = _parse(_read_toml(path), lambda name: f"{name} in {path}")
+    parsed = _parse(read_toml(path, "requirements"), lambda name: f"{name} in {path}")
     for key in ("images", "data"):
         if key in parsed:
             parsed[key] = str(path.parent / str(parsed[key]))
@@ -478,7 +479,12 @@ def _known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
             raise InputError(f"Unknown {kind} {name!r}: use {' or '.join(known)}.{nearest(name, known)}")
 
 
-def _read_toml(path: Path) -> dict[str, object]:
+def read_toml(path: Path, of: str) -> dict[str, object]:
+    """A TOML file's keys; `of` says what it holds, for messages.
+
+    Raises:
+        InputError: it cannot be read, or is not TOML.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -488,7 +494,7 @@ def _read_toml(path: Path) -> dict[str, object]:
         return tomllib.loads(text)
     except OSError as error:
         reason = error.strerror or "cannot be read"
-        raise InputError(f"{path}: {reason}: give a readable TOML file of requirements.") from None
+        raise InputError(f"{path}: {reason}: give a readable TOML file of {of}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text at byte {error.start}: save it as UTF-8.") from None
     except tomllib.TOMLDecodeError as error:

@@ -18,7 +18,8 @@ NonNegative: TypeAlias = Annotated[float, Meta(ge=0)]
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 """Ranges are checked where a record is read from JSON: a document or an artifact's manifest."""
 
-Implementation = Literal["vitrail", "timm"]
+Implementation = Literal["vitrail", "timm", "onnx"]
+"""Whose graph a variant is: ours, timm's, or that of a person's own ONNX file."""
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
 """The stages whose latency can be limited."""

@@ -28,6 +28,8 @@ LIVE = [
     "overwrite",
     "ship_provisional",
     "weights",
+    "onnx",
+    "preprocess",
     "arch",
     "labels",
     "accuracy",
@@ -57,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own = parser.add_argument_group("your own weights")
     own.add_argument("--weights", metavar="FILE", help="safetensors, or a torch file of tensors only")
+    own.add_argument("--onnx", metavar="FILE", help="an ONNX file that any tool exported; needs --labels")
+    own.add_argument(
+        "--preprocess", metavar="TOML", help="how its images are prepared; without it, an example is printed"
+    )
     own.add_argument("--arch", metavar="NAME", help="timm's name of their architecture")
     own.add_argument("--labels", metavar="FILE", help="one label per line, in the order of the outputs")
     own.add_argument("--accuracy", metavar="PERCENT", help="their top-1, as you declare it")
@@ -106,6 +112,7 @@ def _check_targets(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
     from vitrail.selection.select import select, shipping
+    from vitrail.sources.own_onnx import NeedsPreprocess
 
     requirements, workload, settings = asked
     sources = _sources(args)
@@ -122,6 +129,9 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
                 ship_provisional=args.ship_provisional,
                 watcher=watcher,
             )
+    except NeedsPreprocess as error:
+        write_lines(error.example.splitlines())
+        raise
     except KeyboardInterrupt:
         print("vitrail: what was measured is kept: run the same command to go on.", file=sys.stderr)
         raise
@@ -150,9 +160,7 @@ def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, 
 
 def _sources(args: argparse.Namespace) -> list[Source]:
     """Where candidates come from, beside the catalogue."""
-    for name in ("arch", "labels", "accuracy"):
-        if args.weights is None and getattr(args, name) is not None:
-            raise InputError(f"--{name} describes your own weights: give --weights FILE too.")
+    _check_own(args)
     for name in ("prompts", "tag", "keep_text_tower"):
         if args.classes is None and getattr(args, name) not in (None, False):
             flag = name.replace("_", "-")
@@ -162,11 +170,27 @@ def _sources(args: argparse.Namespace) -> list[Source]:
         sources.append(_class_names(args))
     elif args.weights is not None:
         sources.append(_own_weights(args))
+    if args.onnx is not None:
+        sources.append(_own_onnx(args))
     if args.trained:
         from vitrail.sources.trained import TrainedRuns
 
         sources.append(TrainedRuns(args.trained))
     return sources
+
+
+def _check_own(args: argparse.Namespace) -> None:
+    """Refuse what describes a file that was not given, or the same of two."""
+    if args.weights is not None and args.onnx is not None:
+        raise InputError("--weights and --onnx both take --labels and --accuracy: select among them in two runs.")
+    if args.weights is None:
+        if args.arch is not None:
+            raise InputError("--arch describes your own weights: give --weights FILE too.")
+        for name in ("labels", "accuracy"):
+            if args.onnx is None and getattr(args, name) is not None:
+                raise InputError(f"--{name} describes your own weights: give --weights FILE too.")
+    if args.preprocess is not None and args.onnx is None:
+        raise InputError("--preprocess describes your own ONNX file: give --onnx FILE too.")
 
 
 def _class_names(args: argparse.Namespace) -> Source:
@@ -197,6 +221,16 @@ def _own_weights(args: argparse.Namespace) -> Source:
 
     accuracy = None if args.accuracy is None else percent(args.accuracy, "--accuracy")
     return OwnWeights(file=args.weights, arch=args.arch, labels=args.labels, accuracy=accuracy)
+
+
+def _own_onnx(args: argparse.Namespace) -> Source:
+    if args.labels is None:
+        raise InputError("--onnx needs --labels FILE, with one label a line in the order of its scores.")
+    from vitrail.sources.own_onnx import OwnONNX
+    from vitrail.units import percent
+
+    accuracy = None if args.accuracy is None else percent(args.accuracy, "--accuracy")
+    return OwnONNX(file=args.onnx, labels=args.labels, preprocess=args.preprocess, accuracy=accuracy)
 
 
 @contextlib.contextmanager
@@ -234,7 +268,7 @@ def _watcher(args: argparse.Namespace, workload: Workload) -> Iterator[Watcher]:
 def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:
     """The options that say which candidates are meant and that no requirements file can hold."""
     said: list[str] = []
-    for name in ("weights", "arch", "labels", "accuracy", "tag", "classes", "prompts"):
+    for name in ("weights", "onnx", "preprocess", "arch", "labels", "accuracy", "tag", "classes", "prompts"):
         value = getattr(args, name)
         said += [] if value is None else [f"--{name}", str(value)]
     for run_folder in args.trained or ():

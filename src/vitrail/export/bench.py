@@ -196,7 +196,7 @@ class Bench(Exports):
     # --- parity -----------------------------------------------------------------------------------
 
     def parity(self, subject: ExportSubject, left_s: float) -> Parity:
-        """Compare an export, in a launch of its own, with the fp32 eager reference on the photos' crops.
+        """Compare an export, in a launch of its own, with the fp32 reference on the photos' crops.
 
         The reference sees as many photos as `left_s` allows, and never fewer than parity needs. The export is
         loaded meanwhile: nothing is timed here.
@@ -221,12 +221,12 @@ class Bench(Exports):
         return dataclasses.replace(found, worst=photos[int(found.worst)] if found.worst else "")
 
     def reference_outputs(self, variant: Variant, left_s: float = REFERENCE_SECONDS) -> tasks.Arrays:
-        """The fp32 eager model's outputs (photos, crops, ...), made once for all variants of a candidate."""
+        """The fp32 reference's outputs (photos, crops, ...), made once for all variants of a candidate."""
         located = self.weights(variant.candidate)
         assert located is not None, "random weights have no parity"
         crops = max(1, min(MAX_CROPS, PARITY_IMAGES // len(self.photos.paths)))
         key = {
-            "weights": located.weights.sha256,
+            "weights": self.weights_key(variant.candidate),
             "architecture": variant.candidate.architecture,
             "implementation": variant.implementation,
             "preprocess": msgspec.to_builtins(variant.preprocess),
@@ -268,6 +268,7 @@ class Bench(Exports):
                 minimum=min(len(self.photos.paths), 2 * MIN_DECIDED_PHOTOS),
                 target=str(partial),
                 threads=self.threads,
+                own=self.own_file(variant),
             )
             self.workshop.run(
                 "reference_outputs",

@@ -14,7 +14,7 @@ import msgspec
 
 from vitrail import runtimes, store, tasks
 from vitrail.export import work
-from vitrail.export.requests import BuildRequest, ExportRequest
+from vitrail.export.requests import BuildRequest, ExportRequest, OwnGraph, OwnRequest
 from vitrail.export.workshop import Workshop
 from vitrail.vocabulary import Candidate, Export, Variant
 from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
@@ -40,6 +40,7 @@ class Exports:
         self._finder = finder
         self._cache = store.cache_dir()
         self._located: dict[str, Located | WeightsUnavailable] = {}
+        self._own: dict[str, tuple[OwnRequest, OwnGraph]] = {}
 
     def close(self) -> None:
         """End the process that exports."""
@@ -60,6 +61,17 @@ class Exports:
         found = self._located[candidate.name]
         assert isinstance(found, WeightsUnavailable)
         return found
+
+    def reads_own(self, name: str, request: OwnRequest, graph: OwnGraph) -> None:
+        """Take a person's own ONNX file as the candidate of this name, from now on."""
+        self._own[name] = request, graph
+
+    def own_file(self, variant: Variant) -> OwnRequest | None:
+        """The ONNX file that the variant's graph is a copy of; None: it is exported from a module."""
+        if variant.candidate.name not in self._own:
+            return None
+        request, _ = self._own[variant.candidate.name]
+        return msgspec.structs.replace(request, preprocess=variant.preprocess)
 
     def exported(self, variant: Variant) -> bool:
         """Whether the variant's export is kept already, with what its engine builds of it."""
@@ -86,6 +98,7 @@ class Exports:
                 threads=self.threads,
                 task=variant.candidate.task,
                 compare=variant.candidate.trained_with is None,
+                own=self.own_file(variant),
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
             with store.swept(folder.parent):
@@ -151,7 +164,12 @@ class Exports:
     def weights_key(self, candidate: Candidate) -> str:
         """The digest of its weights, part of the key of all that is made with them."""
         located = self.weights(candidate)
-        return located.weights.sha256 or "" if located else "random"
+        sha256 = located.weights.sha256 or "" if located else "random"
+        if candidate.name not in self._own:
+            return sha256
+        _, graph = self._own[candidate.name]
+        engine = runtimes.version("onnxruntime")
+        return store.digest_of({"file": sha256, "engine": engine, **msgspec.to_builtins(graph)})
 
 
 def _export_facts(folder: str | Path) -> dict[str, Any]:

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from vitrail.vocabulary import Implementation
+from vitrail.vocabulary import Implementation, Preprocess
 
-__all__ = ["BuildRequest", "ExportRequest", "HeadRequest", "ModuleRequest", "ReferenceRequest"]
+__all__ = [
+    "BuildRequest",
+    "ExportRequest",
+    "HeadRequest",
+    "ModuleRequest",
+    "OwnGraph",
+    "OwnRequest",
+    "ReferenceRequest",
+]
+
+
+class OwnRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's own ONNX file, and what they say of it."""
+
+    file: str
+    preprocess: Preprocess
+    """At the size that is asked for."""
+    classes: int
+    """K, the number of labels."""
+    batch_size: int
+    """Images at a time, under the workload."""
+    threads: int
+    input: str = ""
+    """Name of the images; "": the only input."""
+    output: str = ""
+    """Name of the scores; "": the only output."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """None: as the input's shape shows."""
+    channels: Literal["RGB", "BGR"] = "RGB"
+
+
+class OwnGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """How such a file is read."""
+
+    input: str
+    output: str
+    layout: Literal["NCHW", "NHWC"]
+    channels: Literal["RGB", "BGR"]
+    kind: int
+    """ONNX's number for the type of the images."""
+    batch: int | None
+    """Images at a time; None: any number."""
+    data: str
+    """Digest of the weights, wherever the file keeps them."""
 
 
 class ModuleRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +63,8 @@ class ModuleRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Name of a label set, or path of a file with one label per line."""
     weights: str | None
     threads: int
+    own: OwnRequest | None = None
+    """The ONNX file that takes the module's place (`implementation` is `onnx`)."""
 
 
 class ExportRequest(ModuleRequest, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ Loading torch, timm and the exporter takes as long as exporting a small model, s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 
 from vitrail import store, tasks
-from vitrail.export.requests import BuildRequest, ExportRequest, HeadRequest, ReferenceRequest
+from vitrail.export.requests import BuildRequest, ExportRequest, HeadRequest, OwnRequest, ReferenceRequest
+from vitrail.images.labels import read_labels
+from vitrail.tasks.classify import IMAGES
 from vitrail.vocabulary import Preprocess
 
 MANIFEST = "export.json"
@@ -32,6 +34,8 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     from vitrail.weights.labels import labels
 
     request = msgspec.convert(payload, ExportRequest)
+    if request.own is not None:
+        return _export_own(request, request.own)
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
     names = () if request.features else labels(request.labels)
@@ -49,14 +53,31 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
         onnx.write_onnx(model, graph, folder / ONNX_FILE)
         difference = onnx.check(model, folder, graph, tolerance=tolerance)
         (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
-        manifest = {
-            "seconds": time.perf_counter() - begin,
-            "relative_difference": difference,
-            "random_weights": request.weights is None,
-            "toolchain": toolchain(),
-            **facts,
-        }
-        (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+        return _write_manifest(folder, request, begin, {"relative_difference": difference, **facts})
+
+
+def _export_own(request: ExportRequest, own: OwnRequest) -> dict[str, Any]:
+    """The same for a person's own ONNX file: a copy with the task's names."""
+    from vitrail.export import own_onnx
+
+    begin = time.perf_counter()
+    with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
+        (folder / LABELS_FILE).write_text(
+            "".join(f"{name}\n" for name in read_labels(request.labels)), encoding="utf-8"
+        )
+        return _write_manifest(folder, request, begin, own_onnx.write_copy(own, folder / ONNX_FILE))
+
+
+def _write_manifest(
+    folder: Path, request: ExportRequest, begin: float, facts: dict[str, Any]
+) -> dict[str, Any]:
+    manifest = {
+        "seconds": time.perf_counter() - begin,
+        "random_weights": request.weights is None,
+        "toolchain": toolchain(),
+        **facts,
+    }
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return manifest
 
 
@@ -90,31 +111,49 @@ def write_head(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
-    """Outputs of the fp32 eager model on the photos' crops, saved as named arrays (photos, crops, ...).
+    """Outputs of the fp32 reference on the photos' crops, saved as named arrays (photos, crops, ...).
 
-    Photos are taken in order until the time is up, but never fewer than `minimum` of them.
+    The reference is the eager model, or a person's own ONNX file as it is. Photos are taken in order until the time is up, but never fewer than `minimum` of them.
     """
+    from vitrail.images.decode import decode
+
+    request = msgspec.convert(payload, ReferenceRequest)
+    task = tasks.unpack(request.task)
+    (output,) = task.graph(REFERENCE_FILE).outputs
+    answers = _eager(request, task) if request.own is None else _own(request.own)
+    begin, rows = time.perf_counter(), []
+    for photo in _until(request.photos, begin + request.seconds, request.minimum):
+        rows.append(answers(task.views(decode(photo), request.crops_per_photo)))
+    tasks.write_arrays(request.target, {output.name: np.stack(rows)})
+    return {"photos": len(rows)}
+
+
+def _eager(request: ReferenceRequest, task: tasks.Task) -> Callable[[tasks.Arrays], np.ndarray]:
+    """Named inputs -> the eager model's output, which must be finite."""
     import torch
 
     from vitrail.export import eager
-    from vitrail.images.decode import decode
     from vitrail.weights.finite import check_outputs
 
-    request = msgspec.convert(payload, ReferenceRequest)
     torch.set_num_threads(request.threads)
-    task = tasks.unpack(request.task)
     graph = task.graph(REFERENCE_FILE)
-    (output,) = graph.outputs
     model = eager.module(request, task.preprocess.image_size, features=request.features)
-    begin, rows = time.perf_counter(), []
-    with torch.inference_mode():
-        for photo in _until(request.photos, begin + request.seconds, request.minimum):
-            views = task.views(decode(photo), request.crops_per_photo)
-            outputs = model(*(torch.from_numpy(views[spec.name]) for spec in graph.inputs)).float()
-            check_outputs(outputs, request.weights or request.architecture, output.name)
-            rows.append(outputs.numpy())
-    tasks.write_arrays(request.target, {output.name: np.stack(rows)})
-    return {"photos": len(rows)}
+
+    def answers(inputs: tasks.Arrays) -> np.ndarray:
+        with torch.inference_mode():
+            outputs = model(*(torch.from_numpy(inputs[spec.name]) for spec in graph.inputs)).float()
+        check_outputs(outputs, request.weights or request.architecture, graph.outputs[0].name)
+        return np.asarray(outputs.numpy())
+
+    return answers
+
+
+def _own(own: OwnRequest) -> Callable[[tasks.Arrays], np.ndarray]:
+    """Named inputs -> the scores of a person's own ONNX file."""
+    from vitrail.export import own_onnx
+
+    run = own_onnx.open_own(own).runner(own.threads)
+    return lambda inputs: run(inputs[IMAGES])
 
 
 def toolchain() -> dict[str, str]:

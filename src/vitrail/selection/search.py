@@ -423,9 +423,9 @@ class Search:
         return [trial for _, _, trial in sorted(rivals, key=lambda rival: rival[:2])[: RIVALS - 1]]
 
     def _measure_references(self) -> None:
-        """The winner's candidate in eager PyTorch, if the time allows."""
+        """The winner's candidate in eager PyTorch, if it is a module there and the time allows."""
         winner = self._best(at_hand=True)
-        if winner is None:
+        if winner is None or winner.variant.implementation == "onnx":
             return
         for name, runtime in runtimes.RUNTIMES.items():
             asked = not self.settings.runtimes or name in self.settings.runtimes

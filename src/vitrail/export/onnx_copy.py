@@ -1,0 +1,224 @@
+"""The copy of a person's own ONNX file that engines get: a task's names, float32 images, any batch if it can.
+
+What the copy does to its images before the file's own graph sees them (channels, layout, type), `as_the_file_takes`
+does in NumPy for the file itself, so that comparing the two checks the copy.
+
+Shapes: B images, K classes, S image size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from vitrail.export.onnx_file import graphs, names_used
+from vitrail.export.requests import OwnGraph
+from vitrail.tasks.classify import IMAGES, SCORES, Probability
+
+__all__ = ["NUMPY", "Scores", "as_the_file_takes", "dependencies", "normalised", "scores_of", "with_output"]
+
+DYNAMIC = "batch"
+"""The name of the free dimension, which ONNX Runtime's loader fixes."""
+NUMPY = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.DOUBLE: np.float64,
+    TensorProto.UINT8: np.uint8,
+}
+"""The types that a file's images may have."""
+PRIVATE = ("doc_string", "metadata_props")
+"""Fields in which exporters write the paths and source lines of whoever exported."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where in a graph the scores are."""
+
+    tensor: str
+    ended_in: str = ""
+    """The operator after it that only turns scores into probabilities: Softmax or Sigmoid."""
+
+    @property
+    def probability(self) -> Probability:
+        """How these scores become probabilities."""
+        return "sigmoid" if self.ended_in == "Sigmoid" else "softmax"
+
+
+def scores_of(graph: onnx.GraphProto, output: str) -> Scores:
+    """The tensor behind an output (B, K), before a Softmax over classes or a Sigmoid that ends the graph."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    name = output
+    while (node := made_by.get(name)) is not None and node.op_type == "Identity":
+        name = node.input[0]
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return Scores(output)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    if node.op_type == "Sigmoid" or (node.op_type == "Softmax" and axis in (-1, 1)):
+        return Scores(node.input[0], ended_in=node.op_type)
+    return Scores(output)
+
+
+def dependencies(graph: onnx.GraphProto, tensor: str) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that make a tensor, in order, and the names of all that they read."""
+    needed, kept = {tensor}, []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= names_used([node])
+    return kept[::-1], needed
+
+
+def with_output(model: onnx.ModelProto, tensor: str, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """The file as it is, giving one of its tensors and nothing else."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.append(helper.make_tensor_value_info(tensor, kind, None))
+    return copy
+
+
+def as_the_file_takes(images: np.ndarray, own: OwnGraph) -> np.ndarray:
+    """float32 (B, 3, S, S) in the order RGB, as `Preprocess` makes it -> what the file itself takes."""
+    if own.channels == "BGR":
+        images = images[:, ::-1]
+    if own.layout == "NHWC":
+        images = images.transpose(0, 2, 3, 1)
+    kind = NUMPY[own.kind]
+    if kind is np.uint8:
+        images = np.floor(images + 0.5)
+    return np.ascontiguousarray(images.astype(kind))
+
+
+def normalised(
+    model: onnx.ModelProto, own: OwnGraph, *, size: int, classes: int, batch: int | None
+) -> onnx.ModelProto:
+    """The copy: images (B, 3, S, S) -> scores (B, K) in float32; `batch` None: B is free."""
+    scores = scores_of(model.graph, own.output).tensor
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _prune(copy.graph, scores)
+    _strip(copy)
+    _rename(copy.graph, _free_names(copy.graph, {own.input, scores}))
+    if batch is None:
+        _free_batch(copy.graph, own)
+    _set_input(copy.graph, own, size, batch)
+    _set_output(copy.graph, scores, classes, batch)
+    return copy
+
+
+def _prune(graph: onnx.GraphProto, tensor: str) -> None:
+    """Drop what `tensor` does not depend on, and weights that nothing reads."""
+    kept, needed = dependencies(graph, tensor)
+    del graph.node[:]
+    graph.node.extend(kept)
+    for field in (graph.initializer, graph.input):
+        left = [value for value in field if value.name in needed]
+        del field[:]
+        field.extend(left)
+    weights = {value.name for value in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what only describes: shapes that a free batch makes wrong, and who exported from where."""
+    for field in PRIVATE:
+        model.ClearField(field)
+    for graph in graphs(model.graph):
+        del graph.value_info[:]
+        for thing in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+            for field in PRIVATE:
+                if field in thing.DESCRIPTOR.fields_by_name:
+                    thing.ClearField(field)
+
+
+def _free_names(graph: onnx.GraphProto, ours: set[str]) -> dict[str, str]:
+    """New names for tensors that happen to be called as the task calls its own."""
+    taken = {name for inner in graphs(graph) for node in inner.node for name in node.output}
+    taken |= {value.name for inner in graphs(graph) for value in (*inner.input, *inner.initializer)}
+    renamed = {}
+    for name in {IMAGES, SCORES} & (taken - ours):
+        renamed[name] = next(new for i in range(len(taken) + 1) if (new := f"{name}_{i}") not in taken)
+    return renamed
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for inner in graphs(graph):
+        for value in (*inner.input, *inner.output, *inner.initializer):
+            value.name = names.get(value.name, value.name)
+        for node in inner.node:
+            for field in (node.input, node.output):
+                for place, name in enumerate(field):
+                    field[place] = names.get(name, name)
+
+
+def _free_batch(graph: onnx.GraphProto, own: OwnGraph) -> None:
+    """Let reshapes keep whatever batch comes, where the file names the number of images it was traced with."""
+    if own.batch is None:
+        return
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].type == AttributeProto.TENSOR:
+            fixed[node.output[0]] = node.attribute[0].t
+    alive = {own.input}
+    for number, node in enumerate(graph.node):
+        if not alive & names_used([node]):
+            continue
+        alive.update(node.output)
+        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[1] not in fixed:
+            continue
+        target = numpy_helper.to_array(fixed[node.input[1]]).copy()
+        if target.ndim == 1 and len(target) > 1 and target[0] == own.batch:
+            target[0] = 0 if -1 in target[1:] else -1
+            name = f"vitrail_shape_{number}"
+            graph.initializer.append(numpy_helper.from_array(target, name))
+            node.input[1] = name
+
+
+def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | None) -> None:
+    steps: list[tuple[str, dict[str, object], np.ndarray | None]] = []
+    if own.channels == "BGR":
+        steps.append(("Gather", {"axis": 1}, np.array([2, 1, 0], np.int64)))
+    if own.layout == "NHWC":
+        steps.append(("Transpose", {"perm": [0, 2, 3, 1]}, None))
+    if own.kind == TensorProto.UINT8:
+        steps += [("Add", {}, np.array(0.5, np.float32)), ("Floor", {}, None)]
+    if own.kind != TensorProto.FLOAT:
+        steps.append(("Cast", {"to": own.kind}, None))
+    shape = [DYNAMIC if batch is None else batch, 3, size, size]
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, shape))
+    if not steps:
+        _rename(graph, {own.input: IMAGES})
+        return
+    made, name = [], IMAGES
+    if own.input == IMAGES:
+        _rename(graph, {IMAGES: "vitrail_input"})
+        graph.input[0].name = IMAGES
+    last = "vitrail_input" if own.input == IMAGES else own.input
+    for number, (kind, attributes, constant) in enumerate(steps):
+        given = [name]
+        if constant is not None:
+            given.append(f"vitrail_constant_{number}")
+            graph.initializer.append(numpy_helper.from_array(constant, given[1]))
+        name = last if number == len(steps) - 1 else f"vitrail_image_{number}"
+        made.append(helper.make_node(kind, given, [name], **attributes))
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*made, *rest])
+
+
+def _set_output(graph: onnx.GraphProto, scores: str, classes: int, batch: int | None) -> None:
+    """End in `scores` (B, K): also where the file gives (B, K, 1, 1) or float64."""
+    # A Flatten and a Cast that change nothing cost nothing: engines drop them.
+    if scores == SCORES:
+        _rename(graph, {SCORES: "vitrail_scores"})
+        scores = "vitrail_scores"
+    graph.node.append(helper.make_node("Flatten", [scores], ["vitrail_rows"], axis=1))
+    graph.node.append(helper.make_node("Cast", ["vitrail_rows"], [SCORES], to=TensorProto.FLOAT))
+    shape = [DYNAMIC if batch is None else batch, classes]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, shape))
