@@ -182,7 +182,7 @@ def _sources(args: argparse.Namespace) -> list[Source]:
 def _check_own(args: argparse.Namespace) -> None:
     """Refuse what describes a file that was not given, or the same of two."""
     if args.weights is not None and args.onnx is not None:
-        raise InputError("--weights and --onnx both take --labels and --accuracy: select among them in two runs.")
+        raise InputError("--weights and --onnx do not go together: give one of them.")
     if args.weights is None:
         if args.arch is not None:
             raise InputError("--arch describes your own weights: give --weights FILE too.")

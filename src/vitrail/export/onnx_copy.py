@@ -1,7 +1,7 @@
-"""The copy of a person's own ONNX file that engines get: a task's names, float32 images, any batch if it can.
+"""The copy of a person's own ONNX file that engines get: a task's names, float32 images, any batch.
 
-What the copy does to its images before the file's own graph sees them (channels, layout, type), `as_the_file_takes`
-does in NumPy for the file itself, so that comparing the two checks the copy.
+What the copy does to its images before the file's own graph sees them (channels, layout, type),
+`as_the_file_takes` does in NumPy for the file itself, so that comparing the two checks the copy.
 
 Shapes: B images, K classes, S image size.
 """
@@ -9,6 +9,7 @@ Shapes: B images, K classes, S image size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,11 +19,20 @@ from vitrail.export.onnx_file import graphs, names_used
 from vitrail.export.requests import OwnGraph
 from vitrail.tasks.classify import IMAGES, SCORES, Probability
 
-__all__ = ["NUMPY", "Scores", "as_the_file_takes", "dependencies", "normalised", "scores_of", "with_output"]
+__all__ = [
+    "DYNAMIC",
+    "NUMPY",
+    "Scores",
+    "as_the_file_takes",
+    "dependencies",
+    "normalised",
+    "scores_of",
+    "with_output",
+]
 
 DYNAMIC = "batch"
 """The name of the free dimension, which ONNX Runtime's loader fixes."""
-NUMPY = {
+NUMPY: dict[int, type] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.DOUBLE: np.float64,
     TensorProto.UINT8: np.uint8,
@@ -156,7 +166,7 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 def _free_batch(graph: onnx.GraphProto, own: OwnGraph) -> None:
-    """Let reshapes keep whatever batch comes, where the file names the number of images it was traced with."""
+    """Let reshapes keep any batch, where the file names the number of images that it was traced with."""
     if own.batch is None:
         return
     fixed = {tensor.name: tensor for tensor in graph.initializer}
@@ -179,7 +189,7 @@ def _free_batch(graph: onnx.GraphProto, own: OwnGraph) -> None:
 
 
 def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | None) -> None:
-    steps: list[tuple[str, dict[str, object], np.ndarray | None]] = []
+    steps: list[tuple[str, dict[str, Any], np.ndarray | None]] = []
     if own.channels == "BGR":
         steps.append(("Gather", {"axis": 1}, np.array([2, 1, 0], np.int64)))
     if own.layout == "NHWC":

@@ -1,4 +1,4 @@
-"""A person's own ONNX file, opened without trusting it: what it holds, or a sentence that says what to change.
+"""A person's own ONNX file, opened without trusting it: what it holds, or a sentence with the fix.
 
 Runs in a child of measure/sandbox.py, with that one's limits of time and memory.
 """

@@ -8,8 +8,7 @@ Shapes: B images, K classes, S image size.
 
 from __future__ import annotations
 
-import tempfile
-import time
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +23,16 @@ from vitrail import store
 from vitrail.errors import InputError
 from vitrail.export import onnx_copy
 from vitrail.export.onnx_cost import cost
-from vitrail.export.onnx_file import constants, open_model, required_inputs, weight_bytes
+from vitrail.export.onnx_ends import check_alone, chosen, read_input, shape_of, type_of
+from vitrail.export.onnx_file import constants, open_model, required_inputs
+from vitrail.export.onnx_run import folded, save, session
 from vitrail.export.requests import OwnGraph, OwnRequest
-from vitrail.privacy import import_engine
 from vitrail.tasks.classify import IMAGES, probabilities
 from vitrail.vocabulary import Preprocess
-from vitrail.words import counted, some_of
+from vitrail.words import counted
 
 __all__ = ["OwnFile", "describe", "inspect", "open_own", "write_copy"]
 
-ONE_FILE_LIMIT = 1_800 * 1024 * 1024
-"""A protobuf file is limited to 2 GiB; above this size the weights go into a separate file."""
 TOLERANCE = 1e-4
 """Largest relative difference between the copy and the file, in fp32."""
 CHECKED_BATCH = 3
@@ -57,8 +55,8 @@ class OwnFile:
         Raises:
             InputError: ONNX Runtime cannot run it.
         """
-        kind = _kind_of(self.model.graph, self.own.output)
-        run = _session(onnx_copy.with_output(self.model, self.scores.tensor, kind), threads, self.path)
+        kind = next(type_of(value) for value in self.model.graph.output if value.name == self.own.output)
+        run = session(onnx_copy.with_output(self.model, self.scores.tensor, kind), threads, self.path)
 
         def answers(images: np.ndarray) -> np.ndarray:
             each = self.own.batch or len(images)
@@ -83,9 +81,9 @@ def inspect(payload: dict[str, Any]) -> dict[str, Any]:
     except InputError as error:
         return {"refused": str(error)}
     return {
-        "inputs": [[value.name, _shape(value)] for value in required_inputs(model.graph)],
-        "outputs": [[value.name, _shape(value)] for value in model.graph.output],
-        "uint8": [_type(value) == TensorProto.UINT8 for value in required_inputs(model.graph)],
+        "inputs": [[value.name, shape_of(value)] for value in required_inputs(model.graph)],
+        "outputs": [[value.name, shape_of(value)] for value in model.graph.output],
+        "uint8": [type_of(value) == TensorProto.UINT8 for value in required_inputs(model.graph)],
     }
 
 
@@ -100,10 +98,11 @@ def describe(payload: dict[str, Any]) -> dict[str, Any]:
         own, copy, _ = _copied(file, request)
     except InputError as error:
         return {"refused": str(error)}
+    light = folded(copy, own.batch or 1)
     return {
         "own": msgspec.to_builtins(own),
         "notes": list(_notes(file, own)),
-        **cost(copy, own.batch or 1),
+        **cost(light, own.batch or 1),
     }
 
 
@@ -111,7 +110,7 @@ def write_copy(request: OwnRequest, target: Path) -> dict[str, Any]:
     """Write the copy; facts for its manifest. Raises InputError as `describe`."""
     file = open_own(request)
     _, copy, difference = _copied(file, request)
-    _save(copy, target)
+    save(copy, target)
     return {
         "relative_difference": difference,
         "probability": file.scores.probability,
@@ -127,114 +126,21 @@ def open_own(request: OwnRequest) -> OwnFile:
     """
     path = Path(request.file)
     model = open_model(path)
-    name = _chosen("input", request.input, required_inputs(model.graph), path)
-    output = _chosen("output", request.output, list(model.graph.output), path)
+    name = chosen("input", request.input, required_inputs(model.graph), path)
+    output = chosen("output", request.output, list(model.graph.output), path)
     scores = onnx_copy.scores_of(model.graph, output.name)
-    _check_alone(model, scores.tensor, name.name, path)
-    layout, batch = _read_input(name, request, path)
+    check_alone(model, scores.tensor, name.name, path)
+    layout, batch = read_input(name, request, path)
     own = OwnGraph(
         input=name.name,
         output=output.name,
         layout=layout,
         channels=request.channels,
-        kind=_type(name),
+        kind=type_of(name),
         batch=batch,
         data=store.digest_of([_digest(tensor) for _, tensor in constants(model)]),
     )
     return OwnFile(path, model, own, scores)
-
-
-# --- inputs and outputs ---------------------------------------------------------------------------
-
-
-def _chosen(which: str, asked: str, there: list[onnx.ValueInfoProto], path: Path) -> onnx.ValueInfoProto:
-    names = [value.name for value in there]
-    if asked:
-        if asked not in names:
-            raise InputError(f'{path} has no {which} "{asked}": in --preprocess, name {_or(names)}.')
-        return there[names.index(asked)]
-    if len(there) != 1:
-        listed = ", ".join(f"{value.name} {_said(_shape(value))}" for value in there) or "none"
-        raise InputError(
-            f'{path} has {counted(len(there), which)} ({listed}): in --preprocess, say {which} = "NAME".'
-        )
-    return there[0]
-
-
-def _check_alone(model: onnx.ModelProto, scores: str, name: str, path: Path) -> None:
-    """Refuse scores that need other inputs than the images, or not the images at all."""
-    _, read = onnx_copy.dependencies(model.graph, scores)
-    needed = {value.name for value in required_inputs(model.graph)} & read
-    if extra := sorted(needed - {name}):
-        raise InputError(
-            f"{path} also asks for {some_of(extra)} beside the images: export it with these as constants."
-        )
-    if name not in needed:
-        raise InputError(f'{path} computes this output without "{name}": name another input or output.')
-
-
-def _read_input(
-    value: onnx.ValueInfoProto, request: OwnRequest, path: Path
-) -> tuple[Any, int | None]:
-    """Layout and fixed batch (None: free) of the images."""
-    if _type(value) not in onnx_copy.NUMPY:
-        kind = TensorProto.DataType.Name(_type(value)).lower() if _type(value) else "no tensors"
-        raise InputError(
-            f"{path} takes {kind} as {value.name}, not images as float32 or uint8: export it with such an "
-            "input."
-        )
-    shape = _shape(value) or [None] * 4
-    said = f"{value.name} {_said(shape)}"
-    if len(shape) != 4:
-        raise InputError(f"{path} takes {said}, not a batch of images (B, 3, H, W): export it with one.")
-    layouts = [name for name, place in (("NCHW", 1), ("NHWC", 3)) if shape[place] in (3, None)]
-    if request.layout is not None and request.layout not in layouts or not layouts:
-        raise InputError(
-            f"{path} takes {said}, which is no image of three channels in {request.layout or 'any layout'}: "
-            'give a model for colour images, and their layout ("NCHW" or "NHWC") in --preprocess.'
-        )
-    if request.layout is None and len(layouts) > 1 and 3 in (shape[1], shape[3]):
-        layouts = ["NCHW"] if shape[1] == 3 else ["NHWC"]
-        if shape[1] == shape[3]:
-            layouts = ["NCHW", "NHWC"]
-    if request.layout is None and len(layouts) > 1:
-        raise InputError(
-            f'{path} takes {said}, in which any side may be the channels: in --preprocess, say layout = '
-            '"NCHW" or "NHWC".'
-        )
-    layout = request.layout or layouts[0]
-    height, width = (shape[2], shape[3]) if layout == "NCHW" else (shape[1], shape[2])
-    for side, other in ((height, width), (width, height)):
-        if side is not None and side != request.preprocess.image_size:
-            fix = (
-                f"say image_size = {side}, and leave --image-size out"
-                if other in (None, side)
-                else "export it for square images, which are all that Vitrail prepares"
-            )
-            sides = f"{height or 'any'} × {width or 'any'}"
-            raise InputError(f"{path} takes images of {sides} px, not {request.preprocess.image_size}: {fix}.")
-    return layout, shape[0]
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
-    """The sides of a tensor, None for a free one; []: it is not known how many sides it has."""
-    return [side.dim_value if side.dim_value > 0 else None for side in value.type.tensor_type.shape.dim]
-
-
-def _type(value: onnx.ValueInfoProto) -> int:
-    return int(value.type.tensor_type.elem_type)
-
-
-def _kind_of(graph: onnx.GraphProto, output: str) -> int:
-    return next(_type(value) for value in graph.output if value.name == output)
-
-
-def _said(shape: list[int | None]) -> str:
-    return f"({', '.join('?' if side is None else str(side) for side in shape)})" if shape else "(?)"
-
-
-def _or(names: list[str]) -> str:
-    return " or ".join(f'"{name}"' for name in names[:5])
 
 
 # --- the copy -------------------------------------------------------------------------------------
@@ -255,7 +161,7 @@ def _copied(file: OwnFile, request: OwnRequest) -> tuple[OwnGraph, onnx.ModelPro
         copy = onnx_copy.normalised(
             file.model, file.own, size=request.preprocess.image_size, classes=request.classes, batch=batch
         )
-        run = _session(copy, request.threads, file.path)
+        run = session(copy, request.threads, file.path)
         each = batch or len(images)
         given = np.concatenate([images] * each)[: max(each, len(images)) // each * each]
         rows = np.concatenate([run({IMAGES: given[i : i + each]}) for i in range(0, len(given), each)])
@@ -270,8 +176,8 @@ def _copied(file: OwnFile, request: OwnRequest) -> tuple[OwnGraph, onnx.ModelPro
     except InputError:
         if fixed != request.batch_size:
             raise InputError(
-                f"{file.path} takes {counted(fixed, 'image')} at a time and its graph depends on that: export "
-                f"it with a dynamic batch, or measure it with --batch-size {fixed}."
+                f"{file.path} takes {counted(fixed, 'image')} at a time and its graph depends on that: "
+                f"export it with a dynamic batch, or measure it with --batch-size {fixed}."
             ) from None
     return file.own, *tried(fixed)
 
@@ -292,8 +198,8 @@ def _expected(file: OwnFile, images: np.ndarray, request: OwnRequest) -> np.ndar
         )
     if not np.isfinite(given).all():
         raise InputError(
-            f"{file.path} gives scores that are not finite (NaN or infinity) for images of noise: check mean, "
-            "std and range in --preprocess, or export it again."
+            f"{file.path} gives scores that are not finite (NaN or infinity) for images of noise: check "
+            "mean, std and range in --preprocess, or export it again."
         )
     rows = given.reshape(len(images), -1)
     if file.scores.ended_in:
@@ -332,12 +238,12 @@ def _notes(file: OwnFile, own: OwnGraph) -> list[str]:
     notes = []
     if file.scores.ended_in:
         notes.append(
-            f"{name} ends in a {file.scores.ended_in}: its scores are read before that, which changes no answer"
+            f"{name} ends in a {file.scores.ended_in}: its scores are read before it, which changes no answer"
         )
     if file.own.batch is not None and own.batch is None:
         notes.append(
-            f"{name} was exported for {counted(file.own.batch, 'image')} at a time: its copy takes any number, "
-            f"and gave the same scores at {CHECKED_BATCH}"
+            f"{name} was exported for {counted(file.own.batch, 'image')} at a time: its copy takes any "
+            f"number, and gave the same scores at {CHECKED_BATCH}"
         )
     elif own.batch is not None:
         notes.append(
@@ -357,55 +263,7 @@ def _noise(preprocess: Preprocess) -> np.ndarray:
     return np.asarray((pixels / 255 - mean) / std, np.float32)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _session(
-    model: onnx.ModelProto, threads: int, path: Path
-) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """What runs a model's only output in ONNX Runtime, in fp32, each operator as the file has it."""
-    ort = import_engine("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source: str | bytes
-            if weight_bytes(model) > ONE_FILE_LIMIT:
-                source = str(Path(folder) / "model.onnx")
-                _save(model, Path(source))
-            else:
-                source = model.SerializeToString()
-            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise _refused(path, "load", error) from None
-
-    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        try:
-            (found,) = session.run(None, inputs)
-        except Exception as error:
-            raise _refused(path, "run", error) from None
-        return np.asarray(found, np.float32)
-
-    return run
-
-
-def _refused(path: Path, what: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:300].rstrip(".")
-    return InputError(f"ONNX Runtime cannot {what} {path} ({reason}): export it again.")
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    large = weight_bytes(model) > ONE_FILE_LIMIT
-    onnx.save_model(
-        model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None
-    )
-
-
 def _digest(tensor: onnx.TensorProto) -> str:
     """Of a tensor's values, wherever the file keeps them."""
-    import hashlib
 
     return hashlib.sha256(tensor.raw_data or tensor.SerializeToString()).hexdigest()

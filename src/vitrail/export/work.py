@@ -113,7 +113,8 @@ def write_head(payload: dict[str, Any]) -> dict[str, Any]:
 def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
     """Outputs of the fp32 reference on the photos' crops, saved as named arrays (photos, crops, ...).
 
-    The reference is the eager model, or a person's own ONNX file as it is. Photos are taken in order until the time is up, but never fewer than `minimum` of them.
+    The reference is the eager model, or a person's own ONNX file as it is. Photos are taken in order until
+    the time is up, but never fewer than `minimum` of them.
     """
     from vitrail.images.decode import decode
 

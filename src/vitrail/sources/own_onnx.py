@@ -1,4 +1,4 @@
-"""A person's own ONNX file as a candidate: what another tool exported, checked and measured like all others."""
+"""A person's own ONNX file as a candidate: what another tool exported, on the road of all candidates."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class OwnONNX(Source):
         if self.preprocess is None:
             facts = _in_a_child("inspect", {"file": self.file}, self.file)
             raise NeedsPreprocess(
-                f"{self.file} does not say how its images are prepared: write that into a TOML file, and give "
-                "it with --preprocess.",
+                f"{self.file} does not say how its images are prepared: write that into a TOML file, and "
+                "give it with --preprocess.",
                 example(facts, Path(self.file).name),
             )
         assert self.prepared

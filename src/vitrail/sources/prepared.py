@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from vitrail.images.preprocess import check_preprocess
 from vitrail.requirements import read_toml
 from vitrail.units import nearest
 from vitrail.vocabulary import Preprocess
+from vitrail.words import shown
 
 __all__ = ["Prepared", "example", "prepared"]
 
@@ -66,8 +68,8 @@ def prepared(said: str | Path | Mapping[str, object]) -> Prepared:
     scale = keys["range"]
     if isinstance(scale, bool) or scale not in RANGES:
         raise InputError(
-            f"{where}: range is {scale!r}: use 1 where mean and std are of pixels from 0 to 1, 255 where they "
-            "are of pixels from 0 to 255."
+            f"{where}: range is {scale!r}: use 1 where mean and std are of pixels from 0 to 1, 255 where "
+            "they are of pixels from 0 to 255."
         )
     return _record(keys, 255.0 if scale == 255 else 1.0, where)
 
@@ -111,34 +113,40 @@ def _three(values: object, name: str) -> Sequence[float]:
 
 def example(facts: Mapping[str, Any], file: str) -> str:
     """A TOML file to edit, with what the file's inputs and outputs show (`own_onnx.inspect`)."""
-    (name, shape), several = facts["inputs"][0], len(facts["inputs"]) > 1
+    (name, shape), (output, scores) = facts["inputs"][0], facts["outputs"][0]
     last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     sides = shape[1:3] if last else shape[2:4]
-    size = next((side for side in sides if side), 224)
     inside = bool(facts["uint8"][0])
     mean, std = ("[0, 0, 0]", "[1, 1, 1]") if inside else ("[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]")
     lines = [
-        f"# How images are prepared for {file}. Make each line say what its training did.",
-        f"image_size = {size}             # side of the square that the model sees, in pixels",
-        "crop = 0.875                 # image_size / (side that photos are resized to); 1.0: no margin is cut",
-        'crop_mode = "center"         # "center": short side resized, middle cut; "squash": both sides resized',
-        'interpolation = "bicubic"    # or "bilinear"',
-        f"range = {255 if inside else 1}                    # mean and std are of pixels from 0 to this: "
-        "1 or 255",
-        f"mean = {mean}    # of the channels; [0, 0, 0] where the model subtracts it itself",
-        f"std = {std}     # [1, 1, 1] where the model divides by it itself",
-        f'layout = "{"NHWC" if last else "NCHW"}"              # or "{"NCHW" if last else "NHWC"}"',
-        'channels = "RGB"             # or "BGR"',
-        f'input = {_text(name)}   # {_shown(shape)}{_others(facts["inputs"]) if several else ""}',
+        (
+            "image_size",
+            next((side for side in sides if side), 224),
+            "side of the square that the model sees, in pixels",
+        ),
+        ("crop", 0.875, "image_size / what photos are resized to before the cut; 1.0: nothing is cut"),
+        ("crop_mode", '"center"', '"center": short side resized, middle cut; "squash": both sides resized'),
+        ("interpolation", '"bicubic"', 'or "bilinear"'),
+        ("range", 255 if inside else 1, "mean and std are of pixels from 0 to this: 1 or 255"),
+        ("mean", mean, "[0, 0, 0] where the model subtracts it itself"),
+        ("std", std, "[1, 1, 1] where the model divides by it itself"),
+        ("layout", '"NHWC"' if last else '"NCHW"', "B images, C channels, H × W pixels: NCHW or NHWC"),
+        ("channels", '"RGB"', 'or "BGR"'),
+        ("input", _text(name), _shown(shape) + _others(facts["inputs"])),
+        (
+            "output",
+            _text(output),
+            f"{_shown(scores)}, a row of scores for each image{_others(facts['outputs'])}",
+        ),
     ]
-    output, its_shape = facts["outputs"][0]
-    others = _others(facts["outputs"]) if len(facts["outputs"]) > 1 else ""
-    lines.append(f"output = {_text(output)}   # {_shown(its_shape)}: one row of scores for each image{others}")
-    return "\n".join(lines) + "\n"
+    title = f"# How images are prepared for {shown(file)}: make each line say what its training did."
+    return "\n".join([title, *(f"{key} = {value}  # {why}" for key, value, why in lines), ""])
 
 
 def _others(there: Sequence[Sequence[Any]]) -> str:
-    return "; others: " + ", ".join(f"{name} {_shown(shape)}" for name, shape in there[1:6])
+    if len(there) == 1:
+        return ""
+    return "; others: " + ", ".join(f"{shown(name)} {_shown(shape)}" for name, shape in there[1:6])
 
 
 def _shown(shape: Sequence[int | None]) -> str:
@@ -147,6 +155,4 @@ def _shown(shape: Sequence[int | None]) -> str:
 
 def _text(name: str) -> str:
     """A TOML string of any name."""
-    import json
-
     return json.dumps(name, ensure_ascii=True)
