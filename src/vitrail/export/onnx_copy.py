@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
@@ -81,9 +82,10 @@ def dependencies(graph: onnx.GraphProto, tensor: str) -> tuple[list[onnx.NodePro
 
 
 def with_output(model: onnx.ModelProto, tensor: str, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """The file as it is, giving one of its tensors and nothing else."""
+    """The file as it is, giving one of its tensors; what that does not depend on is left out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _prune(copy.graph, tensor)
     del copy.graph.output[:]
     copy.graph.output.append(helper.make_tensor_value_info(tensor, kind, None))
     return copy
@@ -110,11 +112,13 @@ def normalised(
     copy.CopyFrom(model)
     _prune(copy.graph, scores)
     _strip(copy)
-    _rename(copy.graph, _free_names(copy.graph, {own.input, scores}))
+    renamed = _free_names(copy.graph)
+    _rename(copy.graph, renamed)
+    own = msgspec.structs.replace(own, input=renamed.get(own.input, own.input))
     if batch is None:
         _free_batch(copy.graph, own)
     _set_input(copy.graph, own, size, batch)
-    _set_output(copy.graph, scores, classes, batch)
+    _set_output(copy.graph, renamed.get(scores, scores), classes, batch)
     return copy
 
 
@@ -145,12 +149,12 @@ def _strip(model: onnx.ModelProto) -> None:
                     thing.ClearField(field)
 
 
-def _free_names(graph: onnx.GraphProto, ours: set[str]) -> dict[str, str]:
+def _free_names(graph: onnx.GraphProto) -> dict[str, str]:
     """New names for tensors that happen to be called as the task calls its own."""
     taken = {name for inner in graphs(graph) for node in inner.node for name in node.output}
     taken |= {value.name for inner in graphs(graph) for value in (*inner.input, *inner.initializer)}
     renamed = {}
-    for name in {IMAGES, SCORES} & (taken - ours):
+    for name in {IMAGES, SCORES} & taken:
         renamed[name] = next(new for i in range(len(taken) + 1) if (new := f"{name}_{i}") not in taken)
     return renamed
 
@@ -205,16 +209,12 @@ def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | No
         _rename(graph, {own.input: IMAGES})
         return
     made, name = [], IMAGES
-    if own.input == IMAGES:
-        _rename(graph, {IMAGES: "vitrail_input"})
-        graph.input[0].name = IMAGES
-    last = "vitrail_input" if own.input == IMAGES else own.input
     for number, (kind, attributes, constant) in enumerate(steps):
         given = [name]
         if constant is not None:
             given.append(f"vitrail_constant_{number}")
             graph.initializer.append(numpy_helper.from_array(constant, given[1]))
-        name = last if number == len(steps) - 1 else f"vitrail_image_{number}"
+        name = own.input if number == len(steps) - 1 else f"vitrail_image_{number}"
         made.append(helper.make_node(kind, given, [name], **attributes))
     rest = list(graph.node)
     del graph.node[:]
@@ -224,9 +224,6 @@ def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | No
 def _set_output(graph: onnx.GraphProto, scores: str, classes: int, batch: int | None) -> None:
     """End in `scores` (B, K): also where the file gives (B, K, 1, 1) or float64."""
     # A Flatten and a Cast that change nothing cost nothing: engines drop them.
-    if scores == SCORES:
-        _rename(graph, {SCORES: "vitrail_scores"})
-        scores = "vitrail_scores"
     graph.node.append(helper.make_node("Flatten", [scores], ["vitrail_rows"], axis=1))
     graph.node.append(helper.make_node("Cast", ["vitrail_rows"], [SCORES], to=TensorProto.FLOAT))
     shape = [DYNAMIC if batch is None else batch, classes]
