@@ -76,7 +76,8 @@ def select(
         requirements: limits and objective; None: no limits, best accuracy.
         workload: under what load; None: batch 1, all usable cores, p95 of whole requests.
         settings: where to search and for how long; None: the whole catalogue for five minutes.
-        sources: where candidates come from beside the catalogue: `OwnWeights`, `ClassNames`, `TrainedRuns`.
+        sources: where candidates come from beside the catalogue: `OwnWeights`, `OwnONNX`, `ClassNames`,
+            `TrainedRuns`.
             They are alone unless `settings.models` names others; class names compete with the catalogue's
             models where there are labelled images (`workload.data`) to fit probes on.
         out: folder for the winner's artifact; nothing is written when nothing meets the requirements.
