@@ -22,8 +22,7 @@ def graph_model(nodes: list, initializers: dict[str, np.ndarray], shape: list, o
         [numpy_helper.from_array(value, name) for name, value in initializers.items()],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    return model
+    return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 
 def linear(weight: np.ndarray) -> onnx.ModelProto:
@@ -57,7 +56,12 @@ def convolutions() -> onnx.ModelProto:
 def attention() -> onnx.ModelProto:
     """images (B, 6, 8) -> fused attention of two heads between two projections."""
     fused = helper.make_node(
-        "MultiHeadAttention", ["q", "k", "v"], ["mixed"], name="attention", domain="com.microsoft", num_heads=2
+        "MultiHeadAttention",
+        ["q", "k", "v"],
+        ["mixed"],
+        name="attention",
+        domain="com.microsoft",
+        num_heads=2,
     )
     cuts = [
         helper.make_node("Slice", ["qkv", f"at{i}", f"at{i + 1}", "axis"], [name], name=f"slice_{name}")

@@ -19,6 +19,7 @@ from vitrail.export.passes.quantize import quantised_nodes, quantize
 
 pytest.importorskip("nncf")
 
+
 def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"images": images})[0]

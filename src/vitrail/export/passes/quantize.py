@@ -109,16 +109,16 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet_nncf() -> Iterator[Any]:
-    """NNCF without reports, log lines and progress bars; what it changes for the whole process is put back."""
+    """NNCF without reports, log lines and progress bars; what it changes for the process is put back."""
     logger_class, torch_logger = logging.getLoggerClass(), logging.getLogger("torch.utils.cpp_extension")
-    torch_level = torch_logger.level
+    silenced = torch_logger.disabled
     try:
-        torch_logger.setLevel(logging.ERROR)  # NNCF imports torch's, which speaks of CUDA where there is none
+        torch_logger.disabled = True  # NNCF imports torch's, which speaks of CUDA where there is none
         for engine in ("onnxruntime", "openvino"):
             import_engine(engine)  # or NNCF imports it, and it reports
         nncf = import_engine("nncf")
     finally:
-        torch_logger.setLevel(torch_level)
+        torch_logger.disabled = silenced
         logging.setLoggerClass(logger_class)
     logger, bars = logging.getLogger("nncf"), import_engine("nncf.common.logging.track_progress").track
     level, init = logger.level, bars.__init__
