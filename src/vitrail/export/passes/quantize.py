@@ -111,21 +111,20 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 def _quiet_nncf() -> Iterator[Any]:
     """NNCF without reports, log lines and progress bars; what it changes for the process is put back."""
     logger_class, torch_logger = logging.getLoggerClass(), logging.getLogger("torch.utils.cpp_extension")
-    silenced = torch_logger.disabled
+    silenced, torch_logger.disabled = torch_logger.disabled, True  # it speaks of CUDA where there is none
     try:
-        torch_logger.disabled = True  # NNCF imports torch's, which speaks of CUDA where there is none
         for engine in ("onnxruntime", "openvino"):
             import_engine(engine)  # or NNCF imports it, and it reports
         nncf = import_engine("nncf")
+        logger, bars = logging.getLogger("nncf"), import_engine("nncf.common.logging.track_progress").track
+        level, init = logger.level, bars.__init__
+        logger.setLevel(logging.ERROR)
+        bars.__init__ = partialmethod(init, disable=True)
+        try:
+            yield nncf
+        finally:
+            bars.__init__ = init
+            logger.setLevel(level)
     finally:
         torch_logger.disabled = silenced
         logging.setLoggerClass(logger_class)
-    logger, bars = logging.getLogger("nncf"), import_engine("nncf.common.logging.track_progress").track
-    level, init = logger.level, bars.__init__
-    logger.setLevel(logging.ERROR)
-    bars.__init__ = partialmethod(init, disable=True)
-    try:
-        yield nncf
-    finally:
-        bars.__init__ = init
-        logger.setLevel(level)
