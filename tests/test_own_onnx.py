@@ -20,7 +20,7 @@ from own_nets import CLASSES, MACS, PARAMETERS, SAID, SIZE, net
 
 from vitrail import cli
 from vitrail.errors import InputError
-from vitrail.export import own_onnx
+from vitrail.export import onnx_file, onnx_run, own_onnx
 from vitrail.export.onnx_file import open_model
 from vitrail.export.requests import OwnRequest
 from vitrail.measure import sandbox
@@ -163,10 +163,10 @@ def test_scores_are_read_before_a_last_softmax_or_sigmoid(tmp_path, ending):
     np.testing.assert_allclose(probabilities(scores, written["probability"]), expected, atol=1e-6)
 
 
-def test_a_softmax_over_something_else_than_classes_stays(tmp_path):
+def test_a_softmax_over_the_images_is_no_ending_and_refused(tmp_path):
     model = net(ending=("Softmax",))
     model.graph.node[-1].attribute.append(helper.make_attribute("axis", 0))
-    assert described(model, tmp_path)["notes"] == []
+    assert "by itself than beside others" in refusal(model, tmp_path)
 
 
 def test_the_reference_is_the_file_itself(tmp_path):
@@ -210,6 +210,21 @@ def test_external_data_travels_into_the_copy(tmp_path):
     (expected,) = run(path, {"pixel values": images})
     copy = copied(path, asked(path))
     (tmp_path / "net.data").unlink()
+    np.testing.assert_allclose(run(copy, {"images": images})[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_weights_are_written_beside_the_copy(tmp_path, monkeypatch):
+    images = (PHOTO / 255 - 0.5) / 0.25
+    for module in (onnx_run, onnx_file):
+        monkeypatch.setattr(module, "ONE_FILE_LIMIT", 256)
+    big = changed("w", np.ones((4, 3, 4, 4), np.float32))
+    big.graph.initializer.append(numpy_helper.from_array(np.ones((600,), np.float32), "more"))
+    big.graph.node.append(helper.make_node("ReduceMean", ["more"], ["one"], keepdims=0))
+    big.graph.node[-2].output[0] = "plain"
+    big.graph.node.append(helper.make_node("Mul", ["plain", "one"], ["logits"]))
+    (expected,) = run(saved(big, tmp_path), {"pixel values": images})
+    copy = copied(tmp_path / "net.onnx", asked(tmp_path / "net.onnx"))
+    assert copy.with_name("copy.onnx.data").stat().st_size >= 2400
     np.testing.assert_allclose(run(copy, {"images": images})[0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -309,6 +324,31 @@ def test_numbers_and_types_that_cannot_be_measured_are_refused(tmp_path):
     assert "is quantised (QLinearConv)" in refusal(quantised, tmp_path)
     ready = net(ending=("Softmax", "Relu"))
     assert "gives probabilities (they sum to 1)" in refusal(ready, tmp_path)
+
+
+def test_graphs_in_training_mode_are_refused(tmp_path):
+    noisy = net()
+    noisy.graph.node[-1].output[0] = "plain"
+    for name, value in (("ratio", np.array(0.5, np.float32)), ("training", np.array(True))):
+        noisy.graph.initializer.append(numpy_helper.from_array(value, name))
+    noisy.graph.node.append(helper.make_node("Dropout", ["plain", "ratio", "training"], ["logits"]))
+    assert "evaluation mode (model.eval())" in refusal(noisy, tmp_path)
+    mixed = net()
+    mixed.graph.node[-1].output[0] = "plain"
+    mixed.graph.node.append(helper.make_node("ReduceMean", ["plain"], ["mean"], axes=[0], keepdims=1))
+    mixed.graph.node.append(helper.make_node("Sub", ["plain", "mean"], ["logits"]))
+    assert "by itself than beside others" in refusal(mixed, tmp_path)
+    training = net()
+    training.graph.node[0].attribute.append(helper.make_attribute("training_mode", 1))
+    assert "was exported for training" in refusal(training, tmp_path)
+
+
+def test_one_score_is_no_classifier(tmp_path):
+    model = net()
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.node.append(helper.make_node("ReduceMax", ["plain"], ["logits"], axes=[1], keepdims=1))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    assert "gives one score for each image" in refusal(model, tmp_path)
 
 
 def test_operators_and_opsets_that_no_engine_has_are_named(tmp_path):
@@ -450,6 +490,13 @@ def test_normalisation_is_asked_for_with_an_example(place, capsys):
     with pytest.raises(NeedsPreprocess, match="does not say how its images are prepared") as found:
         source(place, preprocess=None).check_settings(SearchSettings())
     assert 'input = "pixel values"' in found.value.example
+    empty = net()
+    del empty.graph.input[:]
+    empty.graph.initializer.append(numpy_helper.from_array(PHOTO[:1], "pixel values"))
+    with pytest.raises(InputError, match="has no input"):
+        source(place, file=str(saved(empty, place, "none.onnx")), preprocess=None).check_settings(
+            SearchSettings()
+        )
     code = cli.main(["select", "--onnx", str(place / "net.onnx"), "--labels", str(place / "labels.txt")])
     said = capsys.readouterr()
     assert code == 2

@@ -39,6 +39,8 @@ NUMPY: dict[int, type] = {
     TensorProto.UINT8: np.uint8,
 }
 """The types that a file's images may have."""
+ROUND_SINCE = 11
+"""The opset that brought the operator Round."""
 PRIVATE = ("doc_string", "metadata_props")
 """Fields in which exporters write the paths and source lines of whoever exported."""
 
@@ -117,7 +119,8 @@ def normalised(
     own = msgspec.structs.replace(own, input=renamed.get(own.input, own.input))
     if batch is None:
         _free_batch(copy.graph, own)
-    _set_input(copy.graph, own, size, batch)
+    opset = max(each.version for each in copy.opset_import if each.domain in ("", "ai.onnx"))
+    _set_input(copy.graph, own, size, batch, rounds=opset >= ROUND_SINCE)
     _set_output(copy.graph, renamed.get(scores, scores), classes, batch)
     return copy
 
@@ -141,12 +144,15 @@ def _strip(model: onnx.ModelProto) -> None:
     """Drop what only describes: shapes that a free batch makes wrong, and who exported from where."""
     for field in PRIVATE:
         model.ClearField(field)
+    described: list[Any] = []
     for graph in graphs(model.graph):
-        del graph.value_info[:]
-        for thing in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
-            for field in PRIVATE:
-                if field in thing.DESCRIPTOR.fields_by_name:
-                    thing.ClearField(field)
+        described += [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
+    for function in model.functions:
+        described += [function, *function.node]
+    for thing in described:
+        for field in (*PRIVATE, "value_info"):
+            if field in thing.DESCRIPTOR.fields_by_name:
+                thing.ClearField(field)
 
 
 def _free_names(graph: onnx.GraphProto) -> dict[str, str]:
@@ -192,13 +198,15 @@ def _free_batch(graph: onnx.GraphProto, own: OwnGraph) -> None:
             node.input[1] = name
 
 
-def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | None) -> None:
+def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | None, *, rounds: bool) -> None:
     steps: list[tuple[str, dict[str, Any], np.ndarray | None]] = []
     if own.channels == "BGR":
         steps.append(("Gather", {"axis": 1}, np.array([2, 1, 0], np.int64)))
     if own.layout == "NHWC":
         steps.append(("Transpose", {"perm": [0, 2, 3, 1]}, None))
-    if own.kind == TensorProto.UINT8:
+    if own.kind == TensorProto.UINT8 and rounds:
+        steps.append(("Round", {}, None))  # unlike half more, it is exact in bf16
+    elif own.kind == TensorProto.UINT8:
         steps += [("Add", {}, np.array(0.5, np.float32)), ("Floor", {}, None)]
     if own.kind != TensorProto.FLOAT:
         steps.append(("Cast", {"to": own.kind}, None))

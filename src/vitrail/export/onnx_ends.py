@@ -27,6 +27,7 @@ def chosen(which: str, asked: str, there: list[onnx.ValueInfoProto], path: Path)
         if asked not in names:
             raise InputError(f'{path} has no {which} "{asked}": in --preprocess, name {_or(names)}.')
         return there[names.index(asked)]
+    there = [value for value in there if value.type.HasField("tensor_type")] or there
     if len(there) != 1:
         listed = ", ".join(f"{value.name} {_said(shape_of(value))}" for value in there) or "none"
         raise InputError(

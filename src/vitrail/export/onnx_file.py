@@ -18,10 +18,21 @@ from onnx.checker import ValidationError
 from vitrail.errors import InputError
 from vitrail.words import some_of
 
-__all__ = ["constants", "graphs", "nodes", "open_model", "required_inputs", "weight_bytes"]
+__all__ = [
+    "ONE_FILE_LIMIT",
+    "constants",
+    "graphs",
+    "names_used",
+    "nodes",
+    "open_model",
+    "required_inputs",
+    "weight_bytes",
+]
 
 PROTOBUF_LIMIT = 2 << 30
 """What the format can hold in one file, in bytes."""
+ONE_FILE_LIMIT = 1_800 * 1024 * 1024
+"""Above this size the weights go into a separate file."""
 OLDEST_OPSET = 7
 """Before it, arithmetic did not broadcast as it does since, and engines no longer read it."""
 STANDARD, MICROSOFT = ("", "ai.onnx", "ai.onnx.ml"), "com.microsoft"
@@ -175,6 +186,8 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
             f"{path} uses operators that no engine here has ({some_of(sorted(custom))}): export it with "
             "standard ONNX operators."
         )
+    if any(a.name == "training_mode" and a.i for node in found for a in node.attribute):
+        raise InputError(f"{path} was exported for training: export it in evaluation mode (model.eval()).")
     kinds = {node.op_type for node in found}
     if kinds & QUANTISED:
         raise InputError(
@@ -199,7 +212,7 @@ def _check_format(model: onnx.ModelProto, path: Path) -> None:
             f"export it again with opset {min(newest, 18)}."
         )
     try:
-        if weight_bytes(model) < PROTOBUF_LIMIT:
+        if weight_bytes(model) <= ONE_FILE_LIMIT:
             onnx.checker.check_model(model)
         else:
             onnx.checker.check_model(str(path))

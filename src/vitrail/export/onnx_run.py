@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import external_data_helper
 
 from vitrail.errors import InputError
 from vitrail.export.onnx_copy import DYNAMIC
-from vitrail.export.onnx_file import weight_bytes
+from vitrail.export.onnx_file import ONE_FILE_LIMIT, weight_bytes
 from vitrail.privacy import import_engine
 
 __all__ = ["folded", "save", "session"]
-
-ONE_FILE_LIMIT = 1_800 * 1024 * 1024
-"""A protobuf file is limited to 2 GiB; above this size the weights go into a separate file."""
 
 
 def session(
@@ -76,7 +74,10 @@ def _refused(path: Path, what: str, error: Exception) -> InputError:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    large = weight_bytes(model) > ONE_FILE_LIMIT
-    onnx.save_model(
-        model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None
-    )
+    """Write a model, a large one's weights into a file beside it; the model stays as it is."""
+    if weight_bytes(model) <= ONE_FILE_LIMIT:
+        onnx.save_model(model, str(path))
+        return
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    # Writing moved the weights out of the model.
+    external_data_helper.load_external_data_for_model(model, str(path.parent))

@@ -72,7 +72,7 @@ class OwnFile:
 
 
 def inspect(payload: dict[str, Any]) -> dict[str, Any]:
-    """The names and shapes of a file's inputs and outputs, for an example of how to say what they are.
+    """The names and shapes of a file's inputs (images first) and outputs, for an example of what to say.
 
     Payload: `file`. A person's mistake comes back as `{"refused": sentence}`.
     """
@@ -80,10 +80,13 @@ def inspect(payload: dict[str, Any]) -> dict[str, Any]:
         model = open_model(Path(payload["file"]))
     except InputError as error:
         return {"refused": str(error)}
+    inputs = sorted(required_inputs(model.graph), key=lambda value: len(shape_of(value)) != 4)
+    if not inputs:
+        return {"refused": f"{payload['file']} has no input: export it with one for images."}
     return {
-        "inputs": [[value.name, shape_of(value)] for value in required_inputs(model.graph)],
+        "inputs": [[value.name, shape_of(value)] for value in inputs],
         "outputs": [[value.name, shape_of(value)] for value in model.graph.output],
-        "uint8": [type_of(value) == TensorProto.UINT8 for value in required_inputs(model.graph)],
+        "uint8": type_of(inputs[0]) == TensorProto.UINT8,
     }
 
 
@@ -184,13 +187,16 @@ def _copied(file: OwnFile, request: OwnRequest) -> tuple[OwnGraph, onnx.ModelPro
 
 def _expected(file: OwnFile, images: np.ndarray, request: OwnRequest) -> np.ndarray:
     """The file's scores of some images, which must be a classifier's with these labels."""
-    given = file.runner(request.threads)(images)
+    run = file.runner(request.threads)
+    given = run(images)
     shape = f"({', '.join(map(str, ('B', *given.shape[1:])))})"
     if given.ndim < 2 or given.shape[0] != len(images) or any(side != 1 for side in given.shape[2:]):
         raise InputError(
             f"{file.path} gives {file.own.output} {shape}, not one row of scores for each image: only "
             "classifiers can be selected, so name an output (B, K), or export one."
         )
+    if given.shape[1] == 1:
+        raise InputError(f"{file.path} gives one score for each image: export it with one for each class.")
     if given.shape[1] != request.classes:
         raise InputError(
             f"{file.path} gives {counted(given.shape[1], 'score')} and --labels holds "
@@ -202,9 +208,14 @@ def _expected(file: OwnFile, images: np.ndarray, request: OwnRequest) -> np.ndar
             "mean, std and range in --preprocess, or export it again."
         )
     rows = given.reshape(len(images), -1)
+    if not _relative(run(images[:1]).reshape(1, -1), rows[:1]) <= TOLERANCE:
+        raise InputError(
+            f"{file.path} gives an image other scores by itself than beside others: export it in "
+            "evaluation mode (model.eval())."
+        )
     if file.scores.ended_in:
         _check_ending(file, images, rows, request.threads)
-    elif (rows >= 0).all() and np.abs(rows.sum(axis=1) - 1).max() < SUMS_TO_ONE and request.classes > 1:
+    elif (rows >= 0).all() and np.abs(rows.sum(axis=1) - 1).max() < SUMS_TO_ONE:
         raise InputError(
             f"{file.path} gives probabilities (they sum to 1) and does not end in a Softmax, before which "
             "scores could be read: export it without its last step."
@@ -222,10 +233,14 @@ def _check_ending(file: OwnFile, images: np.ndarray, scores: np.ndarray, threads
         )
 
 
-def _difference(given: np.ndarray, expected: np.ndarray, path: Path) -> float:
+def _relative(given: np.ndarray, expected: np.ndarray) -> float:
     wide = expected.astype(np.float64)
-    difference = float(np.linalg.norm(given - wide)) / (float(np.linalg.norm(wide)) or 1.0)
-    if given.shape != expected.shape or not difference <= TOLERANCE:
+    return float(np.linalg.norm(given - wide)) / (float(np.linalg.norm(wide)) or 1.0)
+
+
+def _difference(given: np.ndarray, expected: np.ndarray, path: Path) -> float:
+    difference = _relative(given, expected)
+    if not difference <= TOLERANCE:
         raise InputError(
             f"The copy of {path} with the task's names and batches answers otherwise than the file "
             f"(by {difference:.1e}, relative): export it with a dynamic batch."

@@ -45,6 +45,8 @@ class OwnWeights(Source):
     def check_settings(self, settings: SearchSettings) -> None:
         """Refuse what is not a file, and an accuracy outside (0, 100]. Raises InputError."""
         check_file(self.file)
+        if Path(self.file).suffix.lower() == ".onnx":
+            raise InputError(f"{self.file} is an ONNX file, not weights: give it with --onnx.")
         if self.accuracy is not None and not 0 < self.accuracy <= 100:
             raise InputError(f"--accuracy {self.accuracy:g} is not a percentage: give a value in (0, 100].")
         if self.accuracy is not None:

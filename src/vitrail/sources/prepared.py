@@ -116,7 +116,7 @@ def example(facts: Mapping[str, Any], file: str) -> str:
     (name, shape), (output, scores) = facts["inputs"][0], facts["outputs"][0]
     last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     sides = shape[1:3] if last else shape[2:4]
-    inside = bool(facts["uint8"][0])
+    inside = bool(facts["uint8"])
     mean, std = ("[0, 0, 0]", "[1, 1, 1]") if inside else ("[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]")
     lines = [
         (
