@@ -110,19 +110,36 @@ def test_a_reshape_that_names_the_batch_is_freed(tmp_path, shape):
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
 
-def bound_to_one() -> onnx.ModelProto:
-    """A constant row is joined to the features: the graph works for one image alone."""
+def between(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    """A net for one image with nodes that turn `flat` into `other` before its last layer."""
     model = net(batch=1)
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.float32), "row"))
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros((5, 4), np.float32), "square"))
-    gemm = model.graph.node[-1]
-    gemm.input[0] = "squared"
-    joined = helper.make_node("Concat", ["flat", "row"], ["joined"], axis=1)
-    squared = helper.make_node("MatMul", ["joined", "square"], ["squared"])
-    rest = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*rest[:-1], joined, squared, gemm])
+    model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in weights.items())
+    last = model.graph.node.pop()
+    last.input[0] = "other"
+    model.graph.node.extend([*nodes, last])
     return model
+
+
+def test_constants_joined_to_one_image_s_features_are_repeated(tmp_path):
+    row = np.array([[3.0]], np.float32)
+    square = np.random.default_rng(2).standard_normal((5, 4)).astype(np.float32)
+    joined = helper.make_node("Concat", ["row", "flat"], ["joined"], axis=1)
+    model = between(
+        joined, helper.make_node("MatMul", ["joined", "square"], ["other"]), row=row, square=square
+    )
+    path = saved(model, tmp_path)
+    assert described(model, tmp_path)["own"]["batch"] is None
+    images = (PHOTO / 255 - 0.5) / 0.25
+    (given,) = run(copied(path, asked(path)), {"images": images})
+    expected = [run(path, {"pixel values": image[None]})[0][0] for image in images]
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+
+
+def bound_to_one() -> onnx.ModelProto:
+    """A graph that drops the batch and puts it back: it works for one image alone."""
+    dropped = helper.make_node("Squeeze", ["flat", "zero"], ["dropped"])
+    back = helper.make_node("Unsqueeze", ["dropped", "zero"], ["other"])
+    return between(dropped, back, zero=np.array([0], np.int64))
 
 
 def test_a_graph_bound_to_its_batch_is_taken_at_that_batch_alone(tmp_path):

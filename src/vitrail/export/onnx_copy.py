@@ -176,26 +176,67 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 def _free_batch(graph: onnx.GraphProto, own: OwnGraph) -> None:
-    """Let reshapes keep any batch, where the file names the number of images that it was traced with."""
+    """Let the graph take any batch where it names the number of images that it was traced with.
+
+    Reshapes keep what comes, and constants that are joined to the features of one image (a class token) are
+    repeated for each. Whether the graph then answers the same is for the caller to find out.
+    """
     if own.batch is None:
         return
     fixed = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].type == AttributeProto.TENSOR:
             fixed[node.output[0]] = node.attribute[0].t
-    alive = {own.input}
+    alive, made = {own.input}, []
     for number, node in enumerate(graph.node):
-        if not alive & names_used([node]):
+        if alive & names_used([node]):
+            alive.update(node.output)
+            if node.op_type == "Reshape" and node.input[0] in alive and node.input[1] in fixed:
+                _free_reshape(graph, node, numpy_helper.to_array(fixed[node.input[1]]), own.batch, number)
+            elif node.op_type == "Concat" and own.batch == 1:
+                made += _repeated(graph, node, alive, number)
+        made.append(node)
+    del graph.node[:]
+    graph.node.extend(made)
+
+
+def _free_reshape(
+    graph: onnx.GraphProto, node: onnx.NodeProto, target: np.ndarray, batch: int, number: int
+) -> None:
+    if target.ndim != 1 or len(target) < 2 or target[0] != batch:
+        return
+    target = target.copy()
+    target[0] = 0 if -1 in target[1:] else -1
+    node.input[1] = f"vitrail_shape_{number}"
+    graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
+
+
+def _repeated(
+    graph: onnx.GraphProto, node: onnx.NodeProto, alive: set[str], number: int
+) -> list[onnx.NodeProto]:
+    """Nodes that repeat the constants among a Concat's inputs for each image of the others."""
+    features = next((name for name in node.input if name in alive), None)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    if features is None or axis == 0:
+        return []
+    made = []
+    for place, name in enumerate(node.input):
+        if name in alive:
             continue
-        alive.update(node.output)
-        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[1] not in fixed:
-            continue
-        target = numpy_helper.to_array(fixed[node.input[1]]).copy()
-        if target.ndim == 1 and len(target) > 1 and target[0] == own.batch:
-            target[0] = 0 if -1 in target[1:] else -1
-            name = f"vitrail_shape_{number}"
-            graph.initializer.append(numpy_helper.from_array(target, name))
-            node.input[1] = name
+        key = f"vitrail_repeated_{number}_{place}"
+        constants = {"first": [0], "second": [1], "end": [np.iinfo(np.int64).max]}
+        for part, values in constants.items():
+            graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{key}_{part}"))
+        made += [
+            helper.make_node("Shape", [features], [f"{key}_shape"]),
+            helper.make_node("Gather", [f"{key}_shape", f"{key}_first"], [f"{key}_images"]),
+            helper.make_node("Shape", [name], [f"{key}_own"]),
+            helper.make_node("Slice", [f"{key}_own", f"{key}_second", f"{key}_end"], [f"{key}_rest"]),
+            helper.make_node("Concat", [f"{key}_images", f"{key}_rest"], [f"{key}_sides"], axis=0),
+            helper.make_node("Expand", [name, f"{key}_sides"], [key]),
+        ]
+        node.input[place] = key
+    return made
 
 
 def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | None, *, rounds: bool) -> None:
