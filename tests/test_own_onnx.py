@@ -18,16 +18,23 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from own_nets import CLASSES, MACS, PARAMETERS, SAID, SIZE, net
 
-from vitrail import cli
+from vitrail import cli, hardware
 from vitrail.errors import InputError
 from vitrail.export import onnx_file, onnx_run, own_onnx
+from vitrail.export.bench import Bench
 from vitrail.export.onnx_file import open_model
 from vitrail.export.requests import OwnRequest
+from vitrail.export.variants import variants
+from vitrail.export.workshop import Workshop
+from vitrail.images.decode import decode
+from vitrail.images.photos import sample_photos
 from vitrail.measure import sandbox
 from vitrail.sources.own_onnx import NeedsPreprocess, OwnONNX
 from vitrail.sources.prepared import example, prepared
+from vitrail.sources.source import Context
 from vitrail.tasks.classify import probabilities
-from vitrail.vocabulary import Requirements, SearchSettings
+from vitrail.vocabulary import Accuracy, Requirements, SearchSettings, Workload
+from vitrail.weights.find import WeightsFinder
 
 PHOTO = np.random.default_rng(1).integers(0, 256, (5, 3, SIZE, SIZE)).astype(np.float32)
 """Pixels from 0 to 255."""
@@ -440,6 +447,12 @@ def test_files_that_are_no_onnx_are_refused(tmp_path):
         open_model(tmp_path / "none.onnx")
 
 
+def test_a_tensor_with_too_many_bytes_is_damaged(tmp_path):
+    model = net()
+    model.graph.initializer[0].dims[0] = 3
+    assert "damaged tensor" in refusal(model, tmp_path)
+
+
 # --- preprocess.toml ------------------------------------------------------------------------------
 
 
@@ -565,3 +578,43 @@ def test_a_child_that_dies_is_a_sentence(place, monkeypatch):
 def test_options_that_do_not_go_together_are_refused(arguments, said, capsys):
     assert cli.main(["select", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+# --- the road -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_engine_is_compared_with_the_file_itself(place, monkeypatch):
+    monkeypatch.setenv("VITRAIL_CACHE", str(place / "cache"))
+    path = saved(net(batch=1, layout="NHWC", ending=("Softmax",)), place)
+    photos = sample_photos()
+    workload = Workload(threads=1)
+    settings = SearchSettings(offline=True)
+    with Workshop() as workshop:
+        bench = Bench(
+            workload=workload,
+            photos=photos,
+            finder=WeightsFinder(offline=True),
+            machine=hardware.facts(),
+            fresh=True,
+            workshop=workshop,
+        )
+        context = Context(requirements=Requirements(), settings=settings, bench=bench, download_mib=0)
+        own = source(place, accuracy=75.1)
+        (candidate,) = own.find(context).candidates
+        assert (candidate.name, candidate.trained_with) == ("net.onnx", "onnx")
+        assert candidate.accuracy == Accuracy(value=75.1, provenance="declared", source="--accuracy")
+        forms = variants([candidate], workload, settings)
+        assert {form.runtime for form in forms} == {"onnxruntime", "openvino"}
+        for form in forms:
+            export = bench.export(form, timeout_s=120)
+            assert (export.random_weights, form.implementation) == (False, "onnx")
+            parity = bench.parity(bench.subject(form, export), left_s=60)
+            assert parity.relative_error < (1e-4 if form.precision == "fp32" else 0.2)
+        reference = bench.reference_outputs(forms[0])["scores"]
+        task = bench.task(forms[0])
+        # The bench shuffles the photos; each has its own row.
+        first = task.prepare([decode(bench._parity_photos[0])])["images"]
+    (expected,) = run(path, {"pixel values": np.ascontiguousarray(first.transpose(0, 2, 3, 1))})
+    given = probabilities(reference[0, :1], "softmax")
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)

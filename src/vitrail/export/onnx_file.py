@@ -223,7 +223,12 @@ def _check_format(model: onnx.ModelProto, path: Path) -> None:
 
 def _check_numbers(model: onnx.ModelProto, path: Path) -> None:
     weighed = {name for node in nodes(model) if node.op_type in WEIGHED for name in node.input}
-    bad = [name or tensor.name for name, tensor in constants(model) if not _in_order(tensor, name in weighed)]
+    try:
+        bad = [
+            name or tensor.name for name, tensor in constants(model) if not _in_order(tensor, name in weighed)
+        ]
+    except (KeyError, TypeError, ValueError) as error:  # a shape or type that does not go with its bytes
+        raise InputError(f"{path} holds a damaged tensor ({error}): export or copy it again.") from None
     if bad:
         raise InputError(
             f"{path} holds numbers that are not finite (NaN or infinity) in {some_of(bad)}: fetch the file "
