@@ -59,16 +59,28 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
-        q_BHNd, k_BHNd, v_BHNd = self._queries_keys_values(x_BND)
-        out_BHNd = attend(q_BHNd, k_BHNd, v_BHNd, causal=causal, kernel=self.attention)
+        return self.attend_to(*self.queries_keys_values(x_BND), causal=causal)
+
+    def attend_to(
+        self,
+        q_BHNd: Tensor,
+        k_BHNd: Tensor,
+        v_BHNd: Tensor,
+        *,
+        bias: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """The output projection of what the heads gather, (B, N, D); `bias` is added to the scores."""
+        out_BHNd = attend(q_BHNd, k_BHNd, v_BHNd, bias=bias, causal=causal, kernel=self.attention)
         return self.proj(out_BHNd.transpose(1, 2).flatten(2))
 
     def weights(self, x_BND: Tensor) -> Tensor:
         """softmax(q kᵀ / √d), (B, H, N, N): how much each token (row) attends to each token."""
-        q_BHNd, k_BHNd, _ = self._queries_keys_values(x_BND)
+        q_BHNd, k_BHNd, _ = self.queries_keys_values(x_BND)
         return (q_BHNd @ k_BHNd.transpose(-2, -1) * q_BHNd.shape[-1] ** -0.5).softmax(-1)
 
-    def _queries_keys_values(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> three times (B, H, N, d)."""
         qkv_BN3Hd = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1))
         # Views only: the kernels read strided heads, and a copy would cost as much memory as the projection.
         q_BHNd, k_BHNd, v_BHNd = qkv_BN3Hd.permute(2, 0, 3, 1, 4).unbind(0)
@@ -107,6 +119,10 @@ class Block(nn.Module):
     def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
         """x + attention(norm1 x), eq. 2, then x + mlp(norm2 x), eq. 3."""
         x_BND = x_BND + self.drop_path(self.ls1(self.attn(self.norm1(x_BND), causal=causal)))
+        return self.second_half(x_BND)
+
+    def second_half(self, x_BND: Tensor) -> Tensor:
+        """x + mlp(norm2 x), eq. 3, for a caller that owns `x` and no longer needs it."""
         # The MLP of norm2 x, added to x; inference on CPUs does it with less memory.
         hidden = self.mlp.hidden
         return add(x_BND, self.drop_path(self.ls2(by_rows(self.mlp, self.norm2(x_BND), features=hidden))))
@@ -126,12 +142,13 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = Mlp(width, config.mlp_width or 4 * width, activation=config.activation)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, *, bias: Tensor | None = None) -> Tensor:
+        """`bias` is added to the scores, (B, H, 1, N) or what broadcasts to it."""
         query_1HNd = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         kv_BN2Hd = self.kv(x_BND).unflatten(-1, (2, self.heads, -1))
         k_BHNd, v_BHNd = kv_BN2Hd.permute(2, 0, 3, 1, 4).unbind(0)
         query_BHNd = query_1HNd.expand(x_BND.shape[0], -1, -1, -1)
-        pooled_BHNd = attend(query_BHNd, k_BHNd, v_BHNd, kernel=self.attention)
+        pooled_BHNd = attend(query_BHNd, k_BHNd, v_BHNd, bias=bias, kernel=self.attention)
         pooled_BND = self.proj(pooled_BHNd.transpose(1, 2).flatten(2))
         return (pooled_BND + self.mlp(self.norm(pooled_BND)))[:, 0]
 
@@ -190,7 +207,7 @@ class ViT(nn.Module):
 
     def forward_tokens(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D): class token, registers, then the patches row by row, after `norm`."""
-        x_BND = self._embed(images_BCHW)
+        x_BND = self.embed(images_BCHW)
         for block in self.blocks:
             x_BND = block(x_BND)
         return self.norm(x_BND)
@@ -208,7 +225,7 @@ class ViT(nn.Module):
         depth = len(self.blocks)
         wanted = [self._block_index(i) for i in (range(depth) if indices is None else indices)]
         h, w = (side // self.config.patch_size for side in images_BCHW.shape[-2:])
-        x_BND = self._embed(images_BCHW)
+        x_BND = self.embed(images_BCHW)
         found: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             x_BND = block(x_BND)
@@ -219,7 +236,7 @@ class ViT(nn.Module):
 
     def attention_maps(self, images_BCHW: Tensor) -> list[Tensor]:
         """softmax(q kᵀ / √d) of every block, (B, H, N, N) each: for small images only."""
-        x_BND, maps = self._embed(images_BCHW), []
+        x_BND, maps = self.embed(images_BCHW), []
         for block in self.blocks:
             assert isinstance(block, Block)
             maps.append(block.attn.weights(block.norm1(x_BND)))
@@ -272,7 +289,7 @@ class ViT(nn.Module):
             state["pos_embed"] = self._fitted_positions(state, image_size)
         return state
 
-    def _embed(self, images_BCHW: Tensor) -> Tensor:
+    def embed(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D): the first block's input."""
         check_images(images_BCHW, self.config.channels)
         height, width = images_BCHW.shape[-2:]
