@@ -11,8 +11,8 @@ blocks have less to do:
 Class and register tokens neither merge nor are merged into. Even and odd are positions in the sequence, whose
 order is that of the authors' code: class token and registers, the even patches that are left, the odd ones.
 
-How many tokens are merged depends on the number of tokens alone, so exported shapes are static. Whole rows are
-picked, and sums are small matrix products with zeros and ones: engines are slow at scattering.
+How many tokens are merged depends on the number of tokens alone, so exported shapes are static. Whole rows
+are picked, and sums are small matrix products with zeros and ones: engines are slow at scattering.
 
 Shapes: B batch, N tokens, D width, S even tokens (sources), T odd tokens (targets), M tokens left, R merged,
 in attention also H heads, d = D / H.
@@ -46,7 +46,7 @@ def merge_tokens(model: ViT, per_block: int, *, decrease: bool = False) -> nn.Mo
     """The model with `per_block` tokens merged in each block, or with `decrease` as many in all, but early.
 
     The weights are the model's own, not copies; the result takes and returns what the model does. Where a
-    block has too few tokens left, half of its patches are merged, as in the paper. 0 returns the model itself.
+    block has too few tokens left, half of its patches are merged, as in the paper. 0 returns the model.
 
     Raises:
         InputError: a negative number.
