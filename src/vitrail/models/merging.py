@@ -91,8 +91,7 @@ class MergedViT(nn.Module):
                 "for each block."
             )
         self.vit, self.schedule = vit, tuple(schedule)
-        # Compilers and exporters see the training mode of the module they are given.
-        self.train(vit.training)
+        self.training = vit.training
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K) scores; (B, D) features if the model has no head.
