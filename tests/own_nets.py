@@ -1,16 +1,29 @@
-"""Small ONNX classifiers as exporters write them, made without PyTorch: 3 × 32 × 32 px -> three scores."""
+"""Small ONNX classifiers as exporters write them, made without PyTorch: 3 × 32 × 32 px -> three scores.
+
+And what tests do with them: save, describe, copy, run.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+from vitrail.export import own_onnx
+from vitrail.export.requests import OwnRequest
+from vitrail.sources.prepared import prepared
 
 CLASSES = ("ash", "beech", "oak")
 SIZE = 32
 MACS = 8 * 8 * 4 * 3 * 4 * 4 + 4 * len(CLASSES)
 """Of one image: a convolution to 4 × 8 × 8, and a linear layer."""
 PARAMETERS = 4 * 3 * 4 * 4 + 4 + 4 * len(CLASSES) + len(CLASSES)
+PHOTO = np.random.default_rng(1).integers(0, 256, (5, 3, SIZE, SIZE)).astype(np.float32)
+"""Pixels from 0 to 255."""
 SAID = {
     "image_size": SIZE,
     "crop": 1.0,
@@ -77,3 +90,72 @@ def net(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)
     return model
+
+
+def between(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    """A net for one image with nodes that turn `flat` into `other` before its last layer."""
+    model = net(batch=1)
+    model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in weights.items())
+    last = model.graph.node.pop()
+    last.input[0] = "other"
+    model.graph.node.extend([*nodes, last])
+    return model
+
+
+def changed(name: str, value: np.ndarray) -> onnx.ModelProto:
+    model = net()
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(value, name))
+    return model
+
+
+def saved(model: onnx.ModelProto, folder: Path, name: str = "net.onnx") -> Path:
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def asked(path: Path, *, classes: int = len(CLASSES), batch_size: int = 1, **said: object) -> OwnRequest:
+    found = prepared({**SAID, **said})
+    return OwnRequest(
+        file=str(path),
+        preprocess=found.preprocess,
+        classes=classes,
+        batch_size=batch_size,
+        threads=1,
+        input=found.input,
+        output=found.output,
+        layout=found.layout,
+        channels=found.channels,
+    )
+
+
+def refusal(model: onnx.ModelProto | bytes, folder: Path, **changes) -> str:
+    """What is said of a file, which must be one sentence."""
+    path = folder / "net.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    facts = own_onnx.describe(msgspec.to_builtins(asked(path, **changes)))
+    assert set(facts) == {"refused"}, facts
+    assert "\n" not in facts["refused"]
+    assert facts["refused"].endswith(".")
+    return facts["refused"]
+
+
+def described(model: onnx.ModelProto, folder: Path, **changes) -> dict:
+    facts = own_onnx.describe(msgspec.to_builtins(asked(saved(model, folder), **changes)))
+    assert "refused" not in facts, facts
+    return facts
+
+
+def run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, inputs)
+
+
+def copied(path: Path, request: OwnRequest) -> Path:
+    target = path.with_name("copy.onnx")
+    own_onnx.write_copy(request, target)
+    model = onnx.load(target)
+    assert [value.name for value in model.graph.input] == ["images"]
+    assert [value.name for value in model.graph.output] == ["scores"]
+    return target
