@@ -146,6 +146,37 @@ def test_a_second_output_is_left_out_once_the_scores_are_named(tmp_path):
     assert "gives 4 scores and --labels holds 3 labels" in said
 
 
+def branch(operator: str, output: str) -> onnx.GraphProto:
+    """One side of an If, which reads the images and the scores of the graph around it."""
+    nodes = [
+        helper.make_node("ReduceMean", ["pixel values"], [f"{output}_mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", [f"{output}_mean", "last"], [f"{output}_column"]),
+        helper.make_node(operator, ["plain", f"{output}_column"], [output]),
+    ]
+    made = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 3])
+    return helper.make_graph(nodes, operator, [], [made])
+
+
+def test_branches_and_functions_are_fine(tmp_path):
+    model = net()
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "which"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "last"))
+    branches = {"then_branch": branch("Add", "scores"), "else_branch": branch("Sub", "images")}
+    model.graph.node.append(helper.make_node("If", ["which"], ["picked"], **branches))
+    doubled = [helper.make_node("Add", ["x", "x"], ["y"])]
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("mine", "Twice", ["x"], ["y"], doubled, opsets))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.node.append(helper.make_node("Twice", ["picked"], ["logits"], domain="mine"))
+    path = saved(model, tmp_path)
+    images = (PHOTO / 255 - 0.5) / 0.25
+    (given,) = run(copied(path, asked(path)), {"images": images})
+    (expected,) = run(path, {"pixel values": images})
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+    assert described(model, tmp_path)["macs"] == MACS
+
+
 def test_nobody_s_paths_are_in_the_copy(tmp_path):
     path = saved(net(), tmp_path)
     assert b"secret" in path.read_bytes()

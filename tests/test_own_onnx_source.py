@@ -17,6 +17,7 @@ from own_nets import (
 )
 
 from vitrail import cli, hardware
+from vitrail.catalog import candidates
 from vitrail.errors import InputError
 from vitrail.export import own_onnx
 from vitrail.export.bench import Bench
@@ -25,6 +26,7 @@ from vitrail.export.workshop import Workshop
 from vitrail.images.decode import decode
 from vitrail.images.photos import sample_photos
 from vitrail.measure import sandbox
+from vitrail.sources.own import OwnWeights
 from vitrail.sources.own_onnx import NeedsPreprocess, OwnONNX
 from vitrail.sources.prepared import example, prepared
 from vitrail.sources.source import Context
@@ -124,6 +126,17 @@ def test_files_and_settings_are_checked_first(place):
             source(place, **changes).check_settings(SearchSettings())
     with pytest.raises(InputError, match="add onnx to --implementations"):
         source(place).check_settings(SearchSettings(implementations=("timm",)))
+
+
+def test_a_file_s_own_graph_needs_a_file():
+    with pytest.raises(InputError, match="Only a file given with --onnx"):
+        variants(candidates()[:3], Workload(), SearchSettings(implementations=("onnx",)))
+
+
+def test_an_onnx_file_is_not_taken_for_weights(place):
+    own = OwnWeights(file=str(place / "net.onnx"), arch="resnet18", labels=str(place / "labels.txt"))
+    with pytest.raises(InputError, match="give it with --onnx"):
+        own.check_settings(SearchSettings())
 
 
 def test_labelled_images_must_be_of_the_file_s_classes(place):

@@ -52,6 +52,8 @@ def variants(
         for implementation in implementations(candidate, settings.implementations)
         for runtime, precision in pairs
     )
+    if not found and "onnx" in settings.implementations:
+        raise InputError("Only a file given with --onnx runs its own graph: give one, or name timm too.")
     if not found and settings.implementations == ("vitrail",):
         raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
     return found
