@@ -26,6 +26,7 @@ from vitrail.export.workshop import Workshop
 from vitrail.images.decode import decode
 from vitrail.images.photos import sample_photos
 from vitrail.measure import sandbox
+from vitrail.sources.gather import arranged
 from vitrail.sources.own import OwnWeights
 from vitrail.sources.own_onnx import NeedsPreprocess, OwnONNX
 from vitrail.sources.prepared import example, prepared
@@ -137,6 +138,13 @@ def test_an_onnx_file_is_not_taken_for_weights(place):
     own = OwnWeights(file=str(place / "net.onnx"), arch="resnet18", labels=str(place / "labels.txt"))
     with pytest.raises(InputError, match="give it with --onnx"):
         own.check_settings(SearchSettings())
+
+
+def test_the_catalogue_takes_part_where_models_are_named(place):
+    alone = arranged([source(place)], SearchSettings(), None)
+    assert [each.option for each in alone] == ["onnx"]
+    beside = arranged([source(place)], SearchSettings(models=("resnet*",)), None)
+    assert [type(each).__name__ for each in beside] == ["OwnONNX", "Catalogue"]
 
 
 def test_labelled_images_must_be_of_the_file_s_classes(place):

@@ -62,7 +62,7 @@ def arranged(
     labelled images its heads cannot answer the person's classes, so it stays out where another source's do.
     """
     asked = bool(settings.models) or not any(source.alone for source in given)
-    if asked and not (dataset is None and any(source.answers for source in given)):
+    if asked and not (dataset is None and any(source.keeps_catalogue_out for source in given)):
         return (*given, Catalogue(elsewhere=lambda glob: any(source.matches(glob) for source in given)))
     return tuple(given)
 

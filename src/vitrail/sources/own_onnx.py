@@ -24,7 +24,7 @@ from vitrail.words import some_of
 
 __all__ = ["NeedsPreprocess", "OwnONNX"]
 
-READ_TIMEOUT_S = 120.0
+READ_TIMEOUT_S = 300.0
 READ_MEMORY_MIB = 8192.0
 """Of the process that reads the file, which nobody has checked before."""
 
@@ -52,6 +52,11 @@ class OwnONNX(Source):
     accuracy: float | None = None
     """Top-1 in % as the user declares it."""
     license: str = "own"
+
+    @property
+    def keeps_catalogue_out(self) -> bool:
+        """No: its classes may be the catalogue's, and whoever names models beside it says so."""
+        return False
 
     def licenses(self) -> tuple[str, ...]:
         """What the user stated."""

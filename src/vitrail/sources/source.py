@@ -74,6 +74,11 @@ class Source(ABC):
         """Whether the catalogue takes part beside it only where globs say so."""
         return True
 
+    @property
+    def keeps_catalogue_out(self) -> bool:
+        """Whether the catalogue cannot take part beside it without labelled images: other classes."""
+        return bool(self.answers)
+
     def licenses(self) -> tuple[str, ...]:
         """Licenses that the person stated for its weights."""
         return ()
