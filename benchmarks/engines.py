@@ -23,10 +23,10 @@ def graph_of(size: int, classes: int, entry: str = work.ONNX_FILE) -> Graph:
 
 
 def write(model: nn.Module, folder: Path, size: int, classes: int = 1000) -> None:
-    """The ONNX file and what each engine builds of it."""
+    """The ONNX file and what each engine builds of it; a compiled reference needs the weights as well."""
     onnx.write_onnx(model, graph_of(size, classes), folder / work.ONNX_FILE)
     for name, engine in runtimes.RUNTIMES.items():
-        if engine.builds:
+        if engine.builds and not engine.compiles:
             work.build({"folder": str(folder), "runtime": name, "target": str(folder / name)})
 
 

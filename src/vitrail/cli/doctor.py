@@ -11,10 +11,11 @@ from typing import Any
 from vitrail import hardware
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.install import here
-from vitrail.runtimes import RUNTIMES
+from vitrail.runtimes import RUNTIMES, cxx
 
 SCHEMA_VERSION = 1
 WIDTH = 100
+LABEL_WIDTH = max(len(engine.label) for engine in RUNTIMES.values())
 
 # The distribution's extras and what each is for.
 EXTRAS = {
@@ -74,6 +75,11 @@ def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
         for e in engines
         if not e["reference"]
     ]
+    there = [RUNTIMES[name] for name, engine in known["engines"].items() if engine["version"]]
+    compiling = [engine.label for engine in there if engine.compiles]
+    if compiling and cxx.found() is None:
+        purpose = f"measuring {' and '.join(compiling)}"
+        found.append({"what": "C++ compiler", "packages": [], "purpose": purpose, "install": cxx.INSTALL})
     for extra, purpose in EXTRAS.items():
         packages = [name for name in _packages(extra) if not _installed(name)]
         if packages:
@@ -150,7 +156,8 @@ def _engine(name: str, engine: dict[str, Any], peaks: dict[str, dict[str, float]
     role = "  (reference, never shipped)" if engine["reference"] else ""
     speeds = (peaks or {}).get(name, {})
     shown = ", ".join(f"{precision} {speed:.0f}" for precision, speed in speeds.items())
-    return f"  {engine['label']:<14} {version}{role}" + (f"  peak {shown} GFLOP/s" if shown else "")
+    label = engine["label"].ljust(LABEL_WIDTH)
+    return f"  {label} {version}{role}" + (f"  peak {shown} GFLOP/s" if shown else "")
 
 
 def _missing(item: dict[str, Any]) -> list[str]:

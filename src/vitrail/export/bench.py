@@ -26,7 +26,7 @@ from vitrail.export.requests import ReferenceRequest
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import sandbox
-from vitrail.measure.launch import ExportSubject
+from vitrail.measure.launch import COMPILE_TIMEOUT_S, LOAD_TIMEOUT_S, ExportSubject
 from vitrail.tasks.agreement import BOUNDS, MIN_DECIDED_PHOTOS
 from vitrail.version import __version__
 from vitrail.vocabulary import (
@@ -82,7 +82,14 @@ class Bench(Exports):
         workshop: Workshop | None = None,
     ) -> None:
         assert workload.threads is not None
-        super().__init__(finder, workload.threads, workshop)
+        self._fingerprint = hardware.fingerprint(machine)
+        super().__init__(
+            finder,
+            workload.threads,
+            workshop,
+            batch_size=workload.batch_size,
+            machine=self._fingerprint,
+        )
         self.workload = workload
         self.photos = photos
         # The slow reference may not get through all photos: a shuffled order keeps what it sees mixed.
@@ -91,7 +98,6 @@ class Bench(Exports):
         many = len(photos.paths) >= stats.PHOTOS_FOR_LOSS_BOUND
         self._reference_s = REFERENCE_MANY_SECONDS if many else REFERENCE_SECONDS
         self.dataset = dataset
-        self._fingerprint = hardware.fingerprint(machine)
         self._fresh = fresh
         self._records = store.RecordStore(self._cache / "measurements")
         self._speed_ms: float | None = None
@@ -105,6 +111,9 @@ class Bench(Exports):
             task=self.task(variant),
             photos=self.photos,
             threads=self.threads,
+            load_timeout_s=COMPILE_TIMEOUT_S
+            if runtimes.RUNTIMES[variant.runtime].compiles
+            else LOAD_TIMEOUT_S,
         )
 
     # --- measurements -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 
 from vitrail import runtimes, store, tasks
 from vitrail.export import work
-from vitrail.export.requests import BuildRequest, ExportRequest, OwnGraph, OwnRequest
+from vitrail.export.requests import BuildRequest, ExportRequest, Form, OwnGraph, OwnRequest
 from vitrail.export.workshop import Workshop
 from vitrail.vocabulary import Candidate, Export, Variant
 from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
@@ -32,11 +32,22 @@ class Exports:
         finder: where weights come from.
         threads: of the process that exports.
         workshop: that process; closed by whoever made it, or by `close`.
+        batch_size: of what engines that compile build.
+        machine: fingerprint of this machine, for the same.
     """
 
-    def __init__(self, finder: WeightsFinder, threads: int, workshop: Workshop | None = None) -> None:
+    def __init__(
+        self,
+        finder: WeightsFinder,
+        threads: int,
+        workshop: Workshop | None = None,
+        *,
+        batch_size: int = 1,
+        machine: str = "",
+    ) -> None:
         self.workshop = workshop or Workshop()
         self.threads = threads
+        self._batch_size, self._machine = batch_size, machine
         self._finder = finder
         self._cache = store.cache_dir()
         self._located: dict[str, Located | WeightsUnavailable] = {}
@@ -76,8 +87,7 @@ class Exports:
     def exported(self, variant: Variant) -> bool:
         """Whether the variant's export is kept already, with what its engine builds of it."""
         folder = self._export_folder(variant)
-        built = not runtimes.RUNTIMES[variant.runtime].builds or (folder / variant.runtime).is_dir()
-        return built and (folder / work.MANIFEST).is_file()
+        return self._files_at(folder, variant).is_dir() and (folder / work.MANIFEST).is_file()
 
     def export(self, variant: Variant, timeout_s: float) -> Export:
         """The variant's export, made now unless it is kept from before.
@@ -108,14 +118,34 @@ class Exports:
 
     def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
         """The folder with the files that the variant's engine reads, built now unless it is there."""
-        if not runtimes.RUNTIMES[variant.runtime].builds:
-            return folder
-        target = folder / variant.runtime
+        target = self._files_at(folder, variant)
         if not target.is_dir():
-            request = BuildRequest(folder=str(folder), runtime=variant.runtime, target=str(target))
+            request = BuildRequest(
+                folder=str(folder), runtime=variant.runtime, target=str(target), form=self._form(variant)
+            )
             with store.swept(folder):
                 self.workshop.run("build", request, timeout_s=timeout_s, name="building")
         return target
+
+    def _files_at(self, folder: Path, variant: Variant) -> Path:
+        """Where the files that the variant's engine reads are, or will be."""
+        if not runtimes.RUNTIMES[variant.runtime].builds:
+            return folder
+        form = self._form(variant)
+        mark = "" if form is None else f"-{store.digest_of(msgspec.to_builtins(form))[:12]}"
+        return folder / f"{variant.runtime}{mark}"
+
+    def _form(self, variant: Variant) -> Form | None:
+        """What the engine compiles for; None: it does not compile."""
+        if not runtimes.RUNTIMES[variant.runtime].compiles:
+            return None
+        return Form(
+            precision=variant.precision,
+            batch_size=self._batch_size,
+            threads=self.threads,
+            settings=dict(variant.settings),
+            machine=self._machine,
+        )
 
     def discard(self, variant: Variant) -> None:
         """Remove an export with random weights: its timing is kept, its files are worth nothing."""

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from vitrail.vocabulary import Implementation, Preprocess
+from vitrail.vocabulary import Implementation, Precision, Preprocess
 
 __all__ = [
     "BuildRequest",
     "ExportRequest",
+    "Form",
     "HeadRequest",
     "ModuleRequest",
     "OwnGraph",
@@ -100,14 +101,27 @@ class ReferenceRequest(ModuleRequest, frozen=True, kw_only=True):
         return bool(self.task["facts"]["name"] == "embed")
 
 
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What compiled files hold for, and nothing else."""
+
+    precision: Precision
+    batch_size: int
+    threads: int
+    settings: dict[str, str]
+    machine: str = ""
+    """Fingerprint of the hardware: the code uses the instructions of the CPU that it was compiled on."""
+
+
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Which engine's files to build from an export's graph."""
+    """Which engine's files to build from an export."""
 
     folder: str
     """Of the export."""
     runtime: str
     target: str
     """The folder to make."""
+    form: Form | None = None
+    """Of an engine that compiles."""
 
 
 class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):

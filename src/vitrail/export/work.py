@@ -82,13 +82,17 @@ def _write_manifest(
 
 
 def build(payload: dict[str, Any]) -> dict[str, Any]:
-    """Build one engine's files from an export's ONNX file; the folder appears whole or not at all."""
+    """Build one engine's files from an export; the folder appears whole or not at all."""
     from vitrail import runtimes
 
     request = msgspec.convert(payload, BuildRequest)
     begin = time.perf_counter()
     with store.atomic_folder(Path(request.target), overwrite=True) as folder:
-        runtimes.implementation(request.runtime).build(Path(request.folder) / ONNX_FILE, folder)
+        engine = runtimes.implementation(request.runtime)
+        if request.form is None:
+            engine.build(Path(request.folder) / ONNX_FILE, folder)
+        else:
+            engine.build(Path(request.folder) / REFERENCE_FILE, folder, request.form)
     return {"seconds": time.perf_counter() - begin}
 
 

@@ -19,6 +19,8 @@ from vitrail.vocabulary import Block, Export, Memory, RunnerFacts, Stage, Varian
 
 MIB = 1024 * 1024
 LOAD_TIMEOUT_S = 120.0
+COMPILE_TIMEOUT_S = 600.0
+"""What loading may take with an engine that compiles then."""
 CALL_TIMEOUT_S = 60.0
 WARM_UP_S = 0.3
 WARM_UP_CALLS = 3
@@ -48,6 +50,7 @@ class ExportSubject:
     task: Task
     photos: PhotoSet
     threads: int
+    load_timeout_s: float = LOAD_TIMEOUT_S
     seen: Seen = field(default_factory=Seen)
 
     @property
@@ -84,11 +87,12 @@ class Launch:
         limit = psutil.virtual_memory().total / MIB * MEMORY_SHARE
         self._child = Child("vitrail.measure.session:start", payload, memory_mib=limit, name="measuring")
         try:
-            self._child.result(LOAD_TIMEOUT_S)
+            self._child.result(subject.load_timeout_s)
+            warm = self._child.call("warm_up", LOAD_TIMEOUT_S, seconds=WARM_UP_S, calls=WARM_UP_CALLS)
+            # Only now: a compiled module may have been compiled again in the meantime.
             facts = self._child.call("facts", CALL_TIMEOUT_S)
             seen = subject.seen
             seen.facts, seen.load_s = msgspec.convert(facts["facts"], RunnerFacts), float(facts["load_s"])
-            warm = self._child.call("warm_up", LOAD_TIMEOUT_S, seconds=WARM_UP_S, calls=WARM_UP_CALLS)
             seen.warm_up_calls = int(warm["calls"])
         except BaseException:
             self._child.close()

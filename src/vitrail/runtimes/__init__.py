@@ -4,12 +4,12 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
     load(path, graph, target, *, threads, settings) -> Runner
     build(onnx, folder)               if the engine reads files other than ONNX
+    build(reference, folder, form)    if it compiles them of the module for one `export.requests.Form`
     probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency
     memory(device) -> (peak, now)     in MiB, if its devices have memory of their own
 
 The places for future engines are given by their lines:
 
-    "pytorch-compiled"  export/compiled.py   (reference)      needs torch
     "tensorrt"          runtimes/tensorrt.py                   needs an NVIDIA GPU
     "coreml"            runtimes/coreml.py                     needs macOS
     "executorch"        runtimes/executorch.py                 its Python runtime imports torch
@@ -58,7 +58,9 @@ class EngineMismatch(VitrailError):
 class Runner(Protocol):
     """A loaded graph of an export."""
 
-    facts: RunnerFacts
+    @property
+    def facts(self) -> RunnerFacts:
+        """What the engine says it does."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs of exactly the loaded shapes -> named outputs, which are copies."""
@@ -84,7 +86,9 @@ class Runtime:
     """The files the engine reads, first the one that it is given; the others may be absent. () where the
     model runs elsewhere."""
     builds: bool = False
-    """Whether these files are built from the ONNX file by `build`."""
+    """Whether these files are built by `build`, from the ONNX file unless the engine compiles."""
+    compiles: bool = False
+    """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
     settings: tuple[str, ...] = ()
     """Engine options besides threads and precision that a variant may name: they change only the speed.
     Others write files, or change the precision without the checks noticing."""
@@ -92,6 +96,8 @@ class Runtime:
     """Settings with which waiting threads leave the cores to others, for many images at once."""
     reference: bool = False
     """Measured and shown, never shipped."""
+    named_only: bool = False
+    """A reference that `select` measures only where `--runtimes` names it."""
 
     @property
     def entry(self) -> str:
@@ -131,6 +137,44 @@ RUNTIMES: dict[str, Runtime] = {
         precisions=("fp32", "bf16"),
         files=("reference.json",),
         reference=True,
+    ),
+    "pytorch-amp": Runtime(
+        label="PyTorch autocast",
+        code="vitrail.export.reference",
+        distribution="torch",
+        module="torch",
+        install='pip install "vitrail[workbench]"',
+        precisions=("bf16",),
+        files=("reference.json",),
+        reference=True,
+        named_only=True,
+    ),
+    "pytorch-compiled": Runtime(
+        label="PyTorch compiled",
+        code="vitrail.export.compiled",
+        distribution="torch",
+        module="torch",
+        install='pip install "vitrail[workbench]"',
+        precisions=("fp32", "bf16"),
+        files=("reference.json",),
+        compiles=True,
+        settings=("mode", "freezing"),
+        reference=True,
+        named_only=True,
+    ),
+    "pytorch-aot": Runtime(
+        label="PyTorch AOTInductor",
+        code="vitrail.export.aot",
+        distribution="torch",
+        module="torch",
+        install='pip install "vitrail[workbench]"',
+        precisions=("fp32", "bf16"),
+        files=("model.pt2", "compiled.json"),
+        builds=True,
+        compiles=True,
+        settings=("mode", "freezing"),
+        reference=True,
+        named_only=True,
     ),
 }
 

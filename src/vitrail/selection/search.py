@@ -2,7 +2,7 @@
 
 1. explore  one launch each, most promising first, until nothing left could beat the best contender
 2. finals   the best contender and who may tie with it: parity, fresh launches; then the winner once more
-3. references  the winner's candidate in eager PyTorch, for comparison
+3. references  the winner's candidate in eager PyTorch, for comparison, and compiled where that is asked for
 4. wishes   variants whose weights are not at hand, timed with random weights, if they would win
 
 The search may be stopped at any time: exploring is first cut short for the finals of whatever leads, so that
@@ -62,6 +62,8 @@ FIRST_SCREEN_S = 2.5
 FIRST_FINALS_S = 20.0
 """What the finals may take before a winner is confirmed, where half of what is left is less."""
 REFERENCE_SCREEN_S = 4.0
+COMPILE_LEAST_S = 60.0
+"""What compiling a reference is expected to take."""
 PROVE_S = 60.0
 """What comparing a provisional best may take beyond the budget: whoever asked for it would rather wait."""
 
@@ -423,20 +425,24 @@ class Search:
         return [trial for _, _, trial in sorted(rivals, key=lambda rival: rival[:2])[: RIVALS - 1]]
 
     def _measure_references(self) -> None:
-        """The winner's candidate in eager PyTorch, if it is a module there and the time allows."""
+        """The winner in PyTorch, eager and as else asked by name, if it is a module there and the time allows."""
         winner = self._best(at_hand=True)
         if winner is None or winner.variant.implementation == "onnx":
             return
         for name, runtime in runtimes.RUNTIMES.items():
-            asked = not self.settings.runtimes or name in self.settings.runtimes
+            by_name = name in self.settings.runtimes
+            asked = by_name or not (self.settings.runtimes or runtime.named_only)
             if not (runtime.reference and asked) or runtimes.version(name) is None:
                 continue
+            needed_s = 3 * REFERENCE_SCREEN_S + (COMPILE_LEAST_S if runtime.compiles else 0.0)
             for precision in runtime.precisions:
                 variant = replace(winner.variant, runtime=name, precision=precision, reference=True)
                 trial = self.trials.setdefault(variant.name, Trial(variant))
-                if trial.open and self.clock() + 3 * REFERENCE_SCREEN_S < self.deadline:
+                if trial.open and self.clock() + needed_s < self.deadline:
                     self._measure(trial, self.deadline, plan=replace(self._plan, screen_s=REFERENCE_SCREEN_S))
                     self._tell(trial)
+                elif trial.open and by_name:
+                    self._late.append(f"{variant.name}: too little of the budget was left: raise --budget")
                 if trial.open:
                     del self.trials[variant.name]
 
@@ -509,6 +515,10 @@ class Search:
         left_s = max(self.deadline - begin, EXPORT_GRACE_S)
         export = self.bench.export(trial.variant, min(EXPORT_TIMEOUT_S, left_s))
         trial.subject = self.bench.subject(trial.variant, export)
+        if runtimes.RUNTIMES[trial.variant.runtime].compiles:
+            left_s = max(self.deadline - self.clock(), EXPORT_GRACE_S)
+            limit_s = min(trial.subject.load_timeout_s, left_s)
+            trial.subject = replace(trial.subject, load_timeout_s=limit_s)
         if not kept:
             self._export_s.append((max(trial.variant.candidate.parameters, 1), self.clock() - begin))
 
