@@ -67,6 +67,7 @@ class ReplaySubject:
     recording: Recording
     clock: Clock
     offset: int = 0
+    load_timeout_s: float = 120.0
     seen: Seen = field(default_factory=Seen)
 
     @property

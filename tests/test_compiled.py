@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import artifacts
 import msgspec
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from vitrail import runtimes
 from vitrail.cli import doctor
 from vitrail.errors import InputError
 from vitrail.export import compiled, eager, reference, work
-from vitrail.export.requests import ExportRequest, Form
+from vitrail.export.exports import Exports
+from vitrail.export.requests import BuildRequest, ExportRequest, Form
 from vitrail.models import timm
 from vitrail.runtimes import RUNTIMES, EngineMismatch, cxx
 from vitrail.tasks.agreement import BOUNDS
 from vitrail.tasks.classify import Classify
-from vitrail.vocabulary import Preprocess, Target
+from vitrail.vocabulary import Candidate, Preprocess, Target
+from vitrail.weights.find import WeightsUnavailable
 
 needs_compiler = pytest.mark.skipif(cxx.found() is None, reason="needs a C++ compiler")
 COMPILING = [name for name, engine in RUNTIMES.items() if engine.compiles]
@@ -187,6 +191,45 @@ def test_a_package_is_for_what_it_was_compiled_for(tiny_export, tiny_weights, tm
 
 def labels_of(export: Path) -> str:
     return str(export / work.LABELS_FILE)
+
+
+class Builder:
+    """A workshop that makes empty packages and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.forms: list[Form] = []
+
+    def run(self, job: str, request: BuildRequest, **_: object) -> None:
+        assert (job, request.runtime) == ("build", "pytorch-aot")
+        assert request.form is not None
+        self.forms.append(request.form)
+        Path(request.target).mkdir()
+        (Path(request.target) / "model.pt2").touch()
+
+
+class NoWeights:
+    def locate(self, candidate: Candidate) -> None:
+        raise WeightsUnavailable("none here", why="none here")
+
+
+def test_a_package_is_built_once_for_each_form(tiny_export, tmp_path, monkeypatch):
+    folder, builder = Path(shutil.copytree(tiny_export, tmp_path / "copied")), Builder()
+    monkeypatch.setattr(Exports, "_export_folder", lambda *_: folder)
+    variant = replace(artifacts.make_variant(), runtime="pytorch-aot", reference=True)
+    frozen = replace(variant, settings=(("freezing", "1"),))
+    seen = []
+    for batch, threads, asked in [(8, 1, variant), (8, 2, variant), (1, 1, variant), (8, 1, frozen)]:
+        exports = Exports(NoWeights(), threads, builder, batch_size=batch, machine="m")
+        assert not exports.exported(asked)
+        first = exports.export(asked, 60.0)
+        assert exports.exported(asked)
+        assert exports.export(asked, 60.0) == first
+        assert first.files == ("model.pt2",)
+        seen.append(first.folder)
+    assert len(set(seen)) == len(builder.forms) == 4
+    assert builder.forms[3] == Form(
+        precision="fp32", batch_size=8, threads=1, settings={"freezing": "1"}, machine="m"
+    )
 
 
 class Recompiles(nn.Module):

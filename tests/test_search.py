@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import replace
 
 import pytest
 from replay import Clock, Recording, ReplayBench
@@ -11,6 +12,7 @@ from replay import Clock, Recording, ReplayBench
 from vitrail import catalog, judge
 from vitrail.export.variants import variants
 from vitrail.report.terminal import summary
+from vitrail.runtimes import RUNTIMES
 from vitrail.selection.order import LatencyModel
 from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out
 from vitrail.selection.search import Search
@@ -56,10 +58,11 @@ def recording(model_ms, rng=None, *, peak=150.0, failure=None):
     )
 
 
-def run(grid, *, missing=(), budget_s=1e6, exhaustive=False, bench=None, **limits):
-    settings = SearchSettings(
-        models=MODELS, runtimes=("openvino", "onnxruntime"), budget_s=budget_s, exhaustive=exhaustive
-    )
+SHIPPING = ("openvino", "onnxruntime")
+
+
+def run(grid, *, missing=(), budget_s=1e6, exhaustive=False, bench=None, runtimes=SHIPPING, **limits):
+    settings = SearchSettings(models=MODELS, runtimes=runtimes, budget_s=budget_s, exhaustive=exhaustive)
     requirements = Requirements(**limits)
     clock = bench._clock if bench else Clock()
     bench = bench or ReplayBench(grid, WORKLOAD, clock, missing=missing)
@@ -385,6 +388,45 @@ def test_the_budget_alone_does_not_make_a_slow_reference_a_failure():
     assert found.selected is None
     assert not any(entry.observation.failure for entry in found.ledger)
     assert any("the fp32 reference timed out" in note and "raise --budget" in note for note in found.notes)
+
+
+def with_references(grid):
+    """The grid, with recordings of each candidate in every reference."""
+    return grid | {
+        replace(variant, runtime=name, precision=precision).name: recording(30.0)
+        for variant in variants(catalog.find(MODELS), WORKLOAD, SearchSettings(runtimes=("openvino",)))
+        for name, engine in RUNTIMES.items()
+        if engine.reference
+        for precision in engine.precisions
+    }
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "expected"),
+    [
+        ((), ["pytorch bf16", "pytorch fp32"]),
+        (SHIPPING, []),
+        ((*SHIPPING, "pytorch-amp"), ["pytorch-amp bf16"]),
+        ((*SHIPPING, "pytorch-compiled"), ["pytorch-compiled bf16", "pytorch-compiled fp32"]),
+        ((*SHIPPING, "pytorch-aot"), ["pytorch-aot bf16", "pytorch-aot fp32"]),
+    ],
+)
+def test_references_that_compile_are_measured_where_they_are_named(runtimes, expected):
+    found, _, _ = run(with_references(grid_of()), runtimes=runtimes, max_latency_ms=1000.0)
+    measured = [entry.variant for entry in found.ledger if entry.status == "reference"]
+    assert sorted(f"{variant.runtime} {variant.precision}" for variant in measured) == expected
+    assert {variant.candidate.name for variant in measured} <= {found.winner.variant.candidate.name}
+
+
+def test_a_named_reference_that_the_budget_does_not_reach_is_noted():
+    grid = with_references(grid_of())
+    named = (*SHIPPING, "pytorch", "pytorch-compiled")
+    found, _, _ = run(grid, runtimes=named, budget_s=70.0, max_latency_ms=1000.0)
+    assert found.selected is not None
+    notes = [note for note in found.notes if "pytorch-compiled" in note]
+    assert len(notes) == 2
+    assert all("too little of the budget was left: raise --budget" in note for note in notes)
+    assert any(entry.variant.runtime == "pytorch" for entry in found.ledger)
 
 
 def test_a_reference_that_hangs_is_a_failure_and_others_go_on():
