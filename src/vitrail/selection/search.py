@@ -21,7 +21,7 @@ from vitrail import judge, runtimes, stats
 from vitrail.errors import InputError
 from vitrail.export.bench import Bench
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
-from vitrail.measure.launch import ExportSubject
+from vitrail.measure.launch import COMPILE_TIMEOUT_S, ExportSubject
 from vitrail.measure.quiet import BusyReading
 from vitrail.measure.sandbox import ChildFailure, ChildTimeout
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
@@ -513,13 +513,15 @@ class Search:
             self._say(f"exporting {trial.variant.candidate.name}")
         # What the budget cuts is no failure (see `_failed`); a hang is cut by a time of its own.
         left_s = max(self.deadline - begin, EXPORT_GRACE_S)
-        export = self.bench.export(trial.variant, min(EXPORT_TIMEOUT_S, left_s))
+        compiles = runtimes.RUNTIMES[trial.variant.runtime].compiles
+        hang_s = COMPILE_TIMEOUT_S if compiles else EXPORT_TIMEOUT_S
+        export = self.bench.export(trial.variant, min(hang_s, left_s))
         trial.subject = self.bench.subject(trial.variant, export)
-        if runtimes.RUNTIMES[trial.variant.runtime].compiles:
+        if compiles:
             left_s = max(self.deadline - self.clock(), EXPORT_GRACE_S)
             limit_s = min(trial.subject.load_timeout_s, left_s)
             trial.subject = replace(trial.subject, load_timeout_s=limit_s)
-        if not kept:
+        elif not kept:  # what compiling takes says nothing of the exports to come
             self._export_s.append((max(trial.variant.candidate.parameters, 1), self.clock() - begin))
 
     def _ready(self, trial: Trial) -> bool:
