@@ -142,7 +142,7 @@ def photos(size: int) -> np.ndarray:
     from vitrail.images.decode import decode
     from vitrail.images.photos import sample_photos
 
-    task = Classify(preprocess=Preprocess(image_size=size), labels=("",))
+    task = Classify(preprocess=Preprocess(image_size=size), labels=("any",))
     views = [task.views(decode(photo), 1)["images"] for photo in sample_photos().paths[:2]]
     return np.concatenate(views)
 

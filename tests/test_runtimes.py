@@ -280,7 +280,7 @@ def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, mon
     rest = {name for name, engine in RUNTIMES.items() if engine.distribution != missing}
     assert set(runtimes.installed()) == rest
     with pytest.raises(MissingExtraError, match=r"is not installed: run `.*pip install ") as raised:
-        load(tiny_export, runtime)
+        load(tiny_export, runtime, RUNTIMES[runtime].precisions[0])
     assert raised.value.install == here(RUNTIMES[runtime].install)
 
 
