@@ -425,7 +425,7 @@ class Search:
         return [trial for _, _, trial in sorted(rivals, key=lambda rival: rival[:2])[: RIVALS - 1]]
 
     def _measure_references(self) -> None:
-        """The winner in PyTorch, eager and as else asked by name, if it is a module there and the time allows."""
+        """The winner in PyTorch, eager and as else named, if it is a module there and the time allows."""
         winner = self._best(at_hand=True)
         if winner is None or winner.variant.implementation == "onnx":
             return
