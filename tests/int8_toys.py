@@ -86,6 +86,24 @@ def attention() -> onnx.ModelProto:
     return graph_model(nodes, tensors, ["B", 6, WIDTH], ["B", 6, WIDTH])
 
 
+def pooled() -> onnx.ModelProto:
+    """images (B, 6, 8) -> attention's nodes in small, the mean over the tokens (no axis kept), a classifier."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["images", "gain", "shift"], ["normed"], name="norm"),
+        helper.make_node("Softmax", ["normed"], ["soft"], name="soft"),
+        helper.make_node("Add", ["soft", "images"], ["sum"], name="residual"),
+        helper.make_node("ReduceMean", ["sum", "axis"], ["mean"], name="mean", keepdims=0),
+        helper.make_node("Gemm", ["mean", "w0"], ["scores"], name="head"),
+    ]
+    tensors = {
+        "gain": np.ones(WIDTH, np.float32),
+        "shift": np.zeros(WIDTH, np.float32),
+        "axis": np.array([1]),
+        "w0": weights(0, WIDTH, CLASSES) * np.linspace(0.1, 3, WIDTH, dtype=np.float32)[:, None],
+    }
+    return graph_model(nodes, tensors, ["B", 6, WIDTH], ["B", CLASSES])
+
+
 def photos(shape: tuple[int, ...], count: int = 8) -> list[dict[str, np.ndarray]]:
     return [{"images": weights(100 + i, 1, *shape)} for i in range(count)]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
-from int8_toys import WIDTH, attention, constants, convolutions, linear, photos, weights
+from int8_toys import WIDTH, attention, constants, convolutions, linear, photos, pooled, weights
 
 import vitrail
 from vitrail.export.passes.quantize import quantised_nodes, quantize
@@ -69,6 +70,18 @@ def test_all_layers_become_int8_and_the_answer_stays_near(make, shape, layers) -
         assert 0 < relative(run(quantised, images), run(model, images)) < 0.1
     for edges in ("input", "output"):
         assert list(getattr(quantised.graph, edges)) == list(getattr(model.graph, edges))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(convolutions, (3, 8, 8)), (attention, (6, WIDTH)), (pooled, (6, WIDTH))]
+)
+def test_openvino_computes_what_onnx_runtime_computes(make, shape) -> None:
+    quantised = quantize(make(), photos(shape))
+    images = weights(50, 3, *shape)
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(quantised.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    assert relative(compiled(images)[0], run(quantised, images)) < 0.01
 
 
 def test_the_fused_attention_survives() -> None:

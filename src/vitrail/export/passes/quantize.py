@@ -73,38 +73,72 @@ def dequantised(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.Node
 
 
 def _settings(nncf: Any, model: onnx.ModelProto) -> dict[str, Any]:
+    """What docs/decisions/int8.md found best for each kind of model."""
+    advanced = nncf.AdvancedQuantizationParameters(
+        # Before depthwise convolutions NNCF would choose a range a channel, no nearer and with fewer kernels.
+        activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(
+            per_channel=False
+        )
+    )
     if any(node.op_type in ATTENTION for node in model.graph.node):
-        return {"model_type": nncf.ModelType.TRANSFORMER, "preset": nncf.QuantizationPreset.MIXED}
-    return {"preset": nncf.QuantizationPreset.PERFORMANCE}
+        kind = {"model_type": nncf.ModelType.TRANSFORMER, "preset": nncf.QuantizationPreset.MIXED}
+    else:
+        kind = {"preset": nncf.QuantizationPreset.PERFORMANCE}
+    return {**kind, "advanced_parameters": advanced}
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose nodes all have names, and whose fused attention has a known shape.
-
-    NNCF takes an edge of unknown type for an integer one, and leaves the layer behind it alone; ONNX's shape
-    inference knows no contributed operators.
-    """
+    """A copy that NNCF and the engines read rightly; all tensors of `model` keep their names."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    names = {node.name for node in copy.graph.node}
-    for place, node in enumerate(copy.graph.node):
+    _name_nodes(copy.graph)
+    _keep_dimensions(copy)
+    _know_attention(copy.graph)
+    return copy
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    names = {node.name for node in graph.node}
+    for place, node in enumerate(graph.node):
         if not node.name:
             node.name = f"node_{place}"
             while node.name in names:
                 node.name += "_"
             names.add(node.name)
-    shapes = {
-        info.name: info.type.tensor_type
-        for info in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)
-    }
-    for node in copy.graph.node:
+
+
+def _keep_dimensions(model: onnx.ModelProto) -> None:
+    """Write a mean that drops its axes as one that keeps them, and a Squeeze.
+
+    OpenVINO 2026.4 fuses a factor per channel behind the mean (SmoothQuant's) along a wrong axis, where the
+    mean drops axes and a quantiser follows: an error of a third, without a word.
+    """
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        keeps = next((attribute for attribute in node.attribute if attribute.name == "keepdims"), None)
+        axes = node.input[1] if len(node.input) > 1 else ""  # before opset 18 an attribute; left alone
+        if node.op_type != "ReduceMean" or not axes or keeps is None or keeps.i:
+            continue
+        keeps.i = 1
+        result = node.output[0]
+        node.output[0] = f"{result}/kept"
+        nodes.append(helper.make_node("Squeeze", [node.output[0], axes], [result], f"{node.name}/squeeze"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _know_attention(graph: onnx.GraphProto) -> None:
+    """Write down the shape of fused attention, which ONNX's shape inference does not know.
+
+    NNCF takes an edge of unknown type for an integer one, and would leave the layer behind it alone.
+    """
+    shapes = {info.name: info.type.tensor_type for info in (*graph.value_info, *graph.input, *graph.output)}
+    for node in graph.node:
         if node.op_type == "MultiHeadAttention" and node.input[0] in shapes and node.output[0] not in shapes:
             query = shapes[node.input[0]]
             known = [dim.dim_param or dim.dim_value or None for dim in query.shape.dim]
-            copy.graph.value_info.append(
-                helper.make_tensor_value_info(node.output[0], query.elem_type, known)
-            )
-    return copy
+            graph.value_info.append(helper.make_tensor_value_info(node.output[0], query.elem_type, known))
 
 
 @contextmanager
