@@ -87,7 +87,7 @@ def attention() -> onnx.ModelProto:
 
 
 def pooled() -> onnx.ModelProto:
-    """images (B, 6, 8) -> attention's nodes in small, the mean over the tokens (no axis kept), a classifier."""
+    """images (B, 6, 8) -> softmax, the mean over the tokens, which keeps no axis, and a classifier."""
     nodes = [
         helper.make_node("LayerNormalization", ["images", "gain", "shift"], ["normed"], name="norm"),
         helper.make_node("Softmax", ["normed"], ["soft"], name="soft"),
