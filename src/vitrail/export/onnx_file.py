@@ -253,4 +253,4 @@ def names_used(found: Iterable[onnx.NodeProto]) -> set[str]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 used |= names_used(inner.node) | {value.name for value in inner.output}
-    return used
+    return used - {""}  # an optional input that is left out
