@@ -43,7 +43,7 @@ __all__ = [
 
 
 def merge_tokens(model: ViT, per_block: int, *, decrease: bool = False) -> nn.Module:
-    """The model with `per_block` tokens merged in each block, or with `decrease` as many in all, but early.
+    """The model with `per_block` tokens merged in each block, or with `decrease` nearly as many, but early.
 
     The weights are the model's own, not copies; the result takes and returns what the model does. Where a
     block has too few tokens left, half of its patches are merged, as in the paper. 0 returns the model.
