@@ -311,6 +311,53 @@ def test_a_setting_that_openvino_does_not_know_is_named(tiny_export):
         load(tiny_export, "openvino", settings={"NOPE": "1"})
 
 
-def test_settings_reach_openvino(tiny_export):
-    runner = load(tiny_export, "openvino", settings={"NUM_STREAMS": "2"})
-    assert dict(runner.facts.details)["streams"] == "2"
+@pytest.mark.parametrize(
+    ("runtime", "images_each", "threads", "streams"),
+    [
+        ("openvino", "1", 2, 2),
+        ("openvino", "3", 2, 2),
+        ("openvino", "2", 1, 1),
+        ("onnxruntime", "1", 2, 2),
+        ("onnxruntime", "3", 3, 2),  # one thread of the session helps both callers
+        ("onnxruntime", "2", 1, 1),
+    ],
+)
+def test_a_batch_in_several_requests_gives_the_same(tiny_export, runtime, images_each, threads, streams):
+    given = images(7, 6)
+    whole = load(tiny_export, runtime, batch=6, threads=threads)
+    parts = load(tiny_export, runtime, batch=6, threads=threads, settings={"images_per_request": images_each})
+    assert replace(parts.facts, details=()) == replace(whole.facts, details=())
+    requests = 6 // int(images_each)
+    said = f"{requests} of {images_each} images, {streams} at a time"
+    assert dict(parts.facts.details)["requests"] == said
+    assert "requests" not in dict(whole.facts.details)
+    for _ in range(
+        3
+    ):  # a request whose input was freed, or that was read too early, shows in some of the calls
+        assert parts.run(given)["scores"] == pytest.approx(whole.run(given)["scores"], rel=1e-5, abs=1e-6)
+    first = parts.run(given)["scores"]
+    parts.run(images(8, 6))
+    assert np.array_equal(first, parts.run(given)["scores"])
+    parts.close()
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("asked", ["0", "4", "12", "-1", "two", "\u00b2"])
+def test_requests_that_do_not_divide_the_batch_are_refused(tiny_export, runtime, asked):
+    with pytest.raises(InputError, match="for a batch of 6: give a number that divides 6"):
+        load(tiny_export, runtime, batch=6, settings={"images_per_request": asked})
+
+
+def test_a_graph_with_a_tensor_that_has_no_batch_is_not_divided(tiny_export):
+    graph = graph_of("model.onnx")
+    (scores,) = graph.outputs
+    graph = replace(graph, outputs=(replace(scores, shape=(2, CLASSES)),))
+    with pytest.raises(InputError, match="has tensors without a batch"):
+        runtimes.load(
+            tiny_export,
+            graph,
+            Target(runtime="onnxruntime", precision="fp32"),
+            sizes={"B": 2},
+            threads=2,
+            settings={"images_per_request": "1"},
+        )

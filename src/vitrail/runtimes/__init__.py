@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
+from vitrail.runtimes.parts import IMAGES
 from vitrail.vocabulary import Graph, Precision, RunnerFacts, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Runtime:
     """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
     settings: tuple[str, ...] = ()
     """Engine options besides threads and precision that a variant may name: they change only the speed.
+    `images_per_request` is not the engine's but ours (parts.py).
     Others write files, or change the precision without the checks noticing."""
     sharing: tuple[tuple[str, str], ...] = ()
     """Settings with which waiting threads leave the cores to others, for many images at once."""
@@ -115,7 +117,7 @@ RUNTIMES: dict[str, Runtime] = {
         precisions=("fp32", "bf16"),
         files=("model.xml", "model.bin"),
         builds=True,
-        settings=("NUM_STREAMS", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
+        settings=(IMAGES, "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
     ),
     "onnxruntime": Runtime(
         label="ONNX Runtime",
@@ -125,7 +127,7 @@ RUNTIMES: dict[str, Runtime] = {
         install="pip install vitrail",
         precisions=("fp32",),
         files=("model.onnx", "model.onnx.data"),
-        settings=("session.intra_op.allow_spinning",),
+        settings=(IMAGES, "session.intra_op.allow_spinning"),
         sharing=(("session.intra_op.allow_spinning", "0"),),
     ),
     "pytorch": Runtime(
@@ -256,6 +258,8 @@ def load(
     whole("threads", threads)
     if "B" in sizes:
         whole("batch_size", sizes["B"])
+    if IMAGES in (settings or {}) and not all(s.shape[0] == "B" for s in (*graph.inputs, *graph.outputs)):
+        raise InputError(f"{graph.name} has tensors without a batch: run it without the setting {IMAGES}.")
     asked = sized(graph, sizes)
     input_bytes([[int(side) for side in spec.shape] for spec in asked.inputs])
     runner: Runner = implementation(runtime).load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,6 +13,7 @@ from vitrail.privacy import import_engine
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.runtimes.matmul import MATMUL, fastest, square
 from vitrail.runtimes.names import matched
+from vitrail.runtimes.parts import IMAGES, Parts, parts_of
 from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -27,33 +29,65 @@ _Names: TypeAlias = "tuple[dict[str, str], dict[str, str]]"
 
 
 class ONNXRunner:
-    """An inference session bound to one static batch."""
+    """An inference session bound to one static batch, or to the part of it that one request has."""
 
-    def __init__(self, session: ort.InferenceSession, names: _Names, facts: RunnerFacts) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, names: _Names, parts: Parts, facts: RunnerFacts
+    ) -> None:
         self._session = session
         self._inputs, outputs = names
         self._outputs, self._keys = list(outputs), list(outputs.values())
+        self._sizes = parts
+        self._helpers = ThreadPoolExecutor(parts.streams - 1) if parts.streams > 1 else None
         self.facts = facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs -> named outputs, new arrays."""
         given = {theirs: inputs[ours] for theirs, ours in self._inputs.items()}
-        return dict(zip(self._keys, self._session.run(self._outputs, given), strict=True))
+        outputs = self._whole(given) if self._sizes.requests == 1 else self._in_parts(given)
+        return dict(zip(self._keys, outputs, strict=True))
 
     def close(self) -> None:
-        """Drop the session."""
+        """Drop the session and the threads that call it."""
+        if self._helpers is not None:
+            self._helpers.shutdown()
         del self._session
+
+    def _whole(self, given: Arrays) -> list[np.ndarray]:
+        return list(self._session.run(self._outputs, dict(given)))
+
+    def _in_parts(self, given: Arrays) -> list[np.ndarray]:
+        images, parts = self._sizes.images, self._sizes.requests
+        found: list[list[np.ndarray]] = [[] for _ in range(parts)]
+        left = iter(range(parts))  # each thread takes the next part when it is done with one
+
+        def some() -> None:
+            for k in left:
+                found[k] = self._whole({name: x[k * images : (k + 1) * images] for name, x in given.items()})
+
+        if self._helpers is None:
+            some()
+        else:
+            others = [self._helpers.submit(some) for _ in range(self._sizes.streams - 1)]
+            some()
+            for other in others:
+                other.result()
+        return [np.concatenate(values) for values in zip(*found, strict=True)]
 
 
 def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]) -> ONNXRunner:
     """Open a session with the sizes fixed before the graph is optimised."""
+    parts = parts_of(graph, threads, settings)
+    part = parts.part(graph)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Calling threads compute too, and the session's own threads are one less than this number.
+    options.intra_op_num_threads = threads - parts.streams + 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_free_dimension_override_by_name("batch", int(graph.inputs[0].shape[0]))
+    options.add_free_dimension_override_by_name("batch", parts.images)
     for name, value in settings.items():
-        options.add_session_config_entry(name, value)
+        if name != IMAGES:
+            options.add_session_config_entry(name, value)
     try:
         session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
     except Exception as error:
@@ -61,10 +95,11 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
             f"ONNX Runtime cannot read {path.name}: export it again ({str(error).splitlines()[0]})."
         ) from None
     names = (
-        matched(graph.inputs, [node.name for node in session.get_inputs()]),
-        matched(graph.outputs, [node.name for node in session.get_outputs()]),
+        matched(part.inputs, [node.name for node in session.get_inputs()]),
+        matched(part.outputs, [node.name for node in session.get_outputs()]),
     )
-    return ONNXRunner(session, names, _facts(session, names, graph, target.precision, threads))
+    facts = _facts(session, names, part, target.precision, threads, parts)
+    return ONNXRunner(session, names, parts, facts)
 
 
 def probe(n: int, target: Target, threads: int) -> float:
@@ -78,14 +113,14 @@ def probe(n: int, target: Target, threads: int) -> float:
 
 
 def _facts(
-    session: ort.InferenceSession, names: _Names, graph: Graph, precision: str, threads: int
+    session: ort.InferenceSession, names: _Names, graph: Graph, precision: str, threads: int, parts: Parts
 ) -> RunnerFacts:
     providers = session.get_providers()
     if providers != [PROVIDER]:
         raise EngineMismatch(
             f"ONNX Runtime uses {', '.join(providers)} although only {PROVIDER} was asked for."
         )
-    real_threads = session.get_session_options().intra_op_num_threads
+    real_threads = session.get_session_options().intra_op_num_threads + parts.streams - 1
     if real_threads != threads:
         raise EngineMismatch(f"ONNX Runtime was asked for {threads} threads and uses {real_threads}.")
     inputs, outputs = names
@@ -100,8 +135,8 @@ def _facts(
         version=ort.__version__,
         precision=precision,
         threads=real_threads,
-        graphs=(loaded,),
-        details=(("provider", PROVIDER),),
+        graphs=(parts.whole(loaded),),
+        details=(("provider", PROVIDER), *parts.details),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from vitrail.privacy import import_engine
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.runtimes.matmul import fastest, square
 from vitrail.runtimes.names import matched
+from vitrail.runtimes.parts import IMAGES, Parts, parts_of
 from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -42,30 +43,45 @@ def core() -> ov.Core:
 
 
 class OpenVINORunner:
-    """A compiled model with one infer request; `run` is not thread-safe."""
+    """A compiled model with its infer requests; `run` is not thread-safe."""
 
-    def __init__(self, compiled: ov.CompiledModel, graph: Graph, facts: RunnerFacts) -> None:
-        self._request = compiled.create_infer_request()
+    def __init__(self, compiled: ov.CompiledModel, graph: Graph, parts: Parts, facts: RunnerFacts) -> None:
         inputs = matched(graph.inputs, [_name(port, i) for i, port in enumerate(compiled.inputs)])
         outputs = matched(graph.outputs, [_name(port, i) for i, port in enumerate(compiled.outputs)])
-        self._inputs = list(enumerate(inputs.values()))
+        self._inputs, self._names = list(enumerate(inputs.values())), list(outputs.values())
+        self._images = parts.images
+        self._requests = [compiled.create_infer_request() for _ in range(parts.requests)]
         self._outputs = [
-            (name, self._request.get_output_tensor(i)) for i, name in enumerate(outputs.values())
+            [request.get_output_tensor(i) for request in self._requests] for i in range(len(self._names))
         ]
         self.facts = facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs -> named outputs; the engine's own buffers are copied, never aliased."""
-        # Binding the array's memory is 0.1 ms faster per call than infer([batch]), and copies nothing.
-        for place, name in self._inputs:
-            tensor = ov.Tensor(np.ascontiguousarray(inputs[name]), shared_memory=True)
-            self._request.set_input_tensor(place, tensor)
-        self._request.infer()
-        return {name: np.array(tensor.data) for name, tensor in self._outputs}
+        arrays = {name: np.ascontiguousarray(inputs[name]) for _, name in self._inputs}
+        if len(self._requests) == 1:
+            self._bind(self._requests[0], arrays)
+            self._requests[0].infer()
+            return {name: np.array(part.data) for name, (part,) in self._parts()}
+        for k, request in enumerate(self._requests):
+            images = slice(k * self._images, (k + 1) * self._images)
+            self._bind(request, {name: values[images] for name, values in arrays.items()})
+            request.start_async()
+        for request in self._requests:
+            request.wait()
+        return {name: np.concatenate([part.data for part in parts]) for name, parts in self._parts()}
 
     def close(self) -> None:
-        """Drop the request; OpenVINO frees the compiled model with it."""
-        del self._request, self._outputs
+        """Drop the requests; OpenVINO frees the compiled model with them."""
+        del self._requests, self._outputs
+
+    def _bind(self, request: ov.InferRequest, arrays: Arrays) -> None:
+        # Binding the array's memory is 0.1 ms faster per call than infer([batch]), and copies nothing.
+        for place, name in self._inputs:
+            request.set_input_tensor(place, ov.Tensor(arrays[name], shared_memory=True))
+
+    def _parts(self) -> Iterator[tuple[str, list[ov.Tensor]]]:
+        return zip(self._names, self._outputs, strict=True)
 
 
 def build(onnx: Path, folder: Path) -> None:
@@ -90,7 +106,9 @@ def load(
             f"OpenVINO cannot read {path.name}: export it again ({_last_line(error)})."
         ) from None
     names = matched(graph.inputs, [_name(port, i) for i, port in enumerate(model.inputs)])
-    shapes = {spec.name: list(spec.shape) for spec in graph.inputs}
+    parts = parts_of(graph, threads, settings)
+    part = parts.part(graph)
+    shapes = {spec.name: list(spec.shape) for spec in part.inputs}
     try:
         model.reshape({i: shapes[name] for i, name in enumerate(names.values())})
     except Exception:
@@ -99,9 +117,9 @@ def load(
     config = {
         "INFERENCE_PRECISION_HINT": HINTS[target.precision],
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": "1",
+        "NUM_STREAMS": str(parts.streams),
         "PERFORMANCE_HINT": "LATENCY",
-        **settings,
+        **{name: value for name, value in settings.items() if name != IMAGES},
     }
     try:
         compiled = core().compile_model(model, "CPU", config)
@@ -110,7 +128,8 @@ def load(
             f"OpenVINO cannot compile {path.name} ({_last_line(error)}): "
             "check the settings, or export it again."
         ) from None
-    return OpenVINORunner(compiled, graph, _facts(compiled, graph, target.precision, threads))
+    facts = _facts(compiled, part, target.precision, threads, parts)
+    return OpenVINORunner(compiled, part, parts, facts)
 
 
 def probe(n: int, target: Target, threads: int) -> float:
@@ -129,7 +148,9 @@ def probe(n: int, target: Target, threads: int) -> float:
     return fastest(lambda: request.infer([values], share_inputs=True, share_outputs=True))
 
 
-def _facts(compiled: ov.CompiledModel, graph: Graph, precision: str, threads: int) -> RunnerFacts:
+def _facts(
+    compiled: ov.CompiledModel, graph: Graph, precision: str, threads: int, parts: Parts
+) -> RunnerFacts:
     operations = _operation_precisions(compiled)
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     real_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
@@ -144,6 +165,9 @@ def _facts(compiled: ov.CompiledModel, graph: Graph, precision: str, threads: in
         raise EngineMismatch("OpenVINO was asked for bf16 and runs no operation in bf16 on this CPU.")
     if real_threads != threads:
         raise EngineMismatch(f"OpenVINO was asked for {threads} threads and uses {real_threads}.")
+    streams = int(compiled.get_property("NUM_STREAMS"))
+    if streams != parts.streams:
+        raise EngineMismatch(f"OpenVINO was asked for {parts.streams} streams and uses {streams}.")
     loaded = Graph(
         name=graph.name,
         entry=graph.entry,
@@ -155,10 +179,11 @@ def _facts(compiled: ov.CompiledModel, graph: Graph, precision: str, threads: in
         version=ov.get_version().split("-")[0],
         precision=precision,
         threads=real_threads,
-        graphs=(loaded,),
+        graphs=(parts.whole(loaded),),
         details=(
             ("operations", " ".join(f"{name}:{count}" for name, count in sorted(operations.items()))),
-            ("streams", str(compiled.get_property("NUM_STREAMS"))),
+            ("streams", str(streams)),
+            *parts.details,
         ),
     )
 
