@@ -43,8 +43,8 @@ def control(
     """Keep as few layers of `quantised` in higher precision as bring `drop` down to `max_drop`.
 
     `model` is the float model that `quantised` was made of, `inputs` a few photos that rank the layers. The
-    search doubles the number kept until the limit holds, then halves the interval; it takes it that more layers
-    kept drop less, and at least one layer stays int8. `drop` is called about 2 log2(k) times for k kept.
+    search doubles the number kept until the limit holds, then halves the interval: it assumes that the drop
+    falls as more are kept. At least one layer stays int8. `drop` is called about 2 log2(k) times for k kept.
     """
     search = _Search(model, quantised, drop, max_drop)
     if search.holds(0):
