@@ -24,7 +24,7 @@ def inputs(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 
 def with_an_outlier() -> onnx.ModelProto:
-    """`convolutions` with one channel before `pointwise` a thousand times the others, which it does not use."""
+    """`convolutions` with one channel before `pointwise` a thousand times the others, and not used."""
     model = convolutions()
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
@@ -89,7 +89,7 @@ def test_the_broken_layer_is_found_first_and_alone() -> None:
     def drop(candidate: onnx.ModelProto) -> float:
         return relative(run(candidate, arrays), expected)
 
-    result = control(model, quantised, [inputs((3, 8, 8))], drop, 0.1)
+    result = control(model, quantised, [inputs((3, 8, 8))], drop, 0.2)
     assert drop(quantised) > 0.3
     assert (result.kept, result.holds) == (("pointwise",), True)
     assert quantised_nodes(result.model) == ("stem", "depthwise", "head")

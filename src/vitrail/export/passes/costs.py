@@ -43,7 +43,7 @@ def costs(
 
 
 def switched(model: onnx.ModelProto, quantised: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with one boolean input for each int8 layer of `quantised`, which says how that layer computes."""
+    """`model` with a boolean input for each int8 layer of `quantised`: whether it computes in int8."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     layers = {name: place for place, name in enumerate(quantised_nodes(quantised))}
