@@ -15,8 +15,8 @@ __all__ = ["consumers_of", "producers_of", "revert"]
 def revert(model: onnx.ModelProto, quantised: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """`quantised` with the layers `names` as they are in `model`, the float model that it was made of.
 
-    A layer takes back its float factors and its bias. Pairs of QuantizeLinear and DequantizeLinear go where no
-    int8 layer is left behind them; with all layers reverted the result computes what `model` computes.
+    A layer takes back its float factors and its bias. Pairs of QuantizeLinear and DequantizeLinear go where
+    no int8 layer is left behind them; with all layers reverted the result computes what `model` computes.
     """
     result = onnx.ModelProto()
     result.CopyFrom(quantised)
