@@ -100,6 +100,24 @@ def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
     return tuple(found.items())
 
 
+def _passes(value: object, name: str) -> tuple[str, ...]:
+    names = _names(value, name)
+    if "none" in names and len(names) > 1:
+        raise InputError(f"{name}: none leaves graphs as they are: drop the others.")
+    return () if names == ("none",) else names
+
+
+def _points(value: object, name: str) -> float:
+    """Percentage points, as a number."""
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = math.nan
+    if isinstance(value, bool) or not math.isfinite(found):
+        raise InputError(f"{name}: {value!r} is not a number of points: write 0.5.")
+    return found
+
+
 def _licenses(value: object, name: str) -> tuple[str, ...]:
     names = _names(value, name)
     if "any" in names and len(names) > 1:
@@ -237,6 +255,18 @@ OPTIONS: dict[str, Option] = {
     "implementations": Option(
         record=SearchSettings, field="implementations", parse=_names, metavar="NAME", many=True,
         help="whose code runs the weights: vitrail, timm or both (default: ours where there is one)",
+    ),
+    "passes": Option(
+        record=SearchSettings, field="passes", parse=_passes, metavar="NAME", many=True,
+        help="what may rewrite graphs: none, or names (default: whatever leaves the answers as they are)",
+    ),
+    "calibration": Option(
+        record=SearchSettings, field="calibration", parse=_path_of("a folder of photos"), metavar="DIR",
+        help="photos that int8 is calibrated on; without it those that train a probe, or a part of --images",
+    ),
+    "max-drop": Option(
+        record=SearchSettings, field="max_drop", parse=_points, metavar="POINTS", least=0, most=100,
+        help="what int8 may lose of the accuracy: layers stay in higher precision until it holds, e.g. 0.5",
     ),
     "budget": Option(
         record=SearchSettings, field="budget_s", parse=_seconds, metavar="TIME", above=0,

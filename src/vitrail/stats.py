@@ -526,3 +526,31 @@ def mean_upper_bound(
         total += weight
         weighted += weight * loss
     return float(np.quantile(weighted / total, 1 - alpha))
+
+
+def beta_quantile(p: float, a: float, b: float, levels: int = 20_001) -> float:
+    """The p quantile of a Beta(a, b) distribution, 0 < p < 1, by integration over the log odds.
+
+    Good to about 1e-6 for a, b from 0.3 to some thousands; tests compare it with SciPy's.
+    """
+    middle = math.log(a / b)
+    reach = 12 / math.sqrt(min(a, b)) + 12 * math.sqrt(1 / a + 1 / b)
+    log_odds = np.linspace(middle - reach, middle + reach, levels)
+    # x = 1 / (1 + exp(-t)); the density of t is x^a (1 - x)^b up to a constant.
+    log_density = -a * np.logaddexp(0, -log_odds) - b * np.logaddexp(0, log_odds)
+    density = np.exp(log_density - log_density.max())
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(1 / (1 + np.exp(-np.interp(p * below[-1], below, log_odds))))
+
+
+def share_at_least(count: int, of: int, alpha: float = 0.05) -> float:
+    """One-sided lower bound of a share, `count` of `of` seen, in [0, 1] (Clopper and Pearson 1934)."""
+    return 0.0 if not count else beta_quantile(alpha, count, of - count + 1)
+
+
+def share_at_most(count: int, of: int, seen: tuple[float, float], alpha: float = 0.05) -> float:
+    """One-sided upper bound of a share, in [0, 1], for who takes (count, others) elsewhere to be like these.
+
+    The posterior's quantile under a Beta prior of these counts.
+    """
+    return beta_quantile(1 - alpha, seen[0] + count, seen[1] + of - count)

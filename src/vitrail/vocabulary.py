@@ -32,12 +32,16 @@ Answer = Literal["pass", "fail", "undecided", "not assessed"]
 Status = Literal["selected", "meets", "undecided", "not measured", "rejected", "reference"]
 WeightsSource = Literal["hub", "package", "file"]
 Interpolation = Literal["bicubic", "bilinear"]
+Pixels = Literal["normalised", "uint8"]
 
 TASKS: dict[str, str] = {
     "classify": "vitrail.tasks.classify:Classify",
     "embed": "vitrail.tasks.embed:Embed",
 }
 """What a model can be for: name -> `module:class`, imported only when the task is used."""
+
+UINT8 = "uint8"
+"""The pass after which a graph takes pixels as they are decoded: the one pass that changes an input."""
 
 
 # --- what is needed -----------------------------------------------------------------------------
@@ -134,6 +138,14 @@ class SearchSettings:
     """What the winner is for."""
     exhaustive: bool = False
     """Measure whatever facts do not rule out, also what can no longer win."""
+    passes: tuple[str, ...] | None = None
+    """Names of `export.passes.PASSES` that may rewrite graphs; None: the exact ones, () none."""
+    calibration: str | None = None
+    """Folder of photos that int8 is calibrated on; None: the training split of `Workload.data`, or else a
+    part of `Workload.images` that then judges nothing."""
+    max_drop: NonNegative | None = None
+    """What int8 may lose of the accuracy, in points: layers stay in higher precision until it holds. None:
+    all of them become int8."""
 
 
 # --- candidates and variants --------------------------------------------------------------------
@@ -154,6 +166,8 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pixels: Pixels = "normalised"
+    """`"uint8"`: the graph normalises by itself, and takes pixels as they are decoded: uint8 (B, S, S, 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +246,14 @@ class Variant:
 
     @property
     def preprocess(self) -> Preprocess:
-        """The candidate's preprocess at this image size."""
-        return replace(self.candidate.preprocess, image_size=self.image_size)
+        """The candidate's preprocess at this image size, less what its graph does by itself."""
+        found = replace(self.candidate.preprocess, image_size=self.image_size)
+        return replace(found, pixels="uint8") if UINT8 in self.passes else found
+
+    @property
+    def plain(self) -> Variant:
+        """The variant without passes: its graph as it is exported, whose inputs the fp32 reference takes."""
+        return replace(self, passes=())
 
     def on(self, device: str) -> Target:
         """What its export is loaded for on a device."""
@@ -247,6 +267,7 @@ class Variant:
         """
         size = f"@{self.image_size}" if self.image_size else ""
         parts = [self.candidate.name + size, self.runtime, self.precision, *self.passes]
+        parts += [f"{name}={value}" for name, value in self.settings]
         if self.implementation != "timm":
             parts.insert(1, self.implementation)
         return " ".join(part for part in parts if part)
@@ -283,6 +304,24 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rewriting:
+    """What passes, and quantising to int8, did to an export's graph."""
+
+    places: tuple[tuple[str, Count], ...] = ()
+    """(pass, how many places it rewrote)."""
+    seconds: NonNegative = 0.0
+    calibration: str | None = None
+    """Digest of the photos that int8 was calibrated on; None: it is not int8."""
+    calibrated_on: str = ""
+    """Where these photos come from, in words."""
+    calibration_photos: Count = 0
+    kept: tuple[str, ...] = ()
+    """Nodes that accuracy control left in higher precision."""
+    tried: tuple[tuple[Count, float], ...] = ()
+    """(number of nodes kept, measured drop in points), in the order in which control tried them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """A variant's files, made with torch and run without; `files` are relative to `folder`; () where the
     engine needs none."""
@@ -294,6 +333,8 @@ class Export:
     random_weights: bool = False
     toolchain: tuple[tuple[str, str], ...] = ()
     """(library, version) of everything that took part in making the files."""
+    rewriting: Rewriting | None = None
+    """None: the graph is the exported one."""
 
 
 # --- evidence -----------------------------------------------------------------------------------
@@ -461,6 +502,8 @@ class Measurement:
     """Doubts about the figure, e.g. drift; nothing is deleted because of one."""
     quality: Quality | None = None
     """On the validation split of the user's labelled images, where there are any."""
+    rewriting: Rewriting | None = None
+    """What passes and int8 did to the graph; None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

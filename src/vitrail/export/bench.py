@@ -21,6 +21,7 @@ from vitrail import hardware, runtimes, stats, store, tasks
 from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
 from vitrail.export import work
+from vitrail.export.calibration import Calibration
 from vitrail.export.exports import Exports, labels_key
 from vitrail.export.requests import ReferenceRequest
 from vitrail.export.workshop import Workshop
@@ -68,6 +69,7 @@ class Bench(Exports):
         fresh: ignore recorded measurements.
         dataset: the user's labelled images, on whose validation split accuracy is measured.
         workshop: the process that exports; closed by whoever made it, or by `close`.
+        calibration, max_drop: of int8, as `Exports` takes them.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Bench(Exports):
         fresh: bool = False,
         dataset: Dataset | None = None,
         workshop: Workshop | None = None,
+        calibration: Calibration | None = None,
+        max_drop: float | None = None,
     ) -> None:
         assert workload.threads is not None
         self._fingerprint = hardware.fingerprint(machine)
@@ -89,6 +93,9 @@ class Bench(Exports):
             workshop,
             batch_size=workload.batch_size,
             machine=self._fingerprint,
+            calibration=calibration,
+            max_drop=max_drop,
+            dataset=dataset,
         )
         self.workload = workload
         self.photos = photos
@@ -158,6 +165,7 @@ class Bench(Exports):
             "export": work.EXPORT_VERSION,
             "data": self.dataset.digest if self.dataset else None,
             **({"task": variant.candidate.task} if variant.candidate.task != "classify" else {}),
+            **({"rewritten": found} if (found := self.rewrite_key(variant)) else {}),
         }
 
     def _same_speed(self, measurement: Measurement) -> bool:
@@ -231,6 +239,7 @@ class Bench(Exports):
 
     def reference_outputs(self, variant: Variant, left_s: float = REFERENCE_SECONDS) -> tasks.Arrays:
         """The fp32 reference's outputs (photos, crops, ...), made once for all variants of a candidate."""
+        variant = variant.plain  # the model that passes have not touched
         located = self.weights(variant.candidate)
         assert located is not None, "random weights have no parity"
         crops = max(1, min(MAX_CROPS, PARITY_IMAGES // len(self.photos.paths)))

@@ -7,22 +7,41 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from vitrail import runtimes, store, tasks
-from vitrail.export import work
-from vitrail.export.requests import BuildRequest, ExportRequest, Form, OwnGraph, OwnRequest
+from vitrail.data import Dataset
+from vitrail.errors import VitrailError
+from vitrail.export import passes, work
+from vitrail.export.calibration import Calibration
+from vitrail.export.requests import (
+    BuildRequest,
+    ExportRequest,
+    Form,
+    OwnGraph,
+    OwnRequest,
+    QuantiseRequest,
+    RewriteRequest,
+)
 from vitrail.export.workshop import Workshop
-from vitrail.vocabulary import Candidate, Export, Variant
+from vitrail.tasks.classify import Classify
+from vitrail.vocabulary import Candidate, Export, Rewriting, Variant
 from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
 
-__all__ = ["Exports", "labels_key"]
+__all__ = ["Exports", "NothingToRewrite", "labels_key"]
 
+MANIFEST = "rewritten.json"
+"""What a pass wrote beside its graph."""
 BUILD_LEAST_S = 5.0
 """What an engine may take to build its files of an export that took all of the time."""
+
+
+class NothingToRewrite(VitrailError):
+    """A pass has nothing to do in this graph: the variant would be the same as one without it."""
 
 
 class Exports:
@@ -34,6 +53,10 @@ class Exports:
         workshop: that process; closed by whoever made it, or by `close`.
         batch_size: of what engines that compile build.
         machine: fingerprint of this machine, for the same.
+        calibration: the photos that int8 is calibrated on; None: nothing becomes int8.
+        max_drop: what int8 may lose, in points; None: whatever it is.
+        dataset: labelled images, on whose validation split that loss is measured; None: on the photos that
+            calibrate, against fp32's own answers.
     """
 
     def __init__(
@@ -44,7 +67,13 @@ class Exports:
         *,
         batch_size: int = 1,
         machine: str = "",
+        calibration: Calibration | None = None,
+        max_drop: float | None = None,
+        dataset: Dataset | None = None,
     ) -> None:
+        self.calibration = calibration
+        self.dataset = dataset
+        self._max_drop = max_drop
         self.workshop = workshop or Workshop()
         self.threads = threads
         self._batch_size, self._machine = batch_size, machine
@@ -86,13 +115,16 @@ class Exports:
 
     def exported(self, variant: Variant) -> bool:
         """Whether the variant's export is kept already, with what its engine builds of it."""
-        folder = self._export_folder(variant)
-        return self._files_at(folder, variant).is_dir() and (folder / work.MANIFEST).is_file()
+        base = self._export_folder(variant)
+        graph = self._graph_folder(variant, base)
+        made = (base / work.MANIFEST).is_file() and (graph / work.ONNX_FILE).is_file()
+        return made and self._files_at(graph, variant).is_dir()
 
     def export(self, variant: Variant, timeout_s: float) -> Export:
         """The variant's export, made now unless it is kept from before.
 
         Raises:
+            NothingToRewrite: one of its passes has nothing to do.
             ChildFailure: exporting failed, crashed, hung or outgrew its memory.
         """
         begin, folder = time.monotonic(), self._export_folder(variant)
@@ -113,8 +145,68 @@ class Exports:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with store.swept(folder.parent):
                 self.workshop.run("export", request, timeout_s=timeout_s, name="exporting")
-        left_s = max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
-        return self._read_export(folder, variant, self._built(folder, variant, left_s))
+
+        def left_s() -> float:
+            return max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
+
+        graph = self._rewritten(folder, variant, left_s())
+        return self._read_export(folder, variant, self._built(graph, variant, left_s()))
+
+    def _rewritten(self, base: Path, variant: Variant, timeout_s: float) -> Path:
+        """The folder with the variant's graph: the export itself, or what passes and int8 make of it."""
+        target = self._graph_folder(variant, base)
+        if target == base or (target / work.ONNX_FILE).is_file():
+            return target
+        request = RewriteRequest(
+            folder=str(base),
+            target=str(target),
+            passes=list(variant.passes),
+            preprocess=variant.plain.preprocess,
+            quantise=self._quantise(variant) if variant.precision == "int8" else None,
+            threads=self.threads,
+        )
+        target.parent.mkdir(exist_ok=True)
+        with store.swept(target.parent):
+            name = "quantising" if request.quantise else "rewriting"
+            made = self.workshop.run("rewrite", request, timeout_s=timeout_s, name=name)
+        if nothing := made.get("nothing"):
+            raise NothingToRewrite(f"{' and '.join(nothing)} has nothing to do in this graph")
+        return target
+
+    def _quantise(self, variant: Variant) -> QuantiseRequest:
+        assert self.calibration is not None, "int8 needs photos to be calibrated on"
+        task = self.task(variant)
+        judged, labels = list(self.calibration.photos), None
+        if self.dataset is not None and isinstance(task, Classify):
+            examples = self.dataset.of("validation")
+            judged = [example.path for example in examples]
+            labels = [task.labels.index(self.dataset.classes[example.label]) for example in examples]
+        return QuantiseRequest(
+            task=tasks.pack(task),
+            photos=list(self.calibration.photos),
+            max_drop=self._max_drop,
+            judged=judged,
+            labels=labels,
+        )
+
+    def rewrite_key(self, variant: Variant) -> dict[str, object]:
+        """What decides how the variant's graph differs from its export; empty: it is the export's."""
+        if not variant.passes and variant.precision != "int8":
+            return {}
+        key: dict[str, object] = {"passes": list(variant.passes), "version": passes.VERSION}
+        if variant.precision == "int8":
+            assert self.calibration is not None, "int8 needs photos to be calibrated on"
+            judged = self.dataset.digest if self.dataset else None
+            control = None if self._max_drop is None else {"max_drop": self._max_drop, "data": judged}
+            key |= {"calibration": self.calibration.digest, "control": control, **work.quantiser()}
+        return key
+
+    def _graph_folder(self, variant: Variant, base: Path) -> Path:
+        key = self.rewrite_key(variant)
+        if not key:
+            return base
+        names = [*variant.passes, *(["int8"] if variant.precision == "int8" else [])]
+        return base / "rewritten" / f"{'-'.join(names)}-{store.digest_of(key)[:16]}"
 
     def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
         """The folder with the files that the variant's engine reads, built now unless it is there."""
@@ -162,13 +254,34 @@ class Exports:
     def _read_export(self, folder: Path, variant: Variant, files_at: Path) -> Export:
         manifest = _export_facts(folder)
         engine = runtimes.RUNTIMES[variant.runtime]
+        toolchain = manifest["toolchain"] | (work.quantiser() if variant.precision == "int8" else {})
         return Export(
             folder=str(files_at),
             files=tuple(name for name in engine.files if (files_at / name).is_file()),
             graphs=(self.task(variant).graph(engine.entry),),
             seconds=float(manifest["seconds"]),
             random_weights=bool(manifest["random_weights"]),
-            toolchain=tuple(sorted(manifest["toolchain"].items())),
+            toolchain=tuple(sorted(toolchain.items())),
+            rewriting=self._rewriting(variant, folder),
+        )
+
+    def _rewriting(self, variant: Variant, base: Path) -> Rewriting | None:
+        graph = self._graph_folder(variant, base)
+        if graph == base:
+            return None
+        facts = msgspec.json.decode((graph / MANIFEST).read_bytes())
+        found = Rewriting(places=tuple(facts["places"].items()), seconds=float(facts["seconds"]))
+        if variant.precision != "int8":
+            return found
+        assert self.calibration is not None
+        int8 = facts["int8"]
+        return replace(
+            found,
+            calibration=self.calibration.digest,
+            calibrated_on=self.calibration.source,
+            calibration_photos=int8["photos"],
+            kept=tuple(int8["kept"]),
+            tried=tuple((int(layers), float(drop)) for layers, drop in int8["tried"]),
         )
 
     def _export_folder(self, variant: Variant) -> Path:

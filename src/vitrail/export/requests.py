@@ -16,7 +16,9 @@ __all__ = [
     "ModuleRequest",
     "OwnGraph",
     "OwnRequest",
+    "QuantiseRequest",
     "ReferenceRequest",
+    "RewriteRequest",
 ]
 
 
@@ -112,11 +114,40 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprint of the hardware: the code uses the instructions of the CPU that it was compiled on."""
 
 
+class QuantiseRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """How a graph becomes int8."""
+
+    task: dict[str, Any]
+    """As `tasks.pack` gives it, for the graph after its passes."""
+    photos: list[str]
+    """They calibrate."""
+    max_drop: float | None = None
+    """What may be lost, in points; None: whatever it is."""
+    judged: list[str] = msgspec.field(default_factory=list)
+    """The photos on which the drop is measured."""
+    labels: list[int] | None = None
+    """Their classes, by the graph's scores; None: the loss is against the graph's own answers in fp32."""
+
+
+class RewriteRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which passes to apply to an export's graph, and whether it becomes int8."""
+
+    folder: str
+    """Of the export."""
+    target: str
+    """The folder to make."""
+    passes: list[str]
+    preprocess: Preprocess
+    """How images become the export's input, before any pass."""
+    quantise: QuantiseRequest | None
+    threads: int
+
+
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which engine's files to build from an export."""
 
     folder: str
-    """Of the export."""
+    """Of the export, or what passes made of it."""
     runtime: str
     target: str
     """The folder to make."""

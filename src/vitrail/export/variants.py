@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vitrail import runtimes
 from vitrail.errors import InputError
+from vitrail.export import passes
+from vitrail.export.passes import PASSES
 from vitrail.models.registry import MODELS
 from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import Candidate, Implementation, Precision, SearchSettings, Variant, Workload
 
-__all__ = ["at_size", "implementations", "missing_runtimes", "variants"]
+__all__ = ["Form", "at_size", "forms", "implementations", "missing_runtimes", "variants"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a graph is rewritten, and an engine set, beside its precision."""
+
+    passes: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    runtime: str = ""
+    """The engine whose settings they are; "": any."""
 
 
 def variants(
-    candidates: Iterable[Candidate], workload: Workload, settings: SearchSettings
+    candidates: Iterable[Candidate],
+    workload: Workload,
+    settings: SearchSettings,
+    *,
+    int8: bool = False,
+    forms: Sequence[Form] = (Form(),),
 ) -> tuple[Variant, ...]:
     """All variants of the candidates on the installed runtimes that the settings admit.
 
     References (PyTorch) are measured beside the winner, never searched.
 
+    Args:
+        int8: whether there are photos to calibrate it on.
+        forms: how graphs are rewritten and engines set.
+
     Raises:
         InputError: no installed runtime has an asked precision, only references are asked for, or none of
             the asked implementations has any of the candidates.
     """
-    pairs = _engines(settings.runtimes, settings.precisions)
+    pairs = _engines(settings.runtimes, settings.precisions, int8=int8)
     if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
         raise InputError(
             f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
@@ -47,16 +68,50 @@ def variants(
             implementation=implementation,
             runtime=runtime,
             precision=precision,
+            passes=form.passes,
+            settings=form.settings,
         )
         for candidate in candidates
         for implementation in implementations(candidate, settings.implementations)
         for runtime, precision in pairs
+        for form in forms
+        if form.runtime in ("", runtime)
     )
     if not found and "onnx" in settings.implementations:
         raise InputError("Only a file given with --onnx runs its own graph: give one, or name timm too.")
     if not found and settings.implementations == ("vitrail",):
         raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
     return found
+
+
+def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tuple[Form, ...]:
+    """Graphs as they are exported, and as the passes make them: whether those pay, measuring says.
+
+    Args:
+        quality: whether the accuracy of what comes out is measured, on labelled images.
+
+    Raises:
+        InputError: an unknown pass, or one that changes answers where nothing measures how much.
+    """
+    asked = settings.passes
+    names = tuple(name for name, row in PASSES.items() if row.exact) if asked is None else asked
+    passes.check(names)
+    exact = tuple(name for name in names if passes.known(name).exact)
+    changing = [name for name in names if name not in exact]
+    if changing and not quality:
+        raise InputError(
+            f"--passes {changing[0]} changes answers: give labelled images (--data DIR) to measure how many."
+        )
+    sets = [(), exact, *((name, *rest) for name in changing for rest in ((), exact))]
+    found = [Form(passes=each) for each in dict.fromkeys(sets)]
+    if workload.batch_size > 1 and workload.threads != 1:
+        found += [
+            replace(form, runtime=name, settings=engine.parallel)
+            for name, engine in RUNTIMES.items()
+            if engine.parallel
+            for form in tuple(found)
+        ]
+    return tuple(found)
 
 
 def implementations(candidate: Candidate, asked: Sequence[str] = ()) -> tuple[Implementation, ...]:
@@ -81,14 +136,14 @@ def at_size(candidate: Candidate, image_size: int | None) -> Candidate:
     )
 
 
-def _engines(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, Precision]]:
+def _engines(names: Sequence[str], precisions: Sequence[str], *, int8: bool) -> list[tuple[str, Precision]]:
     there = runtimes.installed()
     return [
         (name, precision)
         for name, runtime in RUNTIMES.items()
         if name in there and not runtime.reference and (name in names or not names)
         for precision in runtime.precisions
-        if not precisions or precision in precisions
+        if (not precisions or precision in precisions) and (int8 or precision != "int8")
     ]
 
 

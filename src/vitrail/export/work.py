@@ -14,7 +14,14 @@ import msgspec
 import numpy as np
 
 from vitrail import store, tasks
-from vitrail.export.requests import BuildRequest, ExportRequest, HeadRequest, OwnRequest, ReferenceRequest
+from vitrail.export.requests import (
+    BuildRequest,
+    ExportRequest,
+    HeadRequest,
+    OwnRequest,
+    ReferenceRequest,
+    RewriteRequest,
+)
 from vitrail.images.labels import read_labels
 from vitrail.tasks.classify import IMAGES
 from vitrail.vocabulary import Preprocess
@@ -96,6 +103,13 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begin}
 
 
+def rewrite(payload: dict[str, Any]) -> dict[str, Any]:
+    """See `export/rewrite.py`."""
+    from vitrail.export import rewrite
+
+    return rewrite.rewrite(msgspec.convert(payload, RewriteRequest))
+
+
 def write_head(payload: dict[str, Any]) -> dict[str, Any]:
     """Write a model's weights with another linear classifier, after checking it against the features."""
     import torch
@@ -169,6 +183,13 @@ def toolchain() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
+def quantiser() -> dict[str, str]:
+    """The version of what makes int8, beside `toolchain`."""
+    from importlib import metadata
+
+    return {"nncf": metadata.version("nncf")}
+
+
 def _until(photos: list[str], deadline: float, minimum: int) -> Iterator[str]:
     for count, photo in enumerate(photos):
         if count >= minimum and time.perf_counter() > deadline:
@@ -186,6 +207,7 @@ class Jobs:
 
     export = staticmethod(export)
     build = staticmethod(build)
+    rewrite = staticmethod(rewrite)
     write_head = staticmethod(write_head)
     reference_outputs = staticmethod(reference_outputs)
 

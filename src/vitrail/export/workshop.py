@@ -19,7 +19,7 @@ KEPT_MIB = 4_096.0
 """A process that holds more than this after a job gives way to a new one: measuring needs the memory."""
 LOAD_TIMEOUT_S = 120.0
 
-Job = Literal["export", "build", "write_head", "reference_outputs"]
+Job = Literal["export", "rewrite", "build", "write_head", "reference_outputs"]
 
 
 class Workshop:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from vitrail.errors import InputError
 from vitrail.images.decode import Box, frame_of
 from vitrail.limits import whole
-from vitrail.vocabulary import Preprocess
+from vitrail.vocabulary import Pixels, Preprocess, TensorSpec
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
@@ -45,6 +46,8 @@ def check_preprocess(preprocess: Preprocess) -> None:
         if not all(least <= value <= most for value in values):
             shown = ", ".join("huge" if abs(value) >= 1e300 else f"{value:g}" for value in values)
             raise InputError(f"{name} is {shown}: it must be from {least:g} to {most:g}.")
+    if preprocess.pixels not in get_args(Pixels):
+        raise InputError(f"pixels is {preprocess.pixels!r}: use {' or '.join(get_args(Pixels))}.")
     if preprocess.interpolation not in RESAMPLING or preprocess.crop_mode not in ("center", "squash"):
         raise InputError(
             f"interpolation is {preprocess.interpolation!r} and crop_mode {preprocess.crop_mode!r}: use "
@@ -94,27 +97,35 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     return np.array(resized.crop((left, top, left + size, top + size)))
 
 
-def prepare(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """Return the model's input for one decoded photo: float32 (3, S, S), C-contiguous."""
-    check_preprocess(preprocess)
+def image_spec(name: str, preprocess: Preprocess) -> TensorSpec:
+    """The tensor that `prepare_batch` makes: float32 (B, 3, S, S), or uint8 (B, S, S, 3)."""
     size = preprocess.image_size
-    out = np.empty((3, size, size), np.float32)
-    _normalise(to_pixels(image, preprocess), preprocess, out)
-    return out
+    if preprocess.pixels == "uint8":
+        return TensorSpec(name=name, shape=("B", size, size, 3), dtype="uint8")
+    return TensorSpec(name=name, shape=("B", 3, size, size))
+
+
+def prepare(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """Return the model's input for one decoded photo, as `image_spec` without its B, C-contiguous."""
+    return np.asarray(prepare_batch([image], preprocess)[0])
 
 
 def prepare_batch(images: Sequence[Image.Image], preprocess: Preprocess) -> np.ndarray:
-    """Return the model's input for B decoded photos: float32 (B, 3, S, S), C-contiguous."""
+    """Return the model's input for B decoded photos, as `image_spec`, C-contiguous."""
     check_preprocess(preprocess)
-    size = preprocess.image_size
-    out = np.empty((len(images), 3, size, size), np.float32)
+    out = _empty(len(images), preprocess)
     for image, slot in zip(images, out, strict=True):
-        _normalise(to_pixels(image, preprocess), preprocess, slot)
+        _write(to_pixels(image, preprocess), preprocess, slot)
     return out
 
 
+def _empty(count: int, preprocess: Preprocess) -> np.ndarray:
+    spec = image_spec("images", preprocess)
+    return np.empty((count, *(int(side) for side in spec.shape[1:])), spec.dtype)
+
+
 def crops(image: Image.Image, preprocess: Preprocess, count: int) -> np.ndarray:
-    """Return `count` views of one photo for parity: float32 (count, 3, S, S).
+    """Return `count` views of one photo for parity, as `image_spec`.
 
     The first is the evaluation crop. The others are squares of 1/2 to all of the short side at evenly
     spread positions, every second one mirrored; the same photo gives the same views everywhere.
@@ -122,16 +133,15 @@ def crops(image: Image.Image, preprocess: Preprocess, count: int) -> np.ndarray:
     if count < 1:
         raise InputError(f"{count} crops of a photo were requested: request at least 1.")
     check_preprocess(preprocess)
-    size = preprocess.image_size
-    out = np.empty((count, 3, size, size), np.float32)
-    _normalise(to_pixels(image, preprocess), preprocess, out[0])
+    out = _empty(count, preprocess)
+    _write(to_pixels(image, preprocess), preprocess, out[0])
     x0, y0, x1, y1 = frame_of(image).box
     for k in range(1, count):
         scale, across, down = ((0.5 + k * step) % 1.0 for step in STEPS)
         side = min(x1 - x0, y1 - y0) * (0.5 + 0.5 * scale)
         left, top = x0 + across * (x1 - x0 - side), y0 + down * (y1 - y0 - side)
         pixels = np.asarray(_resize_region(image, (left, top, left + side, top + side), preprocess))
-        _normalise(pixels[:, ::-1] if k % 2 else pixels, preprocess, out[k])
+        _write(pixels[:, ::-1] if k % 2 else pixels, preprocess, out[k])
     return out
 
 
@@ -172,8 +182,11 @@ def _scale_and_bias(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     return (1.0 / (255.0 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
-def _normalise(pixels: np.ndarray, preprocess: Preprocess, out: np.ndarray) -> None:
-    """uint8 (S, S, 3) -> float32 (3, S, S), written into `out` without a temporary."""
+def _write(pixels: np.ndarray, preprocess: Preprocess, out: np.ndarray) -> None:
+    """uint8 (S, S, 3) -> `out`: the same, or normalised float32 (3, S, S), without a temporary."""
+    if preprocess.pixels == "uint8":
+        out[...] = pixels
+        return
     scale, bias = _scale_and_bias(preprocess)
     np.multiply(pixels.transpose(2, 0, 1), scale, out=out)
     np.add(out, bias, out=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 
 from vitrail import stats, tasks
 from vitrail.catalog.licenses import admits
@@ -280,7 +281,10 @@ def _parity(observation: Observation) -> Verdict:
         why = why if observation.weights_at_hand else "its weights are not at hand"
         return _missing("parity", None, _unmeasured(observation) or why)
     text = f"cosine {parity.cosine:.6f}, {parity.agreeing} of {parity.decided} decided photos agree"
-    answer, reason = parity.answer, parity.reason or text
+    worst = (
+        f"; {Path(parity.worst).name} differs most, by {parity.relative_error:.2g}" if parity.worst else ""
+    )
+    answer, reason = parity.answer, f"{parity.reason or text}{worst}"
     lower_precision = observation.variant.precision not in ("fp32", "")
     if (
         answer == "pass"

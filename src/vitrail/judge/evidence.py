@@ -85,9 +85,9 @@ def accuracy(
 ) -> Accuracy | None:
     """Top-1 that may be claimed for the variant, None when nothing supports a figure.
 
-    fp32 keeps the candidate's figure (parity, judged separately, ensures that it is the same function);
-    a lower precision keeps it minus the bound on the loss, or minus the allowance. A figure belongs to its
-    resolution: at another image size there is none.
+    fp32 keeps the candidate's figure (parity, judged separately, ensures that it is the same function); a
+    lower precision keeps it minus the bound on the loss, with few photos at least the allowance. A figure
+    belongs to its resolution: at another image size there is none.
     """
     candidate = variant.candidate
     known = candidate.accuracy
@@ -96,8 +96,7 @@ def accuracy(
     if variant.precision == "fp32":
         return known
     if parity is not None and parity.loss_bound is not None:
-        text = f"the one-sided 95 % bound of the loss on {counted(parity.photos, 'photo')}"
-        return _estimated(known, max(parity.loss_bound, 0.0), text)
+        return _bounded(known, parity, parity.loss_bound, allowance)
     if parity is None and not at_hand:
         return _estimated(known, allowance, "assumed allowance; not compared on photos")
     if parity is not None and decided_photos_agree(parity):
@@ -136,6 +135,19 @@ def as_if_at_hand(observation: Observation) -> Observation:
 def decided_photos_agree(parity: Parity) -> bool:
     """Whether enough photos are decided, and all of them agree, so that the allowance applies."""
     return parity.decided >= MIN_DECIDED_PHOTOS and parity.agreeing == parity.decided
+
+
+def _bounded(known: Accuracy, parity: Parity, bound: float, allowance: float) -> Accuracy:
+    """Less the bound of the loss; with fewer photos than measure it alone, at least the allowance."""
+    photos = counted(parity.photos, "photo")
+    if parity.photos >= stats.PHOTOS_FOR_LOSS_BOUND:
+        return _estimated(known, max(bound, 0.0), f"the one-sided 95 % bound of the loss on {photos}")
+    changed = f"{parity.decided - parity.agreeing} of {parity.decided} decided photos changed"
+    if bound <= allowance:
+        agreed = f"all {parity.decided} decided photos agree"
+        said = agreed if parity.agreeing == parity.decided else changed
+        return _estimated(known, allowance, f"assumed allowance; {said}")
+    return _estimated(known, bound, f"95 % bound from {photos} and what other models lose; {changed}")
 
 
 def _estimated(known: Accuracy, loss: float, why: str) -> Accuracy:

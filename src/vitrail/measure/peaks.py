@@ -46,6 +46,7 @@ def _key(machine: dict[str, object], threads: int, device: str) -> dict[str, obj
     key: dict[str, object] = {
         "peaks": hardware.fingerprint(machine),
         "engines": runtimes.installed(),
+        "precisions": {name: list(runtime.precisions) for name, runtime in runtimes.RUNTIMES.items()},
         "threads": threads,
     }
     return key if device == "cpu" else key | {"device": device}

@@ -74,6 +74,9 @@ def _settings(settings: SearchSettings) -> list[tuple[str, object]]:
         ("runtimes", list(settings.runtimes) or None),
         ("precisions", list(settings.precisions) or None),
         ("implementations", list(settings.implementations) or None),
+        ("passes", None if settings.passes is None else list(settings.passes) or ["none"]),
+        ("calibration", settings.calibration),
+        ("max-drop", settings.max_drop),
         ("budget", _unit(settings.budget_s, "s")),
         ("layout", settings.layout),
         ("task", None if settings.task == "classify" else settings.task),
@@ -89,8 +92,8 @@ def _unit(value: float | None, unit: str) -> str | None:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, (int, float)):
+        return repr(value)
     if isinstance(value, list):
         return f"[{', '.join(_toml(item) for item in value)}]"
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')

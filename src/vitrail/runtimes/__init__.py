@@ -14,7 +14,8 @@ The places for future engines are given by their lines:
     "coreml"            runtimes/coreml.py                     needs macOS
     "executorch"        runtimes/executorch.py                 its Python runtime imports torch
 
-and `int8` is one more precision in an engine's `precisions`, with a quantising pass in export/.
+A graph in int8 says so itself, in pairs of QuantizeLinear and DequantizeLinear (export/passes/quantize.py):
+an engine that has it in `precisions` reads them.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class Runtime:
     Others write files, or change the precision without the checks noticing."""
     sharing: tuple[tuple[str, str], ...] = ()
     """Settings with which waiting threads leave the cores to others, for many images at once."""
+    parallel: tuple[tuple[str, str], ...] = ()
+    """Settings with which a batch is divided among threads that work each by itself; () if it has none."""
     reference: bool = False
     """Measured and shown, never shipped."""
     named_only: bool = False
@@ -114,7 +117,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="openvino",
         module="openvino",
         install="pip install vitrail",
-        precisions=("fp32", "bf16"),
+        precisions=("fp32", "bf16", "int8"),
         files=("model.xml", "model.bin"),
         builds=True,
         settings=(IMAGES, "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
@@ -125,7 +128,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="onnxruntime",
         module="onnxruntime",
         install="pip install vitrail",
-        precisions=("fp32",),
+        precisions=("fp32", "int8"),
         files=("model.onnx", "model.onnx.data"),
         settings=(IMAGES, "session.intra_op.allow_spinning"),
         sharing=(("session.intra_op.allow_spinning", "0"),),

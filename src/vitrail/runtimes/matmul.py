@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 
 SECONDS = 0.25
-MATMUL = Path(__file__).with_name("matmul.onnx")
-"""One MatMul with two free inputs; made by scripts/make_matmul.py."""
+MATMUL = {
+    "fp32": Path(__file__).with_name("matmul.onnx"),
+    "int8": Path(__file__).with_name("matmul-int8.onnx"),
+}
+"""One matrix product with two free inputs; made by scripts/make_matmul.py."""
 
 
 def square(n: int) -> np.ndarray:

@@ -28,6 +28,8 @@ else:
     ov = import_engine("openvino")
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
+WHOLE = ("i8", "u8")
+"""Operations in int8: where these are asked for, the graph says so itself and the hint is about the rest."""
 NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 
@@ -115,7 +117,7 @@ def load(
         asked = ", ".join(str(tuple(shape)) for shape in shapes.values())
         raise EngineMismatch(f"OpenVINO cannot give {path.name} an input of {asked}.") from None
     config = {
-        "INFERENCE_PRECISION_HINT": HINTS[target.precision],
+        "INFERENCE_PRECISION_HINT": _hint(target.precision),
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": str(parts.streams),
         "PERFORMANCE_HINT": "LATENCY",
@@ -136,16 +138,38 @@ def probe(n: int, target: Target, threads: int) -> float:
     """Seconds of one product of n x n matrices; raises ValueError if the engine changes the precision."""
     ops = import_engine("openvino.opset13")
     left = ops.parameter([n, n], np.float32)
-    model = ov.Model([ops.matmul(left, ops.constant(square(n)), False, True)], [left], "matmul")
-    hint = HINTS[target.precision]
+    right = ops.constant(square(n))
+    factors = [_in_levels(each) for each in (left, right)] if target.precision == "int8" else [left, right]
+    model = ov.Model([ops.matmul(*factors, False, True)], [left], "matmul")
+    hint = _hint(target.precision)
     config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"}
     compiled = core().compile_model(model, target.device.upper(), config)
     real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if real != hint:
         raise ValueError(f"asked for {target.precision}, OpenVINO set {real}")
+    if target.precision == "int8" and not _in_int8(_operation_precisions(compiled)):
+        raise ValueError("asked for int8, OpenVINO multiplies in floating point")
     request = compiled.create_infer_request()
     values = square(n)
     return fastest(lambda: request.infer([values], share_inputs=True, share_outputs=True))
+
+
+def _hint(precision: str) -> str:
+    """What OpenVINO is told. In int8 it is about the operations that stay: bf16 where the CPU has it."""
+    if precision == "int8":
+        return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return HINTS[precision]
+
+
+def _in_int8(operations: Counter[str]) -> int:
+    return sum(operations.get(name, 0) for name in WHOLE)
+
+
+def _in_levels(values: ov.Output) -> ov.Output:
+    """Values as one of 255 levels between -4 and 4: how a graph asks for int8."""
+    ops = import_engine("openvino.opset13")
+    low, high = (ops.constant(np.float32(edge)) for edge in (-4.0, 4.0))
+    return ops.fake_quantize(values, low, high, low, high, 255)
 
 
 def _facts(
@@ -154,13 +178,15 @@ def _facts(
     operations = _operation_precisions(compiled)
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     real_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-    if hint != HINTS[precision]:
+    if hint != _hint(precision):
         raise EngineMismatch(f"OpenVINO was asked for {precision} and set {NAMES.get(hint, hint)}.")
     reduced = sum(count for name, count in operations.items() if name in ("bf16", "f16"))
     if precision == "fp32" and reduced:
         raise EngineMismatch(
             f"OpenVINO was asked for fp32 and runs {reduced} operations in a lower precision."
         )
+    if precision == "int8" and not _in_int8(operations):
+        raise EngineMismatch("OpenVINO was asked for int8 and runs no operation in int8: quantise it again.")
     if precision == "bf16" and not operations.get("bf16"):
         raise EngineMismatch("OpenVINO was asked for bf16 and runs no operation in bf16 on this CPU.")
     if real_threads != threads:

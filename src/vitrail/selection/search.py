@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from vitrail import judge, runtimes, stats
 from vitrail.errors import InputError
 from vitrail.export.bench import Bench
+from vitrail.export.exports import NothingToRewrite
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import COMPILE_TIMEOUT_S, ExportSubject
 from vitrail.measure.quiet import BusyReading
@@ -155,8 +156,8 @@ class Search:
         )
         self._done = 0
         self._decided = False
-        self._export_s: list[tuple[int, float]] = []
-        """Of each export made so far, the model's parameters and the seconds it took."""
+        self._export_s: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+        """Of each export made so far, the model's parameters and the seconds it took; those to int8 apart."""
         self._begin = 0.0
         self._late: list[str] = []
         self._patience_s = min(WAIT_SHARE * self.settings.budget_s, WAIT_MOST_S)
@@ -316,11 +317,12 @@ class Search:
         """Least time that measuring the trial takes: its export, going by the ones made so far."""
         if self.bench.exported(trial.variant) or self.bench.recorded(trial.variant) is not None:
             return 1.0
+        made = self._export_s[trial.variant.precision == "int8"]
         if trial.at_hand:
-            return max((seconds for _, seconds in self._export_s), default=EXPORT_LEAST_S)
+            return max((seconds for _, seconds in made), default=EXPORT_LEAST_S)
         # A wish may be of any size: exporting, timing and memory grow with its parameters.
         size = trial.variant.candidate.parameters
-        grown = [seconds * max(1.0, size / other) for other, seconds in self._export_s]
+        grown = [seconds * max(1.0, size / other) for other, seconds in made]
         return max(grown, default=EXPORT_LEAST_S)
 
     def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
@@ -436,7 +438,9 @@ class Search:
                 continue
             needed_s = 3 * REFERENCE_SCREEN_S + (COMPILE_LEAST_S if runtime.compiles else 0.0)
             for precision in runtime.precisions:
-                variant = replace(winner.variant, runtime=name, precision=precision, reference=True)
+                variant = replace(
+                    winner.variant.plain, runtime=name, precision=precision, settings=(), reference=True
+                )
                 trial = self.trials.setdefault(variant.name, Trial(variant))
                 if trial.open and self.clock() + needed_s < self.deadline:
                     self._measure(trial, self.deadline, plan=replace(self._plan, screen_s=REFERENCE_SCREEN_S))
@@ -475,6 +479,8 @@ class Search:
             self._classify(trial)
             if self.settings.exhaustive and trial.at_hand and self._contends(trial) and self._ready(trial):
                 self._compare(trial)
+        except NothingToRewrite as error:
+            trial.pruned = str(error)
         except ChildFailure as error:
             self._failed(trial, error)
         if not trial.at_hand and self._last_of_model(trial):
@@ -522,7 +528,8 @@ class Search:
             limit_s = min(trial.subject.load_timeout_s, left_s)
             trial.subject = replace(trial.subject, load_timeout_s=limit_s)
         elif not kept:  # what compiling takes says nothing of the exports to come
-            self._export_s.append((max(trial.variant.candidate.parameters, 1), self.clock() - begin))
+            made = self._export_s[trial.variant.precision == "int8"]
+            made.append((max(trial.variant.candidate.parameters, 1), self.clock() - begin))
 
     def _ready(self, trial: Trial) -> bool:
         """Have the trial's export at hand, also when its figures came from an earlier run."""
@@ -607,6 +614,7 @@ class Search:
             load_s=seen.load_s,
             warm_up_calls=seen.warm_up_calls,
             random_weights=not trial.at_hand,
+            rewriting=trial.subject.export.rewriting,
             flags=(*outcome.flags, *trial.noise),
         )
         self.bench.record(trial.variant, trial.measurement)

@@ -16,7 +16,8 @@ from vitrail import artifact, catalog, hardware, judge, remeasure, store, verify
 from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.export.bench import METHOD_VERSION, Bench
-from vitrail.export.variants import missing_runtimes, variants
+from vitrail.export.calibration import Calibration, calibration
+from vitrail.export.variants import forms, missing_runtimes, variants
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import quiet
@@ -177,14 +178,21 @@ class _Road:
             source.check(requirements, settings, dataset)
         check_classes(requirements, dataset)
         photos = photos_of(workload, dataset)
-        bench = self._bench(workload, photos, dataset)
+        found_by, photos = self._calibration(workload, photos, dataset)
+        bench = self._bench(workload, photos, dataset, None if isinstance(found_by, str) else found_by)
         if dataset is not None:
             self.watcher.note(described(dataset))
         context = self._context(bench)
         parts = find(arranged(given, settings, dataset), context)
         peaks = self._peaks()
         found = gather(parts, context)
-        everything = variants(found.candidates, workload, settings)
+        everything = variants(
+            found.candidates,
+            workload,
+            settings,
+            int8=bench.calibration is not None,
+            forms=forms(settings, workload, quality=dataset is not None),
+        )
         reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
         kept = f" ({reserve:.0f} s of the budget kept for shipping)" if reserve else ""
         self.watcher.note(
@@ -218,6 +226,7 @@ class _Road:
                 *data_notes,
                 *found.notes,
                 *search.notes(),
+                *([found_by] if isinstance(found_by, str) and not settings.precisions else []),
                 *missing_runtimes(settings),
                 photos.evidence,
                 *doubts(dataset),
@@ -246,7 +255,29 @@ class _Road:
             doing=self.doing,
         )
 
-    def _bench(self, workload: Workload, photos: PhotoSet, dataset: Dataset | None) -> Bench:
+    def _calibration(
+        self, workload: Workload, photos: PhotoSet, dataset: Dataset | None
+    ) -> tuple[Calibration | str, PhotoSet]:
+        """What int8 is calibrated on, or why nothing becomes int8; and the photos that judge."""
+        settings = self.settings
+        asked = "int8" in settings.precisions
+        if settings.precisions and not asked:
+            for name, value in (("calibration", settings.calibration), ("max-drop", settings.max_drop)):
+                if value is not None:
+                    raise InputError(f"--{name} is about int8, which --precisions leaves out: name it there.")
+            return "int8 was not asked for", photos
+        found, left = calibration(settings.calibration, workload.images, dataset, photos)
+        if isinstance(found, str) and (asked or settings.max_drop is not None):
+            raise InputError(f"{found}.")
+        return found, left
+
+    def _bench(
+        self,
+        workload: Workload,
+        photos: PhotoSet,
+        dataset: Dataset | None,
+        calibrated_on: Calibration | None,
+    ) -> Bench:
         finder = WeightsFinder(offline=self.settings.offline, max_download_mib=self._allowance)
         return Bench(
             workload=workload,
@@ -256,6 +287,8 @@ class _Road:
             fresh=self.settings.fresh,
             dataset=dataset,
             workshop=self.workshop,
+            calibration=calibrated_on,
+            max_drop=self.settings.max_drop,
         )
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.errors import ClaimError, InputError
-from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
+from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
 from vitrail.tasks import Arrays, Bounds, Comparison, accuracy, agreement
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
@@ -93,16 +93,15 @@ class Classify:
             raise ValueError("a label must be one line that is not empty")
 
     def graph(self, entry: str) -> Graph:
-        """images (B, 3, S, S) -> scores (B, K)."""
-        size = self.preprocess.image_size
+        """images (B, 3, S, S), or uint8 (B, S, S, 3) where the graph normalises, -> scores (B, K)."""
         return Graph(
             entry=entry,
-            inputs=(TensorSpec(name=IMAGES, shape=("B", 3, size, size)),),
+            inputs=(image_spec(IMAGES, self.preprocess),),
             outputs=(TensorSpec(name=SCORES, shape=("B", len(self.labels))),),
         )
 
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
-        """Decoded images -> float32 (n, 3, S, S)."""
+        """Decoded images -> (n, ...) as `graph` says."""
         return {IMAGES: prepare_batch(images, self.preprocess)}
 
     def views(self, image: Image.Image, count: int) -> Arrays:
@@ -240,15 +239,14 @@ def compare(reference: np.ndarray, scores: np.ndarray, precision: str) -> Parity
     )
 
 
-def decided_photos(reference: np.ndarray, scores: np.ndarray) -> tuple[int, int]:
-    """(decided, agreeing) photos: decided if any crop is, agreeing if all decided crops keep their top-1."""
+def decided_photos(reference: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which photos are decided (any crop is), and which of these agree (all decided crops keep it)."""
     probabilities = softmax(reference)
     ordered = np.sort(probabilities, axis=-1)
     crop_decided = ordered[..., -1] - ordered[..., -2] >= DECIDED_MARGIN
     crop_agrees = reference.argmax(-1) == scores.argmax(-1)
     decided = crop_decided.any(axis=1)
-    agreeing = decided & (crop_agrees | ~crop_decided).all(axis=1)
-    return int(decided.sum()), int(agreeing.sum())
+    return decided, decided & (crop_agrees | ~crop_decided).all(axis=1)
 
 
 def loss_per_photo(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.errors import ClaimError
-from vitrail.images.preprocess import check_preprocess, crops, prepare_batch
+from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
 from vitrail.tasks import Arrays, Bounds, Comparison, agreement
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
@@ -52,16 +52,15 @@ class Embed:
     python: ClassVar[str] = 'for vector in model.predict(["photo.jpg"]):\n    print(vector.shape)'
 
     def graph(self, entry: str) -> Graph:
-        """images (B, 3, S, S) -> vectors (B, D)."""
-        size = self.preprocess.image_size
+        """images (B, 3, S, S), or uint8 (B, S, S, 3) where the graph normalises, -> vectors (B, D)."""
         return Graph(
             entry=entry,
-            inputs=(TensorSpec(name=IMAGES, shape=("B", 3, size, size)),),
+            inputs=(image_spec(IMAGES, self.preprocess),),
             outputs=(TensorSpec(name=VECTORS, shape=("B", self.width)),),
         )
 
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
-        """Decoded images -> float32 (n, 3, S, S)."""
+        """Decoded images -> (n, ...) as `graph` says."""
         return {IMAGES: prepare_batch(images, self.preprocess)}
 
     def views(self, image: Image.Image, count: int) -> Arrays:
@@ -148,11 +147,11 @@ CLEAR = 0.01
 """By how much in cosine the nearest must lead the next one to be called clear."""
 
 
-def nearest(reference: np.ndarray, vectors: np.ndarray) -> tuple[int, int]:
-    """(decided, agreeing) photos of (P, C, D): whose nearest neighbour is clear, and is found again."""
+def nearest(reference: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which photos of (P, C, D) have a clear nearest neighbour, and for which of these it is found again."""
     photos, crops_each = reference.shape[:2]
     if photos < 3:
-        return 0, 0
+        return np.zeros(photos, bool), np.zeros(photos, bool)
     owner = np.repeat(np.arange(photos), crops_each)
     before, after = _similarities(reference, owner), _similarities(vectors, owner)
     ordered = np.sort(before, axis=1)
@@ -160,7 +159,7 @@ def nearest(reference: np.ndarray, vectors: np.ndarray) -> tuple[int, int]:
     agrees = before.argmax(axis=1) == after.argmax(axis=1)
     decided, agrees = decided.reshape(photos, crops_each), agrees.reshape(photos, crops_each)
     counted = decided.any(axis=1)
-    return int(counted.sum()), int((counted & (agrees | ~decided).all(axis=1)).sum())
+    return counted, counted & (agrees | ~decided).all(axis=1)
 
 
 def _similarities(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""Graph -> graph: passes, then int8. Runs in the exporting process; a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+
+from vitrail import store, tasks
+from vitrail.export import passes
+from vitrail.export.requests import QuantiseRequest, RewriteRequest
+from vitrail.images.decode import decode
+
+ONNX_FILE, MANIFEST = "model.onnx", "rewritten.json"
+ONE_FILE_LIMIT = 1_800 * 1024 * 1024
+CALIBRATION_CROPS = 1
+BATCH = 8
+
+
+def rewrite(request: RewriteRequest) -> dict[str, Any]:
+    """Apply what is asked for and write the new graph beside a manifest of what was done.
+
+    Where a pass finds nothing to do, nothing is written, and `nothing` names it.
+    """
+    begin = time.perf_counter()
+    model = onnx.load(Path(request.folder) / ONNX_FILE)
+    changed = passes.apply(model, request.passes, request.preprocess)
+    nothing = [name for name, places in changed.items() if not places]
+    if nothing:
+        return {"nothing": nothing}
+    facts: dict[str, Any] = {"places": changed}
+    if request.quantise is not None:
+        model, facts["int8"] = _quantised(model, request.quantise, request.threads)
+    facts["seconds"] = time.perf_counter() - begin
+    with store.atomic_folder(Path(request.target), overwrite=True) as folder:
+        large = model.ByteSize() > ONE_FILE_LIMIT
+        onnx.save(model, folder / ONNX_FILE, save_as_external_data=large, location=f"{ONNX_FILE}.data")
+        (folder / MANIFEST).write_bytes(msgspec.json.encode(facts))
+    return facts
+
+
+def _quantised(
+    model: onnx.ModelProto, request: QuantiseRequest, threads: int
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    from vitrail.export.passes import control, quantize
+
+    task = tasks.unpack(request.task)
+    inputs = [task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos]
+    found = quantize.quantize(model, inputs)
+    kept: list[str] = []
+    tried: list[tuple[int, float]] = []
+    if request.max_drop is not None:
+        drop = _drop(model, task, request, threads)
+        controlled = control.control(model, found, inputs, drop, request.max_drop)
+        found, kept, tried = controlled.model, list(controlled.kept), list(controlled.tried)
+    return found, {"photos": len(inputs), "kept": kept, "tried": tried}
+
+
+def _drop(
+    model: onnx.ModelProto, task: tasks.Task, request: QuantiseRequest, threads: int
+) -> Callable[[onnx.ModelProto], float]:
+    """What a graph loses against this one, in points: of top-1 where there are labels, else of the
+    probability that fp32 gives to its answer."""
+    from vitrail.tasks.classify import loss_per_photo
+
+    views = [task.views(decode(photo), 1) for photo in request.judged]
+    name = next(iter(views[0]))
+    images = np.concatenate([view[name] for view in views])
+    reference = outputs(model, name, images, threads)
+
+    def drop(graph: onnx.ModelProto) -> float:
+        scores = outputs(graph, name, images, threads)
+        if request.labels is None:
+            return float(loss_per_photo(reference[:, None], scores[:, None]).mean())
+        truth = np.asarray(request.labels)
+        right = [float((found.argmax(1) == truth).mean()) for found in (reference, scores)]
+        return 100.0 * (right[0] - right[1])
+
+    return drop
+
+
+def outputs(model: onnx.ModelProto, name: str, images: np.ndarray, threads: int) -> np.ndarray:
+    """The first output (n, ...) of a graph for images (n, ...), in ONNX Runtime."""
+    from vitrail.privacy import import_engine
+
+    ort = import_engine("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    parts = [images[begin : begin + BATCH] for begin in range(0, len(images), BATCH)]
+    return np.concatenate([session.run(None, {name: part})[0] for part in parts])
