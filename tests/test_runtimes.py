@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino as ov
 import pytest
 
 from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.export import work
+from vitrail.export.passes.quantize import quantize
 from vitrail.install import here
 from vitrail.runtimes import RUNTIMES, EngineMismatch
 from vitrail.runtimes.openvino import core
@@ -31,12 +35,26 @@ CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 def load(folder: Path, runtime: str, precision: str = "fp32", **changes):
     device = changes.pop("device", "cpu")
     threads, batch, size = (changes.pop(k, v) for k, v in (("threads", 2), ("batch", 2), ("size", SIZE)))
+    folder = quantised(folder) if precision == "int8" else folder
     folder = folder / runtime if RUNTIMES[runtime].builds else folder
     graph = graph_of(RUNTIMES[runtime].files[0], size)
     arguments = {"sizes": {"B": batch}, "threads": threads, **changes}
     return runtimes.load(
         folder, graph, Target(runtime=runtime, precision=precision, device=device), **arguments
     )
+
+
+@functools.cache
+def quantised(export: Path) -> Path:
+    """What int8 makes of an export, and what engines build of that."""
+    target = export.parent / "int8"
+    target.mkdir()
+    onnx.save(
+        quantize(onnx.load(export / "model.onnx"), [images(seed, 1) for seed in range(4)]),
+        target / "model.onnx",
+    )
+    work.build({"folder": str(target), "runtime": "openvino", "target": str(target / "openvino")})
+    return target
 
 
 def graph_of(entry: str, size: int = SIZE) -> Graph:

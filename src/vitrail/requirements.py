@@ -101,6 +101,9 @@ def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
 
 
 def _passes(value: object, name: str) -> tuple[str, ...]:
+    """Names, or `none`; records built in Python say that as ()."""
+    if value == ():
+        return ()
     names = _names(value, name)
     if "none" in names and len(names) > 1:
         raise InputError(f"{name}: none leaves graphs as they are: drop the others.")

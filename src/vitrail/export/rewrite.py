@@ -47,18 +47,12 @@ def rewrite(request: RewriteRequest) -> dict[str, Any]:
 def _quantised(
     model: onnx.ModelProto, request: QuantiseRequest, threads: int
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    from vitrail.export.passes import control, quantize
+    from vitrail.export.passes import quantize
 
     task = tasks.unpack(request.task)
     inputs = [task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos]
     found = quantize.quantize(model, inputs)
-    kept: list[str] = []
-    tried: list[tuple[int, float]] = []
-    if request.max_drop is not None:
-        drop = _drop(model, task, request, threads)
-        controlled = control.control(model, found, inputs, drop, request.max_drop)
-        found, kept, tried = controlled.model, list(controlled.kept), list(controlled.tried)
-    return found, {"photos": len(inputs), "kept": kept, "tried": tried}
+    return found, {"photos": len(inputs), "kept": [], "tried": []}
 
 
 def _drop(

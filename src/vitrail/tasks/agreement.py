@@ -19,7 +19,7 @@ MIN_DECIDED_PHOTOS = 8
 
 
 Agreement: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Reference and outputs (P photos, C crops, ...) -> (P,) which photos are decided, (P,) which of these agree."""
+"""Reference and outputs (P photos, C crops, ...) -> (P,) which photos are decided, and (P,) which agree."""
 
 ELSEWHERE: dict[str, tuple[float, float]] = {"bf16": (0.5, 300.0), "fp16": (0.5, 300.0), "int8": (1.0, 99.0)}
 """(changed, kept) decided photos of other models in this precision: what is assumed of one that is new, as if
