@@ -69,6 +69,7 @@ class ReplaySubject:
     offset: int = 0
     load_timeout_s: float = 120.0
     seen: Seen = field(default_factory=Seen)
+    rewriting: None = None
 
     @property
     def name(self) -> str:

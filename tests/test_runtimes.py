@@ -274,10 +274,10 @@ def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
         runtimes.load(
             tiny_export, graph_of("model.xml"), Target(runtime="tensorrt", precision="fp32"), **asked
         )
-    with pytest.raises(InputError, match="ONNX Runtime has no bf16 here: choose fp32"):
+    with pytest.raises(InputError, match="ONNX Runtime has no bf16 here: choose fp32 or int8"):
         load(tiny_export, "onnxruntime", "bf16")
-    with pytest.raises(InputError, match="OpenVINO has no int8 here: choose fp32 or bf16"):
-        load(tiny_export, "openvino", "int8")
+    with pytest.raises(InputError, match="OpenVINO has no fp16 here: choose fp32 or bf16 or int8"):
+        load(tiny_export, "openvino", "fp16")
     with pytest.raises(InputError, match="OpenVINO has no cuda here: choose cpu"):
         load(tiny_export, "openvino", device="cuda")
 
@@ -378,4 +378,24 @@ def test_a_graph_with_a_tensor_that_has_no_batch_is_not_divided(tiny_export):
             sizes={"B": 2},
             threads=2,
             settings={"images_per_request": "1"},
+        )
+
+
+def test_settings_reach_openvino(tiny_export):
+    runner = load(tiny_export, "openvino", settings={"NUM_STREAMS": "2"})
+    assert dict(runner.facts.details)["streams"] == "2"
+
+
+def test_a_file_says_by_itself_whether_it_is_int8(tiny_export):
+    graph, asked = graph_of("model.onnx"), {"sizes": {"B": 1}, "threads": 1}
+    with pytest.raises(EngineMismatch, match=r"asked for int8, and model\.onnx is fp32"):
+        runtimes.load(tiny_export, graph, Target(runtime="onnxruntime", precision="int8"), **asked)
+    with pytest.raises(EngineMismatch, match=r"asked for fp32, and model\.onnx is int8"):
+        runtimes.load(quantised(tiny_export), graph, Target(runtime="onnxruntime", precision="fp32"), **asked)
+    with pytest.raises(EngineMismatch, match="runs no operation in int8: quantise it again"):
+        runtimes.load(
+            tiny_export / "openvino",
+            graph_of("model.xml"),
+            Target(runtime="openvino", precision="int8"),
+            **asked,
         )

@@ -113,7 +113,7 @@ class Artifact:
         place = self.path / self.manifest.measurement
         try:
             document = msgspec.json.decode(place.read_bytes())
-            if self.manifest.schema_version < SCHEMA_VERSION:
+            if self.manifest.schema_version < 4:
                 document = upgraded_measurement(document)
             return msgspec.convert(document, Measurement)
         except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:

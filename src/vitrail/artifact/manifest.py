@@ -14,11 +14,12 @@ from vitrail.errors import InputError
 from vitrail.store import digest_of
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Schema 2 states every value that decides answers; 1 left out some, which then have their defaults.
 
 Schema 3 has `task` and `graphs` instead of one classifier's values. Schema 4 names stages and figures:
-`latency` for `request` and `model`, `quality` for `classification`. Older schemas can be read."""
+`latency` for `request` and `model`, `quality` for `classification`. Schema 5 says of which form pixels are
+that a graph takes. Older schemas can be read."""
 MANIFEST_FILE = "manifest.json"
 
 

@@ -43,6 +43,8 @@ SINCE_2 = {
 }
 """Values that the first manifests of schema 1 left out; a missing one means the default."""
 SINCE_3 = {("variant", "candidate", "task")}
+SINCE_5 = "pixels"
+"""A value of `Preprocess`; before, every graph took normalised pixels."""
 
 LARGEST = 1e15
 """Bound of any figure; nothing measured comes near it."""
@@ -63,8 +65,9 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
         prepared = ("task", "preprocess")
         needed = [("task", "name"), *needed]
     needed = [*((*prepared, field.name) for field in fields(Preprocess)), *needed]
+    older = type(version) is int and version < 5
     for path in needed:
-        if version == 1 and path in SINCE_2:
+        if (version == 1 and path in SINCE_2) or (older and path[-1] == SINCE_5):
             continue
         value: Any = document
         for name in path:

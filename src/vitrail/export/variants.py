@@ -11,6 +11,7 @@ from vitrail.export import passes
 from vitrail.export.passes import PASSES
 from vitrail.models.registry import MODELS
 from vitrail.runtimes import RUNTIMES
+from vitrail.runtimes.parts import IMAGES
 from vitrail.vocabulary import Candidate, Implementation, Precision, SearchSettings, Variant, Workload
 
 __all__ = ["Form", "at_size", "forms", "implementations", "missing_runtimes", "variants"]
@@ -104,11 +105,11 @@ def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tup
         )
     sets = [(), exact, *((name, *rest) for name in changing for rest in ((), exact))]
     found = [Form(passes=each) for each in dict.fromkeys(sets)]
-    if workload.batch_size > 1 and workload.threads != 1:
+    if workload.batch_size > 1:
         found += [
-            replace(form, runtime=name, settings=engine.parallel)
+            replace(form, runtime=name, settings=((IMAGES, "1"),))
             for name, engine in RUNTIMES.items()
-            if engine.parallel
+            if IMAGES in engine.settings
             for form in tuple(found)
         ]
     return tuple(found)

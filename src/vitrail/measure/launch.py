@@ -15,7 +15,7 @@ import psutil
 from vitrail.images.photos import PhotoSet
 from vitrail.measure.sandbox import Child
 from vitrail.tasks import Arrays, Task, pack, read_arrays
-from vitrail.vocabulary import Block, Export, Memory, RunnerFacts, Stage, Variant, Workload
+from vitrail.vocabulary import Block, Export, Memory, Rewriting, RunnerFacts, Stage, Variant, Workload
 
 MIB = 1024 * 1024
 LOAD_TIMEOUT_S = 120.0
@@ -57,6 +57,11 @@ class ExportSubject:
     def name(self) -> str:
         """The variant's name."""
         return self.variant.name
+
+    @property
+    def rewriting(self) -> Rewriting | None:
+        """What was done to the export's graph."""
+        return self.export.rewriting
 
     def launch(self, number: int) -> Launch:
         """Start a process, load the export and warm it up.

@@ -97,8 +97,6 @@ class Runtime:
     Others write files, or change the precision without the checks noticing."""
     sharing: tuple[tuple[str, str], ...] = ()
     """Settings with which waiting threads leave the cores to others, for many images at once."""
-    parallel: tuple[tuple[str, str], ...] = ()
-    """Settings with which a batch is divided among threads that work each by itself; () if it has none."""
     reference: bool = False
     """Measured and shown, never shipped."""
     named_only: bool = False

@@ -91,9 +91,11 @@ def build(onnx: Path, folder: Path) -> None:
     passes = import_engine("openvino.passes")
     # Not ov.convert_model: it folds too, but would send telemetry if OpenVINO was imported elsewhere first.
     model = core().read_model(onnx)
-    manager = passes.Manager()
-    manager.register_pass(passes.ConstantFolding())
-    manager.run_passes(model)
+    if not any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops()):
+        # In int8 it would turn the weights back into floating point.
+        manager = passes.Manager()
+        manager.register_pass(passes.ConstantFolding())
+        manager.run_passes(model)
     ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 

@@ -614,7 +614,7 @@ class Search:
             load_s=seen.load_s,
             warm_up_calls=seen.warm_up_calls,
             random_weights=not trial.at_hand,
-            rewriting=trial.subject.export.rewriting,
+            rewriting=trial.subject.rewriting,
             flags=(*outcome.flags, *trial.noise),
         )
         self.bench.record(trial.variant, trial.measurement)
