@@ -232,7 +232,7 @@ def test_doctor_names_what_is_missing_and_its_install_line(monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", version)
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert f"ONNX Runtime   not installed: {here('pip install vitrail')}" in text
+    assert re.search(rf"ONNX Runtime +not installed: {re.escape(here('pip install vitrail'))}", text)
     assert re.search(
         r"workbench: making new artifacts with `vitrail select` \((timm, torch|torch, timm)\)", text
     )

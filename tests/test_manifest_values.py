@@ -170,7 +170,12 @@ def test_a_key_that_stands_twice_is_refused(changed):
 @pytest.mark.parametrize("name", ["CACHE_DIR", "INFERENCE_PRECISION_HINT"])
 def test_engine_settings_that_write_or_decide_are_refused(changed, name):
     """OpenVINO's CACHE_DIR would write a file wherever the manifest says."""
-    target = changed(lambda d: d["variant"].update(settings=[[name, "x"]]))
+
+    def change(document):
+        document["variant"].update(settings=[[name, "x"]])
+        document["name"] += f" {name}=x"
+
+    target = changed(change)
     with pytest.raises(InputError, match=f"does not take the setting {name}"):
         predict.load(target)
 

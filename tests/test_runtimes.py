@@ -381,11 +381,6 @@ def test_a_graph_with_a_tensor_that_has_no_batch_is_not_divided(tiny_export):
         )
 
 
-def test_settings_reach_openvino(tiny_export):
-    runner = load(tiny_export, "openvino", settings={"NUM_STREAMS": "2"})
-    assert dict(runner.facts.details)["streams"] == "2"
-
-
 def test_a_file_says_by_itself_whether_it_is_int8(tiny_export):
     graph, asked = graph_of("model.onnx"), {"sizes": {"B": 1}, "threads": 1}
     with pytest.raises(EngineMismatch, match=r"asked for int8, and model\.onnx is fp32"):
