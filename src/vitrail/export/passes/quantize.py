@@ -74,7 +74,7 @@ def unsigned(quantised: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(quantised)
     graph = result.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    changed = set()
+    changed = set[str]()
     for node in graph.node:
         zero = (
             tensors.get(node.input[2]) if node.op_type == "QuantizeLinear" and len(node.input) > 2 else None
