@@ -43,6 +43,9 @@ TASKS: dict[str, str] = {
 UINT8 = "uint8"
 """The pass after which a graph takes pixels as they are decoded: the one pass that changes an input."""
 
+MERGE = "merge"
+"""The pass that merges tokens, with a number: the one pass that changes answers."""
+
 
 # --- what is needed -----------------------------------------------------------------------------
 
@@ -254,6 +257,11 @@ class Variant:
     def plain(self) -> Variant:
         """The variant without passes: its graph as it is exported, whose inputs the fp32 reference takes."""
         return replace(self, passes=())
+
+    @property
+    def exact(self) -> bool:
+        """Whether it computes the candidate's own function, but for rounding."""
+        return not any(name.startswith(f"{MERGE}=") for name in self.passes)
 
     def on(self, device: str) -> Target:
         """What its export is loaded for on a device."""

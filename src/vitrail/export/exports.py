@@ -139,12 +139,13 @@ class Exports:
                 folder=str(folder),
                 threads=self.threads,
                 task=variant.candidate.task,
+                passes=list(passes.of_module(variant.passes)),
                 compare=variant.candidate.trained_with is None,
                 own=self.own_file(variant),
             )
             folder.parent.mkdir(parents=True, exist_ok=True)
             with store.swept(folder.parent):
-                self.workshop.run("export", request, timeout_s=timeout_s, name="exporting")
+                _refuse_idle(self.workshop.run("export", request, timeout_s=timeout_s, name="exporting"))
 
         def left_s() -> float:
             return max(timeout_s - (time.monotonic() - begin), BUILD_LEAST_S)
@@ -160,7 +161,7 @@ class Exports:
         request = RewriteRequest(
             folder=str(base),
             target=str(target),
-            passes=list(variant.passes),
+            passes=self._graph_passes(variant),
             preprocess=variant.plain.preprocess,
             quantise=self._quantise(variant) if variant.precision == "int8" else None,
             threads=self.threads,
@@ -168,9 +169,7 @@ class Exports:
         target.parent.mkdir(exist_ok=True)
         with store.swept(target.parent):
             name = "quantising" if request.quantise else "rewriting"
-            made = self.workshop.run("rewrite", request, timeout_s=timeout_s, name=name)
-        if nothing := made.get("nothing"):
-            raise NothingToRewrite(f"{' and '.join(nothing)} has nothing to do in this graph")
+            _refuse_idle(self.workshop.run("rewrite", request, timeout_s=timeout_s, name=name))
         return target
 
     def _quantise(self, variant: Variant) -> QuantiseRequest:
@@ -189,11 +188,16 @@ class Exports:
             labels=labels,
         )
 
+    def _graph_passes(self, variant: Variant) -> list[str]:
+        before = passes.of_module(variant.passes)
+        return [name for name in variant.passes if name not in before]
+
     def rewrite_key(self, variant: Variant) -> dict[str, object]:
         """What decides how the variant's graph differs from its export; empty: it is the export's."""
-        if not variant.passes and variant.precision != "int8":
+        names = self._graph_passes(variant)
+        if not names and variant.precision != "int8":
             return {}
-        key: dict[str, object] = {"passes": list(variant.passes), "version": passes.VERSION}
+        key: dict[str, object] = {"passes": names, "version": passes.VERSION}
         if variant.precision == "int8":
             assert self.calibration is not None, "int8 needs photos to be calibrated on"
             judged = self.dataset.digest if self.dataset else None
@@ -205,7 +209,7 @@ class Exports:
         key = self.rewrite_key(variant)
         if not key:
             return base
-        names = [*variant.passes, *(["int8"] if variant.precision == "int8" else [])]
+        names = [*self._graph_passes(variant), *(["int8"] if variant.precision == "int8" else [])]
         return base / "rewritten" / f"{'-'.join(names)}-{store.digest_of(key)[:16]}"
 
     def _built(self, folder: Path, variant: Variant, timeout_s: float) -> Path:
@@ -297,6 +301,8 @@ class Exports:
         }
         if candidate.task != "classify":
             key["task"] = candidate.task
+        if changed := passes.of_module(variant.passes):
+            key["passes"] = list(changed)
         digest = store.digest_of(key)[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
 
@@ -313,6 +319,11 @@ class Exports:
         _, graph = self._own[candidate.name]
         engine = runtimes.version("onnxruntime")
         return store.digest_of({"file": sha256, "engine": engine, **msgspec.to_builtins(graph)})
+
+
+def _refuse_idle(made: dict[str, Any]) -> None:
+    if nothing := made.get("nothing"):
+        raise NothingToRewrite(f"{' and '.join(nothing)} has nothing to do in this graph")
 
 
 def _export_facts(folder: str | Path) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class ExportRequest(ModuleRequest, frozen=True, kw_only=True):
     folder: str
     task: str = "classify"
     """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features."""
+    passes: list[str] = msgspec.field(default_factory=list)
+    """Those that change the module."""
     compare: bool = True
     """Compare our module with timm's for the same weights."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from vitrail import store, tasks
+from vitrail.errors import VitrailError
 from vitrail.export import passes
 from vitrail.export.requests import QuantiseRequest, RewriteRequest
 from vitrail.images.decode import decode
@@ -19,7 +20,13 @@ from vitrail.images.decode import decode
 ONNX_FILE, MANIFEST = "model.onnx", "rewritten.json"
 ONE_FILE_LIMIT = 1_800 * 1024 * 1024
 CALIBRATION_CROPS = 1
+RANKED_ON = 16
+"""Photos on which accuracy control ranks the layers."""
 BATCH = 8
+
+
+class DropTooLarge(VitrailError):
+    """No number of layers in higher precision brings the loss within what is allowed."""
 
 
 def rewrite(request: RewriteRequest) -> dict[str, Any]:
@@ -47,12 +54,21 @@ def rewrite(request: RewriteRequest) -> dict[str, Any]:
 def _quantised(
     model: onnx.ModelProto, request: QuantiseRequest, threads: int
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    from vitrail.export.passes import quantize
+    from vitrail.export.passes import control, quantize
 
     task = tasks.unpack(request.task)
     inputs = [task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos]
     found = quantize.quantize(model, inputs)
-    return found, {"photos": len(inputs), "kept": [], "tried": []}
+    if request.max_drop is None:
+        return found, {"photos": len(inputs), "kept": [], "tried": []}
+    drop = _drop(model, task, request, threads)
+    held = control.control(model, found, inputs[:RANKED_ON], drop, request.max_drop)
+    if not held.holds:
+        raise DropTooLarge(
+            f"int8 loses {held.drop:.2g} points even with {len(held.kept)} layers in higher precision, "
+            f"{request.max_drop:g} allowed"
+        )
+    return held.model, {"photos": len(inputs), "kept": held.kept, "tried": held.tried}
 
 
 def _drop(

@@ -12,7 +12,7 @@ from vitrail.export.passes import PASSES
 from vitrail.models.registry import MODELS
 from vitrail.runtimes import RUNTIMES
 from vitrail.runtimes.parts import IMAGES
-from vitrail.vocabulary import Candidate, Implementation, Precision, SearchSettings, Variant, Workload
+from vitrail.vocabulary import MERGE, Candidate, Implementation, Precision, SearchSettings, Variant, Workload
 
 __all__ = ["Form", "at_size", "forms", "implementations", "missing_runtimes", "variants"]
 
@@ -95,10 +95,10 @@ def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tup
         InputError: an unknown pass, or one that changes answers where nothing measures how much.
     """
     asked = settings.passes
-    names = tuple(name for name, row in PASSES.items() if row.exact) if asked is None else asked
+    names = tuple(name for name in PASSES if name != MERGE) if asked is None else asked
     passes.check(names)
-    exact = tuple(name for name in names if passes.known(name).exact)
-    changing = [name for name in names if name not in exact]
+    changing = [name for name in names if name.partition("=")[0] == MERGE]
+    exact = tuple(name for name in names if name not in changing)
     if changing and not quality:
         raise InputError(
             f"--passes {changing[0]} changes answers: give labelled images (--data DIR) to measure how many."

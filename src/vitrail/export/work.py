@@ -37,7 +37,7 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     """Write one model's graph into a new folder, which appears whole or not at all."""
     import torch
 
-    from vitrail.export import eager, onnx
+    from vitrail.export import eager, onnx, passes
     from vitrail.weights.labels import labels
 
     request = msgspec.convert(payload, ExportRequest)
@@ -49,6 +49,11 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     model = eager.module(request, request.image_size, features=request.features)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
     width = eager.check(model, request, request.image_size, tolerance)
+    changed = passes.applied(model, request.passes)
+    if changed is None:
+        return {"nothing": request.passes}
+    if changed is not model:  # which tokens are merged is decided by comparing: rounding may merge others
+        tolerance = onnx.RANDOM_TOLERANCE
     facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": width}
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -57,8 +62,8 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
             preprocess, facts, lambda name: (folder / name).read_bytes()
         )
         graph = task.graph(ONNX_FILE)
-        onnx.write_onnx(model, graph, folder / ONNX_FILE)
-        difference = onnx.check(model, folder, graph, tolerance=tolerance)
+        onnx.write_onnx(changed, graph, folder / ONNX_FILE)
+        difference = onnx.check(changed, folder, graph, tolerance=tolerance)
         (folder / REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
         return _write_manifest(folder, request, begin, {"relative_difference": difference, **facts})
 

@@ -93,6 +93,8 @@ def accuracy(
     known = candidate.accuracy
     if known is None or variant.image_size != candidate.preprocess.image_size:
         return None
+    if not variant.exact:
+        return None  # it answers otherwise on purpose: only labelled images can say how well
     if variant.precision == "fp32":
         return known
     if parity is not None and parity.loss_bound is not None:
@@ -107,7 +109,7 @@ def accuracy(
 
 def accuracy_before_measuring(variant: Variant, *, allowance: float = ALLOWANCE_POINTS) -> Accuracy | None:
     """The most a variant may reach that has seen no photo yet: an upper bound, not evidence."""
-    return accuracy(variant, None, at_hand=False, allowance=allowance)
+    return accuracy(replace(variant, passes=()), None, at_hand=False, allowance=allowance)
 
 
 def as_if_at_hand(observation: Observation) -> Observation:

@@ -19,6 +19,9 @@ PROCESS_MIB = 24.0
 MIB = 1024 * 1024
 WEIGHT_BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
 
+LEFT_BY_MERGING = 0.25
+"""Share of the arithmetic that merging tokens leaves at the least that makes sense: no prediction."""
+
 Peaks = Mapping[str, Mapping[str, float]]
 """GFLOP/s by runtime and precision."""
 
@@ -34,7 +37,8 @@ def accuracy_bound(variant: Variant) -> float | None:
 def macs(variant: Variant) -> float:
     """Multiply-accumulates of one image at the variant's size; scaled by area away from the table's size."""
     candidate = variant.candidate
-    return candidate.macs * (variant.image_size / candidate.preprocess.image_size) ** 2
+    scale = (variant.image_size / candidate.preprocess.image_size) ** 2
+    return candidate.macs * scale * (1.0 if variant.exact else LEFT_BY_MERGING)
 
 
 def floor_ms(variant: Variant, workload: Workload, peaks: Peaks) -> float | None:

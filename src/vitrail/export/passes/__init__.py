@@ -1,10 +1,15 @@
-"""What may be done to an exported graph before engines build their files from it: one table, one file a pass.
+"""What may be done to a model on its way to the engines: one table, one file a pass.
 
 Adding a pass is one new file and one line in `PASSES`. The file has a function
 
     apply(model: onnx.ModelProto, preprocess: Preprocess) -> int
 
-that rewrites the graph in place and returns the number of places it rewrote: 0 if there is nothing to do.
+that rewrites the exported graph in place and returns the number of places it rewrote: 0 if there is nothing
+to do. Where `of_module` is set, it has
+
+    apply(model: nn.Module, number: int) -> nn.Module | None
+
+instead, which is called before the export; None if there is nothing to do.
 Exact passes compute the same function to fp32's tight parity. An approximate one changes the answers, and is
 tried only where it is asked for by name and the accuracy of what comes out is measured.
 
@@ -19,12 +24,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitrail.errors import InputError
-from vitrail.vocabulary import Preprocess
+from vitrail.vocabulary import MERGE, Preprocess
 
 if TYPE_CHECKING:
     import onnx
+    from torch import nn
 
-__all__ = ["PASSES", "VERSION", "Pass", "apply", "check", "exact", "known"]
+__all__ = ["PASSES", "VERSION", "Pass", "applied", "apply", "check", "known", "of_module"]
 
 VERSION = 1
 """Part of the key of all that passes make: raise it when one of them gives other graphs."""
@@ -38,12 +44,20 @@ class Pass:
     """What it does, in words."""
     code: str
     """The module that has `apply`, imported only when the pass is used."""
-    exact: bool = True
+    of_module: bool = False
+    """It changes the module before it is exported, instead of the graph afterwards."""
     argument: str = ""
     """What the number after `=` counts; "": the name stands alone."""
 
 
-PASSES: dict[str, Pass] = {}
+PASSES: dict[str, Pass] = {
+    MERGE: Pass(
+        label="tokens that are alike become one, after each block of a plain ViT",
+        code="vitrail.export.passes.merge",
+        of_module=True,
+        argument="tokens after each block",
+    ),
+}
 """In the order in which they are applied."""
 
 
@@ -69,13 +83,13 @@ def check(names: Iterable[str]) -> None:
         known(name)
 
 
-def exact(names: Iterable[str]) -> bool:
-    """Whether all passes compute the same function."""
-    return all(known(name).exact for name in names)
+def of_module(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that change the module before it is exported."""
+    return tuple(name for name in names if known(name).of_module)
 
 
 def apply(model: onnx.ModelProto, names: Iterable[str], preprocess: Preprocess) -> dict[str, int]:
-    """Apply passes in place, in the table's order; how many places each of them rewrote.
+    """Apply the graph's passes in place, in the table's order; how many places each of them rewrote.
 
     Args:
         preprocess: how images become the graph's input, before any pass.
@@ -83,5 +97,15 @@ def apply(model: onnx.ModelProto, names: Iterable[str], preprocess: Preprocess) 
     order = {name: place for place, name in enumerate(PASSES)}
     changed = {}
     for name in sorted(names, key=lambda each: order[each.partition("=")[0]]):
-        changed[name] = int(importlib.import_module(known(name).code).apply(model, preprocess))
+        if not (row := known(name)).of_module:
+            changed[name] = int(importlib.import_module(row.code).apply(model, preprocess))
     return changed
+
+
+def applied(model: nn.Module, names: Iterable[str]) -> nn.Module | None:
+    """The module after the passes that change it; None if one of them has nothing to do."""
+    found: nn.Module | None = model
+    for name in of_module(names):
+        number = int(name.partition("=")[2])
+        found = importlib.import_module(known(name).code).apply(found, number) if found is not None else None
+    return found
