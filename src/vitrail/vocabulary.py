@@ -571,6 +571,8 @@ class Observation:
     parity: Parity | None = None
     quality: Quality | None = None
     facts: RunnerFacts | None = None
+    rewriting: Rewriting | None = None
+    """What passes and int8 did to the graph; None: nothing."""
     measurement: Measurement | None = None
     confirmed: bool = True
     """False: a live search screened it but spent no finals on it, so it cannot win."""

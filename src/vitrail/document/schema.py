@@ -92,6 +92,7 @@ class VariantDoc(msgspec.Struct, kw_only=True):
     parity: v.Parity | None = None
     quality: Annotated[v.Quality | None, _on("on the validation split of the labelled images")] = None
     engine: v.RunnerFacts | None = None
+    rewriting: Annotated[v.Rewriting | None, _on("what passes and int8 did to the exported graph")] = None
     environment: v.Environment | None = None
     measured: MeasuredDoc | None = None
     random_weights: Annotated[bool, _on("timed with random weights; cannot win")] = False

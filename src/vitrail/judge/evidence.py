@@ -62,6 +62,7 @@ def observe(
         parity=measurement.parity,
         quality=measurement.quality,
         facts=measurement.facts,
+        rewriting=measurement.rewriting,
         measurement=measurement,
         weights_at_hand=at_hand,
         flags=measurement.flags,

@@ -14,6 +14,7 @@ from vitrail.report.decision import decision, notes
 from vitrail.report.scene import look, off_the_axes
 from vitrail.report.setting import setting
 from vitrail.report.typeset import options_as_code, spelled
+from vitrail.report.worst import worst_photo
 from vitrail.vocabulary import Accuracy, LatencyFigures, LedgerEntry, Selection, Verdict
 from vitrail.words import counted
 
@@ -66,6 +67,7 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         decision=decision(selection),
         notes=notes(selection),
         tiles=chosen.tiles(selection),
+        worst=worst_photo(selection),
         use=again.use(artifact, selection.task) if artifact else None,
         figure=figure.both(selection),
         legend=figure.legend(selection),
@@ -160,6 +162,10 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
         agree = f"{p.agreeing} of {p.decided} decided photos agree ({counted(p.photos, 'photo')})"
         loss = "" if p.loss is None else f", loss {p.loss:.2g} points"
         found.append(("parity", f"{p.answer}: {numbers}, {agree}{loss}. {p.reason}"))
+        if p.worst:
+            found.append(("differs most on", p.worst))
+    if seen.rewriting is not None:
+        found += phrases.rewritten(seen.rewriting)
     facts = seen.facts or (seen.measurement.facts if seen.measurement else None)
     if facts is not None:
         specs = [spec for graph in facts.graphs for spec in graph.inputs]

@@ -14,6 +14,7 @@ from vitrail.vocabulary import (
     LedgerEntry,
     Quality,
     Requirements,
+    Rewriting,
     Selection,
     Verdict,
     Workload,
@@ -355,3 +356,19 @@ def _why_not_measured(pruned: str | None) -> str:
     again = pruned.removeprefix("never measured: ")
     kind = again.partition(" (" if again != pruned else ":")[0]
     return f"{'never' if again != pruned else 'not'} measured: {_RULED_OUT.get(kind, kind)}"
+
+
+def rewritten(what: Rewriting) -> list[tuple[str, str]]:
+    """What was done to a graph, as (name, text)."""
+    found = []
+    if what.places:
+        places = ", ".join(f"{name} ({counted(count, 'place')})" for name, count in what.places)
+        found.append(("passes", places))
+    if what.calibration is not None:
+        said = f"calibrated on {counted(what.calibration_photos, 'photo')}, {what.calibrated_on}"
+        if what.tried:
+            tried = ", ".join(f"{layers}: {drop:.2g}" for layers, drop in what.tried)
+            kept = counted(len(what.kept), "layer")
+            said += f"; {kept} kept in higher precision (points lost with so many: {tried})"
+        found.append(("int8", said))
+    return found
