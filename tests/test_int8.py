@@ -1,0 +1,222 @@
+"""int8 on the road: which photos calibrate it, what is made of a graph and kept, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from vitrail import catalog, data, tasks
+from vitrail.errors import InputError
+from vitrail.export import passes, rewrite
+from vitrail.export.calibration import LEAST_PHOTOS, MOST_PHOTOS, Calibration, calibration
+from vitrail.export.exports import Exports
+from vitrail.export.passes.quantize import quantised_nodes
+from vitrail.export.requests import QuantiseRequest, RewriteRequest
+from vitrail.export.variants import Form, forms, variants
+from vitrail.images.photos import digest_of, photo_folder, sample_photos
+from vitrail.tasks.classify import Classify
+from vitrail.vocabulary import Preprocess, SearchSettings, Workload
+from vitrail.weights.find import WeightsFinder
+
+# --- which photos calibrate -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(name: str, count: int, seed: int = 0):
+        place = tmp_path / name
+        place.mkdir()
+        rng = np.random.default_rng(seed)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{seed}-{i:03}.png")
+        return place
+
+    return make
+
+
+def test_a_quarter_of_the_photos_calibrates_and_judges_nothing(folder):
+    photos = photo_folder(place := folder("images", 44))
+    found, left = calibration(None, str(place), None, photos)
+    assert isinstance(found, Calibration)
+    assert len(found.photos) == 11
+    assert set(found.photos).isdisjoint(left.paths)
+    assert set(found.photos) | set(left.paths) == set(photos.paths)
+    assert left.digest == digest_of(left.paths) != photos.digest
+    assert found.digest == digest_of(found.photos)
+    assert "11 of them calibrate int8 and judge nothing" in left.evidence
+    assert calibration(None, str(place), None, photos) == (found, left), "the same photos each time"
+
+
+def test_too_few_photos_leave_int8_out_and_say_how_many_it_needs(folder):
+    photos = photo_folder(place := folder("images", 39))
+    found, left = calibration(None, str(place), None, photos)
+    assert found == f"int8 needs 40 photos, of which a part calibrates it: {place} has 39 photos"
+    assert left is photos
+    samples = sample_photos()
+    found, left = calibration(None, None, None, samples)
+    assert found == "int8 needs photos to be calibrated on: give --images, --data or --calibration"
+    assert left is samples
+
+
+def test_a_folder_of_its_own_leaves_all_others_to_judge(folder):
+    photos = photo_folder(folder("images", 12))
+    found, left = calibration(str(folder("other", LEAST_PHOTOS, seed=1)), "images", None, photos)
+    assert isinstance(found, Calibration)
+    assert len(found.photos) == LEAST_PHOTOS
+    assert left is photos
+    many, _ = calibration(str(folder("many", MOST_PHOTOS + 20, seed=2)), None, None, photos)
+    assert isinstance(many, Calibration)
+    assert len(many.photos) == MOST_PHOTOS
+
+
+def test_a_folder_that_shares_photos_with_the_judging_ones_is_refused(folder):
+    photos = photo_folder(place := folder("images", 12))
+    other = folder("other", LEAST_PHOTOS, seed=1)
+    (other / "renamed.png").write_bytes((place / "0-003.png").read_bytes())
+    with pytest.raises(
+        InputError, match=r"1 photo of --calibration .* would also judge \(renamed\.png is .*3\.png"
+    ):
+        calibration(str(other), str(place), None, photos)
+    few = folder("few", LEAST_PHOTOS - 1, seed=3)
+    with pytest.raises(
+        InputError, match=rf"int8 needs {LEAST_PHOTOS} photos.*; give a folder with more photos"
+    ):
+        calibration(str(few), str(place), None, photos)
+
+
+def test_labelled_images_calibrate_with_their_training_split(coloured, tmp_path):
+    dataset = data.load(coloured)
+    validation = [example.path for example in dataset.of("validation")]
+    photos = dataclasses.replace(sample_photos(), paths=tuple(validation))
+    found, left = calibration(None, None, dataset, photos)
+    train = {example.path for example in dataset.of("train")}
+    assert isinstance(found, Calibration)
+    assert set(found.photos) <= train
+    assert left is photos
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for number, example in enumerate([*dataset.of("train")[:12], dataset.of("test")[0]]):
+        (copy / f"{number}.png").write_bytes(Path(example.path).read_bytes())
+    with pytest.raises(InputError, match="1 photo of --calibration"):
+        calibration(str(copy), None, dataset, photos)
+
+
+# --- the forms of a graph -------------------------------------------------------------------------
+
+
+def test_passes_that_change_answers_need_their_name_and_labelled_images():
+    plain = SearchSettings()
+    named = SearchSettings(passes=("merge=8",))
+    usual = forms(plain, Workload(), quality=True)
+    assert not any(name.startswith("merge") for form in usual for name in form.passes)
+    with pytest.raises(
+        InputError, match=r"--passes merge=8 changes answers: give labelled images \(--data DIR\)"
+    ):
+        forms(named, Workload(), quality=False)
+    assert forms(named, Workload(), quality=True) == (Form(), Form(passes=("merge=8",)))
+    assert forms(SearchSettings(passes=()), Workload(), quality=False) == (Form(),)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("merge", "write merge=N, N tokens after each block"),
+        ("merge=x", "write merge=N"),
+        ("merge=-1", "write merge=N"),
+        ("fuse", "Unknown pass 'fuse': choose of "),
+        ("", "Unknown pass ''"),
+    ],
+)
+def test_names_of_passes(name, message):
+    with pytest.raises(InputError, match=message):
+        passes.check([name])
+
+
+def test_batches_may_go_in_several_requests_and_int8_needs_calibration():
+    workload = Workload(batch_size=8, threads=2)
+    candidates = catalog.find(("tf_efficientnet_lite0*",))[:1]
+    settings = SearchSettings(passes=())
+    wide = forms(settings, workload, quality=False)
+    found = variants(candidates, workload, settings, int8=True, forms=wide)
+    names = [variant.name for variant in found]
+    assert len(set(names)) == len(names)
+    assert any(name.endswith("openvino int8 images_per_request=1") for name in names)
+    assert any(name.endswith("onnxruntime int8") for name in names)
+    assert not any("int8" in variant.name for variant in variants(candidates, workload, settings, forms=wide))
+
+
+# --- what is made of a graph ----------------------------------------------------------------------
+
+
+def asked(tiny_export, coloured, target, **changes) -> RewriteRequest:
+    labels = (tiny_export / "labels.txt").read_text(encoding="utf-8").splitlines()
+    task = Classify(preprocess=Preprocess(image_size=64), labels=tuple(labels))
+    photos = sorted(str(path) for path in coloured.rglob("*.png"))
+    quantise = QuantiseRequest(task=tasks.pack(task), photos=photos[:12], judged=photos[12:20], **changes)
+    return RewriteRequest(
+        folder=str(tiny_export),
+        target=str(target),
+        passes=[],
+        preprocess=task.preprocess,
+        quantise=quantise,
+        threads=1,
+    )
+
+
+@pytest.mark.slow
+def test_a_graph_becomes_int8_and_says_what_was_done(tiny_export, coloured, tmp_path):
+    facts = rewrite.rewrite(asked(tiny_export, coloured, tmp_path / "int8"))
+    written = msgspec.json.decode((tmp_path / "int8" / rewrite.MANIFEST).read_bytes())
+    assert written == facts | {"int8": {"photos": 12, "kept": [], "tried": []}}
+    model = onnx.load(tmp_path / "int8" / rewrite.ONNX_FILE)
+    assert quantised_nodes(model)
+    assert [value.name for value in model.graph.input] == ["images"]
+    assert [value.name for value in model.graph.output] == ["scores"]
+
+
+@pytest.mark.slow
+def test_control_keeps_layers_until_the_drop_holds(tiny_export, coloured, tmp_path):
+    loose = rewrite.rewrite(asked(tiny_export, coloured, tmp_path / "loose", max_drop=100.0))
+    assert loose["int8"]["kept"] in ([], ())
+    ((layers, worst),) = loose["int8"]["tried"]
+    assert layers == 0
+    if worst == 0:
+        pytest.skip("this model loses nothing in int8")
+    tight = rewrite.rewrite(asked(tiny_export, coloured, tmp_path / "tight", max_drop=worst / 2))
+    kept, tried = tight["int8"]["kept"], dict(tight["int8"]["tried"])
+    assert kept
+    assert tried[len(kept)] <= worst / 2 < tried[0] == worst
+    model = onnx.load(tmp_path / "tight" / rewrite.ONNX_FILE)
+    assert set(kept).isdisjoint(quantised_nodes(model))
+
+
+@pytest.mark.slow
+def test_a_drop_that_no_layer_brings_down_is_said_and_nothing_is_written(tiny_export, coloured, tmp_path):
+    request = asked(tiny_export, coloured, tmp_path / "none", max_drop=-1.0)
+    with pytest.raises(rewrite.DropTooLarge, match=r"int8 loses .* points even with .* -1 allowed"):
+        rewrite.rewrite(request)
+    assert not (tmp_path / "none").exists()
+
+
+def test_other_photos_make_another_export(tmp_path):
+    candidate = catalog.find(("tf_efficientnet_lite0*",))[0]
+    finder = WeightsFinder(offline=True)
+
+    def key(digest: str, max_drop: float | None = None, precision: str = "int8"):
+        found = Calibration(photos=("a.jpg",), digest=digest, source="a folder")
+        exports = Exports(finder, 1, calibration=found, max_drop=max_drop)
+        settings = SearchSettings(precisions=(precision,), runtimes=("openvino",))
+        (variant,) = variants([candidate], Workload(), settings, int8=True)
+        return exports.rewrite_key(variant)
+
+    keys = [key("one"), key("two"), key("one", 0.5), key("one", 1.0)]
+    assert len({msgspec.json.encode(each) for each in keys}) == 4
+    assert key("one") == keys[0]
+    assert key("one", precision="fp32") == {}
