@@ -119,6 +119,19 @@ def test_nodes_without_names_are_quantised_too() -> None:
     assert len(quantised_nodes(quantize(model, photos((3, 8, 8))))) == 4
 
 
+def test_a_bias_that_others_read_changes_for_none_of_them() -> None:
+    model = convolutions()
+    for node in model.graph.node:
+        if node.name in ("stem", "depthwise"):
+            node.input[2] = "b0"
+    quantised = quantize(model, photos((3, 8, 8)))
+    found = constants(quantised)
+    biases = [node.input[2] for node in quantised.graph.node if node.name in ("stem", "depthwise")]
+    assert len({found[name].tobytes() for name in biases}) == 2
+    images = weights(50, 3, 3, 8, 8)
+    assert relative(run(quantised, images), run(model, images)) < 0.1
+
+
 def test_the_same_photos_give_the_same_bytes_and_leave_no_trace(capfd) -> None:
     logger_class = logging.getLoggerClass()
     first, second = (quantize(attention(), photos((6, WIDTH))).SerializeToString() for _ in range(2))

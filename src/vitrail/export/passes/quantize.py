@@ -7,6 +7,7 @@ int8 where both factors come from a DequantizeLinear.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partialmethod
@@ -21,6 +22,7 @@ from vitrail.privacy import import_engine
 __all__ = ["quantised_nodes", "quantize", "unsigned"]
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 ATTENTION = frozenset({"Attention", "MultiHeadAttention", "Softmax"})
 MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """They move numbers and compute none: what a DequantizeLinear gave is still that behind them."""
@@ -118,6 +120,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _name_nodes(copy.graph)
+    _own_biases(copy.graph)
     _keep_dimensions(copy)
     _know_attention(copy.graph)
     return copy
@@ -131,6 +134,19 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             while node.name in names:
                 node.name += "_"
             names.add(node.name)
+
+
+def _own_biases(graph: onnx.GraphProto) -> None:
+    """Give each layer a bias of its own: bias correction changes it, and would change what else reads it."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        bias = node.input[2] if node.op_type in BIASED and len(node.input) > 2 else ""
+        if bias in tensors and uses[bias] > 1:
+            node.input[2] = f"{bias}/{node.name}"
+            own = graph.initializer.add()
+            own.CopyFrom(tensors[bias])
+            own.name = node.input[2]
 
 
 def _keep_dimensions(model: onnx.ModelProto) -> None:
