@@ -41,7 +41,7 @@ BUILD_LEAST_S = 5.0
 
 
 class NothingToRewrite(VitrailError):
-    """A pass has nothing to do in this graph: the variant would be the same as one without it."""
+    """Passes have nothing to do in this graph: the variant would be the same as one without them."""
 
 
 class Exports:
@@ -124,7 +124,7 @@ class Exports:
         """The variant's export, made now unless it is kept from before.
 
         Raises:
-            NothingToRewrite: one of its passes has nothing to do.
+            NothingToRewrite: its passes have nothing to do.
             ChildFailure: exporting failed, crashed, hung or outgrew its memory.
         """
         begin, folder = time.monotonic(), self._export_folder(variant)
@@ -323,7 +323,7 @@ class Exports:
 
 def _refuse_idle(made: dict[str, Any]) -> None:
     if nothing := made.get("nothing"):
-        raise NothingToRewrite(f"{' and '.join(nothing)} has nothing to do in this graph")
+        raise NothingToRewrite(f"nothing to do in this graph: {', '.join(nothing)}")
 
 
 def _export_facts(folder: str | Path) -> dict[str, Any]:

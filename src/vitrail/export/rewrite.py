@@ -32,13 +32,13 @@ class DropTooLarge(VitrailError):
 def rewrite(request: RewriteRequest) -> dict[str, Any]:
     """Apply what is asked for and write the new graph beside a manifest of what was done.
 
-    Where a pass finds nothing to do, nothing is written, and `nothing` names it.
+    Where passes find nothing to do at all, nothing is written, and `nothing` names them.
     """
     begin = time.perf_counter()
     model = onnx.load(Path(request.folder) / ONNX_FILE)
     changed = passes.apply(model, request.passes, request.preprocess)
     nothing = [name for name, places in changed.items() if not places]
-    if nothing:
+    if nothing and len(nothing) == len(changed):
         return {"nothing": nothing}
     facts: dict[str, Any] = {"places": changed}
     if request.quantise is not None:

@@ -62,14 +62,14 @@ def variants(
         )
         install = "`vitrail doctor` says what to install"
         raise InputError(f"No installed runtime offers {asked}: {offers or install}.")
-    found = tuple(
+    found = (
         Variant(
             candidate=candidate,
             image_size=workload.image_size or candidate.preprocess.image_size,
             implementation=implementation,
             runtime=runtime,
             precision=precision,
-            passes=form.passes,
+            passes=tuple(name for name in form.passes if passes.known(name).helps(runtime, precision)),
             settings=form.settings,
         )
         for candidate in candidates
@@ -78,11 +78,12 @@ def variants(
         for form in forms
         if form.runtime in ("", runtime)
     )
-    if not found and "onnx" in settings.implementations:
+    unlike = tuple(dict.fromkeys(found))
+    if not unlike and "onnx" in settings.implementations:
         raise InputError("Only a file given with --onnx runs its own graph: give one, or name timm too.")
-    if not found and settings.implementations == ("vitrail",):
+    if not unlike and settings.implementations == ("vitrail",):
         raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
-    return found
+    return unlike
 
 
 def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tuple[Form, ...]:
@@ -103,7 +104,8 @@ def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tup
         raise InputError(
             f"--passes {changing[0]} changes answers: give labelled images (--data DIR) to measure how many."
         )
-    sets = [(), exact, *((name, *rest) for name in changing for rest in ((), exact))]
+    steady = tuple(name for name in exact if not passes.known(name).sometimes)
+    sets = [(), steady, exact, *((name, *rest) for name in changing for rest in ((), exact))]
     found = [Form(passes=each) for each in dict.fromkeys(sets)]
     if workload.batch_size > 1:
         found += [

@@ -46,8 +46,20 @@ class Pass:
     """The module that has `apply`, imported only when the pass is used."""
     of_module: bool = False
     """It changes the module before it is exported, instead of the graph afterwards."""
+    sometimes: bool = False
+    """It pays on some graphs and costs on others, so graphs are tried without it as well."""
     argument: str = ""
     """What the number after `=` counts; "": the name stands alone."""
+    runtimes: tuple[str, ...] = ()
+    """The engines that it helps; (): all."""
+    precisions: tuple[str, ...] = ()
+    """The precisions that it helps; (): all."""
+
+    def helps(self, runtime: str, precision: str) -> bool:
+        """Whether there is a point in trying it."""
+        return (not self.runtimes or runtime in self.runtimes) and (
+            not self.precisions or precision in self.precisions
+        )
 
 
 PASSES: dict[str, Pass] = {
@@ -56,6 +68,15 @@ PASSES: dict[str, Pass] = {
         code="vitrail.export.passes.merge",
         of_module=True,
         argument="tokens after each block",
+    ),
+    "uint8": Pass(label="takes pixels as they are decoded", code="vitrail.export.passes.uint8"),
+    "branches": Pass(label="parallel convolutions become one", code="vitrail.export.passes.branches"),
+    "gelu": Pass(
+        label="GELU apart from its linear layer",
+        code="vitrail.export.passes.gelu",
+        sometimes=True,
+        runtimes=("openvino",),
+        precisions=("fp32",),
     ),
 }
 """In the order in which they are applied."""

@@ -74,7 +74,11 @@ def _foldable(editor: Editor, node: onnx.NodeProto, image: str) -> bool:
     """A convolution over all three colours with weights at hand, or one that only asks for the shape."""
     if node.op_type == "Shape":
         return True
-    if node.op_type != "Conv" or node.input[0] != image or attributes(node).get("auto_pad", b"") != b"NOTSET":
+    if (
+        node.op_type != "Conv"
+        or node.input[0] != image
+        or attributes(node).get("auto_pad", b"NOTSET") != b"NOTSET"
+    ):
         return False
     weights = [editor.constant(name) for name in node.input[1:]]
     return attributes(node).get("group", 1) == 1 and all(each is not None for each in weights)
