@@ -15,12 +15,15 @@ import torch
 from onnx import helper, numpy_helper, parser
 from torch import nn
 
-from vitrail.export import passes
+from vitrail import catalog
+from vitrail.export import passes, rewrite
 from vitrail.export.onnx import write_onnx
+from vitrail.export.requests import RewriteRequest
+from vitrail.export.variants import forms, variants
 from vitrail.images.decode import decode
 from vitrail.images.photos import sample_photos
 from vitrail.images.preprocess import prepare_batch
-from vitrail.vocabulary import Graph, Preprocess, TensorSpec
+from vitrail.vocabulary import Graph, Preprocess, SearchSettings, TensorSpec, Workload
 
 SIZE = 32
 PREPROCESS = Preprocess(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -352,3 +355,44 @@ def test_a_trained_model_gives_photos_the_same_classes(tmp_path):
     found = run(changed, prepare_batch(photos, replace(preprocess, pixels="uint8")))
     assert (found.argmax(1) == expected.argmax(1)).all()
     assert error(found, expected) < 1e-5
+
+
+# --- what is tried --------------------------------------------------------------------------------
+
+
+def test_each_engine_and_precision_tries_the_passes_that_help_it_once():
+    settings = SearchSettings(implementations=("timm",))
+    found = variants(
+        catalog.find(("resnet18*",))[:1],
+        Workload(),
+        settings,
+        forms=forms(settings, Workload(), quality=False),
+    )
+    tried = {}
+    for variant in found:
+        tried.setdefault((variant.runtime, variant.precision), []).append(variant.passes)
+    steady = ("uint8", "branches")
+    assert tried[("openvino", "fp32")] == [(), steady, (*steady, "gelu")]
+    assert tried[("openvino", "bf16")] == tried[("onnxruntime", "fp32")] == [(), steady]
+
+
+@pytest.mark.parametrize(
+    ("names", "places"), [(["branches"], None), (["uint8", "branches"], {"uint8": 1, "branches": 0})]
+)
+def test_a_graph_is_written_where_any_pass_had_something_to_do(tmp_path, names, places):
+    onnx.save(toy(*CONVOLUTIONS["padded"]), tmp_path / "model.onnx")
+    request = RewriteRequest(
+        folder=str(tmp_path),
+        target=str(tmp_path / "new"),
+        preprocess=PREPROCESS,
+        passes=names,
+        quantise=None,
+        threads=1,
+    )
+    made = rewrite.rewrite(request)
+    if places is None:
+        assert made == {"nothing": names}
+        assert not (tmp_path / "new").exists()
+    else:
+        assert made["places"] == places
+        assert (tmp_path / "new" / "model.onnx").exists()
