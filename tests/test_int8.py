@@ -11,9 +11,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from vitrail import catalog, data, tasks
+from vitrail import catalog, data, runtimes, tasks
 from vitrail.errors import InputError
-from vitrail.export import passes, rewrite
+from vitrail.export import passes, rewrite, work
 from vitrail.export.calibration import LEAST_PHOTOS, MOST_PHOTOS, Calibration, calibration
 from vitrail.export.exports import Exports
 from vitrail.export.passes.quantize import quantised_nodes
@@ -21,7 +21,7 @@ from vitrail.export.requests import QuantiseRequest, RewriteRequest
 from vitrail.export.variants import Form, forms, variants
 from vitrail.images.photos import digest_of, photo_folder, sample_photos
 from vitrail.tasks.classify import Classify
-from vitrail.vocabulary import Preprocess, SearchSettings, Workload
+from vitrail.vocabulary import Preprocess, SearchSettings, Target, Workload
 from vitrail.weights.find import WeightsFinder
 
 # --- which photos calibrate -----------------------------------------------------------------------
@@ -122,6 +122,13 @@ def test_passes_that_change_answers_need_their_name_and_labelled_images():
         forms(named, Workload(), quality=False)
     assert forms(named, Workload(), quality=True) == (Form(), Form(passes=("merge=8",)))
     assert forms(SearchSettings(passes=()), Workload(), quality=False) == (Form(),)
+    sized = forms(SearchSettings(passes=("size=160",)), Workload(), quality=True)
+    assert sized == (Form(), Form(image_size=160))
+    candidates = catalog.find(("tf_efficientnet_lite0*",))[:1]
+    found = variants(candidates, Workload(), SearchSettings(runtimes=("openvino",)), forms=sized)
+    assert {variant.image_size for variant in found} == {224, 160}
+    with pytest.raises(InputError, match="--passes size is 9000: give 1 to 8192"):
+        forms(SearchSettings(passes=("size=9000",)), Workload(), quality=True)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +137,7 @@ def test_passes_that_change_answers_need_their_name_and_labelled_images():
         ("merge", "write merge=N, N tokens after each block"),
         ("merge=x", "write merge=N"),
         ("merge=-1", "write merge=N"),
+        ("merge=0", "write merge=N"),
         ("fuse", "Unknown pass 'fuse': choose of "),
         ("", "Unknown pass ''"),
     ],
@@ -179,6 +187,16 @@ def test_a_graph_becomes_int8_and_says_what_was_done(tiny_export, coloured, tmp_
     assert quantised_nodes(model)
     assert [value.name for value in model.graph.input] == ["images"]
     assert [value.name for value in model.graph.output] == ["scores"]
+    paths = {"folder": str(tmp_path / "int8"), "target": str(tmp_path / "unsigned")}
+    work.build({**paths, "runtime": "onnxruntime", "unsigned": True})
+    target = Target(runtime="onnxruntime", precision="int8")
+    graph = Classify(preprocess=Preprocess(image_size=64), labels=("x",) * 10).graph("model.onnx")
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32)
+    signed, unsigned = (
+        runtimes.load(Path(path), graph, target, sizes={"B": 2}, threads=1).run({"images": images})["scores"]
+        for path in paths.values()
+    )
+    assert np.abs(signed - unsigned).max() < 0.05 * np.abs(signed).max()
 
 
 @pytest.mark.slow

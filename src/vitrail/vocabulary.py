@@ -44,7 +44,10 @@ UINT8 = "uint8"
 """The pass after which a graph takes pixels as they are decoded: the one pass that changes an input."""
 
 MERGE = "merge"
-"""The pass that merges tokens, with a number: the one pass that changes answers."""
+"""The pass that merges tokens, with a number: it changes answers."""
+
+SIZE = "size"
+"""With a number: the same weights on images of this size, which changes answers as well."""
 
 
 # --- what is needed -----------------------------------------------------------------------------

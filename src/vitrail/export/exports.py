@@ -217,7 +217,11 @@ class Exports:
         target = self._files_at(folder, variant)
         if not target.is_dir():
             request = BuildRequest(
-                folder=str(folder), runtime=variant.runtime, target=str(target), form=self._form(variant)
+                folder=str(folder),
+                runtime=variant.runtime,
+                target=str(target),
+                form=self._form(variant),
+                unsigned=_takes_unsigned(variant),
             )
             with store.swept(folder):
                 self.workshop.run("build", request, timeout_s=timeout_s, name="building")
@@ -225,6 +229,8 @@ class Exports:
 
     def _files_at(self, folder: Path, variant: Variant) -> Path:
         """Where the files that the variant's engine reads are, or will be."""
+        if _takes_unsigned(variant):
+            return folder / "unsigned"
         if not runtimes.RUNTIMES[variant.runtime].builds:
             return folder
         form = self._form(variant)
@@ -319,6 +325,10 @@ class Exports:
         _, graph = self._own[candidate.name]
         engine = runtimes.version("onnxruntime")
         return store.digest_of({"file": sha256, "engine": engine, **msgspec.to_builtins(graph)})
+
+
+def _takes_unsigned(variant: Variant) -> bool:
+    return variant.precision == "int8" and runtimes.RUNTIMES[variant.runtime].unsigned
 
 
 def _refuse_idle(made: dict[str, Any]) -> None:

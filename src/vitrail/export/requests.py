@@ -155,6 +155,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The folder to make."""
     form: Form | None = None
     """Of an engine that compiles."""
+    unsigned: bool = False
+    """The files are the int8 graph itself, its activations unsigned."""
 
 
 class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):

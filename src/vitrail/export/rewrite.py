@@ -32,23 +32,36 @@ class DropTooLarge(VitrailError):
 def rewrite(request: RewriteRequest) -> dict[str, Any]:
     """Apply what is asked for and write the new graph beside a manifest of what was done.
 
-    Where passes find nothing to do at all, nothing is written, and `nothing` names them.
+    Where passes find nothing to do at all, or one that is also left out elsewhere does, nothing is written, and
+    `nothing` names them.
     """
     begin = time.perf_counter()
     model = onnx.load(Path(request.folder) / ONNX_FILE)
     changed = passes.apply(model, request.passes, request.preprocess)
     nothing = [name for name, places in changed.items() if not places]
-    if nothing and len(nothing) == len(changed):
-        return {"nothing": nothing}
+    twins = [name for name in nothing if passes.known(name).sometimes]  # without it the graph is tried anyway
+    if twins or (nothing and len(nothing) == len(changed)):
+        return {"nothing": twins or nothing}
     facts: dict[str, Any] = {"places": changed}
     if request.quantise is not None:
         model, facts["int8"] = _quantised(model, request.quantise, request.threads)
     facts["seconds"] = time.perf_counter() - begin
     with store.atomic_folder(Path(request.target), overwrite=True) as folder:
-        large = model.ByteSize() > ONE_FILE_LIMIT
-        onnx.save(model, folder / ONNX_FILE, save_as_external_data=large, location=f"{ONNX_FILE}.data")
+        _save(model, folder)
         (folder / MANIFEST).write_bytes(msgspec.json.encode(facts))
     return facts
+
+
+def write_unsigned(int8: Path, folder: Path) -> None:
+    """Write the int8 graph in folder `int8` with unsigned activations."""
+    from vitrail.export.passes import quantize
+
+    _save(quantize.unsigned(onnx.load(int8 / ONNX_FILE)), folder)
+
+
+def _save(model: onnx.ModelProto, folder: Path) -> None:
+    large = model.ByteSize() > ONE_FILE_LIMIT
+    onnx.save(model, folder / ONNX_FILE, save_as_external_data=large, location=f"{ONNX_FILE}.data")
 
 
 def _quantised(

@@ -9,10 +9,20 @@ from vitrail import runtimes
 from vitrail.errors import InputError
 from vitrail.export import passes
 from vitrail.export.passes import PASSES
+from vitrail.limits import whole
 from vitrail.models.registry import MODELS
 from vitrail.runtimes import RUNTIMES
 from vitrail.runtimes.parts import IMAGES
-from vitrail.vocabulary import MERGE, Candidate, Implementation, Precision, SearchSettings, Variant, Workload
+from vitrail.vocabulary import (
+    MERGE,
+    SIZE,
+    Candidate,
+    Implementation,
+    Precision,
+    SearchSettings,
+    Variant,
+    Workload,
+)
 
 __all__ = ["Form", "at_size", "forms", "implementations", "missing_runtimes", "variants"]
 
@@ -25,6 +35,8 @@ class Form:
     settings: tuple[tuple[str, str], ...] = ()
     runtime: str = ""
     """The engine whose settings they are; "": any."""
+    image_size: int | None = None
+    """None: the workload's, or else the candidate's own."""
 
 
 def variants(
@@ -65,7 +77,7 @@ def variants(
     found = (
         Variant(
             candidate=candidate,
-            image_size=workload.image_size or candidate.preprocess.image_size,
+            image_size=form.image_size or workload.image_size or candidate.preprocess.image_size,
             implementation=implementation,
             runtime=runtime,
             precision=precision,
@@ -96,17 +108,21 @@ def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tup
         InputError: an unknown pass, or one that changes answers where nothing measures how much.
     """
     asked = settings.passes
-    names = tuple(name for name in PASSES if name != MERGE) if asked is None else asked
+    names = tuple(name for name in PASSES if name not in (MERGE, SIZE)) if asked is None else asked
     passes.check(names)
-    changing = [name for name in names if name.partition("=")[0] == MERGE]
+    sizes = [int(name.partition("=")[2]) for name in names if name.partition("=")[0] == SIZE]
+    for size in sizes:
+        whole("image_size", size, f"--passes {SIZE}")
+    changing = [name for name in names if name.partition("=")[0] in (MERGE, SIZE)]
+    merging = [name for name in changing if name.partition("=")[0] == MERGE]
     exact = tuple(name for name in names if name not in changing)
     if changing and not quality:
         raise InputError(
             f"--passes {changing[0]} changes answers: give labelled images (--data DIR) to measure how many."
         )
     steady = tuple(name for name in exact if not passes.known(name).sometimes)
-    sets = [(), steady, exact, *((name, *rest) for name in changing for rest in ((), exact))]
-    found = [Form(passes=each) for each in dict.fromkeys(sets)]
+    sets = [(), steady, exact, *((name, *rest) for name in merging for rest in ((), exact))]
+    found = [Form(passes=each, image_size=size) for size in (None, *sizes) for each in dict.fromkeys(sets)]
     if workload.batch_size > 1:
         found += [
             replace(form, runtime=name, settings=((IMAGES, "1"),))

@@ -91,6 +91,8 @@ class Runtime:
     """Whether these files are built by `build`, from the ONNX file unless the engine compiles."""
     compiles: bool = False
     """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
+    unsigned: bool = False
+    """It is quick in int8 where activations are unsigned, and slow where they are not."""
     settings: tuple[str, ...] = ()
     """Engine options besides threads and precision that a variant may name: they change only the speed.
     `images_per_request` is not the engine's but ours (parts.py).
@@ -128,6 +130,7 @@ RUNTIMES: dict[str, Runtime] = {
         install="pip install vitrail",
         precisions=("fp32", "int8"),
         files=("model.onnx", "model.onnx.data"),
+        unsigned=True,
         settings=(IMAGES, "session.intra_op.allow_spinning"),
         sharing=(("session.intra_op.allow_spinning", "0"),),
     ),

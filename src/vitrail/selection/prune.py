@@ -75,6 +75,10 @@ def accuracy_ceiling(variant: Variant, photos: int) -> float | None:
     """
     bound = accuracy_bound(variant)
     known = variant.candidate.accuracy
+    if bound is None and known is not None and known.provenance == "measured":
+        # It is measured at every size; a smaller one hardly tells more, a larger one may.
+        smaller = variant.image_size < variant.candidate.preprocess.image_size
+        return min(known.value + judge.ALLOWANCE_POINTS, 100.0) if smaller else 100.0
     if bound is not None and known is not None and known.provenance == "measured":
         # A head's own figure on the user's images: another precision or engine moves it either way.
         return min(bound + judge.ALLOWANCE_POINTS, 100.0)

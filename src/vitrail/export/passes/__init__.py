@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitrail.errors import InputError
-from vitrail.vocabulary import MERGE, Preprocess
+from vitrail.vocabulary import MERGE, SIZE, Preprocess
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +43,7 @@ class Pass:
     label: str
     """What it does, in words."""
     code: str
-    """The module that has `apply`, imported only when the pass is used."""
+    """The module that has `apply`, imported only when the pass is used; "": the variant says it all."""
     of_module: bool = False
     """It changes the module before it is exported, instead of the graph afterwards."""
     sometimes: bool = False
@@ -63,6 +63,7 @@ class Pass:
 
 
 PASSES: dict[str, Pass] = {
+    SIZE: Pass(label="images of another size", code="", of_module=True, argument="pixels of a side"),
     MERGE: Pass(
         label="tokens that are alike become one, after each block of a plain ViT",
         code="vitrail.export.passes.merge",
@@ -92,7 +93,7 @@ def known(name: str) -> Pass:
     row = PASSES.get(bare)
     if row is None:
         raise InputError(f"Unknown pass {bare!r}: choose of {', '.join(PASSES) or 'none'}.")
-    if bool(equals) != bool(row.argument) or (equals and not number.isdecimal()):
+    if bool(equals) != bool(row.argument) or (equals and not (number.isdecimal() and int(number))):
         wanted = f"{bare}=N, N {row.argument}" if row.argument else bare
         raise InputError(f"{name!r} is not how the pass is named: write {wanted}.")
     return row

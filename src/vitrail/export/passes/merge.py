@@ -10,9 +10,7 @@ from vitrail.models.vit import ViT
 
 
 def apply(model: nn.Module, number: int) -> nn.Module | None:
-    """The model with `number` tokens merged after each block; None: it is no ViT of ours, or 0 were asked."""
-    if number == 0:
-        return None
+    """The model with `number` tokens merged after each block; None: it is no ViT of ours."""
     if isinstance(model, ViT):
         return merge_tokens(model, number)
     if isinstance(model, ZeroShotClassifier) and isinstance(model.image, ViT):
