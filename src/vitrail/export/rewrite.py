@@ -32,8 +32,8 @@ class DropTooLarge(VitrailError):
 def rewrite(request: RewriteRequest) -> dict[str, Any]:
     """Apply what is asked for and write the new graph beside a manifest of what was done.
 
-    Where passes find nothing to do at all, or one that is also left out elsewhere does, nothing is written, and
-    `nothing` names them.
+    Where passes find nothing to do at all, or one finds nothing that is also left out elsewhere, nothing is
+    written, and `nothing` names them.
     """
     begin = time.perf_counter()
     model = onnx.load(Path(request.folder) / ONNX_FILE)
