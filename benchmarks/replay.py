@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitrail.export.exports import NothingToRewrite
 from vitrail.images.photos import PhotoSet
 from vitrail.measure.launch import Seen
-from vitrail.measure.sandbox import ChildFailure
+from vitrail.measure.sandbox import ChildFailure, ChildTimeout
 from vitrail.vocabulary import (
     Block,
     Candidate,
@@ -47,6 +48,7 @@ class Recording:
     """What recording one variant gave; times in s, samples in ms."""
 
     export_s: float
+    """Of the model's export, which all its variants share."""
     reference_s: float
     """Of the candidate's fp32 reference scores."""
     parity_s: float
@@ -57,6 +59,15 @@ class Recording:
     memory: Memory
     facts: RunnerFacts
     failure: str | None = None
+    made_s: float = 0.0
+    """Of the variant's own graph, made of that export: by passes, in int8."""
+    nothing: str | None = None
+    """Why there is no such graph."""
+
+
+def graph_of(variant: Variant, *, int8: bool | None = None) -> tuple[tuple[str, ...], bool]:
+    """What variants of one export share that read the same graph."""
+    return variant.passes, variant.precision == "int8" if int8 is None else int8
 
 
 @dataclass
@@ -134,6 +145,7 @@ class ReplayBench:
         self._missing = set(missing)
         self._offset = offset
         self._compared: set[str] = set()
+        self._graphs: set[tuple[str, object]] = set()
         self.records: dict[str, Measurement] = {}
 
     def weights(self, candidate: Candidate) -> Located | None:
@@ -143,15 +155,20 @@ class ReplayBench:
         return WeightsUnavailable(f"the weights of {candidate.name} are not at hand", why="not recorded")
 
     def export(self, variant: Variant, timeout_s: float) -> Export:
-        recording = self._recordings[variant.name]
-        model = f"{variant.candidate.name}@{variant.image_size}"
+        recording, model, graph = self._recordings[variant.name], _model(variant), graph_of(variant)
+        needed_s = 0.0 if model in self.exports else recording.export_s
+        if (model, graph) not in self._graphs:
+            needed_s += recording.made_s
+        self._clock.now += min(needed_s, timeout_s)
+        if recording.failure is not None:
+            raise ChildFailure(recording.failure)
+        if needed_s > timeout_s:
+            raise ChildTimeout(f"exporting timed out after {timeout_s:.0f} s")
         if model not in self.exports:
-            self._clock.now += min(recording.export_s, timeout_s)
-            if recording.failure is not None:
-                raise ChildFailure(recording.failure)
-            if recording.export_s > timeout_s:
-                raise ChildFailure(f"exporting timed out after {timeout_s:.0f} s")
             self.exports.append(model)
+        if recording.nothing is not None:
+            raise NothingToRewrite(recording.nothing)
+        self._graphs.add((model, graph))
         return Export(folder="recorded", files=(), graphs=())
 
     def subject(self, variant: Variant, export: Export) -> ReplaySubject:
@@ -161,7 +178,10 @@ class ReplayBench:
         return
 
     def exported(self, variant: Variant) -> bool:
-        return f"{variant.candidate.name}@{variant.image_size}" in self.exports
+        graph = graph_of(variant)
+        return _model(variant) in self.exports and (
+            not any(graph) or (_model(variant), graph) in self._graphs
+        )
 
     def parity(self, subject: ReplaySubject, left_s: float) -> Parity:
         variant = subject.variant
@@ -181,6 +201,10 @@ class ReplayBench:
 
     def environment(self, variant: Variant) -> Environment:
         return Environment(hardware="recorded", engine=variant.runtime, vitrail="recorded", photos="recorded")
+
+
+def _model(variant: Variant) -> str:
+    return f"{variant.candidate.name}@{variant.image_size}"
 
 
 PASSED = Parity(

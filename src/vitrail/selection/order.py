@@ -1,17 +1,19 @@
-"""What to measure first, and what can no longer win: predictions order, floors prune.
+"""What to measure first, and what can no longer win: predictions order, floors and evidence prune.
 
-A prediction is the variant's work (its arithmetic at the engine's peak plus the bytes it moves) times the
-ratio of measured latency to work seen so far for its family, else for its engine. It only orders. What
-rejects is a floor: the arithmetic at the peak; the work at the best ratio that a relative of
-similar size reached; what the same model took on an engine with a higher peak. A variant is
-still believed to be `SAFETY` times faster than that.
+A prediction is a variant's work, times what its family, its engine and precision, the form of its graph and
+its siblings were seen to make of theirs (`learn.py`). It only orders. What rejects is a bound:
+
+- the arithmetic at the engine's own peak, which a variant is still believed to beat `SAFETY` times;
+- the prediction less `DEVIATIONS` times what it may be off, going by how close its relatives are and by how
+  far off predictions have been so far.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from statistics import median
+import math
+from collections.abc import Hashable
 
+from vitrail.selection.learn import Effects
 from vitrail.selection.prune import (
     Peaks,
     accuracy_bound,
@@ -23,7 +25,13 @@ from vitrail.selection.prune import (
 from vitrail.vocabulary import Observation, Requirements, Variant, Workload
 
 PRIOR_RATIO = 2.0
-"""Latency over floor before anything was measured; big transformers sit at 1.2, small CNNs far above."""
+"""Latency over work before anything was measured; big transformers sit at 1.2, small CNNs far above."""
+
+UNKNOWN_PEAK = 100.0
+"""GFLOP/s of an engine whose peak could not be measured."""
+
+GAINED = 0.5
+"""The part, as an exponent, of an engine's higher peak that is expected of a model at first."""
 
 BYTES_PER_MS = 6e6
 """Bytes an engine writes per ms, for the activations' part of the prediction (about 6 GB/s)."""
@@ -32,10 +40,30 @@ FIT = 1.25
 """A prediction up to this multiple of the limit counts as likely to fit."""
 
 SAFETY = 2.0
-"""How much faster than its floor a variant is still believed to be able to run."""
+"""How much faster than its arithmetic at the peak a variant is still believed to be able to run."""
 
-RELATED = 4.0
-"""Up to this ratio of work, one member of a family tells of another: ratios fall as models grow."""
+DEVIATIONS = 3.0
+"""How many standard deviations below its prediction a variant is still believed to be able to run."""
+
+NOISE = 0.07
+"""Of a measured latency, as the standard deviation of its logarithm."""
+
+SPREAD = {
+    "all": 1.0,
+    "all by size": 0.3,
+    "engine": 0.5,
+    "engine by size": 0.15,
+    "family": 0.5,
+    "family on engine": 0.3,
+    "code": 0.3,
+    "code on runtime": 0.15,
+    "code on engine": 0.15,
+    "form": 0.1,
+    "form on engine": 0.1,
+    "form of code": 0.1,
+}
+"""Prior standard deviations of what moves the logarithm of a latency beside the work: what each member of
+these groups has of its own. By size: per factor e of work."""
 
 
 class LatencyModel:
@@ -45,11 +73,12 @@ class LatencyModel:
         self._workload = workload
         self.batch_size = workload.batch_size
         self._peaks = peaks
-        self._by_family: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
-        """(work, ratio) of the members measured, by family, runtime and precision."""
-        self._by_engine: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self._of_candidate: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
-        """(engine's peak, latency) of a candidate's variants, by `_code_of`."""
+        full = [engine["fp32"] for engine in peaks.values() if engine.get("fp32")]
+        self._full = max(full, default=UNKNOWN_PEAK)
+        """GFLOP/s of fp32 that work is expressed in."""
+        self._effects = Effects(NOISE)
+        self._known: dict[str, tuple[float, float]] = {}
+        """Mean and deviation of the logarithm by variant, since the last observation."""
         self._closest: dict[tuple[str, str], float] = {}
         self._beside_percentile = self._beside_mean = float("inf")
         """The least that these figures lay above the model's median: decoding, preparing, the tail."""
@@ -58,57 +87,76 @@ class LatencyModel:
         """Learn from a measured median of the model scope, and the judged scope's percentile and mean."""
         self._beside_percentile = min(self._beside_percentile, max(judged_ms - latency_ms, 0.0))
         self._beside_mean = min(self._beside_mean, max(mean_ms - latency_ms, 0.0))
-        engine, work = (variant.runtime, variant.precision), self._work_ms(variant)
-        self._by_family[(variant.candidate.family, *engine)].append((work, latency_ms / work))
-        self._by_engine[engine].append(latency_ms / work)
-        self._of_candidate[_code_of(variant)].append((self._peak(variant), latency_ms))
-        floor = floor_ms(variant, self._workload, self._peaks)
+        self._effects.observe(self._features(variant), math.log(latency_ms / self._work_ms(variant)))
+        self._known.clear()
+        engine, floor = _engine(variant), floor_ms(variant, self._workload, self._peaks)
         if floor:
             self._closest[engine] = min(self._closest.get(engine, 1.0), latency_ms / floor)
 
     def predict_ms(self, variant: Variant) -> float:
-        """Expected latency in ms: an order of magnitude at first, closer once its family is known."""
-        engine = (variant.runtime, variant.precision)
-        family = [ratio for _, ratio in self._by_family.get((variant.candidate.family, *engine), ())]
-        ratios = family or self._by_engine.get(engine)
-        return self._work_ms(variant) * (median(ratios) if ratios else PRIOR_RATIO)
+        """Expected latency in ms: an order of magnitude at first, closer once relatives are known."""
+        mean, _ = self._logarithm(variant)
+        return math.exp(mean)
 
-    def floor_ms(self, variant: Variant) -> float:
-        """A latency in ms that the variant hardly beats: by its peak, its family, its faster siblings."""
-        engine, work = (variant.runtime, variant.precision), self._work_ms(variant)
+    def least_model_ms(self, variant: Variant) -> float:
+        """A latency in ms that the variant is not believed to beat, by its arithmetic or its relatives."""
         floor = floor_ms(variant, self._workload, self._peaks) or 0.0
         # An engine that beat its peak shows that the peak was measured too low.
-        floor *= self._closest.get(engine, 1.0)
-        family = [
-            ratio
-            for other, ratio in self._by_family.get((variant.candidate.family, *engine), ())
-            if 1 / RELATED <= other / work <= RELATED
-        ]
-        siblings = [
-            latency
-            for peak, latency in self._of_candidate.get(_code_of(variant), ())
-            if peak > self._peak(variant) > 0
-        ]
-        return max(floor, work * min(family, default=0.0), *siblings)
+        floor *= self._closest.get(_engine(variant), 1.0) / SAFETY
+        if not len(self._effects):
+            return floor
+        mean, deviation = self._logarithm(variant)
+        return max(floor, math.exp(mean - DEVIATIONS * deviation))
 
     def least_ms(self, variant: Variant) -> tuple[float, float]:
         """Least judged percentile and mean that are believed possible, in ms."""
-        least = self.floor_ms(variant) / SAFETY
-        if not self._by_engine:
+        least = self.least_model_ms(variant)
+        if not len(self._effects):
             return least, least
         return least + self._beside_percentile / SAFETY, least + self._beside_mean / SAFETY
 
-    def _peak(self, variant: Variant) -> float:
-        return self._peaks.get(variant.runtime, {}).get(variant.precision, 0.0)
+    def _logarithm(self, variant: Variant) -> tuple[float, float]:
+        """Mean and standard deviation of the logarithm of the latency in ms."""
+        name = variant.name
+        if name not in self._known:
+            ratio, deviation = self._effects.predict(self._features(variant))
+            self._known[name] = ratio + math.log(self._work_ms(variant)), deviation
+        return self._known[name]
+
+    def _features(self, variant: Variant) -> dict[Hashable, float]:
+        candidate, engine, form = variant.candidate, _engine(variant), (variant.passes, variant.settings)
+        code = candidate.name, variant.implementation, variant.image_size
+        size = math.log(self._macs_ms(variant, self._full))
+        groups: dict[str, tuple[Hashable, float]] = {
+            "all": ((), 1.0),
+            "all by size": ((), size),
+            "engine": (engine, 1.0),
+            "engine by size": (engine, size),
+            "family": (candidate.family, 1.0),
+            "family on engine": ((candidate.family, engine), 1.0),
+            "code": (code, 1.0),
+            "code on runtime": ((code, variant.runtime), 1.0),
+            "code on engine": ((code, engine), 1.0),
+        }
+        if any(form):
+            groups |= {
+                "form": (form, 1.0),
+                "form on engine": ((form, engine), 1.0),
+                "form of code": ((form, code), 1.0),
+            }
+        return {(group, member): SPREAD[group] * amount for group, (member, amount) in groups.items()}
+
+    def _macs_ms(self, variant: Variant, gflops: float) -> float:
+        """Of the whole batch, at so many GFLOP/s."""
+        return 2 * macs(variant) * self._workload.batch_size / (gflops * 1e6)
 
     def _work_ms(self, variant: Variant) -> float:
-        floor = floor_ms(variant, self._workload, self._peaks)
-        if floor is None:
-            floor = 2 * macs(variant) * self._workload.batch_size / 1e8
+        """What a latency is expected to be before anything was measured."""
+        own = self._peaks.get(variant.runtime, {}).get(variant.precision) or UNKNOWN_PEAK
+        gain = (own / self._full) ** GAINED
         scale = (variant.image_size / variant.candidate.preprocess.image_size) ** 2
         moved = variant.candidate.activations * scale * self._workload.batch_size
-        width = 2.0 if variant.precision in ("bf16", "fp16") else 4.0
-        return floor + moved * width / BYTES_PER_MS
+        return PRIOR_RATIO * (self._macs_ms(variant, self._full) + 4 * moved / BYTES_PER_MS) / gain
 
 
 def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) -> tuple[float, ...]:
@@ -153,7 +201,7 @@ def cannot_beat(
             return f"{most}, {name} has {rival.accuracy.value:.1f} %"
     by_time = objective in ("latency", "throughput") or (objective == "accuracy" and rival.accuracy is None)
     if by_time and (timed := rival.latency.get("model")) is not None:
-        least = model.floor_ms(variant) / SAFETY
+        least = model.least_model_ms(variant)
         if least > timed.p50:
             return f"unlikely to be below {least:.1f} ms by its lower bound, {name} takes {timed.p50:.1f} ms"
     if objective == "memory" and rival.memory is not None:
@@ -177,6 +225,5 @@ def cannot_fit(
     return None
 
 
-def _code_of(variant: Variant) -> tuple[str, str, int]:
-    """What variants share that differ by engine and precision alone."""
-    return variant.candidate.name, variant.implementation, variant.image_size
+def _engine(variant: Variant) -> tuple[str, str]:
+    return variant.runtime, variant.precision
