@@ -45,18 +45,18 @@ SAFETY = 2.0
 DEVIATIONS = 3.0
 """How many standard deviations below its prediction a variant is still believed to be able to run."""
 
-NOISE = 0.07
+NOISE = 0.12
 """Of a measured latency, as the standard deviation of its logarithm."""
 
 SPREAD = {
     "all": 1.0,
-    "all by size": 0.3,
+    "all by size": 0.15,
     "engine": 0.5,
     "engine by size": 0.15,
-    "family": 0.5,
+    "family": 0.4,
     "family on engine": 0.3,
-    "code": 0.3,
-    "code on runtime": 0.15,
+    "code": 0.2,
+    "code on runtime": 0.08,
     "code on engine": 0.15,
     "form": 0.1,
     "form on engine": 0.1,
