@@ -2,7 +2,7 @@
 
     python benchmarks/selection_grid.py FILE    resumable: start it again (an hour on a shared machine)
 
-The candidates below in all engines and precisions, as they are exported and rewritten by `PASSES`, a row of
+The candidates below in all engines and precisions, as they are exported and as the passes rewrite them, a row of
 JSON each. Weights that are not at hand are random, int8 is calibrated on the sample photos: both are fine for
 times, and say nothing of accuracy.
 """
@@ -29,7 +29,7 @@ from vitrail import catalog, hardware, stats
 from vitrail.export.bench import Bench
 from vitrail.export.calibration import Calibration
 from vitrail.export.exports import NothingToRewrite
-from vitrail.export.variants import Form, variants
+from vitrail.export.variants import forms, variants
 from vitrail.images.photos import sample_photos
 from vitrail.measure.peaks import known_peaks
 from vitrail.measure.sandbox import ChildFailure
@@ -37,9 +37,8 @@ from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import Candidate, Memory, RunnerFacts, SearchSettings, Variant, Workload
 from vitrail.weights.find import Located, WeightsFinder
 
-PASSES = ((), ("uint8",), ("branches", "uint8"))
 LAUNCHES = 2
-REQUEST_S, MODEL_S = 0.8, 0.3
+REQUEST_S, MODEL_S = 0.5, 0.25
 """Time of calls per launch and scope."""
 EXPORT_TIMEOUT_S = 600.0
 REFERENCE_S, COMPARE_S, COMPARE_CALLS = 6.0, 1.0, 96
@@ -71,7 +70,7 @@ class AvailableBench(Bench):
 
 
 def candidates() -> list[Candidate]:
-    """Small enough to be exported in seconds; large and small ones in turn, for a recording that is cut off."""
+    """Small enough to be exported in seconds; large and small in turn, as a recording may be cut off."""
     found = [each for each in catalog.find(("*",)) if each.macs <= MOST_GMACS * 1e9]
     found.sort(key=lambda each: each.macs)
     half = len(found) // 2
@@ -166,7 +165,7 @@ def _calls(launch, scope: str) -> list[float]:
     seconds = REQUEST_S if scope == "request" else MODEL_S
     first = list(launch.block(scope, 3).samples_ms)
     left = round(1000 * seconds / stats.percentile(first, 50)) - len(first)
-    more = launch.block(scope, min(max(left, 5), 40)).samples_ms
+    more = launch.block(scope, min(max(left, 4), 30)).samples_ms
     return [round(sample, 2) for sample in (*first, *more)]
 
 
