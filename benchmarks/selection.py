@@ -244,13 +244,15 @@ def false_prunes(grid: Grid, one: dict, selection, full) -> list[str]:
     """
     requirements, workload = asked(one, grid)
     pruned = {e.variant.name for e in selection.ledger if e.observation.pruned is not None}
-    feasible = [e for e in full.ledger if e.status in ("selected", "meets")]
-    order = [
-        each.variant.name
-        for each in judge.rank([e.observation for e in feasible], requirements.objective, workload)
+    entries = [
+        e for e in full.ledger if e.status in ("selected", "meets") and e.variant.name != selection.selected
     ]
-    place = order.index(selection.selected) if selection.selected in order else len(order)
-    wrong = [name for name in order[:place] if name in pruned and name != selection.selected]
+    mine = [selection.winner.observation] if selection.winner else []
+    ranked = judge.rank([*(e.observation for e in entries), *mine], requirements.objective, workload)
+    better = [each.variant.name for each in ranked]
+    if mine:
+        better = better[: better.index(selection.selected)]
+    wrong = [name for name in better if name in pruned]
     for variant in grid.variants:
         recording = grid.recordings[variant.name]
         reason = ruled_out(variant, requirements, workload, grid.peaks, 15) or ""

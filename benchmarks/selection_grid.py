@@ -2,9 +2,9 @@
 
     python benchmarks/selection_grid.py FILE    resumable: start it again (an hour on a shared machine)
 
-The candidates below in all engines and precisions, as they are exported and as the passes rewrite them, a row of
-JSON each. Weights that are not at hand are random, int8 is calibrated on the sample photos: both are fine for
-times, and say nothing of accuracy.
+The candidates below in all engines and precisions, as they are exported and as the passes rewrite them; a
+row of JSON each. Weights that are not at hand are random, int8 is calibrated on the sample photos: both are
+fine for times, and say nothing of accuracy.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def candidates() -> list[Candidate]:
 
 def grid_variants(found: Sequence[Candidate]) -> tuple[Variant, ...]:
     """All that may be in a grid, plain ones first."""
-    made = variants(found, Workload(), SETTINGS, int8=True, forms=tuple(Form(passes=each) for each in PASSES))
+    every = forms(SETTINGS, Workload(), quality=False)
+    made = variants(found, Workload(), SETTINGS, int8=True, forms=every)
     return tuple(sorted(made, key=lambda each: (len(each.passes), each.precision == "int8")))
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import random
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from replay import Clock, Recording, ReplayBench
 
 from vitrail import catalog, judge
-from vitrail.export.variants import variants
+from vitrail.export.variants import Form, variants
 from vitrail.report.terminal import summary
 from vitrail.runtimes import RUNTIMES
-from vitrail.selection.order import LatencyModel
 from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out
 from vitrail.selection.search import Search
 from vitrail.vocabulary import Memory, Requirements, RunnerFacts, SearchSettings, Workload
@@ -307,27 +307,6 @@ def test_lower_precision_cannot_tie_with_fp32_of_the_same_model():
     assert all("cannot beat the best" in e.reasons[0] for e in lossy)
 
 
-def test_predictions_learn_from_measurements():
-    settings = SearchSettings(models=("vit_*",), runtimes=("openvino",), precisions=("fp32",))
-    tiny, small, *_ = variants(catalog.find(settings.models), WORKLOAD, settings)
-    model = LatencyModel(WORKLOAD, PEAKS)
-    before = model.predict_ms(small)
-    model.observe(tiny, 3 * model.predict_ms(tiny), judged_ms=0.0, mean_ms=0.0)
-    assert model.predict_ms(small) == pytest.approx(3 * before)
-
-
-def test_the_lower_bound_stays_below_what_was_measured():
-    grid = grid_of()
-    settings = SearchSettings(models=MODELS, runtimes=("openvino", "onnxruntime"))
-    everything = variants(catalog.find(MODELS), WORKLOAD, settings)
-    model = LatencyModel(WORKLOAD, PEAKS)
-    for variant in everything[: len(everything) // 2]:
-        model.observe(variant, grid[variant.name].samples[0]["model"][0], judged_ms=0.0, mean_ms=0.0)
-    for variant in everything:
-        assert model.floor_ms(variant) <= 1.01 * grid[variant.name].samples[0]["model"][0] * 3
-        assert model.floor_ms(variant) >= floor_ms(variant, WORKLOAD, PEAKS)
-
-
 # --- stopping at any time -------------------------------------------------------------------------
 
 
@@ -539,3 +518,38 @@ def test_a_failure_that_stays_noisy_says_so_and_is_not_taken_up_again():
 def test_what_passes_on_a_busy_machine_is_not_timed_again_by_screening():
     _, _, _, timed = searched_in_noise([1.5], max_latency_ms=1000.0)
     assert len(timed) == 1
+
+
+def test_a_graph_with_nothing_to_rewrite_is_asked_for_once():
+    """All engines and precisions of one model and the same passes share the answer."""
+    settings = SearchSettings(models=("resnet50.*",), runtimes=SHIPPING)
+    everything = variants(
+        catalog.find(settings.models), WORKLOAD, settings, forms=(Form(), Form(passes=("uint8",)))
+    )
+    grid = {
+        variant.name: replace(recording(20.0), nothing="nothing to do" if variant.passes else None)
+        for variant in everything
+    }
+
+    class Asked(ReplayBench):
+        asked: ClassVar[list[str]] = []
+
+        def export(self, variant, timeout_s):
+            self.asked.append(variant.name)
+            return super().export(variant, timeout_s)
+
+    bench = Asked(grid, WORKLOAD, Clock())
+    search = Search(
+        requirements=Requirements(objective="latency"),
+        settings=replace(settings, exhaustive=True, budget_s=1e6),
+        bench=bench,
+        peaks=PEAKS,
+        variants=everything,
+        clock=bench._clock,
+    )
+    found = judge.judge(search.run(), search.requirements, WORKLOAD, hardware={})
+    models = {variant.candidate.name for variant in everything}
+    assert sum("uint8" in name for name in bench.asked) == len(models)
+    rewritten = [entry for entry in found.ledger if entry.variant.passes]
+    assert len(rewritten) == len(everything) / 2
+    assert all(entry.reasons == ("nothing to do",) for entry in rewritten)

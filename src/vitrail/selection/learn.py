@@ -18,6 +18,9 @@ Features = Mapping[Hashable, float]
 
 TRUSTED = 8.0
 """As many observations as the prior spread counts for, against that of the predictions' errors."""
+DEVIATIONS, BEYOND = 3.0, 1.25
+"""A value is believed to lie at most so many standard deviations below its prediction, and not further than
+this multiple of the furthest that one was seen to lie."""
 
 
 class Effects:
@@ -33,6 +36,8 @@ class Effects:
         self._mean: NDArray[np.float64] = np.zeros(0)
         self._covariance: NDArray[np.float64] = np.zeros((0, 0))
         self._errors, self._count = TRUSTED, TRUSTED
+        self._furthest = 0.0
+        """The most that a value lay below its prediction, in the standard deviations expected of it."""
 
     def __len__(self) -> int:
         return round(self._count - TRUSTED)
@@ -49,12 +54,13 @@ class Effects:
         variance = float(row @ spread) + self._noise
         error = value - float(row @ self._mean)
         self._errors += error * error / variance
+        self._furthest = max(self._furthest, -error / math.sqrt(variance))
         self._count += 1.0
         self._mean += spread * (error / variance)
         self._covariance -= np.outer(spread, spread) / variance
 
     def predict(self, features: Features) -> tuple[float, float]:
-        """The expected value, and the standard deviation of the next observation around it."""
+        """The expected value, and the least that is believed possible."""
         known = [(self._place[key], amount) for key, amount in features.items() if key in self._place]
         places = np.array([place for place, _ in known], dtype=np.intp)
         row = np.array([amount for _, amount in known])
@@ -62,9 +68,10 @@ class Effects:
             amount * amount for key, amount in features.items() if key not in self._place
         )
         variance += float(row @ self._covariance[np.ix_(places, places)] @ row)
+        mean = float(row @ self._mean[places])
         # Errors smaller than expected are no reason for more trust: the next family may be the odd one.
-        doubt = max(self._errors / self._count, 1.0)
-        return float(row @ self._mean[places]), math.sqrt(variance * doubt)
+        usual = DEVIATIONS * math.sqrt(max(self._errors / self._count, 1.0))
+        return mean, mean - max(usual, BEYOND * self._furthest) * math.sqrt(variance)
 
     def _grow(self) -> None:
         """Make room for new effects, each with its prior: mean 0, standard deviation 1."""

@@ -4,8 +4,8 @@ A prediction is a variant's work, times what its family, its engine and precisio
 its siblings were seen to make of theirs (`learn.py`). It only orders. What rejects is a bound:
 
 - the arithmetic at the engine's own peak, which a variant is still believed to beat `SAFETY` times;
-- the prediction less `DEVIATIONS` times what it may be off, going by how close its relatives are and by how
-  far off predictions have been so far.
+- the prediction less what it may be off: that goes by how close its relatives are, and by how far off
+  predictions have been so far.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Hashable
 from vitrail.selection.learn import Effects
 from vitrail.selection.prune import (
     Peaks,
-    accuracy_bound,
     accuracy_ceiling,
     floor_ms,
     macs,
@@ -42,11 +41,11 @@ FIT = 1.25
 SAFETY = 2.0
 """How much faster than its arithmetic at the peak a variant is still believed to be able to run."""
 
-DEVIATIONS = 3.0
-"""How many standard deviations below its prediction a variant is still believed to be able to run."""
-
 NOISE = 0.12
 """Of a measured latency, as the standard deviation of its logarithm."""
+
+LOSES = {"fp32": 0, "tf32": 1, "bf16": 1, "fp16": 1, "int8": 2}
+"""Precisions by how much of the accuracy each may lose."""
 
 SPREAD = {
     "all": 1.0,
@@ -71,14 +70,14 @@ class LatencyModel:
 
     def __init__(self, workload: Workload, peaks: Peaks) -> None:
         self._workload = workload
-        self.batch_size = workload.batch_size
+        self.batch_size, self.scope = workload.batch_size, workload.latency_scope
         self._peaks = peaks
         full = [engine["fp32"] for engine in peaks.values() if engine.get("fp32")]
         self._full = max(full, default=UNKNOWN_PEAK)
         """GFLOP/s of fp32 that work is expressed in."""
         self._effects = Effects(NOISE)
         self._known: dict[str, tuple[float, float]] = {}
-        """Mean and deviation of the logarithm by variant, since the last observation."""
+        """What `_logarithms` gave by variant, since the last observation."""
         self._closest: dict[tuple[str, str], float] = {}
         self._beside_percentile = self._beside_mean = float("inf")
         """The least that these figures lay above the model's median: decoding, preparing, the tail."""
@@ -95,7 +94,7 @@ class LatencyModel:
 
     def predict_ms(self, variant: Variant) -> float:
         """Expected latency in ms: an order of magnitude at first, closer once relatives are known."""
-        mean, _ = self._logarithm(variant)
+        mean, _ = self._logarithms(variant)
         return math.exp(mean)
 
     def least_model_ms(self, variant: Variant) -> float:
@@ -105,8 +104,8 @@ class LatencyModel:
         floor *= self._closest.get(_engine(variant), 1.0) / SAFETY
         if not len(self._effects):
             return floor
-        mean, deviation = self._logarithm(variant)
-        return max(floor, math.exp(mean - DEVIATIONS * deviation))
+        _, least = self._logarithms(variant)
+        return max(floor, math.exp(least))
 
     def least_ms(self, variant: Variant) -> tuple[float, float]:
         """Least judged percentile and mean that are believed possible, in ms."""
@@ -115,12 +114,13 @@ class LatencyModel:
             return least, least
         return least + self._beside_percentile / SAFETY, least + self._beside_mean / SAFETY
 
-    def _logarithm(self, variant: Variant) -> tuple[float, float]:
-        """Mean and standard deviation of the logarithm of the latency in ms."""
+    def _logarithms(self, variant: Variant) -> tuple[float, float]:
+        """Logarithms of the latency in ms: what is expected, and the least that is believed possible."""
         name = variant.name
         if name not in self._known:
-            ratio, deviation = self._effects.predict(self._features(variant))
-            self._known[name] = ratio + math.log(self._work_ms(variant)), deviation
+            ratio, least = self._effects.predict(self._features(variant))
+            work = math.log(self._work_ms(variant))
+            self._known[name] = work + ratio, work + least
         return self._known[name]
 
     def _features(self, variant: Variant) -> dict[Hashable, float]:
@@ -159,18 +159,20 @@ class LatencyModel:
         return PRIOR_RATIO * (self._macs_ms(variant, self._full) + 4 * moved / BYTES_PER_MS) / gain
 
 
-def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) -> tuple[float, ...]:
-    """Sort key, smallest first: what is likely to win, then what could, each by the objective."""
+def rank_key(
+    variant: Variant, requirements: Requirements, model: LatencyModel, *, photos: int
+) -> tuple[float, ...]:
+    """Sort key, smallest first: what is likely to win, then what could, each by the objective.
+
+    `photos` is how many there are to measure the loss of a lower precision on.
+    """
     predicted = model.predict_ms(variant)
-    limits = [requirements.max_latency_ms] if requirements.max_latency_ms is not None else []
-    if requirements.min_throughput is not None:
-        limits.append(1000 * model.batch_size / requirements.min_throughput)
-    unlikely = float(any(predicted > FIT * limit for limit in limits))
-    accuracy = accuracy_bound(variant)
+    unlikely = float(not likely_to_fit(variant, requirements, model))
+    accuracy = accuracy_ceiling(variant, photos)
     by_accuracy = -(accuracy if accuracy is not None else 0.0)
     order = {
         # What will hardly fit goes from small to large: the small ones tell of their relatives.
-        "accuracy": (predicted,) if unlikely else (by_accuracy, _loses_accuracy(variant), predicted),
+        "accuracy": (predicted,) if unlikely else (by_accuracy, LOSES[variant.precision], predicted),
         "latency": (predicted, by_accuracy),
         "throughput": (predicted, by_accuracy),
         "memory": (memory_floor_mib(variant), predicted),
@@ -178,8 +180,13 @@ def rank_key(variant: Variant, requirements: Requirements, model: LatencyModel) 
     return (unlikely, *order)
 
 
-def _loses_accuracy(variant: Variant) -> float:
-    return 0.0 if variant.precision == "fp32" else 1.0
+def likely_to_fit(variant: Variant, requirements: Requirements, model: LatencyModel) -> bool:
+    """Whether the prediction is within, or little above, the limits of time."""
+    predicted = model.predict_ms(variant)
+    limits = [requirements.max_latency_ms] if requirements.max_latency_ms is not None else []
+    if requirements.min_throughput is not None:
+        limits.append(1000 * model.batch_size / requirements.min_throughput)
+    return all(predicted <= FIT * limit for limit in limits)
 
 
 def cannot_beat(
@@ -195,13 +202,18 @@ def cannot_beat(
     ceiling = accuracy_ceiling(variant, photos)
     name = rival.variant.name
     if objective == "accuracy" and rival.accuracy is not None:
-        lossy = variant.precision != "fp32"
-        if ceiling is None or ceiling < rival.accuracy.value or (lossy and ceiling == rival.accuracy.value):
+        value = rival.accuracy.value
+        # What it loses is above 0, so a lower precision does not reach fp32's figure.
+        behind = LOSES[variant.precision] > LOSES[rival.variant.precision] == 0
+        if ceiling is None or ceiling < value or (behind and ceiling == value):
             most = "no known accuracy" if ceiling is None else f"at most {ceiling:.1f} % top-1"
-            return f"{most}, {name} has {rival.accuracy.value:.1f} %"
-    by_time = objective in ("latency", "throughput") or (objective == "accuracy" and rival.accuracy is None)
-    if by_time and (timed := rival.latency.get("model")) is not None:
-        least = model.least_model_ms(variant)
+            return f"{most}, {name} has {value:.1f} %"
+    # By accuracy, latency decides between equal figures.
+    equal = rival.accuracy is None or rival.accuracy.value == ceiling
+    by_time = objective in ("latency", "throughput") or (objective == "accuracy" and equal)
+    if by_time and (timed := rival.latency.get(model.scope)) is not None:
+        # Of the judged scope: a form that takes pixels saves work beside the model.
+        _, least = model.least_ms(variant)
         if least > timed.p50:
             return f"unlikely to be below {least:.1f} ms by its lower bound, {name} takes {timed.p50:.1f} ms"
     if objective == "memory" and rival.memory is not None:

@@ -22,19 +22,17 @@ from vitrail.errors import InputError
 from vitrail.export.bench import Bench
 from vitrail.export.exports import NothingToRewrite
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
-from vitrail.measure.launch import COMPILE_TIMEOUT_S, ExportSubject
+from vitrail.measure.launch import COMPILE_TIMEOUT_S
 from vitrail.measure.quiet import BusyReading
 from vitrail.measure.sandbox import ChildFailure, ChildTimeout
+from vitrail.selection.costs import Costs
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import Peaks, ruled_out
+from vitrail.selection.trial import Trial, failed_in_noise
 from vitrail.vocabulary import (
-    Answer,
-    Block,
     LedgerEntry,
     Measurement,
     Observation,
-    Parity,
-    Quality,
     Requirements,
     SearchSettings,
     Variant,
@@ -43,15 +41,11 @@ from vitrail.weights.find import missing
 from vitrail.words import NOT_AT_HAND, counted
 
 EXPORT_TIMEOUT_S = 180.0
-EXPORT_LEAST_S = 8.0
-"""What an export is expected to take before one was made."""
 EXPORT_GRACE_S = 5.0
 """What an export may take however little of the budget is left."""
 LACKS_WEIGHTS = "its weights are not at hand"
 EARLY_SHARE, EARLY_S = 1 / 3, 30.0
 """By when, as a part of the budget and in seconds, exploring gives way to the finals of a first winner."""
-LAUNCH_LEAST_S, REFERENCE_LEAST_S = 1.0, 2.0
-"""What a launch takes beside loading, and an fp32 reference, before one was seen."""
 WAIT_SHARE, WAIT_MOST_S = 0.05, 10.0
 """How long, as a part of the budget and at most, to wait for a busy machine."""
 RIVALS = 3
@@ -67,31 +61,6 @@ COMPILE_LEAST_S = 60.0
 """What compiling a reference is expected to take."""
 PROVE_S = 60.0
 """What comparing a provisional best may take beyond the budget: whoever asked for it would rather wait."""
-
-
-@dataclass
-class Trial:
-    """One variant's way through the search."""
-
-    variant: Variant
-    at_hand: bool = True
-    outcome: Outcome | None = None
-    measurement: Measurement | None = None
-    parity: Parity | None = None
-    quality: Quality | None = None
-    failure: str | None = None
-    pruned: str | None = None
-    finalist: bool = False
-    confirmed: bool = False
-    """Its new launch after the finals was measured, whatever it said."""
-    subject: ExportSubject | None = None
-    noise: tuple[str, ...] = ()
-    """What other processes took of the machine when it was timed."""
-
-    @property
-    def open(self) -> bool:
-        """Whether nothing has decided about it yet."""
-        return self.outcome is None and self.failure is None and self.pruned is None
 
 
 @dataclass(frozen=True)
@@ -156,8 +125,7 @@ class Search:
         )
         self._done = 0
         self._decided = False
-        self._export_s: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
-        """Of each export made so far, the model's parameters and the seconds it took; those to int8 apart."""
+        self._costs = Costs(self.bench)
         self._begin = 0.0
         self._late: list[str] = []
         self._patience_s = min(WAIT_SHARE * self.settings.budget_s, WAIT_MOST_S)
@@ -230,7 +198,7 @@ class Search:
 
     def observations(self) -> tuple[Observation, ...]:
         """All trials as observations, in the order of the variants."""
-        return tuple(self._observe(trial) for trial in self.trials.values())
+        return tuple(trial.observe(decided=self._decided) for trial in self.trials.values())
 
     def notes(self) -> tuple[str, ...]:
         """What the ledger alone does not say about this search."""
@@ -247,7 +215,7 @@ class Search:
             trial.measurement is not None
             and trial.outcome is not None
             and not trial.variant.reference
-            and _failed_in_noise(trial.outcome.answer, trial.measurement.flags)
+            and failed_in_noise(trial.outcome.answer, trial.measurement.flags)
             for trial in self.trials.values()
         )
         if doubtful:
@@ -281,7 +249,7 @@ class Search:
             until = self._until(trial, best) if at_hand else self.deadline
             # With nothing in hand a try that may come too late loses nothing.
             latest = self.deadline if best is None else until
-            if self.clock() + self._needed_s(trial) >= latest:
+            if self.clock() + self._costs.needed_s(trial) >= latest:
                 if at_hand:
                     return best
                 trial.pruned = LACKS_WEIGHTS  # a smaller one may still come in time
@@ -291,7 +259,7 @@ class Search:
 
     def _until(self, trial: Trial, best: Trial | None) -> float:
         """When measuring the trial has to be over, so that what then leads can still be confirmed."""
-        spare = self._finals_s(best if best is not None and not best.confirmed else trial)
+        spare = self._costs.finals_s(best if best is not None and not best.confirmed else trial, self._plan)
         if self.settings.exhaustive and best is not None and best.confirmed:
             return self.deadline
         until = self.deadline - spare
@@ -299,35 +267,9 @@ class Search:
             until = min(until, self._begin + self._early_s - spare)
         return until
 
-    def _finals_s(self, trial: Trial) -> float:
-        """About what the trial's parity, finals and confirmation take, going by its calls so far."""
-        plan = self._plan
-        judged = [s for block in plan.judged(self._blocks(trial)) for s in block.samples_ms]
-        call_s = stats.percentile(judged, 50) / 1000 if judged else 0.0
-        load_s = LAUNCH_LEAST_S + (trial.subject.seen.load_s if trial.subject else 0.0)
-        calls_s = max(plan.final_calls * call_s, plan.launches * plan.rounds * plan.block_s)
-        launches = plan.launches + 2  # one for parity, one to confirm
-        return (
-            launches * load_s
-            + min(4 / 3 * calls_s, plan.final_s) * (1 + 1 / plan.launches)
-            + (0.0 if trial.parity else REFERENCE_LEAST_S)
-        )
-
-    def _needed_s(self, trial: Trial) -> float:
-        """Least time that measuring the trial takes: its export, going by the ones made so far."""
-        if self.bench.exported(trial.variant) or self.bench.recorded(trial.variant) is not None:
-            return 1.0
-        made = self._export_s[trial.variant.precision == "int8"]
-        if trial.at_hand:
-            return max((seconds for _, seconds in made), default=EXPORT_LEAST_S)
-        # A wish may be of any size: exporting, timing and memory grow with its parameters.
-        size = trial.variant.candidate.parameters
-        grown = [seconds * max(1.0, size / other) for other, seconds in made]
-        return max(grown, default=EXPORT_LEAST_S)
-
     def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
         """The most promising open trial that could still beat the best one."""
-        rival = None if best is None else self._observe(best, hopeful=True)
+        rival = None if best is None else best.observe(hopeful=True)
         floor = self._memory_baseline()
         hopeful = [
             trial
@@ -342,9 +284,15 @@ class Search:
         if at_hand and best is None and self.clock() > self._begin + EARLY_SHARE * self._early_s:
             # Nothing fits so far: what surely does comes before what would be best.
             return min(hopeful, key=lambda t: (self._model.predict_ms(t.variant), t.variant.name))
-        return min(
-            hopeful, key=lambda t: (rank_key(t.variant, self.requirements, self._model), t.variant.name)
-        )
+        return min(hopeful, key=self._order)
+
+    def _order(self, trial: Trial) -> tuple[object, ...]:
+        """What is measured next is the trial with the least of these."""
+        key = rank_key(trial.variant, self.requirements, self._model, photos=len(self.bench.photos.paths))
+        unlikely, *rest = key
+        # Until a first winner is confirmed, what must be quantised waits for what needs seconds.
+        waits = self.first_winner_s is None and "quantise" in self._costs.missing(trial.variant)
+        return unlikely, waits, *rest, trial.variant.name
 
     def _excluded(self, trial: Trial, rival: Observation | None, memory_baseline: float) -> str | None:
         """Why measuring the trial could not make it win, going by what is measured already."""
@@ -393,7 +341,7 @@ class Search:
             rng=self._rng,
             clock=self.clock,
             deadline=min(until, self.deadline),
-            prior={trial.variant.name: self._blocks(trial) for trial in finalists},
+            prior={trial.variant.name: trial.blocks for trial in finalists},
         )
         for trial in finalists:
             self._keep(trial, outcomes[trial.variant.name])
@@ -404,7 +352,7 @@ class Search:
         if not self._ready(winner) or winner.subject is None:
             return
         self._say(f"confirming {winner.variant.name} in a new launch")
-        blocks = self._blocks(winner)
+        blocks = winner.blocks
         outcome = confirm(winner.subject, self._plan, blocks, clock=self.clock, deadline=self.deadline)
         self._keep(winner, outcome)
         if self.first_winner_s is None and self._best(at_hand=True) is winner:
@@ -416,12 +364,12 @@ class Search:
 
     def _rivals(self, best: Trial) -> list[Trial]:
         """Contenders that may tie with the best one by the objective, closest first."""
-        top = self._observe(best, hopeful=True)
+        top = best.observe(hopeful=True)
         rivals = []
         for trial in self.trials.values():
-            if trial is best or trial.finalist or not (trial.at_hand and self._contends(trial)):
+            if trial is best or trial.finalist or not (trial.at_hand and trial.contends):
                 continue
-            behind = judge.distance(self._observe(trial, hopeful=True), top, self.requirements.objective)
+            behind = judge.distance(trial.observe(hopeful=True), top, self.requirements.objective)
             if behind is not None and behind <= RIVAL_RATIO:
                 rivals.append((behind, trial.variant.name, trial))
         return [trial for _, _, trial in sorted(rivals, key=lambda rival: rival[:2])[: RIVALS - 1]]
@@ -457,7 +405,7 @@ class Search:
         for trial in self.trials.values():
             if not trial.open:
                 continue
-            rival = None if best is None else self._observe(best, hopeful=True)
+            rival = None if best is None else best.observe(hopeful=True)
             trial.pruned = self._excluded(trial, rival, floor)
             if trial.pruned is None and not trial.at_hand:
                 trial.pruned = LACKS_WEIGHTS
@@ -471,16 +419,17 @@ class Search:
             plan = replace(self._plan, rank=False, screen_s=FIRST_SCREEN_S) if first else self._plan
         try:
             recorded = self.bench.recorded(trial.variant)
-            if recorded is not None and not _failed_in_noise(plan.answer(recorded.blocks), recorded.flags):
-                self._reuse(trial, recorded, plan)
+            if recorded is not None and not failed_in_noise(plan.answer(recorded.blocks), recorded.flags):
+                trial.reuse(recorded, plan)
             else:
                 self._export(trial)
                 self._screen(trial, until, plan)
             self._classify(trial)
-            if self.settings.exhaustive and trial.at_hand and self._contends(trial) and self._ready(trial):
+            if self.settings.exhaustive and trial.at_hand and trial.contends and self._ready(trial):
                 self._compare(trial)
         except NothingToRewrite as error:
-            trial.pruned = str(error)
+            for same in self._of_one_graph(trial.variant):
+                same.pruned = str(error)
         except ChildFailure as error:
             self._failed(trial, error)
         if not trial.at_hand and self._last_of_model(trial):
@@ -509,13 +458,13 @@ class Search:
             deadline = max(until, self.clock() + 3.0)
             outcome = screen(trial.subject, plan, clock=self.clock, deadline=deadline, number=number)
             self._keep(trial, outcome)
-            doubtful = _failed_in_noise(outcome.answer, (*outcome.flags, *trial.noise))
+            doubtful = failed_in_noise(outcome.answer, (*outcome.flags, *trial.noise))
             if not doubtful or self.clock() + plan.screen_s >= until:
                 return
 
     def _export(self, trial: Trial) -> None:
-        begin, kept = self.clock(), self.bench.exported(trial.variant)
-        if not kept:
+        begin, missing = self.clock(), self._costs.missing(trial.variant)
+        if missing:
             self._say(f"exporting {trial.variant.candidate.name}")
         # What the budget cuts is no failure (see `_failed`); a hang is cut by a time of its own.
         left_s = max(self.deadline - begin, EXPORT_GRACE_S)
@@ -527,9 +476,8 @@ class Search:
             left_s = max(self.deadline - self.clock(), EXPORT_GRACE_S)
             limit_s = min(trial.subject.load_timeout_s, left_s)
             trial.subject = replace(trial.subject, load_timeout_s=limit_s)
-        elif not kept:  # what compiling takes says nothing of the exports to come
-            made = self._export_s[trial.variant.precision == "int8"]
-            made.append((max(trial.variant.candidate.parameters, 1), self.clock() - begin))
+        else:  # what compiling takes says nothing of the exports to come
+            self._costs.observe(trial.variant, missing, self.clock() - begin)
 
     def _ready(self, trial: Trial) -> bool:
         """Have the trial's export at hand, also when its figures came from an earlier run."""
@@ -539,16 +487,6 @@ class Search:
             except ChildFailure as error:
                 trial.failure = str(error)
         return trial.subject is not None
-
-    def _reuse(self, trial: Trial, recorded: Measurement, plan: Plan) -> None:
-        """Take figures of an earlier run; what was a finalist then and is decided now needs no finals."""
-        outcome = _outcome_of(trial.variant.name, plan, recorded)
-        launches = {block.launch for block in recorded.blocks}
-        trial.measurement, trial.parity, trial.outcome = recorded, recorded.parity, outcome
-        trial.quality = recorded.quality
-        decided = outcome.answer != "undecided"
-        trial.finalist = decided and len(launches) >= plan.launches + 1
-        trial.confirmed = decided and len(launches) >= plan.launches + 2
 
     def _agrees(self, trial: Trial) -> bool:
         """Whether a finalist's export can be launched and holds parity."""
@@ -584,7 +522,7 @@ class Search:
 
     def _classify(self, trial: Trial) -> None:
         """Accuracy of a contender's own export on the user's validation images, unless it is known."""
-        if not (self.bench.dataset and trial.at_hand and self._contends(trial)) or trial.quality:
+        if not (self.bench.dataset and trial.at_hand and trial.contends) or trial.quality:
             return
         if self._ready(trial) and trial.subject is not None and trial.measurement is not None:
             trial.quality = self.bench.classify(trial.variant, trial.subject.export, "validation")
@@ -634,38 +572,11 @@ class Search:
 
     # --- views ------------------------------------------------------------------------------------
 
-    def _observe(self, trial: Trial, *, hopeful: bool = False) -> Observation:
-        if trial.measurement is None or trial.outcome is None:
-            return Observation(
-                variant=trial.variant,
-                accuracy=judge.accuracy_before_measuring(trial.variant),
-                weights_at_hand=trial.at_hand,
-                failure=trial.failure,
-                pruned=trial.pruned,
-            )
-        answer = trial.outcome.latency_answer
-        may_pass = hopeful and not trial.finalist and trial.outcome.contender
-        if may_pass and answer == "undecided":
-            answer = "pass"
-        assumed = may_pass and trial.at_hand and trial.parity is None
-        observation = judge.observe(
-            trial.variant, trial.measurement, latency_answer=answer, weights_at_hand=not assumed
-        )
-        if assumed:
-            observation = judge.as_if_at_hand(observation)
-        if may_pass:
-            observation = replace(observation, throughput_answer="pass")
-        if trial.at_hand and not hopeful:
-            # Rivals of the finals stand as what they are, once the winner above them was confirmed.
-            confirmed = trial.confirmed or (trial.finalist and self._decided)
-            observation = replace(observation, confirmed=confirmed)
-        return replace(observation, weights_at_hand=trial.at_hand, failure=trial.failure)
-
     def _best(self, *, at_hand: bool) -> Trial | None:
         """What would win if every contender passed its finals, and unless `at_hand`, had its weights."""
-        pool = [t for t in self.trials.values() if self._contends(t) and (t.at_hand or not at_hand)]
+        pool = [t for t in self.trials.values() if t.contends and (t.at_hand or not at_hand)]
         judged = judge.judge(
-            [self._observe(trial, hopeful=True) for trial in pool],
+            [trial.observe(hopeful=True) for trial in pool],
             self.requirements,
             self.bench.workload,
             hardware={},
@@ -675,19 +586,10 @@ class Search:
         return self.trials[name] if name else None
 
     def _entry(self, trial: Trial) -> LedgerEntry:
-        alone = judge.judge([self._observe(trial)], self.requirements, self.bench.workload, hardware={})
-        return alone.ledger[0]
-
-    def _contends(self, trial: Trial) -> bool:
-        return (
-            trial.outcome is not None
-            and trial.outcome.contender
-            and trial.failure is None
-            and not trial.variant.reference
+        alone = judge.judge(
+            [trial.observe(decided=self._decided)], self.requirements, self.bench.workload, hardware={}
         )
-
-    def _blocks(self, trial: Trial) -> tuple[Block, ...]:
-        return trial.measurement.blocks if trial.measurement else ()
+        return alone.ledger[0]
 
     def _memory_baseline(self) -> float:
         """What a process holds before it loads an export: the least seen so far, in MiB."""
@@ -697,6 +599,14 @@ class Search:
             if trial.measurement and (memory := trial.measurement.memory)
         ]
         return min(held, default=0.0)
+
+    def _of_one_graph(self, variant: Variant) -> list[Trial]:
+        """Open trials of the same model that the same passes rewrite."""
+
+        def graph(of: Variant) -> tuple[object, ...]:
+            return of.candidate.name, of.image_size, of.implementation, of.passes
+
+        return [t for t in self.trials.values() if t.open and graph(t.variant) == graph(variant)]
 
     def _last_of_model(self, trial: Trial) -> bool:
         variant = trial.variant
@@ -721,25 +631,3 @@ class Search:
                 left_s=max(self.deadline - self.clock(), 0.0),
             )
         )
-
-
-def _failed_in_noise(answer: Answer, flags: Sequence[str]) -> bool:
-    return answer == "fail" and any(flag.startswith("noise:") for flag in flags)
-
-
-def _outcome_of(name: str, plan: Plan, measurement: Measurement) -> Outcome:
-    """The outcome that recorded blocks support against this plan's limits."""
-    answer = plan.answer(measurement.blocks)
-    latency = plan.latency(measurement.blocks)
-    if latency == "pass" and any("did not confirm" in flag for flag in measurement.flags):
-        # The calls alone do not show that the winner's own new launch disagreed with them.
-        answer = latency = "undecided"
-    return Outcome(
-        name=name,
-        blocks=measurement.blocks,
-        answer=answer,
-        latency_answer=latency,
-        contender=answer != "fail" and bool(plan.judged(measurement.blocks)),
-        stopped="decided",
-        flags=measurement.flags,
-    )
