@@ -174,6 +174,9 @@ class ReplayBench:
     def subject(self, variant: Variant, export: Export) -> ReplaySubject:
         return ReplaySubject(variant, self._recordings[variant.name], self._clock, self._offset)
 
+    def made(self, subject: ReplaySubject) -> None:
+        """Recordings do not say."""
+
     def discard(self, variant: Variant) -> None:
         return
 

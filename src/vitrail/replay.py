@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from vitrail import catalog, judge
@@ -18,6 +18,7 @@ from vitrail.vocabulary import (
     Requirements,
     SearchSettings,
     Selection,
+    SpeedUp,
     Workload,
 )
 
@@ -72,9 +73,16 @@ def judge_recorded(
         judged,
         notes=notes,
         trainings=recorded.selection.trainings,
+        speed_ups=_among(chosen, recorded.selection.speed_ups),
         settings=settings,
         arguments=("--from", str(path)),
     )
+
+
+def _among(chosen: Sequence[Observation], speed_ups: Iterable[SpeedUp]) -> tuple[SpeedUp, ...]:
+    """Those whose both sides are among the chosen."""
+    names = {each.variant.name for each in chosen}
+    return tuple(each for each in speed_ups if {each.variant, each.over} <= names)
 
 
 def _judge(

@@ -346,6 +346,13 @@ class Export:
     """(library, version) of everything that took part in making the files."""
     rewriting: Rewriting | None = None
     """None: the graph is the exported one."""
+    built_s: float = 0.0
+    """What the engine took to build its files."""
+
+    @property
+    def made_s(self) -> float:
+        """What making the files took in all."""
+        return self.seconds + self.built_s + (self.rewriting.seconds if self.rewriting else 0.0)
 
 
 # --- evidence -----------------------------------------------------------------------------------
@@ -403,6 +410,16 @@ class Memory:
     """Resident after the last call; None: a hand-written record does not say."""
     above_baseline: float | None = None
     """Peak less what the interpreter and libraries held before the export was loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The files of a variant that a process loads."""
+
+    mib: NonNegative
+    """Their size on disk in MiB; of a PyTorch reference its weights'."""
+    seconds: NonNegative
+    """What making them took: the export, passes and int8, what the engine builds or compiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -515,6 +532,7 @@ class Measurement:
     """On the validation split of the user's labelled images, where there are any."""
     rewriting: Rewriting | None = None
     """What passes and int8 did to the graph; None: nothing."""
+    made: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -579,6 +597,7 @@ class Observation:
     measurement: Measurement | None = None
     confirmed: bool = True
     """False: a live search screened it but spent no finals on it, so it cannot win."""
+    made: Made | None = None
     environment: Environment | None = None
     """Where recorded figures were taken; live ones say it in `measurement`."""
     random_weights: bool = False
@@ -645,6 +664,26 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeedUp:
+    """How many times as fast a variant is as another one, by the medians of the judged stage."""
+
+    variant: str
+    """`Variant.name`."""
+    over: str
+    """`Variant.name` of what it is compared with."""
+    times: NonNegative
+    interval: tuple[float, float] | None
+    """95 %; None: too few blocks."""
+    interleaved: bool
+    """Whether their blocks took turns, so that a machine that slows down slows both."""
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is beyond noise."""
+        return self.interval is not None and self.interval[0] > 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """The winner (None: nothing meets all), the ledger of all variants considered, and the Pareto front."""
 
@@ -674,6 +713,9 @@ class Selection:
     """95 % prediction interval for the main figure of `test`, from the winner's validation images alone."""
     trainings: tuple[Training, ...] = ()
     """Of the candidates that were trained here."""
+    speed_ups: tuple[SpeedUp, ...] = ()
+    """Of an optimisation (`vitrail optimize`): of each variant over the baseline, and of each with passes or
+    settings over the one without."""
     settings: SearchSettings | None = None
     """Where was searched and for how long; None: not known."""
     arguments: tuple[str, ...] = ()

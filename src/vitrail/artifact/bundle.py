@@ -119,6 +119,13 @@ class Artifact:
         except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
             raise InputError(f"{place} is not valid ({error}): write the artifact again.") from None
 
+    def fitted_images(self) -> frozenset[str]:
+        """Digests of the labelled images that its head was fitted to; none if it had none."""
+        if SPLITS_FILE not in self.manifest.files:
+            return frozenset()
+        splits = msgspec.json.decode((self.path / SPLITS_FILE).read_bytes())
+        return frozenset(splits.get("train", ()))
+
     def text_tower(self) -> TextTower | None:
         """What new classes can be made with; None: it is not stored.
 

@@ -24,6 +24,10 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "select": ("vitrail.cli.select", "find the model, runtime and precision that meet your requirements"),
+    "optimize": (
+        "vitrail.cli.optimize",
+        "make one model faster on this machine, and show what each way brings",
+    ),
     "compare": ("vitrail.cli.compare", "show what moved beyond noise between two selections, and fail a CI"),
     "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
     "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),

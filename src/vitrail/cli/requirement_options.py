@@ -14,13 +14,19 @@ __all__ = ["add_requirement_arguments", "flags_of", "resolve_arguments"]
 GROUPS = {Requirements: "requirements", Workload: "workload", SearchSettings: "search"}
 
 
-def add_requirement_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add all of `OPTIONS` and --profile. Values stay text and default to None, so that layers can merge."""
+def add_requirement_arguments(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Add all of `OPTIONS` and --profile, or those that are not left out.
+
+    Values stay text and default to None, so that layers can merge.
+    """
     groups = {record: parser.add_argument_group(title) for record, title in GROUPS.items()}
-    groups[Requirements].add_argument(
-        "--profile", metavar="NAME", help=f"start from a profile: {', '.join(PROFILES)}"
-    )
+    if "profile" not in without:
+        groups[Requirements].add_argument(
+            "--profile", metavar="NAME", help=f"start from a profile: {', '.join(PROFILES)}"
+        )
     for name, option in OPTIONS.items():
+        if name in without:
+            continue
         group = groups[option.record]
         text = option.help.replace("%", "%%")
         if option.metavar is None:

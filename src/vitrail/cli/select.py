@@ -89,25 +89,23 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.runtimes import RUNTIMES
 
     asked = resolve_arguments(args, args.requirements, runtimes=RUNTIMES)
-    _check_targets(args)
+    check_targets(args.out)
+    if args.ship_provisional and args.out is None:
+        raise InputError("--ship-provisional says what is written to --out DIR: give that too.")
     if args.recorded is not None:
         selection = _judge_again(args, asked)
-        _show(args, selection)
+        show_selection(args, selection)
     else:
         selection = _measure(args, asked)
     return 0 if selection.winner is not None and not selection.lacks else NOTHING_FITS
 
 
-def _check_targets(args: argparse.Namespace) -> None:
-    """Find out before measuring, not after, that a result could not be written."""
-    if args.out is not None and not Path(args.out).name.strip("."):
-        raise InputError(f"--out {args.out} does not name a new folder: give it a name of its own.")
-    if args.ship_provisional and args.out is None:
-        raise InputError("--ship-provisional says what is written to --out DIR: give that too.")
-    if args.out is not None and _report_path(args.out).is_dir():
-        raise InputError(
-            f"{_report_path(args.out)}, where the report goes, is a folder: choose another --out."
-        )
+def check_targets(out: str | None) -> None:
+    """Find out before measuring, not after, that a result could not be written. Raises InputError."""
+    if out is not None and not Path(out).name.strip("."):
+        raise InputError(f"--out {out} does not name a new folder: give it a name of its own.")
+    if out is not None and report_path(out).is_dir():
+        raise InputError(f"{report_path(out)}, where the report goes, is a folder: choose another --out.")
 
 
 def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, SearchSettings]) -> Selection:
@@ -117,7 +115,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     requirements, workload, settings = asked
     sources = _sources(args)
     try:
-        with _watcher(args, workload) as watcher:
+        with watching(args, workload, beside_requirements(args), args.ship_provisional) as watcher:
             selection = select(
                 requirements,
                 workload,
@@ -139,7 +137,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
         from vitrail.report.terminal import written
 
         artifact = args.out if shipping(selection, provisional=args.ship_provisional) else None
-        write_lines([written(artifact, str(_report_path(args.out)), settings.task, out=args.out)])
+        write_lines([written(artifact, str(report_path(args.out)), settings.task, out=args.out)])
     return selection
 
 
@@ -234,15 +232,21 @@ def _own_onnx(args: argparse.Namespace) -> Source:
 
 
 @contextlib.contextmanager
-def _watcher(args: argparse.Namespace, workload: Workload) -> Iterator[Watcher]:
-    """Progress on a terminal: stdout, or stderr while stdout holds JSON; piped, a line every ten seconds."""
+def watching(
+    args: argparse.Namespace, workload: Workload, arguments: tuple[str, ...], provisional: bool = False
+) -> Iterator[Watcher]:
+    """Progress on a terminal: stdout, or stderr while stdout holds JSON; piped, a line every ten seconds.
+
+    The result is shown and written (`show_selection`) as soon as it is judged. `arguments`: what asks for the
+    same candidates again.
+    """
     from vitrail.cli.status import Heartbeat, Status
     from vitrail.selection.select import Watcher
 
     stream = sys.stderr if args.json == STDOUT else sys.stdout
 
     def judged(selection: Selection) -> None:
-        _show(args, dataclasses.replace(selection, arguments=beside_requirements(args)))
+        show_selection(args, dataclasses.replace(selection, arguments=arguments), provisional)
 
     if not stream.isatty():
         with Heartbeat(sys.stderr) as heart:
@@ -276,7 +280,7 @@ def beside_requirements(args: argparse.Namespace) -> tuple[str, ...]:
     return (*said, *(["--keep-text-tower"] if args.keep_text_tower else []))
 
 
-def _show(args: argparse.Namespace, selection: Selection) -> None:
+def show_selection(args: argparse.Namespace, selection: Selection, provisional: bool = False) -> None:
     """The result itself, before anything ships: terminal or JSON, and the report."""
     if args.json != STDOUT:
         from vitrail.report import terminal
@@ -296,14 +300,15 @@ def _show(args: argparse.Namespace, selection: Selection) -> None:
         from vitrail.selection.select import shipping
         from vitrail.store import atomic_write, writing
 
-        report = _report_path(args.out)
+        report = report_path(args.out)
         with writing(report):
             report.parent.mkdir(parents=True, exist_ok=True)
         # The artifact is written next, under a name that the page, which lies beside it, can use.
-        written = shipping(selection, provisional=args.ship_provisional) is not None
+        written = shipping(selection, provisional=provisional) is not None
         folder = Path(args.out).name if written else None
         atomic_write(report, utf8(render(selection, artifact=folder)).encode("utf-8"))
 
 
-def _report_path(out: str) -> Path:
+def report_path(out: str) -> Path:
+    """Where the report of what goes to `--out` is written."""
     return Path(out).with_name(Path(out).name + ".report.html")

@@ -17,7 +17,8 @@ SCHEMA_VERSION = 6
 
 3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`, `confirmed`; status `meets` for
 `feasible`, and `not measured`. 5: `task`, `worst`; an engine's `graphs` for `input_shape` and `output_shape`.
-6: `quality` for `classification`; an engine's `details` as pairs. Older ones are read as well."""
+6: `quality` for `classification`; an engine's `details` as pairs; `made` and `speed_ups`.
+Older ones are read as well."""
 
 NOT_FINITE = ("cosine", "relative_error")
 """Figures of a parity for which null stands where outputs were not finite."""
@@ -91,6 +92,7 @@ class VariantDoc(msgspec.Struct, kw_only=True):
     memory_above_baseline_mib: float | None = None
     parity: v.Parity | None = None
     quality: Annotated[v.Quality | None, _on("on the validation split of the labelled images")] = None
+    made: Annotated[v.Made | None, _on("its files on disk, and what making them took")] = None
     engine: v.RunnerFacts | None = None
     rewriting: Annotated[v.Rewriting | None, _on("what passes and int8 did to the exported graph")] = None
     environment: v.Environment | None = None
@@ -123,6 +125,7 @@ class Document(msgspec.Struct, kw_only=True):
     test: Annotated[v.Quality | None, _on("the winner on the test split")] = None
     expected_test: Annotated[tuple[float, float] | None, _on("95 %, of the test's main figure")] = None
     trainings: Annotated[tuple[v.Training, ...], _on("of what was trained here")] = ()
+    speed_ups: Annotated[tuple[v.SpeedUp, ...], _on("of an optimisation: over its baseline")] = ()
     variants: tuple[VariantDoc, ...]
 
 

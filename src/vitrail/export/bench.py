@@ -33,6 +33,7 @@ from vitrail.version import __version__
 from vitrail.vocabulary import (
     Environment,
     Export,
+    Made,
     Measurement,
     Parity,
     Quality,
@@ -122,6 +123,17 @@ class Bench(Exports):
             if runtimes.RUNTIMES[variant.runtime].compiles
             else LOAD_TIMEOUT_S,
         )
+
+    def made(self, subject: ExportSubject) -> Made:
+        """The size of the files that a launch loads, and what making them took."""
+        variant, export = subject.variant, subject.export
+        engine = runtimes.RUNTIMES[variant.runtime]
+        files = [Path(export.folder) / name for name in export.files]
+        if engine.reference and not engine.builds:  # it reads the weights themselves
+            located = self.weights(variant.candidate)
+            mib = located.path.stat().st_size / 2**20 if located else 4 * variant.candidate.parameters / 2**20
+            return Made(mib=mib, seconds=subject.seen.load_s if engine.compiles else 0.0)
+        return Made(mib=sum(file.stat().st_size for file in files) / 2**20, seconds=export.made_s)
 
     # --- measurements -----------------------------------------------------------------------------
 

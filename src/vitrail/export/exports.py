@@ -273,6 +273,7 @@ class Exports:
             random_weights=bool(manifest["random_weights"]),
             toolchain=tuple(sorted(toolchain.items())),
             rewriting=self._rewriting(variant, folder),
+            built_s=_built_s(files_at),
         )
 
     def _rewriting(self, variant: Variant, base: Path) -> Rewriting | None:
@@ -340,6 +341,12 @@ def _export_facts(folder: str | Path) -> dict[str, Any]:
     """What the child that exported wrote beside its files."""
     facts: dict[str, Any] = msgspec.json.decode((Path(folder) / work.MANIFEST).read_bytes())
     return facts
+
+
+def _built_s(folder: Path) -> float:
+    """What the engine took to build its files; 0 where it reads the export's."""
+    file = folder / work.BUILT
+    return float(msgspec.json.decode(file.read_bytes())["seconds"]) if file.is_file() else 0.0
 
 
 def labels_key(labels: str) -> str:

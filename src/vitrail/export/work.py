@@ -29,6 +29,8 @@ from vitrail.vocabulary import Preprocess
 MANIFEST = "export.json"
 ONNX_FILE, REFERENCE_FILE = "model.onnx", "reference.json"
 LABELS_FILE = "labels.txt"
+BUILT = "built.json"
+"""Beside what an engine built: how long that took."""
 EXPORT_VERSION = 4
 """Part of an export's key: raise it when the same weights give different files."""
 
@@ -109,7 +111,9 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
             engine.build(Path(request.folder) / ONNX_FILE, folder)
         else:
             engine.build(Path(request.folder) / REFERENCE_FILE, folder, request.form)
-    return {"seconds": time.perf_counter() - begin}
+        facts = {"seconds": time.perf_counter() - begin}
+        (folder / BUILT).write_bytes(msgspec.json.encode(facts))
+    return facts
 
 
 def rewrite(payload: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def observe(
         quality=measurement.quality,
         facts=measurement.facts,
         rewriting=measurement.rewriting,
+        made=measurement.made,
         measurement=measurement,
         weights_at_hand=at_hand,
         flags=measurement.flags,

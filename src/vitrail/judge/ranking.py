@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from vitrail import stats
 from vitrail.judge.answers import latency_figures, throughput_figure
-from vitrail.vocabulary import Objective, Observation, Verdict, Workload
+from vitrail.vocabulary import Objective, Observation, Variant, Verdict, Workload
 
 CRITERIA: dict[Objective, tuple[str, ...]] = {
     "accuracy": ("accuracy", "latency", "memory"),
@@ -35,14 +36,15 @@ def rank(observations: Iterable[Observation], objective: Objective, workload: Wo
     """Best first. Ties in one criterion are broken by the next one, and finally by name.
 
     In latency and throughput, variants that cannot be distinguished from the best of those left are equal to
-    it. A missing figure is worse than any.
+    it; of equals that differ by passes or settings alone, the one without is better. A missing figure is
+    worse than any.
     """
     left = sorted(observations, key=lambda each: each.variant.name)
     ordered = []
     while left:
         group = left
         for criterion in CRITERIA[objective]:
-            group = _best(group, criterion, workload)
+            group = _plainest(_best(group, criterion, workload))
         ordered.append(group[0])
         left = [each for each in left if each is not group[0]]
     return ordered
@@ -62,6 +64,22 @@ def _best(group: list[Observation], criterion: str, workload: Workload) -> list[
         for value, each in known
         if value == best_value or not distinguishable(best, each, value, best_value, workload, criterion)
     ]
+
+
+def _plainest(group: list[Observation]) -> list[Observation]:
+    """Without those that only add passes or settings to another member: what does not pay is left out."""
+    return [
+        each
+        for each in group
+        if not any(_adds(each.variant, other.variant) for other in group if other is not each)
+    ]
+
+
+def _adds(variant: Variant, plain: Variant) -> bool:
+    """Whether it is `plain` with more passes or settings."""
+    more = {*variant.passes, *variant.settings}
+    less = {*plain.passes, *plain.settings}
+    return less < more and replace(variant, passes=plain.passes, settings=plain.settings) == plain
 
 
 def ties(ranked: Sequence[Observation], objective: Objective, workload: Workload) -> frozenset[str]:

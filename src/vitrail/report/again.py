@@ -60,6 +60,8 @@ def requirements_toml(
 
 def command(arguments: tuple[str, ...]) -> str:
     """The command that asks again; `arguments` are what no requirements file can say."""
+    if arguments[:1] == ("optimize",):
+        return shlex.join(["vitrail", *arguments])
     return shlex.join(["vitrail", "select", "requirements.toml", *arguments])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitrail.report import again, chosen, curves, figure, phrases
+from vitrail.report import again, chosen, curves, figure, optimised, phrases
 from vitrail.report.decision import decision, notes
 from vitrail.report.scene import look, off_the_axes
 from vitrail.report.setting import setting
@@ -74,6 +74,8 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         outside=off_the_axes(selection),
         rows=rows,
         metric=phrases.metric(selection.task),
+        bars=optimised.table(selection),
+        brings=optimised.headline(selection),
         task=chosen.task(selection),
         trainings=curves.shown(selection),
         statuses=[(s, sum(row.status == s for row in rows)) for s in phrases.PLACES],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from vitrail import tasks, words
-from vitrail.report import phrases
+from vitrail.report import optimised, phrases
 from vitrail.vocabulary import LedgerEntry, Selection, Workload
 from vitrail.words import NOT_AT_HAND
 
@@ -19,6 +19,10 @@ _STYLES = {
     "FAILED": "yellow",
     "DOUBT": "yellow",
     "TEST": "bold",
+    "best": "bold green",
+    "baseline": "bold",
+    "no parity": "dim",
+    "reference": "dim",
     "tie": "cyan",
     "would win": "cyan",
     "undecided": "yellow",
@@ -42,13 +46,18 @@ def summary(
 ) -> str:
     """The result as plain text, one fact a line; `artifact` and `report` are the paths written, if any.
 
-    First what was selected (or leads, or that nothing does), then a table of the `few` that matter, then one
-    line that counts the rest, then what is to be known beside it.
+    First what was selected (or leads, or that nothing does), then a table of the `few` that matter (of an
+    optimisation, all forms that were measured), then one line that counts the rest, then what is to be known
+    beside it.
     """
-    shown = phrases.few(selection, few)
+    bars = optimised.table(selection)
+    shown = [bar.entry for bar in bars] or phrases.few(selection, few)
     lines = _won(selection) if selection.winner else _nothing_meets_all(selection)
+    lines += [line("", brings)] if (brings := optimised.headline(selection)) else []
     lines += [line("LACKS", lack) for lack in selection.lacks]
-    if len(shown) > 1 or not (selection.winner or selection.leader):
+    if bars:
+        lines += _forms(selection, bars)
+    elif len(shown) > 1 or not (selection.winner or selection.leader):
         lines += _table(selection, shown)
     groups = [f"{count} {reason}" for reason, count in phrases.others(selection, shown)]
     lines += [line("rest", " · ".join(groups))] if groups else []
@@ -156,6 +165,20 @@ def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
         words[0] = "leads"
     gutters = [_WORDS.get(word, word) for word in words]
     return [line(word, row) for word, row in zip(["", *gutters], columns([head, *rows]), strict=True)]
+
+
+def _forms(selection: Selection, bars: list[optimised.Bar]) -> list[str]:
+    """A row for each form of an optimised model, slowest first."""
+    load = selection.workload
+    other = "request" if load.latency_scope == "model" else "model"
+    head = ["", f"p{load.percentile:g} ms {load.latency_scope}", "speed-up", "passes, settings"]
+    head += [f"ms {other}", "parity", f"{phrases.metric(selection.task)} %", "MiB", "file MiB", "made s"]
+    rows = [
+        [b.form, b.ms, b.speed_up, b.pays, b.request, b.parity, b.accuracy, b.memory, b.size, b.made]
+        for b in bars
+    ]
+    gutters = ["", *(_WORDS.get(bar.place, bar.place) for bar in bars)]
+    return [line(word, row) for word, row in zip(gutters, columns([head, *rows]), strict=True)]
 
 
 def columns(rows: list[list[str]]) -> list[str]:

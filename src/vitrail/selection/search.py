@@ -35,6 +35,7 @@ from vitrail.vocabulary import (
     Observation,
     Requirements,
     SearchSettings,
+    SpeedUp,
     Variant,
 )
 from vitrail.weights.find import missing
@@ -149,9 +150,7 @@ class Search:
                 len(self.bench.photos.paths),
             )
         try:
-            self._improve()
-            self._measure_references()
-            self._wish()
+            self._stages()
         except KeyboardInterrupt:
             self.interrupted = True
         best = self._best(at_hand=True)
@@ -160,6 +159,11 @@ class Search:
         if self.prove_provisional and not self.interrupted:
             self._prove_provisional()
         return self.observations()
+
+    def _stages(self) -> None:
+        self._improve()
+        self._measure_references()
+        self._wish()
 
     def _wish(self) -> None:
         """Time what would win if its weights were at hand, once nothing that can win is left to measure.
@@ -230,6 +234,10 @@ class Search:
             looked = f"{best.variant.name} looked best in its first launch"
             lines.append(f"{looked}, but the budget ended before its finals: raise --budget")
         return tuple(lines)
+
+    def speed_ups(self) -> tuple[SpeedUp, ...]:
+        """Over a baseline: a search among candidates has none."""
+        return ()
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -553,6 +561,7 @@ class Search:
             warm_up_calls=seen.warm_up_calls,
             random_weights=not trial.at_hand,
             rewriting=trial.subject.rewriting,
+            made=self.bench.made(trial.subject),
             flags=(*outcome.flags, *trial.noise),
         )
         self.bench.record(trial.variant, trial.measurement)

@@ -28,6 +28,7 @@ from vitrail.requirements import check
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection import prune
 from vitrail.selection.labelled import calibrated, check_classes, described, doubts, photos_of, tested
+from vitrail.selection.optimise import Optimisation, Optimise, least_accuracy, rows
 from vitrail.selection.prune import Peaks
 from vitrail.selection.search import Search, SearchProgress
 from vitrail.sources.gather import arranged, check_task, find, gather, labelled_images
@@ -70,6 +71,7 @@ def select(
     keep_text_tower: bool = False,
     ship_provisional: bool = False,
     watcher: Watcher | None = None,
+    optimise: Optimise | None = None,
 ) -> Selection:
     """Choose the model, runtime and precision that meet the requirements on this machine.
 
@@ -86,6 +88,7 @@ def select(
         keep_text_tower: ship the CLIP of a zero-shot winner too, so that `relabel` can change the classes.
         ship_provisional: without a winner, ship the provisional best if it holds parity.
         watcher: told about each variant as it is measured.
+        optimise: the one candidate in every form, each beside eager PyTorch (`vitrail optimize`).
 
     Raises:
         MissingExtraError: the workbench is not installed.
@@ -108,7 +111,16 @@ def select(
     workload = _resolved(workload or Workload(), machine)
     with Workshop() as workshop:
         road = _Road(
-            requirements, workload, settings, machine, watcher, workshop, begin, out, ship_provisional
+            requirements,
+            workload,
+            settings,
+            machine,
+            watcher,
+            workshop,
+            begin,
+            out,
+            ship_provisional,
+            optimise,
         )
         if not road.peaks_kept():  # a new machine: there will be exports, whose libraries load meanwhile
             workshop.start()
@@ -149,6 +161,7 @@ class _Road:
     begin: float
     out: str | Path | None
     ship_provisional: bool
+    optimise: Optimise | None
 
     @property
     def left_s(self) -> float:
@@ -184,6 +197,8 @@ class _Road:
             self.watcher.note(described(dataset))
         context = self._context(bench)
         parts = find(arranged(given, settings, dataset), context)
+        if self.optimise is not None:
+            self.optimise.check(context, [each for part in parts for each in part.found.candidates])
         peaks = self._peaks()
         found = gather(parts, context)
         everything = variants(
@@ -193,13 +208,16 @@ class _Road:
             int8=bench.calibration is not None,
             forms=forms(settings, workload, quality=dataset is not None),
         )
+        if self.optimise is not None:
+            requirements = least_accuracy(requirements, settings, found.candidates)
+            everything = rows(everything, settings)
         reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
         kept = f" ({reserve:.0f} s of the budget kept for shipping)" if reserve else ""
         self.watcher.note(
             _introduced(len(found.candidates), everything, requirements, workload, peaks, len(photos.paths))
             + kept
         )
-        search = Search(
+        search = (Search if self.optimise is None else Optimisation)(
             requirements=requirements,
             settings=replace(settings, budget_s=max(self.left_s - reserve, 0.0)),
             bench=bench,
@@ -238,7 +256,8 @@ class _Road:
                 "first_winner_s": None if first_s is None else round(before_s + first_s, 1),
             },
         )
-        selection = replace(selection, trainings=found.trainings, settings=settings)
+        speed_ups = search.speed_ups()
+        selection = replace(selection, trainings=found.trainings, settings=settings, speed_ups=speed_ups)
         if dataset is not None:
             self.doing("answering the test images")
             selection = tested(calibrated(selection), search, requirements)
