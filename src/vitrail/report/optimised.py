@@ -54,12 +54,13 @@ def baseline(selection: Selection) -> str:
 
 
 def headline(selection: Selection) -> str:
-    """`3.9× [3.8, 4.0] as fast as PyTorch eager fp32`; "" where nothing was selected, or that is no faster."""
+    """`3.9× [3.8, 4.0] as fast as PyTorch eager fp32`; "" where nothing was selected."""
     best = next((bar for bar in table(selection) if bar.place == "best"), None)
-    if best is None or "×" not in best.speed_up:
+    if best is None:
         return ""
-    over = next(e for e in selection.ledger if e.variant.name == baseline(selection))
-    return f"{best.speed_up} as fast as {_form(over)}"
+    over = _form(next(e for e in selection.ledger if e.variant.name == baseline(selection)))
+    kind, _, ratio = best.speed_up.rpartition(": ")
+    return f"{kind} than {over}: {ratio}" if kind else f"{ratio} as fast as {over}"
 
 
 def _bar(entry: LedgerEntry, selection: Selection, slowest: float) -> Bar:
@@ -87,6 +88,19 @@ def _bar(entry: LedgerEntry, selection: Selection, slowest: float) -> Bar:
         low=100 * low / slowest,
         high=100 * high / slowest,
     )
+
+
+def _ms(entry: LedgerEntry, selection: Selection) -> float:
+    figures = phrases.judged_figures(entry, selection.workload)
+    assert figures is not None
+    return figures.judged.value
+
+
+def _high(entry: LedgerEntry, selection: Selection) -> float:
+    """The end of its interval, or its figure."""
+    figures = phrases.judged_figures(entry, selection.workload)
+    interval = figures.judged.interval if figures else None
+    return interval[1] if interval else _ms(entry, selection)
 
 
 def _form(entry: LedgerEntry) -> str:

@@ -1,9 +1,9 @@
 """The search of `vitrail optimize`: one candidate in every form, each beside a baseline.
 
-A row for each form, in the order of `rows`: the baseline (fp32 in eager PyTorch; of a person's own ONNX
-file, ONNX Runtime in fp32), PyTorch's other ways, then the engines. After that the winner's finals, with the
-baseline among the finalists; then what the compilers of PyTorch make, which takes longest; and with the time
-that is left, the other rows in turns with the baseline.
+First the baseline (fp32 in eager PyTorch; of a person's own ONNX file, ONNX Runtime in fp32), then the
+engines' forms, then the winner's finals, with the baseline among the finalists. After that PyTorch's other
+ways, those that compile last, for they take longest. With the time that is left, rows take turns with the
+baseline, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -108,19 +108,23 @@ class Optimisation(Search):
 
     def _stages(self) -> None:
         everything = list(self.trials.values())
+        quick = [trial for trial in everything if not self._compiles(trial)]
         try:
-            for trial in everything:
-                if not self._compiles(trial):
-                    self._row(trial)
+            self._row(self.baseline)
+            self._measure_rows(trial for trial in quick if not trial.variant.reference)
             self._improve()
+            self._measure_rows(trial for trial in quick if trial.variant.reference)
             self._in_turns(self._leaders())
-            for trial in everything:
-                if self._compiles(trial):
-                    self._row(trial)
+            self._measure_rows(trial for trial in everything if self._compiles(trial))
             self._in_turns(self._waiting())
         finally:
             for trial in everything:
                 self.bench.discard(trial.variant)  # only what has random weights
+
+    def _measure_rows(self, rows: Iterable[Trial]) -> None:
+        for trial in rows:
+            if trial is not self.baseline:
+                self._row(trial)
 
     def _row(self, trial: Trial) -> None:
         """Measure one row, if there is time for it, and say how it went."""
@@ -139,12 +143,17 @@ class Optimisation(Search):
                 trial.pruned = CUT
             return
         self._measure(trial, self.deadline - spare)
-        if reference and trial is not self.baseline and trial.at_hand and self._ready(trial):
+        if self._to_compare(trial):
             try:
                 self._compare(trial)
             except ChildFailure as error:
                 self._failed(trial, error)
         self._tell(trial)
+
+    def _to_compare(self, trial: Trial) -> bool:
+        """Whether it is a reference whose parity can still be known; the baseline's is with itself."""
+        known = not trial.variant.reference or trial is self.baseline or trial.parity is not None
+        return not known and trial.at_hand and self.clock() < self.deadline and self._ready(trial)
 
     # --- beside the baseline ----------------------------------------------------------------------
 
