@@ -44,7 +44,9 @@ def rank(observations: Iterable[Observation], objective: Objective, workload: Wo
     while left:
         group = left
         for criterion in CRITERIA[objective]:
-            group = _plainest(_best(group, criterion, workload))
+            group = _best(group, criterion, workload)
+            if criterion in ("latency", "throughput"):
+                group = _plainest(group)
         ordered.append(group[0])
         left = [each for each in left if each is not group[0]]
     return ordered
@@ -71,11 +73,11 @@ def _plainest(group: list[Observation]) -> list[Observation]:
     return [
         each
         for each in group
-        if not any(_adds(each.variant, other.variant) for other in group if other is not each)
+        if not any(adds(each.variant, other.variant) for other in group if other is not each)
     ]
 
 
-def _adds(variant: Variant, plain: Variant) -> bool:
+def adds(variant: Variant, plain: Variant) -> bool:
     """Whether it is `plain` with more passes or settings."""
     more = {*variant.passes, *variant.settings}
     less = {*plain.passes, *plain.settings}

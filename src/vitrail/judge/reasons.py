@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from vitrail.judge.ranking import CRITERIA, UPWARDS, figure
+from vitrail.judge.ranking import CRITERIA, UPWARDS, adds, figure
 from vitrail.vocabulary import Objective, Observation, Requirements, Status, Verdict, Workload
 from vitrail.words import counted
 
@@ -86,23 +86,29 @@ def _won(
     return f"{of}, in a tie with {counted(len(others), 'other')}: {taken} was taken"
 
 
+PLAIN = "plainness"
+
 _TAKEN = {
     "accuracy": "the more accurate",
     "latency": "the faster",
     "throughput": "the one with more images/s",
     "memory": "the one with less memory",
     "name": "the first by name",
+    PLAIN: "the one without what does not pay",
 }
 
 
 def _decided_by(
     observation: Observation, winner: Observation, objective: Objective, workload: Workload
 ) -> str:
-    """The criterion in which the winner is ahead of one that ties with it; `name` if there is none.
+    """The criterion in which the winner is ahead of one that ties with it; `name` if there is none, `PLAIN`
+    if the other one only has more passes or settings.
 
     The objective cannot separate them, unless it is accuracy: then the figures differ, perhaps by chance.
     If they are equal, latency could not separate them either.
     """
+    if objective != "memory" and adds(observation.variant, winner.variant):
+        return PLAIN
     for criterion in CRITERIA[objective]:
         apart = criterion != "latency" if objective == "accuracy" else criterion != objective
         if apart and _difference(observation, winner, criterion, workload) > 0:
@@ -116,6 +122,8 @@ def _tie(
     objective = requirements.objective
     text = f"meets all, a tie with the winner in {objective}"
     criterion = _decided_by(observation, winner, objective, workload)
+    if criterion == PLAIN:
+        return f"{text}: its passes or settings do not pay"
     if criterion == "name":
         return f"{text}: equal in all, the name decides"
     return f"{text}: {_amount(_difference(observation, winner, criterion, workload), criterion)}"

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vitrail.report import phrases
+from vitrail.report.scene import look
 from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import LedgerEntry, Parity, Selection, SpeedUp
 
 __all__ = ["Bar", "baseline", "headline", "table"]
+
+
+HOLDS = "holds"
+"""Of a form that holds what was asked, and is not the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +23,9 @@ class Bar:
 
     entry: LedgerEntry
     place: str
-    """`baseline`, `best`, `tie`, `reference`, or why it does not ship: `no parity`, `rejected` …"""
+    """`baseline`, `best`, `tie`, `holds`, `reference`, or why it does not ship: `no parity`, `rejected` …"""
+    look: str
+    """CSS classes of its bar."""
     form: str
     """Engine, precision, passes and settings."""
     ms: str
@@ -73,7 +80,8 @@ def _bar(entry: LedgerEntry, selection: Selection, slowest: float) -> Bar:
     other = seen.latency.get("request" if selection.workload.latency_scope == "model" else "model")
     return Bar(
         entry=entry,
-        place=_place(entry, selection),
+        place=(place := _place(entry, selection)),
+        look=_look(place, entry),
         form=_form(entry),
         ms=phrases.milliseconds(figures).partition(" ")[2].replace(" ms", ""),
         speed_up=_times(over.get(baseline(selection))) if name != baseline(selection) else "1×",
@@ -119,7 +127,14 @@ def _place(entry: LedgerEntry, selection: Selection) -> str:
         return "would win"
     if any(v.requirement == "parity" and v.answer == "fail" for v in entry.verdicts):
         return "no parity"
-    return phrases.word(entry)
+    # Beside a winner, what had no finals lacks nothing but speed.
+    holds = entry.status == "undecided" and all(verdict.answer == "pass" for verdict in entry.verdicts)
+    return HOLDS if holds and selection.winner else phrases.word(entry)
+
+
+def _look(place: str, entry: LedgerEntry) -> str:
+    """The bar's CSS classes."""
+    return "meets" if place == HOLDS else look(entry)
 
 
 def _times(found: SpeedUp | None) -> str:

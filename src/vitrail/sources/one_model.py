@@ -120,7 +120,9 @@ class Named(Source):
         exact = [each for each in found if each.name == self.name]
         if len(found) > 1 and not exact:
             names = some_of([each.name for each in found], SHOWN)
-            raise InputError(f"{self.name} is {len(found)} models, and one is optimised: choose one of {names}.")
+            raise InputError(
+                f"{self.name} is {len(found)} models, and one is optimised: choose one of {names}."
+            )
         return (exact or found)[0]
 
 
