@@ -66,7 +66,7 @@ def patiently(arguments):
 
     The hub is out of reach or slow here: what a package carries is enough.
     """
-    if arguments[0] != "select":
+    if arguments[0] not in ("select", "optimize"):
         return arguments
     about_latency = TIMED & set(arguments)
     limit = ["--max-latency", "10m"] if about_latency else []

@@ -1,9 +1,9 @@
 """The search of `vitrail optimize`: one candidate in every form, each beside a baseline.
 
 First the baseline (fp32 in eager PyTorch; of a person's own ONNX file, ONNX Runtime in fp32), then the
-engines' forms, then the winner's finals, with the baseline among the finalists. After that PyTorch's other
-ways, those that compile last, for they take longest. With the time that is left, rows take turns with the
-baseline, so that a machine that slows down slows both.
+engines, PyTorch's other ways, and the engines with passes and settings; then the winner's finals, with the
+baseline among the finalists. What compiles comes late, for it takes longest. With the time that is left, rows
+take turns with the baseline, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vitrail import runtimes, stats
 from vitrail.errors import InputError
 from vitrail.measure.latency import finals
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.selection.search import COMPILE_LEAST_S, RIVALS, Search, Trial
+from vitrail.selection.search import COMPILE_LEAST_S, REFERENCE_SCREEN_S, RIVALS, Search, Trial
 from vitrail.sources.source import Context
 from vitrail.vocabulary import Block, Candidate, Requirements, SearchSettings, SpeedUp, Variant
 
@@ -100,6 +100,8 @@ class Optimisation(Search):
 
     beside: dict[str, tuple[list[Block], list[Block]]] = field(default_factory=dict)
     """Row -> the blocks of the baseline and its own that took turns."""
+    cut: list[str] = field(default_factory=list)
+    """Engine and precision of references for which there was no time."""
 
     @property
     def baseline(self) -> Trial:
@@ -108,23 +110,37 @@ class Optimisation(Search):
 
     def _stages(self) -> None:
         everything = list(self.trials.values())
-        quick = [trial for trial in everything if not self._compiles(trial)]
         try:
-            self._row(self.baseline)
-            self._measure_rows(trial for trial in quick if not trial.variant.reference)
+            for trial in sorted(everything, key=self._turn):
+                if not self._compiles(trial):
+                    self._row(trial)
             self._improve()
-            self._measure_rows(trial for trial in quick if trial.variant.reference)
             self._in_turns(self._leaders())
-            self._measure_rows(trial for trial in everything if self._compiles(trial))
+            for trial in everything:
+                if self._compiles(trial):
+                    self._row(trial)
             self._in_turns(self._waiting())
         finally:
             for trial in everything:
                 self.bench.discard(trial.variant)  # only what has random weights
 
-    def _measure_rows(self, rows: Iterable[Trial]) -> None:
-        for trial in rows:
-            if trial is not self.baseline:
-                self._row(trial)
+    def _turn(self, trial: Trial) -> int:
+        """The baseline, plain forms, PyTorch's other ways, forms with passes or settings."""
+        if trial is self.baseline:
+            return 0
+        changed = trial.variant.passes or trial.variant.settings
+        return 2 if trial.variant.reference else 3 if changed else 1
+
+    def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
+        """None: `_stages` says what is measured, so that finals do not wait for what was cut."""
+        return None
+
+    def _spare_s(self, trial: Trial) -> float:
+        """What the finals of whatever leads will take, if anything can win."""
+        if not trial.at_hand or self._done == 0:
+            return 0.0
+        best = self._best(at_hand=True) or trial
+        return self._finals_s(best) + self._finals_s(self.baseline)
 
     def _row(self, trial: Trial) -> None:
         """Measure one row, if there is time for it, and say how it went."""
@@ -133,16 +149,17 @@ class Optimisation(Search):
             return
         trial.pruned = None
         self._obtain(trial)
-        spare = 0.0 if reference or not trial.at_hand else self._finals_s(trial)
+        spare = 0.0 if compiles else self._spare_s(trial)
         least = COMPILE_LEAST_S if compiles else self._needed_s(trial)
         if trial is not self.baseline and self.clock() + least >= self.deadline - spare:
             if reference:
-                self._late.append(f"{trial.variant.name}: {CUT}")
+                self.cut.append(f"{trial.variant.runtime} {trial.variant.precision}")
                 del self.trials[trial.variant.name]
             elif not trial.at_hand:
                 trial.pruned = CUT
             return
-        self._measure(trial, self.deadline - spare)
+        plan = replace(self._plan, screen_s=REFERENCE_SCREEN_S) if reference else self._plan
+        self._measure(trial, self.deadline - spare, plan)
         if self._to_compare(trial):
             try:
                 self._compare(trial)
@@ -250,6 +267,11 @@ class Optimisation(Search):
     def _last_of_model(self, trial: Trial) -> bool:
         """No: rows take turns after all were timed; what has random weights is discarded then."""
         return False
+
+    def notes(self) -> tuple[str, ...]:
+        """Also what of PyTorch was cut."""
+        said = (f"{' and '.join(self.cut)}: {CUT}",) if self.cut else ()
+        return (*said, *super().notes())
 
     # --- what came out ----------------------------------------------------------------------------
 
