@@ -1,4 +1,4 @@
-"""One model in every form: what MODEL may be, the search beside a baseline, the table, the command (2 min)."""
+"""One model in every form: what MODEL may be, the search beside a baseline, the table, the command."""
 
 from __future__ import annotations
 

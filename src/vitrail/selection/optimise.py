@@ -140,7 +140,7 @@ class Optimisation(Search):
         if not trial.at_hand or self._done == 0:
             return 0.0
         best = self._best(at_hand=True) or trial
-        return self._finals_s(best) + self._finals_s(self.baseline)
+        return self._costs.finals_s(best, self._plan) + self._costs.finals_s(self.baseline, self._plan)
 
     def _row(self, trial: Trial) -> None:
         """Measure one row, if there is time for it, and say how it went."""
@@ -150,7 +150,7 @@ class Optimisation(Search):
         trial.pruned = None
         self._obtain(trial)
         spare = 0.0 if compiles else self._spare_s(trial)
-        least = COMPILE_LEAST_S if compiles else self._needed_s(trial)
+        least = COMPILE_LEAST_S if compiles else self._costs.needed_s(trial)
         if trial is not self.baseline and self.clock() + least >= self.deadline - spare:
             if reference:
                 self.cut.append(f"{trial.variant.runtime} {trial.variant.precision}")
@@ -210,7 +210,7 @@ class Optimisation(Search):
             return
         self._say(f"timing {', '.join(trial.variant.name for trial in group)} in turns")
         plan = replace(self._plan, final_calls=TURN_CALLS, rounds=TURN_ROUNDS, final_s=TURN_S)
-        before = {trial.variant.name: self._blocks(trial) for trial in group}
+        before = {trial.variant.name: trial.blocks for trial in group}
         outcomes = finals(
             [trial.subject for trial in group if trial.subject is not None],
             plan,
@@ -234,16 +234,16 @@ class Optimisation(Search):
 
     def _finals(self, best: Trial) -> None:
         group = [self.baseline, *self.trials.values()]
-        before = {trial.variant.name: self._blocks(trial) for trial in group}
+        before = {trial.variant.name: trial.blocks for trial in group}
         super()._finals(best)
-        moved = [t for t in self.trials.values() if len(self._blocks(t)) > len(before[t.variant.name])]
+        moved = [t for t in self.trials.values() if len(t.blocks) > len(before[t.variant.name])]
         self._note_turns(moved, before)
 
     def _note_turns(self, group: Sequence[Trial], before: dict[str, tuple[Block, ...]]) -> None:
         """Keep what the baseline's blocks and the others' were in the same launches."""
 
         def new(trial: Trial) -> list[Block]:
-            return list(self._blocks(trial)[len(before[trial.variant.name]) :])
+            return list(trial.blocks[len(before[trial.variant.name]) :])
 
         if self.baseline not in group:
             return
@@ -294,7 +294,7 @@ class Optimisation(Search):
             slow, fast = (plan.judged(blocks) for blocks in turns)
             if (ratio := stats.ratio_interval(slow, fast)) is not None:
                 return _record(trial, base, ratio.value, (ratio.low, ratio.high), interleaved=True)
-        slow, fast = plan.judged(self._blocks(base)), plan.judged(self._blocks(trial))
+        slow, fast = plan.judged(base.blocks), plan.judged(trial.blocks)
         ratio = stats.ratio_interval(slow, fast)
         if ratio is not None:
             return _record(trial, base, ratio.value, (ratio.low, ratio.high), interleaved=False)
@@ -302,7 +302,7 @@ class Optimisation(Search):
         return _record(trial, base, times, None, interleaved=False)
 
     def _calls(self, trial: Trial) -> list[float]:
-        return [ms for block in self._plan.judged(self._blocks(trial)) for ms in block.samples_ms]
+        return [ms for block in self._plan.judged(trial.blocks) for ms in block.samples_ms]
 
     @staticmethod
     def _engine(trial: Trial) -> tuple[str, str]:
