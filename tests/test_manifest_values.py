@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from artifacts import make_artifact
 
@@ -15,6 +16,7 @@ from vitrail.artifact import open_artifact
 from vitrail.artifact.manifest import digest
 from vitrail.artifact.values import DECIDING, SINCE_2
 from vitrail.errors import InputError
+from vitrail.vocabulary import Preprocess
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 import manifests
@@ -50,6 +52,12 @@ def deciding(original) -> list[tuple[str, ...]]:
     document = json.loads((original / "manifest.json").read_text())
     paths = [*DECIDING, ("task",), ("task", "preprocess")]
     return [("graphs",), *((*path, name) for path in paths for name in at(document, path))]
+
+
+def test_preprocessing_that_was_read_without_all_keys_is_written_with_all():
+    """An artifact says every value that decides answers, also where a description left one to its default."""
+    read = msgspec.convert({"image_size": 64}, Preprocess)
+    assert msgspec.to_builtins(read) == msgspec.to_builtins(Preprocess(image_size=64))
 
 
 def test_no_deciding_value_may_be_missing(original, tmp_path):

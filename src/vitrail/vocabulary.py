@@ -8,7 +8,7 @@ C channels, H W pixels, D width, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
@@ -174,6 +174,11 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     pixels: Pixels = "normalised"
     """`"uint8"`: the graph normalises by itself, and takes pixels as they are decoded: uint8 (B, S, S, 3)."""
+
+    def __post_init__(self) -> None:
+        # msgspec leaves a default that it did not read to the class, and then does not write it either.
+        for each in fields(self):
+            self.__dict__.setdefault(each.name, each.default)
 
 
 @dataclass(frozen=True, kw_only=True)
