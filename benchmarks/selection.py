@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from replay import Clock, Recording, ReplayBench
@@ -106,14 +107,19 @@ def search(grid: Grid, one: dict, **settings: object):
 
 
 def replay(path: Path) -> dict:
-    grid = read_grid(path)
-    rows = [_compare(grid, one) for one in SETS]
+    """All sets on a recorded grid."""
+    return summary(read_grid(path), SETS)
+
+
+def summary(grid: Grid, sets: Sequence[dict]) -> dict:
+    """What the sets' searches lose against exhaustive ones, and what they save."""
+    rows = [_compare(grid, one) for one in sets]
     spent, exhaustive = sum(r["seconds"] for r in rows), sum(r["exhaustive_seconds"] for r in rows)
     return {
         "candidates": len({variant.candidate.name for variant in grid.variants}),
         "variants": len(grid.variants),
         "without_anything_to_rewrite": sum(each.nothing is not None for each in grid.recordings.values()),
-        "sets": len(SETS),
+        "sets": len(sets),
         "regret": {
             "accuracy_points": max(r["accuracy_regret"] for r in rows),
             "objective_percent": max(r["objective_regret_percent"] for r in rows),

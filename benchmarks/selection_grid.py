@@ -123,12 +123,12 @@ def record(path: Path, minutes: float) -> None:
 
 def _record_candidate(bench: AvailableBench, todo: list[Variant], path: Path) -> None:
     failed: dict[object, str] = {}
-    """Of a graph, what came instead."""
+    """By passes that have nothing to do, and by graph and engine: what came instead."""
     for variant in todo:
         graph = variant.passes, variant.precision == "int8"
         row: dict[str, object] = {"variant": variant.name}
         begin = time.monotonic()
-        reason = failed.get(variant.passes) or failed.get(graph)
+        reason = failed.get(variant.passes) or failed.get((graph, variant.runtime))
         if reason is None:
             try:
                 export = bench.export(variant, EXPORT_TIMEOUT_S)
@@ -138,7 +138,7 @@ def _record_candidate(bench: AvailableBench, todo: list[Variant], path: Path) ->
                 reason = failed[variant.passes] = f"{NOTHING}{error}"
                 row["export_s"] = round(time.monotonic() - begin, 3)
             except ChildFailure as error:
-                reason = failed[graph] = str(error)
+                reason = failed[graph, variant.runtime] = str(error)
                 row["export_s"] = round(time.monotonic() - begin, 3)
         row["failure"] = reason
         _append(path, row)
