@@ -1,4 +1,4 @@
-"""The search on a part of what was recorded, and of what is simulated: what it finds, and what it gives up."""
+"""The search on a part of what was recorded, and of what is simulated: what it finds and gives up."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from vitrail import catalog
 from vitrail.export.variants import Form, variants
 from vitrail.selection.learn import Effects
-from vitrail.selection.order import LatencyModel, cannot_beat, rank_key
+from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
 from vitrail.selection.prune import floor_ms
 from vitrail.vocabulary import (
     Accuracy,
@@ -74,7 +74,7 @@ def seen(*measured):
     """A model that measured these (name, factor of what it expected)."""
     model, fresh = LatencyModel(WORKLOAD, PEAKS), LatencyModel(WORKLOAD, PEAKS)
     for name, factor in measured:
-        model.observe(named(name), factor * fresh.predict_ms(named(name)), judged_ms=0.0, mean_ms=0.0)
+        model.observe(named(name), factor * fresh.predict_ms(named(name)))
     return model
 
 
@@ -129,7 +129,7 @@ def test_what_is_believed_impossible_is_not_what_happens(seed, spread):
             left = order[count:]
             asked += len(left)
             wrong += sum(latencies[each.name] < model.least_model_ms(each) for each in left)
-        model.observe(variant, latencies[variant.name], judged_ms=0.0, mean_ms=0.0)
+        model.observe(variant, latencies[variant.name])
     assert wrong <= 0.01 * asked
 
 
@@ -150,6 +150,22 @@ def test_a_slow_engine_rules_out_no_other_one():
     model = seen((f"{LITE} onnxruntime int8", 30.0))
     slow = model.predict_ms(named(f"{LITE} onnxruntime int8"))
     assert model.least_model_ms(named(f"{LITE} openvino fp32")) < slow / 10
+
+
+def test_one_noisy_tail_rules_out_nothing():
+    """On a busy machine the first variant's slowest calls are ten times its median."""
+    model = seen((f"{LITE} openvino fp32", 1.0))
+    took = model.predict_ms(named(f"{LITE} openvino fp32"))
+    requirements = Requirements(max_latency_ms=2 * took)
+    for engine in ("openvino bf16", "openvino int8", "onnxruntime fp32"):
+        assert cannot_fit(named(f"{LITE} {engine}"), requirements, WORKLOAD, model) is None
+
+
+def test_host_work_counts_half():
+    model, lite = LatencyModel(WORKLOAD, PEAKS), named(f"{LITE} openvino fp32")
+    model.observe(lite, 10.0, host_ms=6.0)
+    model.observe(lite, 10.0, host_ms=8.0)
+    assert model.least_ms(lite) == pytest.approx(model.least_model_ms(lite) + 3.0)
 
 
 def figures(ms):

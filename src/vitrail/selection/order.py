@@ -79,13 +79,15 @@ class LatencyModel:
         self._known: dict[str, tuple[float, float]] = {}
         """What `_logarithms` gave by variant, since the last observation."""
         self._closest: dict[tuple[str, str], float] = {}
-        self._beside_percentile = self._beside_mean = float("inf")
-        """The least that these figures lay above the model's median: decoding, preparing, the tail."""
+        self._host_ms = math.inf
+        """The least that anything took beside the model: decoding, preparing."""
 
-    def observe(self, variant: Variant, latency_ms: float, *, judged_ms: float, mean_ms: float) -> None:
-        """Learn from a measured median of the model scope, and the judged scope's percentile and mean."""
-        self._beside_percentile = min(self._beside_percentile, max(judged_ms - latency_ms, 0.0))
-        self._beside_mean = min(self._beside_mean, max(mean_ms - latency_ms, 0.0))
+    def observe(self, variant: Variant, latency_ms: float, *, host_ms: float = 0.0) -> None:
+        """Learn from a measured median of the model scope, and what the judged scope takes beside it.
+
+        Nothing is learnt from the tail: on a busy machine that of one variant would rule out all others.
+        """
+        self._host_ms = min(self._host_ms, max(host_ms, 0.0))
         self._effects.observe(self._features(variant), math.log(latency_ms / self._work_ms(variant)))
         self._known.clear()
         engine, floor = _engine(variant), floor_ms(variant, self._workload, self._peaks)
@@ -107,12 +109,10 @@ class LatencyModel:
         _, least = self._logarithms(variant)
         return max(floor, math.exp(least))
 
-    def least_ms(self, variant: Variant) -> tuple[float, float]:
-        """Least judged percentile and mean that are believed possible, in ms."""
-        least = self.least_model_ms(variant)
-        if not len(self._effects):
-            return least, least
-        return least + self._beside_percentile / SAFETY, least + self._beside_mean / SAFETY
+    def least_ms(self, variant: Variant) -> float:
+        """The least latency of the judged scope that is believed possible, in ms."""
+        host_ms = self._host_ms / SAFETY if len(self._effects) else 0.0
+        return self.least_model_ms(variant) + host_ms
 
     def _logarithms(self, variant: Variant) -> tuple[float, float]:
         """Logarithms of the latency in ms: what is expected, and the least that is believed possible."""
@@ -213,7 +213,7 @@ def cannot_beat(
     by_time = objective in ("latency", "throughput") or (objective == "accuracy" and equal)
     if by_time and (timed := rival.latency.get(model.scope)) is not None:
         # Of the judged scope: a form that takes pixels saves work beside the model.
-        _, least = model.least_ms(variant)
+        least = model.least_ms(variant)
         if least > timed.p50:
             return f"unlikely to be below {least:.1f} ms by its lower bound, {name} takes {timed.p50:.1f} ms"
     if objective == "memory" and rival.memory is not None:
@@ -227,12 +227,11 @@ def cannot_fit(
     variant: Variant, requirements: Requirements, workload: Workload, model: LatencyModel
 ) -> str | None:
     """Why the variant cannot hold its limits of time, going by measured relatives; None: it could."""
-    percentile, mean = model.least_ms(variant)
-    limit, rate = requirements.max_latency_ms, requirements.min_throughput
-    if limit is not None and percentile > limit:
-        return f"latency: unlikely to be below {percentile:.0f} ms, by its arithmetic and its relatives"
-    if rate is not None and 1000 * workload.batch_size / mean < rate:
-        most = 1000 * workload.batch_size / mean
+    least, limit, rate = model.least_ms(variant), requirements.max_latency_ms, requirements.min_throughput
+    if limit is not None and least > limit:
+        return f"latency: unlikely to be below {least:.0f} ms, by its arithmetic and its relatives"
+    if rate is not None and 1000 * workload.batch_size / least < rate:
+        most = 1000 * workload.batch_size / least
         return f"throughput: unlikely to be above {most:.0f} images/s, by its arithmetic and its relatives"
     return None
 

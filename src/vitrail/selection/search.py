@@ -448,12 +448,10 @@ class Search:
                 for scope in ("model", plan.scope)
             }
             if all(samples.values()):
-                judged = samples[plan.scope]
                 self._model.observe(
                     trial.variant,
                     stats.percentile(samples["model"], 50),
-                    judged_ms=stats.percentile(judged, plan.percentile),
-                    mean_ms=sum(judged) / len(judged),
+                    host_ms=min(samples[plan.scope]) - min(samples["model"]),
                 )
 
     def _screen(self, trial: Trial, until: float, plan: Plan) -> None:
