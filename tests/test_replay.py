@@ -221,6 +221,9 @@ def test_no_option_is_left_out_of_what_the_report_prints():
             layout="class",
             task="embed",
             exhaustive=True,
+            passes=("uint8",),
+            calibration="others",
+            max_drop=0.5,
         ),
     )
     assert {line.split(" = ")[0] for line in toml.splitlines()} == set(OPTIONS)
