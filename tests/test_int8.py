@@ -11,6 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
+import vitrail
 from vitrail import catalog, data, runtimes, tasks
 from vitrail.errors import InputError
 from vitrail.export import passes, rewrite, work
@@ -238,3 +239,9 @@ def test_other_photos_make_another_export(tmp_path):
     assert len({msgspec.json.encode(each) for each in keys}) == 4
     assert key("one") == keys[0]
     assert key("one", precision="fp32") == {}
+
+
+def test_a_drop_is_about_classes():
+    settings = SearchSettings(task="embed", max_drop=0.5)
+    with pytest.raises(InputError, match="--max-drop is about classes, and --task embed has none"):
+        vitrail.select(settings=settings)

@@ -101,7 +101,7 @@ def select(
     for source in sources:
         source.check_settings(settings)
     if settings.task != "classify":
-        _refuse_classes(settings.task, requirements, workload)
+        _refuse_classes(settings, requirements, workload)
     stated = (license for source in sources for license in source.licenses())
     catalog.check_requirement(requirements.license, also=tuple(stated))
     _need_workbench()
@@ -137,10 +137,12 @@ def select(
     return selection
 
 
-def _refuse_classes(task: str, requirements: Requirements, workload: Workload | None) -> None:
+def _refuse_classes(settings: SearchSettings, requirements: Requirements, workload: Workload | None) -> None:
     """Only classifiers have classes."""
+    task = settings.task
     given = {
         "data": workload is not None and workload.data is not None,
+        "max-drop": settings.max_drop is not None,
         **{asked.option.removeprefix("--"): True for asked in requirements.least},
     }
     for name, wanted in given.items():
