@@ -19,7 +19,7 @@ from vitrail.export.calibration import LEAST_PHOTOS, MOST_PHOTOS, Calibration, c
 from vitrail.export.exports import Exports
 from vitrail.export.passes.quantize import quantised_nodes
 from vitrail.export.requests import QuantiseRequest, RewriteRequest
-from vitrail.export.variants import Form, forms, variants
+from vitrail.export.variants import Form, forms, in_floating_point, variants
 from vitrail.images.photos import digest_of, photo_folder, sample_photos
 from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import Preprocess, SearchSettings, Target, Workload
@@ -164,8 +164,8 @@ def test_batches_may_go_in_several_requests_and_int8_needs_calibration():
 # --- what is made of a graph ----------------------------------------------------------------------
 
 
-def asked(tiny_export, coloured, target, **changes) -> RewriteRequest:
-    labels = (tiny_export / "labels.txt").read_text(encoding="utf-8").splitlines()
+def asked(tiny_export, coloured, target, labels_of=None, **changes) -> RewriteRequest:
+    labels = ((labels_of or tiny_export) / "labels.txt").read_text(encoding="utf-8").splitlines()
     task = Classify(preprocess=Preprocess(image_size=64), labels=tuple(labels))
     photos = sorted(str(path) for path in coloured.rglob("*.png"))
     quantise = QuantiseRequest(task=tasks.pack(task), photos=photos[:12], judged=photos[12:20], **changes)
@@ -228,15 +228,17 @@ def test_other_photos_make_another_export(tmp_path):
     candidate = catalog.find(("tf_efficientnet_lite0*",))[0]
     finder = WeightsFinder(offline=True)
 
-    def key(digest: str, max_drop: float | None = None, precision: str = "int8"):
+    def key(digest: str, max_drop: float | None = None, precision: str = "int8", crop: float = 0.875):
         found = Calibration(photos=("a.jpg",), digest=digest, source="a folder")
         exports = Exports(finder, 1, calibration=found, max_drop=max_drop)
         settings = SearchSettings(precisions=(precision,), runtimes=("openvino",))
-        (variant,) = variants([candidate], Workload(), settings, int8=True)
+        preprocess = dataclasses.replace(candidate.preprocess, crop=crop)
+        cropped = dataclasses.replace(candidate, preprocess=preprocess)
+        (variant,) = variants([cropped], Workload(), settings, int8=True)
         return exports.rewrite_key(variant)
 
-    keys = [key("one"), key("two"), key("one", 0.5), key("one", 1.0)]
-    assert len({msgspec.json.encode(each) for each in keys}) == 4
+    keys = [key("one"), key("two"), key("one", 0.5), key("one", 1.0), key("one", crop=0.9)]
+    assert len({msgspec.json.encode(each) for each in keys}) == 5
     assert key("one") == keys[0]
     assert key("one", precision="fp32") == {}
 
@@ -245,3 +247,31 @@ def test_a_drop_is_about_classes():
     settings = SearchSettings(task="embed", max_drop=0.5)
     with pytest.raises(InputError, match="--max-drop is about classes, and --task embed has none"):
         vitrail.select(settings=settings)
+
+
+def test_heads_are_fitted_in_floating_point_where_only_int8_was_asked_for():
+    settings = in_floating_point(SearchSettings(precisions=("int8",), runtimes=("openvino",)))
+    candidates = catalog.find(("tf_efficientnet_lite0*",))[:1]
+    assert {variant.precision for variant in variants(candidates, Workload(), settings)} == {"fp32", "bf16"}
+    both = in_floating_point(SearchSettings(precisions=("int8", "bf16")))
+    assert both.precisions == ("bf16",)
+
+
+@pytest.mark.slow
+def test_a_graph_of_one_batch_becomes_int8_too(tiny_export, coloured, tmp_path):
+    fixed = tmp_path / "fixed"
+    fixed.mkdir()
+    model = onnx.load(tiny_export / "model.onnx")
+    whole = rewrite.outputs(model, "images", images := noise(5), 5, 1)
+    assert np.allclose(rewrite.outputs(model, "images", images, 4, 1), whole, atol=1e-4), (
+        "the last part padded"
+    )
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, fixed / "model.onnx")
+    request = asked(fixed, coloured, tmp_path / "int8", batch=4, max_drop=100.0, labels_of=tiny_export)
+    assert rewrite.rewrite(request)["int8"]["photos"] == 12
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, 64, 64), dtype=np.float32)

@@ -368,15 +368,15 @@ PROFILES: dict[str, Profile] = {
 def from_toml(path: str | Path) -> dict[str, object]:
     """Read a TOML file of options into {option: value in the record's unit}; `profile` stays a string.
 
-    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. Relative `images` and
-    `data` are relative to the file.
+    The file is flat; keys are those of `OPTIONS` and `profile`, with `-` or `_`. Relative `images`,
+    `data` and `calibration` are relative to the file.
 
     Raises:
         InputError: the file cannot be read, is not TOML (with the line), or holds a bad key or value.
     """
     path = Path(path)
     parsed = _parse(read_toml(path, "requirements"), lambda name: f"{name} in {path}")
-    for key in ("images", "data"):
+    for key in ("images", "data", "calibration"):
         if key in parsed:
             parsed[key] = str(path.parent / str(parsed[key]))
     return parsed

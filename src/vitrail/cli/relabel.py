@@ -59,18 +59,27 @@ def _selected(args: argparse.Namespace, artifact: Artifact) -> Selection:
             f"{args.artifact} has no text tower to read names with: make it with "
             "`vitrail select --classes … --keep-text-tower`."
         )
+    evidence, variant = artifact.manifest.evidence, artifact.manifest.variant
+    if variant.precision == "int8" or not variant.exact:
+        raise InputError(
+            f"{args.artifact} is {variant.name}, which takes your photos to make again: use "
+            "`vitrail select --classes … --images …`."
+        )
     names = ClassNames(
         classes=parse_classes(args.classes),
         templates=tower.templates if args.prompts is None else templates(args.prompts),
         own=OwnCLIP(file=str(tower.weights), arch=tower.model, tag=tower.tag or None, license=tower.license),
     )
     _, _, timed = resolve(flags={"budget": args.budget})
-    evidence, variant = artifact.manifest.evidence, artifact.manifest.variant
     # Accuracy requirements were about the old classes.
     unlimited: dict[str, Any] = dict.fromkeys(LEAST, ())
     requirements = replace(evidence.requirements, min_accuracy=None, **unlimited)
     settings = SearchSettings(
-        runtimes=(variant.runtime,), precisions=(variant.precision,), budget_s=timed.budget_s, offline=True
+        runtimes=(variant.runtime,),
+        precisions=(variant.precision,),
+        passes=variant.passes,
+        budget_s=timed.budget_s,
+        offline=True,
     )
     return select(
         requirements,

@@ -20,7 +20,7 @@ import numpy as np
 from vitrail import hardware, runtimes, stats, store, tasks
 from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
-from vitrail.export import work
+from vitrail.export import passes, work
 from vitrail.export.calibration import Calibration
 from vitrail.export.exports import Exports, labels_key
 from vitrail.export.requests import ReferenceRequest
@@ -178,6 +178,7 @@ class Bench(Exports):
             "data": self.dataset.digest if self.dataset else None,
             **({"task": variant.candidate.task} if variant.candidate.task != "classify" else {}),
             **({"rewritten": found} if (found := self.rewrite_key(variant)) else {}),
+            **({} if variant.exact else {"passes": passes.VERSION}),
         }
 
     def _same_speed(self, measurement: Measurement) -> bool:

@@ -28,12 +28,15 @@ from vitrail.export.requests import (
     RewriteRequest,
 )
 from vitrail.export.workshop import Workshop
+from vitrail.images.photos import evenly_spaced
 from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import Candidate, Export, Rewriting, Variant
 from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
 
 __all__ = ["Exports", "NothingToRewrite", "labels_key"]
 
+MOST_JUDGED = 500
+"""Labelled images on which accuracy control measures a drop, again for every number of layers it tries."""
 MANIFEST = "rewritten.json"
 """What a pass wrote beside its graph."""
 BUILD_LEAST_S = 5.0
@@ -177,7 +180,7 @@ class Exports:
         task = self.task(variant)
         judged, labels = list(self.calibration.photos), None
         if self.dataset is not None and isinstance(task, Classify):
-            examples = self.dataset.of("validation")
+            examples = evenly_spaced(list(self.dataset.of("validation")), MOST_JUDGED)
             judged = [example.path for example in examples]
             labels = [task.labels.index(self.dataset.classes[example.label]) for example in examples]
         return QuantiseRequest(
@@ -186,6 +189,7 @@ class Exports:
             max_drop=self._max_drop,
             judged=judged,
             labels=labels,
+            batch=self._own[variant.candidate.name][1].batch if variant.candidate.name in self._own else None,
         )
 
     def _graph_passes(self, variant: Variant) -> list[str]:
@@ -197,7 +201,11 @@ class Exports:
         names = self._graph_passes(variant)
         if not names and variant.precision != "int8":
             return {}
-        key: dict[str, object] = {"passes": names, "version": passes.VERSION}
+        key: dict[str, object] = {
+            "passes": names,
+            "version": passes.VERSION,
+            "preprocess": msgspec.to_builtins(variant.plain.preprocess),
+        }
         if variant.precision == "int8":
             assert self.calibration is not None, "int8 needs photos to be calibrated on"
             judged = self.dataset.digest if self.dataset else None
@@ -309,7 +317,7 @@ class Exports:
         if candidate.task != "classify":
             key["task"] = candidate.task
         if changed := passes.of_module(variant.passes):
-            key["passes"] = list(changed)
+            key |= {"passes": list(changed), "passes_version": passes.VERSION}
         digest = store.digest_of(key)[:16]
         return self._cache / "exports" / f"{candidate.architecture}-{image_size}-{digest}"
 

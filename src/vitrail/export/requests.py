@@ -129,6 +129,8 @@ class QuantiseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The photos on which the drop is measured."""
     labels: list[int] | None = None
     """Their classes, by the graph's scores; None: the loss is against the graph's own answers in fp32."""
+    batch: int | None = None
+    """Images that the graph takes at a time; None: any number."""
 
 
 class RewriteRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,7 +70,8 @@ def _quantised(
     from vitrail.export.passes import control, quantize
 
     task = tasks.unpack(request.task)
-    inputs = [task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos]
+    views = (task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos)
+    inputs = [next(tasks.batches(view, request.batch or CALIBRATION_CROPS))[0] for view in views]
     found = quantize.quantize(model, inputs)
     if request.max_drop is None:
         return found, {"photos": len(inputs), "kept": [], "tried": []}
@@ -91,13 +92,13 @@ def _drop(
     probability that fp32 gives to its answer."""
     from vitrail.tasks.classify import loss_per_photo
 
-    views = [task.views(decode(photo), 1) for photo in request.judged]
-    name = next(iter(views[0]))
-    images = np.concatenate([view[name] for view in views])
-    reference = outputs(model, name, images, threads)
+    name = task.graph(ONNX_FILE).inputs[0].name
+    images = np.concatenate([task.views(decode(photo), 1)[name] for photo in request.judged])
+    size = request.batch or BATCH
+    reference = outputs(model, name, images, size, threads)
 
     def drop(graph: onnx.ModelProto) -> float:
-        scores = outputs(graph, name, images, threads)
+        scores = outputs(graph, name, images, size, threads)
         if request.labels is None:
             return float(loss_per_photo(reference[:, None], scores[:, None]).mean())
         truth = np.asarray(request.labels)
@@ -107,8 +108,8 @@ def _drop(
     return drop
 
 
-def outputs(model: onnx.ModelProto, name: str, images: np.ndarray, threads: int) -> np.ndarray:
-    """The first output (n, ...) of a graph for images (n, ...), in ONNX Runtime."""
+def outputs(model: onnx.ModelProto, name: str, images: np.ndarray, size: int, threads: int) -> np.ndarray:
+    """The first output (n, ...) of a graph for images (n, ...), `size` at a time, in ONNX Runtime."""
     from vitrail.privacy import import_engine
 
     ort = import_engine("onnxruntime")
@@ -116,5 +117,5 @@ def outputs(model: onnx.ModelProto, name: str, images: np.ndarray, threads: int)
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    parts = [images[begin : begin + BATCH] for begin in range(0, len(images), BATCH)]
-    return np.concatenate([session.run(None, {name: part})[0] for part in parts])
+    parts = tasks.batches({name: images}, size)
+    return np.concatenate([session.run(None, part)[0][:real] for part, real in parts])

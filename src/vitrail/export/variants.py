@@ -24,7 +24,7 @@ from vitrail.vocabulary import (
     Workload,
 )
 
-__all__ = ["Form", "at_size", "forms", "implementations", "missing_runtimes", "variants"]
+__all__ = ["Form", "at_size", "forms", "implementations", "in_floating_point", "missing_runtimes", "variants"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,11 @@ def variants(
     if not unlike and settings.implementations == ("vitrail",):
         raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
     return unlike
+
+
+def in_floating_point(settings: SearchSettings) -> SearchSettings:
+    """The settings without int8: what features and first figures are computed in."""
+    return replace(settings, precisions=tuple(name for name in settings.precisions if name != "int8"))
 
 
 def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tuple[Form, ...]:

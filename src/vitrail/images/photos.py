@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.images.find import images_below
@@ -123,6 +124,8 @@ SAMPLES: dict[str, SamplePhoto] = {
     ),
 }
 
+Item = TypeVar("Item")
+
 PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 
 
@@ -180,7 +183,7 @@ def photo_folder(path: str | Path) -> PhotoSet:
     )
 
 
-def evenly_spaced(items: list[str], limit: int) -> list[str]:
+def evenly_spaced(items: list[Item], limit: int) -> list[Item]:
     """Return at most `limit` of the items, evenly spaced over the whole list, in its order."""
     if len(items) <= limit:
         return items

@@ -289,6 +289,8 @@ def _parity(observation: Observation) -> Verdict:
     if (
         answer == "pass"
         and lower_precision
+        and observation.variant.exact
+        and parity.loss is not None
         and parity.loss_bound is None
         and not decided_photos_agree(parity)
     ):

@@ -38,6 +38,9 @@ BYTES_PER_MS = 6e6
 FIT = 1.25
 """A prediction up to this multiple of the limit counts as likely to fit."""
 
+TINY_MS = 1e-6
+"""Of a graph whose arithmetic could not be counted: a logarithm needs a number."""
+
 SAFETY = 2.0
 """How much faster than its arithmetic at the peak a variant is still believed to be able to run."""
 
@@ -126,7 +129,7 @@ class LatencyModel:
     def _features(self, variant: Variant) -> dict[Hashable, float]:
         candidate, engine, form = variant.candidate, _engine(variant), (variant.passes, variant.settings)
         code = candidate.name, variant.implementation, variant.image_size
-        size = math.log(self._macs_ms(variant, self._full))
+        size = math.log(max(self._macs_ms(variant, self._full), TINY_MS))
         groups: dict[str, tuple[Hashable, float]] = {
             "all": ((), 1.0),
             "all by size": ((), size),
@@ -156,7 +159,8 @@ class LatencyModel:
         gain = (own / self._full) ** GAINED
         scale = (variant.image_size / variant.candidate.preprocess.image_size) ** 2
         moved = variant.candidate.activations * scale * self._workload.batch_size
-        return PRIOR_RATIO * (self._macs_ms(variant, self._full) + 4 * moved / BYTES_PER_MS) / gain
+        work_ms = self._macs_ms(variant, self._full) + 4 * moved / BYTES_PER_MS
+        return PRIOR_RATIO * max(work_ms, TINY_MS) / gain
 
 
 def rank_key(

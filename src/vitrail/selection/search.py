@@ -42,6 +42,8 @@ from vitrail.weights.find import missing
 from vitrail.words import NOT_AT_HAND, counted
 
 EXPORT_TIMEOUT_S = 180.0
+QUANTISE_TIMEOUT_S = 900.0
+"""Accuracy control runs all judged images for every number of layers that it tries."""
 EXPORT_GRACE_S = 5.0
 """What an export may take however little of the budget is left."""
 LACKS_WEIGHTS = "its weights are not at hand"
@@ -440,6 +442,7 @@ class Search:
                 same.pruned = str(error)
         except ChildFailure as error:
             self._failed(trial, error)
+            self._share_failure(trial)
         if not trial.at_hand and self._last_of_model(trial):
             self.bench.discard(trial.variant)
         if trial.measurement is not None:
@@ -453,6 +456,14 @@ class Search:
                     stats.percentile(samples["model"], 50),
                     host_ms=min(samples[plan.scope]) - min(samples["model"]),
                 )
+
+    def _share_failure(self, trial: Trial) -> None:
+        """What cannot become int8 cannot for any engine: they would quantise the same graph again."""
+        if trial.failure is None or trial.variant.precision != "int8" or trial.subject is not None:
+            return
+        for same in self._of_one_graph(trial.variant):
+            if same.variant.precision == "int8":
+                same.failure = trial.failure
 
     def _screen(self, trial: Trial, until: float, plan: Plan) -> None:
         """Time one launch, and another one if it fails while others take the machine and time is left."""
@@ -476,6 +487,8 @@ class Search:
         left_s = max(self.deadline - begin, EXPORT_GRACE_S)
         compiles = runtimes.RUNTIMES[trial.variant.runtime].compiles
         hang_s = COMPILE_TIMEOUT_S if compiles else EXPORT_TIMEOUT_S
+        if trial.variant.precision == "int8":
+            hang_s = QUANTISE_TIMEOUT_S
         export = self.bench.export(trial.variant, min(hang_s, left_s))
         trial.subject = self.bench.subject(trial.variant, export)
         if compiles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrail.errors import InputError
-from vitrail.export.variants import at_size, variants
+from vitrail.export.variants import at_size, in_floating_point, variants
 from vitrail.measure import sandbox
 from vitrail.sources.source import Context, Found
 from vitrail.vocabulary import Accuracy, Candidate
@@ -29,7 +29,7 @@ def measured(found: Found, answers: str, context: Context) -> Found:
 
 def _measured(candidate: Candidate, context: Context, how: str) -> Candidate:
     context.doing(f"answering the validation images with {candidate.name}")
-    form = variants([candidate], context.workload, context.settings)[0]
+    form = variants([candidate], context.workload, in_floating_point(context.settings))[0]
     try:
         export = context.bench.export(form, timeout_s=EXPORT_TIMEOUT_S)
         seen = context.bench.classify(form, export, "validation")

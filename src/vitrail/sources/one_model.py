@@ -214,6 +214,11 @@ class Shipped(Source):
                 f"The weights of {self.path} cannot be used ({gone}), and it holds no fp32 ONNX file to "
                 "start from: give the weights with --arch and --labels."
             )
+        if getattr(self.artifact.task, "probability", "softmax") != "softmax":
+            raise InputError(
+                f"The weights of {self.path} cannot be used ({gone}), and its ONNX file alone does not say "
+                "that its probabilities are not of a softmax: give the weights with --arch and --labels."
+            )
         known = variant.candidate.accuracy
         source = OwnONNX(
             file=str(self.artifact.model_folder / self.artifact.manifest.graphs[0].entry),

@@ -19,7 +19,7 @@ from vitrail import store
 from vitrail.data import Example
 from vitrail.errors import VitrailError
 from vitrail.export.requests import HeadRequest
-from vitrail.export.variants import at_size, variants
+from vitrail.export.variants import at_size, in_floating_point, variants
 from vitrail.measure import sandbox
 from vitrail.sources.features import Extractor, Features
 from vitrail.sources.source import Context, Found, Source
@@ -144,7 +144,7 @@ class _Race:
                 continue
             candidate = at_size(replace(candidate, weights=located.weights), self._bench.workload.image_size)
             try:
-                forms = variants([candidate], self._bench.workload, self._settings)
+                forms = variants([candidate], self._bench.workload, in_floating_point(self._settings))
                 engine = self._features.engine(forms, self._train)
             except (sandbox.ChildFailure, VitrailError) as error:
                 self.excluded[candidate.name] = f"probe: {error}"
