@@ -14,7 +14,8 @@ quiet_process()  # before any test imports an engine by itself: nothing reports 
 CLASSES = 10
 
 LONGEST = (
-    "test_readme.py", "test_train.py", "test_swin.py", "test_train_clip.py", "test_export.py",
+    "test_readme.py", "test_optimise.py", "test_compiled.py", "test_merging.py", "test_passes.py",
+    "test_train.py", "test_swin.py", "test_train_clip.py", "test_export.py",
     "test_embeddings_models.py", "test_search.py", "test_vit.py", "test_weights_facts.py", "test_clip.py",
     "test_attention.py", "test_trained.py", "test_memory.py", "test_own.py", "test_privacy.py",
     "test_optimise.py", "test_losses.py", "test_pairs.py", "test_eager.py", "test_train_extend.py",
