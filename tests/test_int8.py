@@ -18,7 +18,7 @@ from vitrail.export import passes, rewrite, work
 from vitrail.export.calibration import LEAST_PHOTOS, MOST_PHOTOS, Calibration, calibration
 from vitrail.export.exports import Exports
 from vitrail.export.passes.quantize import quantised_nodes
-from vitrail.export.requests import QuantiseRequest, RewriteRequest
+from vitrail.export.requests import REWRITTEN_FILE, QuantiseRequest, RewriteRequest
 from vitrail.export.variants import Form, forms, in_floating_point, variants
 from vitrail.images.photos import digest_of, photo_folder, sample_photos
 from vitrail.tasks.classify import Classify
@@ -182,7 +182,7 @@ def asked(tiny_export, coloured, target, labels_of=None, **changes) -> RewriteRe
 @pytest.mark.slow
 def test_a_graph_becomes_int8_and_says_what_was_done(tiny_export, coloured, tmp_path):
     facts = rewrite.rewrite(asked(tiny_export, coloured, tmp_path / "int8"))
-    written = msgspec.json.decode((tmp_path / "int8" / rewrite.MANIFEST).read_bytes())
+    written = msgspec.json.decode((tmp_path / "int8" / REWRITTEN_FILE).read_bytes())
     assert written == facts | {"int8": {"photos": 12, "kept": [], "tried": []}}
     model = onnx.load(tmp_path / "int8" / rewrite.ONNX_FILE)
     assert quantised_nodes(model)

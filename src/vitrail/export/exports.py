@@ -19,6 +19,7 @@ from vitrail.errors import VitrailError
 from vitrail.export import passes, work
 from vitrail.export.calibration import Calibration
 from vitrail.export.requests import (
+    REWRITTEN_FILE,
     BuildRequest,
     ExportRequest,
     Form,
@@ -37,8 +38,6 @@ __all__ = ["Exports", "NothingToRewrite", "labels_key"]
 
 MOST_JUDGED = 500
 """Labelled images on which accuracy control measures a drop, again for every number of layers it tries."""
-MANIFEST = "rewritten.json"
-"""What a pass wrote beside its graph."""
 BUILD_LEAST_S = 5.0
 """What an engine may take to build its files of an export that took all of the time."""
 
@@ -288,7 +287,7 @@ class Exports:
         graph = self._graph_folder(variant, base)
         if graph == base:
             return None
-        facts = msgspec.json.decode((graph / MANIFEST).read_bytes())
+        facts = msgspec.json.decode((graph / REWRITTEN_FILE).read_bytes())
         found = Rewriting(places=tuple(facts["places"].items()), seconds=float(facts["seconds"]))
         if variant.precision != "int8":
             return found

@@ -16,6 +16,7 @@ from torch.export import Dim
 from vitrail import runtimes
 from vitrail.errors import VitrailError
 from vitrail.export import fused_attention
+from vitrail.export.onnx_file import ONE_FILE_LIMIT
 from vitrail.vocabulary import Graph, Target, TensorSpec
 from vitrail.weights.finite import check_outputs
 
@@ -29,9 +30,6 @@ EXPORT_TOLERANCE = 1e-4
 RANDOM_TOLERANCE = 0.1
 """The same for random weights: an untrained net's activations grow or vanish with depth, so fp32 rounding
 does too (1.6e-3 seen on EfficientNetV2-S). They are only timed; a wrong graph is off by far more."""
-
-ONE_FILE_LIMIT = 1_800 * 1024 * 1024
-"""A protobuf file is limited to 2 GiB; above this size the weights go into a separate file."""
 
 SMALL_VOCABULARY = 100
 """Tokens below this number are in every vocabulary."""

@@ -21,6 +21,9 @@ __all__ = [
     "RewriteRequest",
 ]
 
+REWRITTEN_FILE = "rewritten.json"
+"""What was done to a graph, beside it."""
+
 
 class OwnRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A person's own ONNX file, and what they say of it."""

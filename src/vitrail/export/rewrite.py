@@ -13,12 +13,11 @@ import onnx
 
 from vitrail import store, tasks
 from vitrail.errors import VitrailError
-from vitrail.export import passes
-from vitrail.export.requests import QuantiseRequest, RewriteRequest
+from vitrail.export import onnx_run, passes
+from vitrail.export.requests import REWRITTEN_FILE, QuantiseRequest, RewriteRequest
 from vitrail.images.decode import decode
 
-ONNX_FILE, MANIFEST = "model.onnx", "rewritten.json"
-ONE_FILE_LIMIT = 1_800 * 1024 * 1024
+ONNX_FILE = "model.onnx"
 CALIBRATION_CROPS = 1
 RANKED_ON = 16
 """Photos on which accuracy control ranks the layers."""
@@ -47,8 +46,8 @@ def rewrite(request: RewriteRequest) -> dict[str, Any]:
         model, facts["int8"] = _quantised(model, request.quantise, request.threads)
     facts["seconds"] = time.perf_counter() - begin
     with store.atomic_folder(Path(request.target), overwrite=True) as folder:
-        _save(model, folder)
-        (folder / MANIFEST).write_bytes(msgspec.json.encode(facts))
+        onnx_run.save(model, folder / ONNX_FILE)
+        (folder / REWRITTEN_FILE).write_bytes(msgspec.json.encode(facts))
     return facts
 
 
@@ -56,12 +55,7 @@ def write_unsigned(int8: Path, folder: Path) -> None:
     """Write the int8 graph in folder `int8` with unsigned activations."""
     from vitrail.export.passes import quantize
 
-    _save(quantize.unsigned(onnx.load(int8 / ONNX_FILE)), folder)
-
-
-def _save(model: onnx.ModelProto, folder: Path) -> None:
-    large = model.ByteSize() > ONE_FILE_LIMIT
-    onnx.save(model, folder / ONNX_FILE, save_as_external_data=large, location=f"{ONNX_FILE}.data")
+    onnx_run.save(quantize.unsigned(onnx.load(int8 / ONNX_FILE)), folder / ONNX_FILE)
 
 
 def _quantised(
