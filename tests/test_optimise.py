@@ -12,11 +12,14 @@ import selections
 from replay import Clock, Recording, ReplayBench
 from test_report import Page
 
-from vitrail import catalog, judge
+from vitrail import catalog, hardware, judge
 from vitrail.cli import main
 from vitrail.document import from_document, to_document, to_json_bytes
 from vitrail.errors import InputError
+from vitrail.export.bench import Bench
 from vitrail.export.variants import Form, variants
+from vitrail.export.workshop import Workshop
+from vitrail.images.photos import sample_photos
 from vitrail.report import again, optimised
 from vitrail.report.html import render
 from vitrail.report.terminal import summary
@@ -25,7 +28,9 @@ from vitrail.selection.optimise import Optimisation, least_accuracy, rows
 from vitrail.sources.one_model import Named, OwnHead, as_toml, one_model
 from vitrail.sources.own_onnx import OwnONNX
 from vitrail.sources.prepared import prepared
+from vitrail.sources.source import Context
 from vitrail.vocabulary import Memory, Requirements, RunnerFacts, SearchSettings, SpeedUp, Workload
+from vitrail.weights.find import WeightsFinder
 
 LITE0 = "tf_efficientnet_lite0.pypi"
 WORKLOAD = Workload(batch_size=2, threads=1, latency_scope="model", percentile=50.0)
@@ -268,14 +273,14 @@ def test_a_selection_has_no_such_table():
 
 
 @pytest.mark.slow
-def test_a_tiny_model_is_optimised_shipped_and_optimised_again_from_its_artifact(
-    tiny_weights, tiny_labels, tmp_path, monkeypatch, capsys
+def test_a_tiny_model_is_optimised_shipped_and_found_again_in_its_artifact(
+    tiny_weights, tiny_labels, coloured, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     command = ["--threads", "1", "--budget", "3m", "--precisions", "fp32", "--passes", "none"]
     mine = ["optimize", str(tiny_weights), "--arch", "test_vit", "--labels", str(tiny_labels)]
-    only = ["--runtimes", "onnxruntime", "pytorch"]
+    only = ["--runtimes", "onnxruntime", "pytorch", "--images", str(coloured / "class 0")]
     assert main([*mine, *command, *only, "--out", "fast", "--json", "o.json"]) == 0
     assert "as fast as PyTorch eager fp32" in capsys.readouterr().out
     document = json.loads(Path("o.json").read_text())
@@ -288,19 +293,30 @@ def test_a_tiny_model_is_optimised_shipped_and_optimised_again_from_its_artifact
     assert "What each form brings" in Path("fast.report.html").read_text()
     assert main(["verify", "fast"]) == 0
     # The weights are there still; once they are gone, the artifact's own ONNX file serves.
-    assert main(["optimize", "fast", *command, *only, "--json", "again.json"]) == 0
-    assert any("was made from" in note for note in json.loads(Path("again.json").read_text())["notes"])
-    document = json.loads(Path("fast/manifest.json").read_text())
-    assert document["variant"]["candidate"]["weights"]["reference"] == str(tiny_weights)
+    (candidate,), (note,) = found_in("fast")
+    assert candidate.weights.reference == str(tiny_weights)
+    assert "was made from" in note
     moved = tiny_weights.with_name("moved.pth")
     tiny_weights.rename(moved)
     try:
-        assert main(["optimize", "fast", *command, *only, "--json", "own.json"]) == 0
+        (candidate,), (note, *_) = found_in("fast")
     finally:
         moved.rename(tiny_weights)
-    own = json.loads(Path("own.json").read_text())
-    assert any("is gone): the ONNX file of fast is optimised" in note for note in own["notes"])
-    assert {row["implementation"] for row in own["variants"]} == {"onnx"}
+    assert "is gone): the ONNX file of fast is optimised" in note
+    assert candidate.trained_with == "onnx"
+    assert Path(candidate.weights.reference).parent == Path("fast/model").absolute()
+
+
+def found_in(model: str):
+    """Candidates and notes of what `vitrail optimize` would begin with."""
+    finder = WeightsFinder(offline=True)
+    with Workshop() as workshop:
+        bench = Bench(
+            workload=WORKLOAD, photos=sample_photos(), finder=finder, machine=hardware.facts(), workshop=workshop
+        )
+        context = Context(requirements=FASTEST, settings=SearchSettings(), bench=bench, download_mib=0)
+        found = one_model(model).find(context)
+    return found.candidates, found.notes
 
 
 @pytest.mark.slow

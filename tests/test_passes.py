@@ -308,7 +308,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def export(request, tmp_path_factory) -> tuple[str, onnx.ModelProto]:
-    arguments = {"img_size": SIZE} if "vit" in request.param else {}
+    arguments = {"img_size": SIZE, "depth": 2} if "vit" in request.param else {}
     return request.param, exported(built(request.param, **arguments), tmp_path_factory.mktemp("export"))
 
 
