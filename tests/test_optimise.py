@@ -312,7 +312,11 @@ def found_in(model: str):
     finder = WeightsFinder(offline=True)
     with Workshop() as workshop:
         bench = Bench(
-            workload=WORKLOAD, photos=sample_photos(), finder=finder, machine=hardware.facts(), workshop=workshop
+            workload=WORKLOAD,
+            photos=sample_photos(),
+            finder=finder,
+            machine=hardware.facts(),
+            workshop=workshop,
         )
         context = Context(requirements=FASTEST, settings=SearchSettings(), bench=bench, download_mib=0)
         found = one_model(model).find(context)
