@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "head_width": (1, 4096),
     "classes": (1, 1_000_000),
     "max_megapixels": (1, 10_000),
+    "shard_size": (1, 1_000_000),
 }
 """name: (least, most)."""
 

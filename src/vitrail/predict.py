@@ -7,10 +7,9 @@ threads while the engine runs. What the tensors mean is the task's. n images at 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,19 @@ from vitrail.tasks import Arrays, ImageInput, Task
 from vitrail.tasks.classify import Prediction, Ranked
 from vitrail.vocabulary import Graph
 
-__all__ = ["ImageInput", "Prediction", "Predictor", "Ranked", "from_artifact", "load"]
+__all__ = ["CUT", "Cut", "ImageInput", "Prediction", "Predictor", "Ranked", "from_artifact", "load"]
 
 MOST_WORKERS = 8
 """Each may hold one decoded image, which takes up to `Limits.memory_bytes`."""
 AHEAD = 2
 """Batches that are prepared ahead of the engine."""
+
+
+class Cut:
+    """Among images: the batch ends here, full or not, while what follows is already prepared."""
+
+
+CUT = Cut()
 
 
 class Predictor:
@@ -93,25 +99,37 @@ class Predictor:
             yield from (next(results) if slot is None else slot for slot in slots)
 
     def outputs(
-        self, images: ImageInput | Iterable[ImageInput]
-    ) -> Iterator[tuple[list[InputError | None], Arrays | None]]:
+        self, images: Any, *, prepare: Callable[[Any], Arrays] | None = None
+    ) -> Generator[tuple[list[InputError | None], Arrays | None]]:
         """Batch after batch: an error or None for each image, and the outputs of those without one.
 
         Outputs are None where no image of a batch could be used. Up to `AHEAD` batches of files are read
         ahead; what `images` itself raises comes after the results of all that it gave before.
+
+        Args:
+            images: one image, or any number; with `prepare` whatever that takes. `CUT` ends a batch.
+            prepare: called in the threads, makes the inputs of one row or raises InputError; None: the
+                predictor's own.
         """
         failure: Exception | None = None
-        with closing(self._prepared(iter(_as_images(images)))) as prepared:
+        given = _as_images(images) if prepare is None else images
+        with closing(self._prepared(iter(given), prepare)) as prepared:
             while failure is None:
                 slots: list[InputError | None] = []
                 parts: list[Arrays] = []
                 try:
-                    for outcome in islice(prepared, self.batch_size):
+                    for outcome in prepared:
+                        if isinstance(outcome, Cut):
+                            if slots:
+                                break
+                            continue
                         if isinstance(outcome, InputError):
                             slots.append(outcome)
                         else:
                             slots.append(None)
                             parts.append(outcome)
+                        if len(slots) == self.batch_size:
+                            break
                 except Exception as error:
                     failure = error
                 if not slots:
@@ -143,15 +161,17 @@ class Predictor:
         """
         return self.task.finish(self.run(self.prepare(images)), **options)
 
-    def prepare(self, images: Sequence[ImageInput], *, scaled: bool = True) -> Arrays:
+    def prepare(
+        self, images: Sequence[ImageInput], *, scaled: bool = True, name: str | None = None
+    ) -> Arrays:
         """Decode and prepare n images -> named inputs of n rows.
 
         `scaled=False` decodes JPEG in full where production may decode at a lower scale; the stored
-        outputs of an artifact belong to fully decoded photos.
+        outputs of an artifact belong to fully decoded photos. `name` is what errors call bytes.
         """
         short_side = self._short_side if scaled else None
         return self.task.prepare(
-            [decode(image, short_side=short_side, limits=self.limits) for image in images]
+            [decode(image, short_side=short_side, limits=self.limits, name=name) for image in images]
         )
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -177,20 +197,22 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepared(self, images: Iterator[ImageInput]) -> Generator[Arrays | InputError]:
+    def _prepared(
+        self, images: Iterator[Any], prepare: Callable[[Any], Arrays] | None = None
+    ) -> Generator[Arrays | InputError | Cut]:
         """Inputs of one row for each image, in order; files are prepared ahead by threads.
 
         Everything else is decoded before the next one is asked for: its memory may be used again.
         """
 
-        def one(image: ImageInput) -> Arrays | InputError:
+        def one(image: Any) -> Arrays | InputError:
             try:
-                return self.prepare([image])
+                return self.prepare([image]) if prepare is None else prepare(image)
             except InputError as error:
                 return error
 
         failure: Exception | None = None
-        waiting: deque[Future[Arrays | InputError]] = deque()
+        waiting: deque[Future[Arrays | InputError | Cut]] = deque()
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
             try:
                 while failure is None:
@@ -201,7 +223,10 @@ class Predictor:
                     except Exception as error:  # first what was given before it
                         failure = error
                         break
-                    if isinstance(image, (str, Path, bytes)):
+                    if isinstance(image, Cut):
+                        waiting.append(Future())
+                        waiting[-1].set_result(image)
+                    elif prepare is not None or isinstance(image, (str, Path, bytes)):
                         waiting.append(pool.submit(one, image))
                     else:
                         waiting.append(Future())
@@ -270,8 +295,13 @@ def from_artifact(
     limits: Limits = LIMITS,
     many: bool = False,
     scaled: bool = True,
+    workers: int | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Predictor:
-    """Load an opened artifact; `scaled` as in `Predictor`, the other arguments and errors as `load`."""
+    """Load an opened artifact; `scaled` and `workers` as in `Predictor`, the others and errors as `load`.
+
+    `settings`: of the engine, over those of the artifact; they change the speed alone.
+    """
     manifest = artifact.manifest
     workload = manifest.evidence.workload
     threads = threads if threads is not None else workload.threads
@@ -287,6 +317,6 @@ def from_artifact(
         manifest.variant.on(workload.device),
         sizes={"B": batch_size},
         threads=threads if threads is not None else usable_cores(),
-        settings={**dict(sharing), **dict(manifest.variant.settings)},
+        settings={**dict(sharing), **dict(manifest.variant.settings), **(settings or {})},
     )
-    return Predictor(runner, artifact.task, limits=limits, scaled=scaled)
+    return Predictor(runner, artifact.task, limits=limits, workers=workers, scaled=scaled)

@@ -90,6 +90,11 @@ class Artifact:
         return self.path / self.manifest.folder
 
     @property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds the digests of all other files: what the artifact is."""
+        return str(msgspec.json.decode(_read_manifest(self.path / MANIFEST_FILE))["digest"])
+
+    @property
     def photos(self) -> tuple[Path, ...]:
         """The reference photos."""
         return tuple(self.path / name for name in self.manifest.reference.photos)

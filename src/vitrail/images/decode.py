@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageFile
@@ -73,6 +73,17 @@ _FRAME = "vitrail_frame"
 
 Box = tuple[float, float, float, float]
 
+Refusal = Literal["missing", "unreadable", "not a file", "empty", "too large", "unsupported", "damaged"]
+"""Why a file is no image that can be used, in a word."""
+
+
+class ImageError(InputError):
+    """An image that cannot be used; `reason` says why in a word, the message in a sentence."""
+
+    def __init__(self, reason: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
 
 class Frame(NamedTuple):
     """Where the photo lies in a decoded image.
@@ -86,7 +97,9 @@ class Frame(NamedTuple):
     box: Box
 
 
-def decode(source: Any, *, short_side: int | None = None, limits: Limits = LIMITS) -> Image.Image:
+def decode(
+    source: Any, *, short_side: int | None = None, limits: Limits = LIMITS, name: str | None = None
+) -> Image.Image:
     """Return `source` as an upright RGB image.
 
     `source`: a path (`str`, `Path`), the bytes of a file, a PIL image, or a uint8 array of shape
@@ -100,31 +113,40 @@ def decode(source: Any, *, short_side: int | None = None, limits: Limits = LIMIT
     `limits`: how much the image may ask for, compared with what its file declares before any pixel is
     decoded.
 
-    Raises `InputError`, naming the source and the fix, for anything that is not such an image.
+    `name`: what errors call bytes whose file is known.
+
+    Raises `InputError`, naming the source and the fix, for anything that is not such an image; for a file or
+    its bytes it is an `ImageError`, or a `MissingExtraError` where HEIC needs one.
     """
     if short_side is not None and short_side < 1:
         raise InputError(f"short_side is {short_side}: give a number of pixels from 1.")
     try:
-        return _decode(source, short_side, limits)
+        return _decode(source, short_side, limits, name)
     except MemoryError:
-        name = source if isinstance(source, (str, Path)) else "The given image"
-        raise InputError(
-            f"{name} needs more memory than is available: make it smaller or leave it out."
+        said = name or (source if isinstance(source, (str, Path)) else "The given image")
+        raise ImageError(
+            "too large", f"{said} needs more memory than is available: make it smaller or leave it out."
         ) from None
 
 
-def _decode(source: Any, short_side: int | None, limits: Limits) -> Image.Image:
+def _decode(source: Any, short_side: int | None, limits: Limits, name: str | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return _from_image(source, limits)
     if isinstance(source, np.ndarray):
         return _from_array(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
-            raise InputError("The given bytes are empty: pass the whole content of an image file.")
-        _check_bytes("The given data", len(source), limits)
-        return _from_file(io.BytesIO(source), "The given data", short_side, limits)
+            raise ImageError(
+                "empty",
+                f"{name} is empty: replace it or leave it out."
+                if name
+                else "The given bytes are empty: pass the whole content of an image file.",
+            )
+        said = name or "The given data"
+        _check_bytes(said, len(source), limits)
+        return _from_file(io.BytesIO(source), said, short_side, limits)
     if isinstance(source, (str, Path)):
-        with _open(source, limits) as file:
+        with open_file(source, limits) as file:
             return _from_file(file, str(source), short_side, limits)
     raise InputError(
         f"An image of type {type(source).__name__} is not supported: "
@@ -144,26 +166,28 @@ def frame_of(image: Image.Image) -> Frame:
 # --- sources ------------------------------------------------------------------------------------
 
 
-def _open(path: str | Path, limits: Limits) -> BinaryIO:
-    """Open a regular, non-empty file; anything else is an `InputError`."""
+def open_file(path: str | Path, limits: Limits) -> BinaryIO:
+    """Open a regular, non-empty file within the limits; anything else is an `ImageError`."""
     try:
         facts = os.stat(path)
         if stat.S_ISDIR(facts.st_mode):
-            raise InputError(f"{path} is a folder: give the image files in it.")
+            raise ImageError("not a file", f"{path} is a folder: give the image files in it.")
         if not stat.S_ISREG(facts.st_mode):
-            raise InputError(f"{path} is not a regular file: give an image file.")
+            raise ImageError("not a file", f"{path} is not a regular file: give an image file.")
         if facts.st_size == 0:
-            raise InputError(f"{path} is empty: replace it or leave it out.")
+            raise ImageError("empty", f"{path} is empty: replace it or leave it out.")
         _check_bytes(str(path), facts.st_size, limits)
         return open(path, "rb")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: check the path.") from None
+        raise ImageError("missing", f"{path} does not exist: check the path.") from None
     except PermissionError:
-        raise InputError(f"{path} may not be read: give yourself read permission.") from None
+        raise ImageError("unreadable", f"{path} may not be read: give yourself read permission.") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{path!s} cannot be opened ({_reason(error)}): check the path.") from None
+        raise ImageError(
+            "unreadable", f"{path!s} cannot be opened ({_reason(error)}): check the path."
+        ) from None
 
 
 def _from_array(array: np.ndarray, limits: Limits) -> Image.Image:
@@ -201,10 +225,11 @@ def _from_file(file: BinaryIO, name: str, short_side: int | None, limits: Limits
     _refuse_leniency()
     known = recognise(file.read(HEAD_BYTES))
     if known is None:
-        raise InputError(f"{name} is not a {ACCEPTED} image: convert it or leave it out.")
+        raise ImageError("unsupported", f"{name} is not a {ACCEPTED} image: convert it or leave it out.")
     if not known.reads:
-        raise InputError(
-            f"{name} is {known.name}, which is not read: convert it to JPEG or PNG, or leave it out."
+        raise ImageError(
+            "unsupported",
+            f"{name} is {known.name}, which is not read: convert it to JPEG or PNG, or leave it out.",
         )
     file.seek(0)
     try:
@@ -218,8 +243,9 @@ def _from_file(file: BinaryIO, name: str, short_side: int | None, limits: Limits
         raise
     except Image.DecompressionBombError:
         # Some readers also check Pillow's process-wide limit, which may have been set below ours.
-        raise InputError(
-            f"{name} has more pixels than this process's PIL.Image.MAX_IMAGE_PIXELS allows: make it smaller."
+        raise ImageError(
+            "too large",
+            f"{name} has more pixels than this process's PIL.Image.MAX_IMAGE_PIXELS allows: make it smaller.",
         ) from None
     except Exception as error:
         # Readers raise almost any exception for damaged bytes, not only OSError.
@@ -341,9 +367,10 @@ def _rgb(image: Image.Image, name: str, grey_bits: int) -> Image.Image:
         high_byte = np.asarray(image) >> (grey_bits - 8)
         return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
     if image.mode in UNSCALED:
-        raise InputError(
+        raise ImageError(
+            "unsupported",
             f"{name} has 32-bit grey pixels whose black and white are not stated: "
-            "save it with 8 or 16 bits a channel."
+            "save it with 8 or 16 bits a channel.",
         )
     if "transparency" in image.info:
         # Pillow would convert, and warn about, a transparent colour that RGB cannot hold.
@@ -400,15 +427,18 @@ def _turn(frame: Frame, method: Image.Transpose, stored: tuple[int, int]) -> Fra
 
 def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
-        raise InputError(
+        raise ImageError(
+            "too large",
             f"{name} has {size[0]} x {size[1]} pixels, above the limit of {max_pixels:,}: make it smaller, "
-            "or raise the limit (--max-megapixels, Limits)."
+            "or raise the limit (--max-megapixels, Limits).",
         )
 
 
 def _check_bytes(name: str, count: int, limits: Limits) -> None:
     if count > limits.file_bytes:
-        raise InputError(f"{name} is larger than {limits.file_bytes >> 20} MiB: make it smaller.")
+        raise ImageError(
+            "too large", f"{name} is larger than {limits.file_bytes >> 20} MiB: make it smaller."
+        )
 
 
 def _check_memory(
@@ -422,9 +452,10 @@ def _check_memory(
     decoding = held_bytes + pixels * BYTES_A_PIXEL.get(kind, 4) + stored + work_bytes
     needed = max(2 * held_bytes, decoding, 4 * pixels + stored + turned)
     if needed > limits.memory_bytes:
-        raise InputError(
+        raise ImageError(
+            "too large",
             f"{name} would take {needed >> 20} MiB to decode, above the limit of "
-            f"{limits.memory_bytes >> 20} MiB: make it smaller."
+            f"{limits.memory_bytes >> 20} MiB: make it smaller.",
         )
 
 
@@ -436,10 +467,11 @@ def _refuse_leniency() -> None:
         )
 
 
-def _damaged(name: str, kind: str, error: Exception) -> InputError:
-    return InputError(
+def _damaged(name: str, kind: str, error: Exception) -> ImageError:
+    return ImageError(
+        "damaged",
         f"{name} is truncated, damaged or an unusual {kind} ({_reason(error)}): "
-        "save it again as JPEG or PNG, or leave it out."
+        "save it again as JPEG or PNG, or leave it out.",
     )
 
 

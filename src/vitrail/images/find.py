@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vitrail.errors import InputError
@@ -25,6 +25,7 @@ __all__ = [
     "is_hidden",
     "looks_like_image",
     "subfolders",
+    "walk_images",
 ]
 
 SUFFIXES = frozenset((
@@ -47,12 +48,12 @@ def images_below(folder: str | Path) -> list[str]:
     Raises:
         InputError: a folder in it cannot be listed.
     """
-    return [os.path.join(folder, name) for name in sorted(_below(str(folder)))]
+    return [os.path.join(folder, name) for name in sorted(walk_images(str(folder)))]
 
 
 def holds_images(folder: str | Path) -> bool:
     """Whether `images_below` would find any."""
-    return next(_below(str(folder)), None) is not None
+    return next(walk_images(str(folder)), None) is not None
 
 
 def images_in(folder: str | Path) -> list[str]:
@@ -124,19 +125,48 @@ def _expanded(argument: str) -> Sequence[str]:
     return images
 
 
-def _below(root: str) -> Iterator[str]:
-    entered = set()
-    for folder, inner, files in os.walk(root, followlinks=True, onerror=_unlistable):
+def walk_images(
+    root: str,
+    *,
+    leave_out: Callable[[str], bool] = lambda folder: False,
+    unlistable: Callable[[OSError], None] | None = None,
+) -> Iterator[str]:
+    """The paths below `root`, as `images_below` would give them, in the order of the disk.
+
+    Of a folder's files none is held, so that a folder of millions takes no memory.
+
+    Args:
+        root: a folder.
+        leave_out: whether a folder is not entered, by its path without links.
+        unlistable: takes the error of a folder that cannot be listed; None: an InputError ends it.
+    """
+    entered: set[str] = set()
+    waiting, before = [root], len(os.path.join(root, ""))
+    while waiting:
+        folder = waiting.pop()
         real = os.path.realpath(folder)
-        # The order decides which of two links to one folder is entered.
-        inner[:] = [] if real in entered else sorted(name for name in inner if not is_hidden(name))
-        if real in entered:
+        if real in entered or leave_out(real):
             continue
         entered.add(real)
-        for name in files:
-            path = os.path.join(folder, name)
-            if looks_like_image(path):
-                yield os.path.relpath(path, root)
+        inner: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        inner.append(entry.path)
+                    elif looks_like_image(entry.path):
+                        yield entry.path[before:]
+        except OSError as error:
+            (unlistable or _unlistable)(error)
+        # The order decides which of two links to one folder is entered.
+        waiting += sorted((path for path in inner if not is_hidden(os.path.basename(path))), reverse=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -149,7 +179,7 @@ def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _unlistable(error: OSError) -> None:
-    """os.walk skips folders that it may not list, and images would be missing silently."""
+    """Skipping a folder that may not be listed would lose images silently."""
     raise InputError(
         f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it out."
     )

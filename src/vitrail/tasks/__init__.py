@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,7 @@ __all__ = [
     "TASKS",
     "Arrays",
     "Bounds",
+    "Column",
     "Comparison",
     "ImageInput",
     "Task",
@@ -66,6 +67,16 @@ class Bounds:
     """Smallest share of decided photos that keep what the reference says."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table of results."""
+
+    name: str
+    kind: Literal["text", "float32", "float64"]
+    length: int | None = None
+    """Of the list that each row holds; None: each holds one value."""
+
+
 class Task(Protocol):
     """A task with all that it needs to know of one model."""
 
@@ -83,6 +94,10 @@ class Task(Protocol):
     that they write. The first is the next step after a selection."""
     python: ClassVar[str]
     """Code that uses `model`, the loaded artifact."""
+    table_options: ClassVar[Mapping[str, Any]]
+    """What `columns` and `rows` may be asked, e.g. `top`, and what it is unless it is asked."""
+    sorted_by: ClassVar[str | None]
+    """The text column by which images can be sorted into folders; None: there is none."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -96,6 +111,15 @@ class Task(Protocol):
 
     def finish(self, outputs: Mapping[str, np.ndarray], **options: Any) -> list[Any]:
         """Named outputs -> one result for each image. Raises ClaimError for outputs that are not finite."""
+
+    def columns(self, **options: Any) -> tuple[Column, ...]:
+        """What a table holds of each image. Raises InputError for an option that is out of range."""
+
+    def rows(self, outputs: Mapping[str, np.ndarray], **options: Any) -> list[dict[str, Any]]:
+        """Named outputs -> the values of `columns` for each image, by name. Raises as `finish`."""
+
+    def groups(self) -> tuple[str, ...]:
+        """All that the column `sorted_by` may hold."""
 
     def views(self, image: Image.Image, count: int) -> Arrays:
         """`count` different crops of one image as named inputs, the first as `prepare` makes it."""

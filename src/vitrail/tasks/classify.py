@@ -16,15 +16,17 @@ from PIL import Image
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Comparison, accuracy, agreement
+from vitrail.tasks import Arrays, Bounds, Column, Comparison, accuracy, agreement
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
 from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, TensorSpec
 from vitrail.words import counted
 
-__all__ = ["Classify", "Prediction", "Probability", "Ranked", "labels_of", "probabilities"]
+__all__ = ["UNKNOWN", "Classify", "Prediction", "Probability", "Ranked", "labels_of", "probabilities"]
 
 IMAGES, SCORES = "images", "scores"
 LABELS_FILE = "labels.txt"
+UNKNOWN = "unknown"
+"""What a table says in place of an answer that is less sure than asked."""
 
 DECIDED_MARGIN = 0.1
 """A crop is decided if the reference's top-1 leads its top-2 by this much in probability."""
@@ -87,6 +89,8 @@ class Classify:
     python: ClassVar[str] = (
         'for answer in model.predict(["photo.jpg"]):\n    print(answer.label, answer.probability)'
     )
+    table_options: ClassVar[Mapping[str, Any]] = {"top": 5, "min_confidence": 0.0}
+    sorted_by: ClassVar[str | None] = "label"
 
     def __post_init__(self) -> None:
         if any(not label or "\n" in label for label in self.labels):
@@ -125,6 +129,38 @@ class Classify:
             Prediction(tuple(Ranked(self.labels[k], int(k), float(row[k])) for k in best))
             for row, best in zip(found, order, strict=True)
         ]
+
+    def columns(self, *, top: int = 5, min_confidence: float = 0.0) -> tuple[Column, ...]:
+        """The answer with its probability, and the `top` best. Raises InputError: `top` is out of range."""
+        count = min(whole("top", top), len(self.labels))
+        return (
+            Column(name="label", kind="text"),
+            Column(name="probability", kind="float64"),
+            Column(name="labels", kind="text", length=count),
+            Column(name="probabilities", kind="float64", length=count),
+        )
+
+    def rows(
+        self, outputs: Mapping[str, np.ndarray], *, top: int = 5, min_confidence: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """As `columns`; `label` is `unknown` where the best has less than `min_confidence` %.
+
+        Raises:
+            InputError, ClaimError: as `finish`.
+        """
+        return [
+            {
+                "label": best.label if 100 * best.probability >= min_confidence else UNKNOWN,
+                "probability": best.probability,
+                "labels": [ranked.label for ranked in best.top],
+                "probabilities": [ranked.probability for ranked in best.top],
+            }
+            for best in self.finish(outputs, top=top)
+        ]
+
+    def groups(self) -> tuple[str, ...]:
+        """All labels, and the one of unsure answers."""
+        return (*self.labels, UNKNOWN)
 
     def compare(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str

@@ -16,7 +16,7 @@ from PIL import Image
 from vitrail.errors import ClaimError
 from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Comparison, agreement
+from vitrail.tasks import Arrays, Bounds, Column, Comparison, agreement
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
 
 __all__ = ["Embed", "nearest"]
@@ -50,6 +50,8 @@ class Embed:
         "vitrail embed {photos} --artifact {folder} --out {index}\nvitrail search {index} {photo}"
     )
     python: ClassVar[str] = 'for vector in model.predict(["photo.jpg"]):\n    print(vector.shape)'
+    table_options: ClassVar[Mapping[str, Any]] = {}
+    sorted_by: ClassVar[str | None] = None
 
     def graph(self, entry: str) -> Graph:
         """images (B, 3, S, S), or uint8 (B, S, S, 3) where the graph normalises, -> vectors (B, D)."""
@@ -75,6 +77,18 @@ class Embed:
                 "The model gave vectors that are not finite: run vitrail verify on the artifact."
             )
         return list(vectors)
+
+    def columns(self) -> tuple[Column, ...]:
+        """The vector."""
+        return (Column(name="embedding", kind="float32", length=self.width),)
+
+    def rows(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """As `columns`. Raises ClaimError as `finish`."""
+        return [{"embedding": vector} for vector in self.finish(outputs)]
+
+    def groups(self) -> tuple[str, ...]:
+        """None: vectors have no names."""
+        return ()
 
     def compare(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str

@@ -1,0 +1,236 @@
+"""The folder of a job on disk: its lock, its facts, and shards that are there whole or not at all.
+
+    OUT/job.json             what the job is: everything that changes results
+    OUT/list/                the inputs, in files that are never changed
+    OUT/results/part-<id>.*  a row for each input with a result
+    OUT/errors/part-<id>.*   a row for each input without
+    OUT/done/<id>.json       the marker: both files of the shard are complete, with their digests
+    OUT/summary.json         written when all is done
+
+Files are written under a temporary name, fsynced and renamed, the marker last: a shard without a whole
+marker, or whose files are not what it says, counts as not done and is done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vitrail.batch.records import Committed, Format
+from vitrail.errors import InputError
+from vitrail.store import TEMPORARY, atomic_write, canonical_json, fsync_path, sha256_file, writing
+
+__all__ = ["JOB_FILE", "LIST", "SUMMARY_FILE", "Folder", "locked"]
+
+JOB_FILE, SUMMARY_FILE, LOCK_FILE = "job.json", "summary.json", ".lock"
+LIST, RESULTS, ERRORS, DONE = "list", "results", "errors", "done"
+FOLDERS = (LIST, RESULTS, ERRORS, DONE)
+SCHEMA_VERSION = 1
+
+
+class Folder:
+    """The folder of a job that this process has locked."""
+
+    def __init__(self, path: Path, format: Format) -> None:
+        self.path = path
+        self.format = format
+
+    # --- the job ----------------------------------------------------------------------------------
+
+    def job(self) -> dict[str, Any] | None:
+        """What `job.json` holds; None before the job has begun.
+
+        Raises:
+            InputError: it is damaged, or of a newer Vitrail.
+        """
+        place = self.path / JOB_FILE
+        try:
+            found = json.loads(place.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or "fingerprint" not in found:
+            raise InputError(f"{place} is damaged: restore it, or choose another --out.")
+        if found.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"{place} was written by another version of Vitrail: choose another --out.")
+        return found
+
+    def clear(self) -> None:
+        """Empty folders, before the job has begun: what is in them was left by one that never did."""
+        with writing(self.path):
+            for name in FOLDERS:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+                (self.path / name).mkdir()
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Write `job.json`: from now on the job can be continued."""
+        atomic_write(self.path / JOB_FILE, _pretty({"schema_version": SCHEMA_VERSION, **job}))
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run left half-written, and the summary, which is no longer true."""
+        with writing(self.path):
+            (self.path / SUMMARY_FILE).unlink(missing_ok=True)
+            for name in ("", *FOLDERS):
+                for path in (self.path / name).glob(f"{TEMPORARY}*"):
+                    path.unlink(missing_ok=True)
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`: from now on the job is complete."""
+        atomic_write(self.path / SUMMARY_FILE, _pretty(dict(summary)))
+
+    # --- shards -----------------------------------------------------------------------------------
+
+    def results_file(self, shard: str) -> Path:
+        """Where a shard's rows are."""
+        return self.path / RESULTS / f"part-{shard}.{self.format}"
+
+    def errors_file(self, shard: str) -> Path:
+        """Where a shard's failures are."""
+        return self.path / ERRORS / f"part-{shard}.{self.format}"
+
+    def commit(
+        self, shard: str, results: bytes | None, errors: bytes | None, *, rows: int, failed: dict[str, int]
+    ) -> Committed:
+        """Write a shard's two files, then its marker; None: it has no such rows.
+
+        Raises:
+            InputError: the disk is full, or it cannot be written.
+        """
+        for path, data in ((self.results_file(shard), results), (self.errors_file(shard), errors)):
+            if data is not None:
+                atomic_write(path, data)
+            elif path.exists():  # left by a run whose shard was damaged, or is tried again
+                with writing(path):
+                    path.unlink()
+                    fsync_path(path.parent)
+        committed = Committed(
+            shard=shard,
+            results=rows,
+            errors=failed,
+            results_sha256=None if results is None else hashlib.sha256(results).hexdigest(),
+            errors_sha256=None if errors is None else hashlib.sha256(errors).hexdigest(),
+        )
+        atomic_write(self._marker(shard), canonical_json(msgspec.to_builtins(committed)))
+        return committed
+
+    def committed(self, shard: str) -> Committed | None:
+        """What was committed of a shard; None if it has no marker, or not all is as it says."""
+        try:
+            found = msgspec.json.decode(self._marker(shard).read_bytes(), type=Committed)
+        except (OSError, msgspec.MsgspecError, ValueError):
+            return None
+        expected = (
+            (self.results_file(shard), found.results_sha256),
+            (self.errors_file(shard), found.errors_sha256),
+        )
+        intact = found.shard == shard and all(_digest(path) == digest for path, digest in expected)
+        return found if intact else None
+
+    def was_committed(self, shard: str) -> bool:
+        """Whether there is a marker, intact or not."""
+        return self._marker(shard).exists()
+
+    def withdraw(self, shard: str) -> None:
+        """Remove a shard's marker, so that it is done again."""
+        with writing(self._marker(shard)):
+            self._marker(shard).unlink(missing_ok=True)
+            fsync_path(self.path / DONE)
+
+    def _marker(self, shard: str) -> Path:
+        return self.path / DONE / f"{shard}.json"
+
+
+@contextmanager
+def locked(out: str | Path, format: Format) -> Iterator[Folder]:
+    """The folder of a job, for this process alone; made if it does not exist.
+
+    If the block fails before the job has begun, nothing is left behind.
+
+    Raises:
+        InputError: another job is at work there, it holds something else, or it cannot be written.
+    """
+    path = Path(os.path.abspath(out))
+    made = _make(path)
+    try:
+        with writing(path):
+            handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _take(handle, path)
+            yield Folder(path, format)
+        finally:
+            if not (path / JOB_FILE).exists():
+                _clear(path, made)
+            os.close(handle)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _make(path: Path) -> list[Path]:
+    """Make the folder and its parents; those made, the innermost first."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, not a folder: choose another --out.")
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        ours = {LOCK_FILE, *FOLDERS, JOB_FILE, SUMMARY_FILE}
+        names = {entry.name for entry in os.scandir(path)}
+        foreign = sorted(name for name in names - ours if not name.startswith(TEMPORARY))
+        if foreign and JOB_FILE not in names:
+            raise InputError(f"{path} holds other files ({foreign[0]}): choose an empty or new --out.")
+    return missing
+
+
+def _take(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 100, 0).decode("ascii", "replace").strip()
+        raise InputError(
+            f"Another job is writing {path} ({holder or 'its process is unknown'}): wait until it ends, or "
+            "choose another --out."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{path} is on a file system without locks ({error.strerror}), so that two jobs could write it: "
+            "choose an --out on another one."
+        ) from None
+    with writing(path):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+
+
+def _clear(path: Path, made: list[Path]) -> None:
+    """Remove what a job that never began has made; what was there before stays."""
+    with suppress(OSError):
+        for name in FOLDERS:
+            shutil.rmtree(path / name, ignore_errors=True)
+        for entry in path.glob(f"{TEMPORARY}*"):
+            entry.unlink()
+        (path / LOCK_FILE).unlink()
+
+
+def _digest(path: Path) -> str | None:
+    """sha256 of a file; None: there is none."""
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+
+
+def _pretty(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, allow_nan=False).encode("ascii") + b"\n"

@@ -1,0 +1,334 @@
+"""A batch job: list, find what is missing, do it, commit it. Killed at any moment, the same call goes on.
+
+What a job is stands in `job.json`: the source and everything that changes results. A call that asks for
+something else is refused, with the difference named.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from vitrail.artifact import Artifact, open_artifact
+from vitrail.batch import plan, progress, settings, sorting, write
+from vitrail.batch.commit import Folder, locked
+from vitrail.batch.records import FORMATS, Committed, Finished, Listed, Shard, Summary
+from vitrail.batch.request import (
+    Request,
+    Silent,
+    Watcher,
+    check_same,
+    check_sorting,
+    fingerprint,
+    full_options,
+    made_with,
+    moved,
+)
+from vitrail.batch.shard import Work
+from vitrail.batch.sources import Source, open_source
+from vitrail.errors import InputError
+from vitrail.images.decode import ImageError
+from vitrail.limits import whole
+from vitrail.version import __version__
+
+__all__ = ["document", "run"]
+
+WRITES_AHEAD = 2
+"""Shards that may wait for the disk."""
+
+
+def run(request: Request, watcher: Watcher | None = None) -> Summary:
+    """Do what is missing of a job, and say how it stands.
+
+    Raises:
+        InputError: wrong use, a damaged artifact or source, an OUT of another job, a full disk; what was
+            committed stays.
+        MissingExtraError: pyarrow or fsspec is needed.
+        EngineMismatch: the engine cannot do here what the artifact says.
+    """
+    if request.format not in FORMATS:
+        raise InputError(f"Unknown format {request.format!r}: choose one of {', '.join(FORMATS)}.")
+    whole("shard_size", request.shard_size)
+    write.check_installed(request.format)
+    artifact = open_artifact(request.artifact)
+    options = full_options(artifact.task, request.options, request.artifact)
+    answers = artifact.task.columns(**options)
+    written = (request.out, *([request.sort_into] if request.sort_into is not None else []))
+    source = open_source(
+        request.source,
+        root=request.root,
+        format=request.format,
+        taken=write.column_names(answers),
+        leave_out=written,
+    )
+    check_sorting(request, artifact.task, source)
+    with locked(request.out, request.format) as folder:
+        return _Job(request, artifact, options, source, folder, watcher or Silent()).run()
+
+
+class _Job:
+    """One run of a job whose folder is locked."""
+
+    def __init__(
+        self,
+        request: Request,
+        artifact: Artifact,
+        options: dict[str, Any],
+        source: Source,
+        folder: Folder,
+        watcher: Watcher,
+    ) -> None:
+        self.request, self.artifact, self.options = request, artifact, options
+        self.source, self.folder, self.watcher = source, folder, watcher
+        self.digest = artifact.digest
+        self.results = 0
+        self.errors: Counter[str] = Counter()
+        self.redone = 0
+        self.notes: list[str] = []
+        self.tried: list[dict[str, Any]] = []
+
+    def run(self) -> Summary:
+        begin = time.perf_counter()
+        job = self.folder.job()
+        same = fingerprint(self.request, self.source, self.options, self.digest)
+        if job is not None:
+            check_same(job, same, self.request, self.folder.path)
+            self.notes += moved(job, self.artifact)
+        self.folder.remove_leftovers()
+        listed = self._list(begun=job is not None)
+        listing_s = time.perf_counter() - begin
+        missing = self._missing()
+        begin = time.perf_counter()
+        chosen = self._settings(job, missing)
+        if job is None:
+            self.folder.begin(
+                {
+                    "fingerprint": same,
+                    "root": self.source.files.root,
+                    "settings": chosen.kept(),
+                    **made_with(self.artifact),
+                }
+            )
+        loading_s = time.perf_counter() - begin
+        work = self._do(missing, chosen)
+        summary = self._summary(listed, chosen, work, listing_s, loading_s)
+        if self.request.sort_into is not None:
+            self._sort(self.request.sort_into)
+        self.folder.end(document(summary))
+        return summary
+
+    # --- what is to be done -----------------------------------------------------------------------
+
+    def _list(self, *, begun: bool) -> Listed:
+        self.watcher.say(f"listing {self.source.name}")
+        if not begun:
+            self.folder.clear()
+        listed = plan.extend(
+            self.folder.path, self.source, self.request.shard_size, progress=self.watcher.listing
+        )
+        if not listed.new and not listed.known:
+            raise InputError(f"{self.request.source} holds no images: put image files in it.")
+        return listed
+
+    def _missing(self) -> set[str]:
+        """Ids of the shards to do; what is committed of the others is counted."""
+        self.watcher.say("checking what is done")
+        missing = set()
+        for shard in plan.shards(self.folder.path):
+            found = self.folder.committed(shard.id)
+            again = found is not None and bool(found.errors) and self.request.retry_errors
+            if found is not None and not again:
+                self._count(found)
+                continue
+            if found is not None or self.folder.was_committed(shard.id):
+                self.redone += 1
+                self.folder.withdraw(shard.id)
+            missing.add(shard.id)
+        return missing
+
+    def _todo(self, missing: set[str]) -> Iterator[Shard]:
+        return (shard for shard in plan.shards(self.folder.path) if shard.id in missing)
+
+    def _count(self, committed: Committed) -> None:
+        self.results += committed.results
+        self.errors.update(committed.errors)
+
+    def _settings(self, job: dict[str, Any] | None, missing: set[str]) -> settings.Settings:
+        """The engine's are those that the job began with; the workers may be others."""
+        asked = self.request
+        if job is not None:
+            kept = msgspec.convert(job["settings"], settings.Settings)
+            return kept if asked.workers is None else replace(kept, workers=asked.workers)
+        base = settings.usual(
+            self.artifact, threads=asked.threads, workers=asked.workers, remote=self.source.files.remote
+        )
+        if plan.count(self.folder.path)[1] < settings.MEASURED_FROM:
+            return base
+        self.watcher.say("measuring which settings are fastest here")
+        choices = settings.candidates(self.artifact, base, fixed_workers=asked.workers is not None)
+        best, self.tried = settings.measured(self.artifact, choices, self._sample(missing), asked.limits)
+        return best
+
+    def _sample(self, missing: set[str]) -> list[bytes]:
+        """The first images that can be read."""
+        found: list[bytes] = []
+        for shard in self._todo(missing):
+            for given in shard.inputs[: 4 * settings.SAMPLE]:
+                with suppress(ImageError):
+                    found.append(self.source.files.read(given.name, self.request.limits))
+                if len(found) == settings.SAMPLE:
+                    return found
+            break
+        return found
+
+    # --- doing it ---------------------------------------------------------------------------------
+
+    def _do(self, missing: set[str], chosen: settings.Settings) -> _Timed:
+        shards, inputs = plan.count(self.folder.path)
+        before = self.results + self.errors.total()
+        timed = _Timed(shards=shards, inputs=inputs, before=before)
+        if not missing:
+            return timed
+        self.watcher.say(f"loading {self.request.artifact}")
+        tables = write.layouts(
+            self.artifact.task.columns(**self.options),
+            self.source.columns,
+            self.request.format,
+            {"vitrail": __version__, "artifact": self.digest},
+        )
+        with settings.open_predictor(self.artifact, chosen, self.request.limits) as predictor:
+            work = Work(
+                predictor,
+                self.source.files,
+                options=self.options,
+                own=self.source.columns,
+                digest=self.digest,
+            )
+            timed.start(work)
+            self.watcher.begin(inputs, before, timed.waited)
+            with (
+                ThreadPoolExecutor(1) as disk,
+                closing(work.run(self._todo(missing), self.watcher.tick)) as found,
+            ):
+                self._commit_all(found, tables, disk, timed)
+        timed.stop()
+        return timed
+
+    def _commit_all(
+        self,
+        finished: Iterable[Finished],
+        tables: tuple[write.Layout, write.Layout],
+        disk: ThreadPoolExecutor,
+        timed: _Timed,
+    ) -> None:
+        """Encode and write in another thread while the next shard is done."""
+        pending: deque[Future[Committed]] = deque()
+
+        def settle(most: int) -> None:
+            begin = time.perf_counter()
+            while len(pending) > most:
+                self._count(pending.popleft().result())
+            timed.waited_to_write += time.perf_counter() - begin
+
+        for shard in finished:
+            settle(WRITES_AHEAD - 1)
+            pending.append(disk.submit(self._commit, shard, tables, timed))
+        settle(0)
+
+    def _commit(self, shard: Finished, tables: tuple[write.Layout, write.Layout], timed: _Timed) -> Committed:
+        begin = time.perf_counter()
+        results, errors = (
+            write.encode(table, rows) if rows else None
+            for table, rows in zip(tables, (shard.results, shard.errors), strict=True)
+        )
+        failed = dict(sorted(Counter(str(row["reason"]) for row in shard.errors).items()))
+        committed = self.folder.commit(shard.shard, results, errors, rows=len(shard.results), failed=failed)
+        if timed.work is not None:
+            timed.work.stages.add("write", time.perf_counter() - begin)
+        return committed
+
+    def _sort(self, directory: str) -> None:
+        self.watcher.say(f"sorting into {directory}")
+        task = self.artifact.task
+        assert task.sorted_by is not None
+        sorting.sort_into(
+            directory,
+            self.folder,
+            plan.shards(self.folder.path),
+            task.sorted_by,
+            task.groups(),
+            self.source.files.root,
+        )
+
+    def _summary(
+        self, listed: Listed, chosen: settings.Settings, timed: _Timed, listing_s: float, loading_s: float
+    ) -> Summary:
+        assert self.results + self.errors.total() == timed.inputs, "an input has no row, or two"
+        return Summary(
+            out=str(self.folder.path),
+            artifact=self.request.artifact,
+            digest=self.digest,
+            inputs=timed.inputs,
+            results=self.results,
+            errors=dict(sorted(self.errors.items())),
+            done_now=timed.inputs - timed.before,
+            shards=timed.shards,
+            shards_redone=self.redone,
+            listed=listed,
+            seconds=round(timed.seconds, 3),
+            listing_seconds=round(listing_s, 3),
+            loading_seconds=round(loading_s, 3),
+            stages={name: round(value, 3) for name, value in timed.stages().items()},
+            waited=timed.waited(),
+            settings=chosen.kept(),
+            tried=tuple(self.tried),
+            notes=tuple(self.notes),
+        )
+
+
+@dataclass(kw_only=True)
+class _Timed:
+    """Where the time of a run goes."""
+
+    shards: int
+    inputs: int
+    before: int
+    work: Work | None = None
+    begun: float = 0.0
+    seconds: float = 0.0
+    waited_to_write: float = 0.0
+
+    def start(self, work: Work) -> None:
+        self.work, self.begun = work, time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds = time.perf_counter() - self.begun
+
+    def stages(self) -> dict[str, float]:
+        return {} if self.work is None else self.work.stages.read()
+
+    def waited(self) -> dict[str, float]:
+        if self.work is None:
+            return {}
+        elapsed = self.seconds or time.perf_counter() - self.begun
+        return progress.shares(self.stages(), self.waited_to_write, elapsed)
+
+
+def document(summary: Summary) -> dict[str, Any]:
+    """A summary as JSON."""
+    found: dict[str, Any] = msgspec.to_builtins(summary)
+    rate = summary.images_per_second
+    return {
+        "schema_version": 1,
+        **found,
+        "failed": summary.failed,
+        "images_per_second": None if rate is None else round(rate, 2),
+        "held_back_by": progress.held_back(summary.waited),
+    }

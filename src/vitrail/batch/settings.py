@@ -1,0 +1,126 @@
+"""How the engine and the decoding threads are set for a job: by what was asked, and by a short measurement.
+
+They change the speed, and the last digits of results: a job keeps the engine's settings to its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from vitrail.artifact import Artifact
+from vitrail.errors import VitrailError
+from vitrail.hardware import usable_cores
+from vitrail.images.limits import Limits
+from vitrail.predict import MOST_WORKERS, Predictor, from_artifact
+from vitrail.runtimes import RUNTIMES
+from vitrail.runtimes.parts import IMAGES
+
+__all__ = ["MEASURED_FROM", "Settings", "candidates", "measured", "open_predictor", "usual"]
+
+MEASURED_FROM = 2000
+"""Inputs from which on a measurement of some seconds pays."""
+SAMPLE = 48
+"""Images of one measurement."""
+LONGEST_S = 6.0
+"""No further setting is tried after so long."""
+BATCH = 8
+WORTH = 1.03
+"""How much faster another setting must be than the artifact's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the engine and the threads that decode."""
+
+    threads: int
+    batch_size: int
+    workers: int
+    engine: dict[str, str] = field(default_factory=dict)
+
+    def kept(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def usual(artifact: Artifact, *, threads: int | None, workers: int | None, remote: bool) -> Settings:
+    """Without a measurement: the artifact's batch, all cores, more threads where reading waits."""
+    workload = artifact.manifest.evidence.workload
+    cores = usable_cores()
+    return Settings(
+        threads=threads or cores,
+        batch_size=workload.batch_size,
+        workers=workers or min(4 * cores if remote else cores, 4 * MOST_WORKERS if remote else MOST_WORKERS),
+    )
+
+
+def open_predictor(artifact: Artifact, settings: Settings, limits: Limits) -> Predictor:
+    """The artifact loaded as the settings say. Raises as `predict.from_artifact`."""
+    return from_artifact(
+        artifact,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        settings=settings.engine,
+        limits=limits,
+        many=True,
+    )
+
+
+def candidates(artifact: Artifact, base: Settings, *, fixed_workers: bool) -> Iterator[Settings]:
+    """Settings worth a try, the usual one first: a batch, one that runs as single images side by side, one
+    thread for the engine, and more threads for decoding."""
+    yield base
+    runtime = RUNTIMES[artifact.manifest.variant.runtime]
+    batched = replace(base, batch_size=max(BATCH, base.batch_size))
+    if batched != base:
+        yield batched
+    if (
+        IMAGES in runtime.settings
+        and base.threads > 1
+        and IMAGES not in dict(artifact.manifest.variant.settings)
+    ):
+        yield replace(batched, engine={IMAGES: "1"})
+    if not fixed_workers:
+        yield replace(batched, workers=base.workers + max(base.workers // 2, 1))
+
+
+def measured(
+    artifact: Artifact, choices: Iterator[Settings], images: Sequence[bytes], limits: Limits
+) -> tuple[Settings, list[dict[str, Any]]]:
+    """The fastest of the choices on some images of the job, and what each of them reached.
+
+    Decoding, preparing and running overlap as in the job. The first choice is taken unless another is clearly
+    faster, and no further one is tried after some seconds.
+    """
+    begin = time.perf_counter()
+    if not images:
+        return next(choices), []
+    best: tuple[Settings, float] | None = None
+    rows: list[dict[str, Any]] = []
+    for settings in choices:
+        if best is not None and time.perf_counter() - begin > LONGEST_S:
+            break
+        try:
+            rate = _rate(artifact, settings, images, limits)
+        except VitrailError:
+            if best is None:
+                raise
+            continue  # this engine cannot do it, e.g. for a fixed batch
+        rows.append({**settings.kept(), "images_per_second": round(rate, 1)})
+        if best is None or rate > best[1] * WORTH:
+            best = (settings, rate)
+    assert best is not None
+    return best[0], rows
+
+
+def _rate(artifact: Artifact, settings: Settings, images: Sequence[bytes], limits: Limits) -> float:
+    with open_predictor(artifact, settings, limits) as predictor:
+        for _ in predictor.outputs(images[: predictor.batch_size]):  # the first call allocates
+            pass
+        begin = time.perf_counter()
+        for _ in predictor.outputs(images):
+            pass
+        return len(images) / (time.perf_counter() - begin)
