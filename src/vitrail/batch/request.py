@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,7 @@ def check_sorting(request: Request, task: Task, source: Source) -> None:
 def fingerprint(request: Request, source: Source, options: Mapping[str, Any], digest: str) -> dict[str, Any]:
     """Everything that changes results, in words that an error may use."""
     limits = request.limits
-    return {
+    facts = {
         "SOURCE": source.name,
         "--root": source.files.root if request.root is not None else None,
         ARTIFACT: digest,
@@ -126,6 +127,8 @@ def fingerprint(request: Request, source: Source, options: Mapping[str, Any], di
         "--max-megapixels": None if limits == LIMITS else limits.pixels // 1_000_000,
         COLUMNS: msgspec.to_builtins(source.columns),
     }
+    found: dict[str, Any] = json.loads(json.dumps(facts))  # as it is read again
+    return found
 
 
 def check_same(job: Mapping[str, Any], asked: Mapping[str, Any], request: Request, out: Path) -> None:
