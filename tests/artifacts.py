@@ -16,6 +16,7 @@ from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare_batch
 from vitrail.tasks import Bounds
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.embed import Embed
 from vitrail.vocabulary import (
     Accuracy,
     Candidate,
@@ -37,6 +38,7 @@ SIZE = 32
 LABELS = ("tench, Tinca tinca", "daisy", "palace", "größe", "form\x0cfeed")
 PREPROCESS = Preprocess(image_size=SIZE)
 TASK = Classify(preprocess=PREPROCESS, labels=LABELS)
+EMBED = Embed(preprocess=PREPROCESS, width=8)
 BOUNDS = Bounds(cosine=0.999_99, relative_error=1e-3, agreement=1.0)
 
 _RNG = np.random.default_rng(7)
@@ -46,9 +48,14 @@ HEAD = _RNG.normal(size=(8, len(LABELS))).astype(np.float32) * 3
 
 def numpy_scores(batch: np.ndarray) -> np.ndarray:
     """The same network without an engine: float32 (n, 3, S, S) -> float64 (n, K)."""
+    return numpy_vectors(batch) @ HEAD.astype(np.float64)
+
+
+def numpy_vectors(batch: np.ndarray) -> np.ndarray:
+    """The network before its head: float32 (n, 3, S, S) -> float64 (n, 8)."""
     windows = np.lib.stride_tricks.sliding_window_view(batch.astype(np.float64), (3, 3), axis=(2, 3))
     features = np.maximum(np.einsum("nchwij,fcij->nfhw", windows, FILTERS.astype(np.float64)), 0)
-    return features.mean(axis=(2, 3)) @ HEAD.astype(np.float64)
+    return features.mean(axis=(2, 3))
 
 
 def make_export(folder: Path) -> Export:
@@ -136,6 +143,32 @@ def make_bundle(folder: Path, *, batch_size: int = 2) -> Bundle:
 def make_artifact(folder: Path, *, batch_size: int = 2) -> Artifact:
     """Write the small artifact to `folder/winner`."""
     return write(folder / "winner", make_bundle(folder, batch_size=batch_size))
+
+
+def make_embed_artifact(folder: Path) -> Artifact:
+    """The network before its head as an embedding, written to `folder/winner`."""
+    image = ops.parameter([-1, 3, SIZE, SIZE], np.float32, name="images")
+    maps = ops.relu(ops.convolution(image, ops.constant(FILTERS), [1, 1], [0, 0], [0, 0], [1, 1]))
+    model = ov.Model([ops.reduce_mean(maps, ops.constant([2, 3]), keep_dims=False)], [image], "tiny")
+    (folder / "model").mkdir(parents=True)
+    ov.save_model(model, folder / "model" / "model.xml", compress_to_fp16=False)
+    bundle = make_bundle(folder)
+    photos = [decode(photo) for photo in bundle.photos]
+    outputs = {"vectors": numpy_vectors(prepare_batch(photos, PREPROCESS)).astype(np.float32)}
+    graph = EMBED.graph("model.xml")
+    changed = replace(
+        bundle,
+        task=EMBED,
+        variant=replace(bundle.variant, candidate=replace(bundle.variant.candidate, task="embed")),
+        export=Export(folder=str(folder / "model"), files=("model.xml", "model.bin"), graphs=(graph,)),
+        fp32_outputs=outputs,
+        own_outputs=outputs,
+        evidence=replace(
+            bundle.evidence,
+            facts=replace(bundle.evidence.facts, graphs=(runtimes.sized(graph, {"B": 2}),)),
+        ),
+    )
+    return write(folder / "winner", changed)
 
 
 def make_onnx_artifact(folder: Path, *, batch_size: int = 2) -> Artifact:

@@ -6,16 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import artifacts
 import numpy as np
-import openvino as ov
 import pytest
-from openvino import opset13 as ops
+from artifacts import EMBED, PREPROCESS, numpy_vectors
 
-from vitrail import runtimes
-from vitrail.artifact import write
 from vitrail.cli import main
 from vitrail.embeddings import read_table
 from vitrail.embeddings.artifact import ArtifactEmbedder
@@ -23,47 +19,14 @@ from vitrail.errors import InputError
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import prepare_batch
 from vitrail.predict import load
-from vitrail.tasks.embed import Embed, nearest
-from vitrail.vocabulary import Export
+from vitrail.tasks.embed import nearest
 
 pytest.importorskip("pyarrow", reason="needs the extra search")
-
-TASK = Embed(preprocess=artifacts.PREPROCESS, width=8)
-
-
-def features(batch: np.ndarray) -> np.ndarray:
-    """The small network before its head, without an engine: float64 (n, 8)."""
-    windows = np.lib.stride_tricks.sliding_window_view(batch.astype(np.float64), (3, 3), axis=(2, 3))
-    maps = np.maximum(np.einsum("nchwij,fcij->nfhw", windows, artifacts.FILTERS.astype(np.float64)), 0)
-    return maps.mean(axis=(2, 3))
 
 
 @pytest.fixture(scope="module")
 def winner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embed")
-    size = artifacts.SIZE
-    image = ops.parameter([-1, 3, size, size], np.float32, name="images")
-    maps = ops.relu(ops.convolution(image, ops.constant(artifacts.FILTERS), [1, 1], [0, 0], [0, 0], [1, 1]))
-    model = ov.Model([ops.reduce_mean(maps, ops.constant([2, 3]), keep_dims=False)], [image], "tiny")
-    (folder / "model").mkdir()
-    ov.save_model(model, folder / "model" / "model.xml", compress_to_fp16=False)
-    bundle = artifacts.make_bundle(folder)
-    photos = [decode(photo) for photo in bundle.photos]
-    outputs = {"vectors": features(prepare_batch(photos, TASK.preprocess)).astype(np.float32)}
-    graph = TASK.graph("model.xml")
-    variant = replace(bundle.variant, candidate=replace(bundle.variant.candidate, task="embed"))
-    facts = replace(bundle.evidence.facts, graphs=(runtimes.sized(graph, {"B": 2}),))
-    files = ("model.xml", "model.bin")
-    shipped = replace(
-        bundle,
-        task=TASK,
-        variant=variant,
-        export=Export(folder=str(folder / "model"), files=files, graphs=(graph,)),
-        fp32_outputs=outputs,
-        own_outputs=outputs,
-        evidence=replace(bundle.evidence, facts=facts),
-    )
-    return write(folder / "winner", shipped)
+    return artifacts.make_embed_artifact(tmp_path_factory.mktemp("embed"))
 
 
 @pytest.fixture
@@ -76,7 +39,7 @@ def photos(winner, tmp_path):
 
 
 def expected(paths) -> np.ndarray:
-    vectors = features(prepare_batch([decode(path) for path in paths], TASK.preprocess))
+    vectors = numpy_vectors(prepare_batch([decode(path) for path in paths], PREPROCESS))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -167,12 +130,12 @@ def test_nearest_neighbours_against_a_loop():
 def test_parity_of_vectors():
     rng = np.random.default_rng(1)
     reference = {"vectors": rng.normal(size=(12, 1, 16)).astype(np.float32)}
-    assert TASK.compare(reference, reference, "fp32").answer == "pass"
+    assert EMBED.compare(reference, reference, "fp32").answer == "pass"
     few = {"vectors": reference["vectors"][:5]}
-    assert "clear nearest neighbour: add photos" in TASK.compare(few, few, "fp32").reason
+    assert "clear nearest neighbour: add photos" in EMBED.compare(few, few, "fp32").reason
     wrong = {"vectors": reference["vectors"].copy()}
     wrong["vectors"][7] = wrong["vectors"][3]
-    found = TASK.compare(reference, wrong, "bf16")
+    found = EMBED.compare(reference, wrong, "bf16")
     assert (found.answer, found.worst) == ("fail", "7")
     wrong["vectors"][0, 0, 0] = np.nan
-    assert TASK.compare(reference, wrong, "fp32").reason == "outputs are not finite"
+    assert EMBED.compare(reference, wrong, "fp32").reason == "outputs are not finite"

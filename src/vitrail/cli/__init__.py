@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
     "batch": ("vitrail.cli.batch", "run an artifact over any number of images, into a table that loses none"),
+    "serve": ("vitrail.cli.serve", "answer over HTTP with artifacts, batching as the load grows"),
     "relabel": ("vitrail.cli.relabel", "change the classes of a zero-shot artifact"),
     "verify": ("vitrail.cli.verify", "check an artifact against its claims or against requirements"),
     "sign": ("vitrail.cli.sign", "sign an artifact, so that others can check who made it"),
@@ -49,7 +50,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 # Commands that never import torch, so that its caches need no folder.
-WITHOUT_TORCH = ("compare", "predict", "batch", "verify", "sign", "data", "models", "profiles", "doctor")
+WITHOUT_TORCH = (
+    "compare",
+    "predict",
+    "batch",
+    "serve",
+    "verify",
+    "sign",
+    "data",
+    "models",
+    "profiles",
+    "doctor",
+)
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141

@@ -25,6 +25,7 @@ EXTRAS = {
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet: tables of `vitrail batch`, manifests, data sets that Hugging Face `datasets` saved",
     "remote": "images in object stores (`vitrail batch` with a URL)",
+    "serve": "answering over HTTP (`vitrail serve`)",
     "text": "tokenizing texts for CLIP's text towers without the workbench",
     "siglip": "the vocabulary of SigLIP's text towers",
     "sign": "signing artifacts and checking signatures (`vitrail sign`, `vitrail verify --public-key`)",

@@ -13,12 +13,16 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO, NamedTuple, cast
 
 from vitrail.images.limits import PASSES, Limits
 
 FIRST_BYTES = 256 * 2**10
 """The segments before a photo's scan fit in this many bytes; if they do not, the whole file is read."""
+
+FIRST_SEGMENTS = 1000
+"""A photo's frame header comes among these; profiles and previews take a few hundred at most."""
 
 MAX_EXIF_BYTES = 2**20
 """No larger EXIF or XMP block is searched for an orientation: cameras stay below 64 KiB."""
@@ -109,6 +113,14 @@ def jpeg(file: BinaryIO, limits: Limits) -> Jpeg:
     whole = b"".join((*header.kept, memoryview(data)[header.start : stop]))
     coefficients = 0 if header.one_pass else _coefficients(header.frame, header.size)
     return Jpeg(io.BytesIO(whole), header.size, coefficients, len(data))
+
+
+def jpeg_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """(width, height) of a JPEG's frame header. Raises ValueError if it is not among the first segments."""
+    for marker, _, segment in islice(_segments(data, limits), FIRST_SEGMENTS):
+        if marker in _START_OF_FRAME:
+            return _jpeg_size(marker, segment)
+    raise ValueError("it has no frame header among its first segments")
 
 
 class _Header(NamedTuple):
@@ -413,6 +425,14 @@ def webp(data: bytes, limits: Limits) -> tuple[bytes, tuple[int, int]]:
         # Bit 5 announces a colour profile, which was left out.
         body = body[:8] + bytes([body[8] & ~0x20]) + body[9:]
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body, size
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the first chunk says. Raises ValueError if it says none."""
+    size = _webp_size(data[12:16], data[20:30])
+    if size is None:
+        raise ValueError("its first chunk has no size")
+    return size
 
 
 def _webp_size(name: bytes, payload: bytes) -> tuple[int, int] | None:

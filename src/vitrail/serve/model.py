@@ -1,0 +1,215 @@
+"""One served model: its process, its queue, whether it is ready, and what takes a dead process's place."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.errors import InputError
+from vitrail.serve import wire
+from vitrail.serve.admission import Queue
+from vitrail.serve.handle import Handle, Reply
+from vitrail.serve.metrics import Metrics
+from vitrail.serve.refusals import Refusal
+from vitrail.serve.settings import Served, Settings
+
+__all__ = ["Model", "config_of"]
+
+FRESH_S = 1.0
+"""A reading of readiness is good for so long."""
+CHECK_S = 5.0
+"""Between readings that nobody asked for."""
+TRY_S = 5.0
+"""A recorded photo must be answered within this, or the deadline of requests if that is longer."""
+RESTARTS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Waits before a process is started again: the first at once, the others while it keeps ending."""
+CALM_S = 60.0
+"""A process that lived so long ended for a reason of its own: the waits begin anew."""
+WRONG_TWICE = 2
+
+
+def config_of(path: Path, settings: Settings) -> wire.Config:
+    """What a model's process is started with."""
+    return wire.Config(
+        artifact=str(path),
+        threads=settings.threads,
+        max_batch=settings.max_batch,
+        promise_ms=settings.max_latency_ms,
+        megapixels=settings.max_megapixels,
+        file_bytes=settings.max_body_mib << 20,
+    )
+
+
+class Model:
+    """A name, and whatever process answers for it now."""
+
+    def __init__(self, served: Served, settings: Settings, metrics: Metrics) -> None:
+        self.name, self.path = served.name, served.path
+        self.settings, self.metrics = settings, metrics
+        self.queue = Queue(settings.max_queue, settings.max_queue_megapixels * 1_000_000)
+        if settings.max_latency_ms is not None:  # the artifact's own chooses batches, and refuses nobody
+            self.queue.promise_s = settings.max_latency_ms / 1e3
+        self.live = self._new(self.path)
+        self.restarts = 0
+        self.reasons: list[str] = ["it is being loaded"]
+        """Why it is not ready; empty: it is."""
+        self.wrong = 0
+        """How often in a row its answers were not the recorded ones."""
+        self._read_at = 0.0
+        self._reading: asyncio.Task[None] | None = None
+        self._photo = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def facts(self) -> wire.Ready:
+        """Of the artifact.
+
+        Raises:
+            Refusal: no process has loaded it.
+        """
+        if self.live.facts is None:
+            raise Refusal("not_ready", f"The model {self.name} is being loaded: try again later.")
+        return self.live.facts
+
+    @property
+    def version(self) -> str:
+        """The beginning of the artifact's digest. Raises Refusal as `facts`."""
+        return self.facts.digest[:12]
+
+    async def start(self) -> None:
+        """Wait until it is loaded and has answered a recorded photo.
+
+        Raises:
+            InputError: the artifact cannot be served, or does not answer as recorded.
+        """
+        await self._loaded(self.live)
+        await self.check()
+        if self.reasons:
+            raise InputError(
+                f"{self.path} is not ready ({'; '.join(self.reasons)}): run vitrail verify on it."
+            )
+        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._check_on())]
+
+    async def close(self) -> None:
+        """End its process."""
+        for task in self._tasks:
+            task.cancel()
+        await self.live.close()
+
+    async def ask(
+        self,
+        images: int,
+        pixels: int,
+        make: Callable[[int], wire.Images | wire.Tensors],
+        parts: Sequence[Any],
+        *,
+        deadline: float,
+        gone: asyncio.Future[Any],
+    ) -> Reply:
+        """A request's answer. `gone` ends when nobody waits for it any more.
+
+        Raises:
+            Refusal: the queue is full, there is no process to answer, or the deadline passed.
+        """
+        live = self.live
+        if live.trouble() or self.wrong:
+            raise Refusal("not_ready", f"The model {self.name} is not ready: try again later.")
+        self.queue.take(images, pixels)
+        number, future = live.ask(make, *parts)
+        future.add_done_callback(lambda _: self.queue.give_back(images, pixels))
+        await asyncio.wait(
+            {future, gone}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+        )
+        if future.done():
+            return future.result()
+        live.cancel(number)
+        raise Refusal("deadline", "The deadline passed before the images were done.")
+
+    # --- readiness --------------------------------------------------------------------------------
+
+    async def check(self) -> list[str]:
+        """Why it is not ready; empty: it is. A reading is shared by those who ask at the same time."""
+        trouble = self.live.trouble()
+        if trouble:
+            self._say([trouble])
+        elif time.monotonic() - self._read_at > FRESH_S:
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read())
+            await asyncio.shield(self._reading)
+        return self.reasons
+
+    async def _read(self) -> None:
+        live = self.live
+        try:
+            failures = await self._try(live)
+        except Refusal as refusal:
+            self._say([f"a recorded photo got no answer: {refusal.message}"])
+        else:
+            self.wrong = self.wrong + 1 if failures else 0
+            self._say(
+                [f"a recorded photo is not answered as recorded: {', '.join(failures)}"] if failures else []
+            )
+            if self.wrong >= WRONG_TWICE:
+                live.kill("wrong answers")
+        self._read_at = time.monotonic()
+
+    async def _try(self, live: Handle) -> list[str]:
+        """What differs from the record; counts against nobody's queue, but waits in the same line."""
+        patience = max(TRY_S, self.settings.deadline_ms / 1e3)
+        deadline, self._photo = time.monotonic() + patience, self._photo + 1
+        photo = self._photo
+        number, future = live.ask(lambda id: wire.Try(id=id, photo=photo, deadline=deadline))
+        await asyncio.wait({future}, timeout=patience)
+        if not future.done():
+            live.cancel(number)
+            raise Refusal("deadline", f"none within {patience:.0f} s.")
+        head, _ = future.result()
+        assert isinstance(head, wire.Tried)
+        return head.failures
+
+    def _say(self, reasons: list[str]) -> None:
+        self.reasons = reasons
+        self.metrics.ready(self.name, not reasons)
+
+    async def _check_on(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            await self.check()
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def _new(self, path: Path) -> Handle:
+        return Handle(config_of(path, self.settings), stuck_s=self.settings.stuck_ms / 1e3)
+
+    async def _loaded(self, handle: Handle) -> None:
+        facts = await handle.ready()
+        handle.on_beat = lambda beat: self.metrics.beat(self.name, beat)
+        self.metrics.info(self.name, facts)
+
+    async def _supervise(self) -> None:
+        """Start a process again whenever it ends; requests meanwhile are refused as not ready."""
+        failures = 0
+        while True:
+            live = self.live
+            begin = time.monotonic()
+            await live.ended.wait()
+            if live is not self.live:
+                continue
+            self._say(["its process ended"])
+            failures = 0 if time.monotonic() - begin > CALM_S else failures
+            await asyncio.sleep(RESTARTS_S[min(failures, len(RESTARTS_S) - 1)])
+            failures += 1
+            self.restarts += 1
+            self.metrics.restarted(self.name, live.reason or "died")
+            self.wrong = 0
+            self.live = self._new(self.path)
+            self._say(["it is being loaded"])
+            try:
+                await self._loaded(self.live)
+            except InputError as error:
+                self._say([str(error)])
+                continue
+            await self._read()

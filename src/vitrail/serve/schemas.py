@@ -1,0 +1,139 @@
+"""The OpenAPI side of requests that are read by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitrail.serve.refusals import CODES
+
+__all__ = ["BODY", "INFER", "SCHEMAS", "answers", "parameters"]
+
+_BINARY = {"type": "string", "format": "binary"}
+_STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image as it is, or a form with a file for each of several.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "array", "items": _BINARY}},
+                    "required": ["image"],
+                }
+            },
+            **{kind: {"schema": _BINARY} for kind in ("image/*", "application/octet-stream")},
+        },
+    }
+}
+
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "model": {
+        "name": "model",
+        "in": "query",
+        "schema": _STRING,
+        "description": "Which model; needed where several are for this task.",
+    },
+    "top": {
+        "name": "top",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 5},
+        "description": "How many labels of each image.",
+    },
+}
+_DEADLINE = {
+    "name": "X-Deadline-Ms",
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "Give the request up after so many milliseconds, at most the server's own deadline.",
+}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_UNUSABLE = _object(error=_object(code=_STRING, message=_STRING))
+_TIMING = _object(wait=_NUMBER, prepare=_NUMBER, run=_NUMBER)
+
+
+_TENSOR = _object(name=_STRING, datatype=_STRING, shape=_array(_INTEGER))
+INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "JSON; with Inference-Header-Content-Length, binary tensors follow it.",
+        "content": {
+            "application/json": {
+                "schema": _object(
+                    inputs=_array(
+                        {
+                            **_object(name=_STRING, datatype=_STRING, shape=_array(_INTEGER)),
+                            "additionalProperties": True,
+                        }
+                    )
+                )
+            },
+            "application/octet-stream": {"schema": _BINARY},
+        },
+    }
+}
+
+
+def _results(one: dict[str, Any]) -> dict[str, Any]:
+    return _object(
+        model=_STRING,
+        version=_STRING,
+        request_id=_STRING,
+        timing_ms=_TIMING,
+        results=_array({"oneOf": [one, _UNUSABLE]}),
+    )
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "Error": _object(
+        error=_object(code={"type": "string", "enum": list(CODES)}, message=_STRING, request_id=_STRING)
+    ),
+    "Classified": _results(
+        _object(labels=_array(_object(label=_STRING, index=_INTEGER, probability=_NUMBER)))
+    ),
+    "Embedded": _results(_object(vector=_array(_NUMBER))),
+    "Models": _object(models=_array({"type": "object"})),
+    "Error2": _object(error=_STRING, code={"type": "string", "enum": list(CODES)}, request_id=_STRING),
+    "Server": _object(name=_STRING, version=_STRING, extensions=_array(_STRING)),
+    "Live": _object(live={"type": "boolean"}),
+    "IsReady": {**_object(ready={"type": "boolean"}), "additionalProperties": True},
+    "Model": _object(
+        name=_STRING,
+        versions=_array(_STRING),
+        platform=_STRING,
+        inputs=_array(_TENSOR),
+        outputs=_array(_TENSOR),
+    ),
+    "Inferred": _object(model_name=_STRING, model_version=_STRING, outputs=_array(_TENSOR)),
+}
+"""Schemas that `answers` refers to."""
+
+
+def parameters(*names: str) -> list[dict[str, Any]]:
+    """Query parameters by name, and the deadline's header."""
+    return [*(_PARAMETERS[name] for name in names), _DEADLINE]
+
+
+def answers(schema: str, *, v2: bool = False) -> dict[str, Any]:
+    """Arguments of a route: 200 with this schema, and every status that a refusal may have."""
+    error = {
+        "description": "Refused",
+        "content": {"application/json": {"schema": _ref("Error2" if v2 else "Error")}},
+    }
+    refused = dict.fromkeys(sorted(set(CODES.values())), error)
+    good = {"description": "Done", "content": {"application/json": {"schema": _ref(schema)}}}
+    return {"responses": {200: good, **refused}}

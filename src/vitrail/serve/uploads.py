@@ -1,0 +1,183 @@
+"""A request's body and the images in it, within limits; nothing is parsed before all of it has arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from email.message import Message as Headers
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+from starlette.requests import ClientDisconnect, Request
+
+from vitrail.serve.refusals import Refusal
+
+__all__ = ["Uploads", "images_of"]
+
+RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
+"""Types of a body that is one image: curl's for --data-binary is among them."""
+MULTIPART = "multipart/form-data"
+PART_HEADERS, PART_HEADER_BYTES = 8, 4096
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+
+
+class Uploads:
+    """Reads bodies; all that are received and not yet answered share one budget of memory."""
+
+    def __init__(self, *, body_bytes: int, all_bytes: int, timeout_s: float) -> None:
+        self.body_bytes, self.all_bytes, self.timeout_s = body_bytes, all_bytes, timeout_s
+        self.bytes = 0
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body, which counts until the block ends.
+
+        Raises:
+            Refusal: it is too large, too slow, or too much has been received and is not yet answered.
+            ClientDisconnect: the client went away.
+        """
+        declared = request.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared) > self.body_bytes:
+            raise self._too_large()
+        parts: list[bytes] = []
+        try:
+            try:
+                await asyncio.wait_for(self._read(request, parts), self.timeout_s)
+            except asyncio.TimeoutError:
+                text = f"The body did not arrive within {self.timeout_s:g} s."
+                raise Refusal("upload_timeout", text) from None
+            if len(parts) > 1:
+                parts[:] = [b"".join(parts)]
+            yield parts[0]
+        finally:
+            self.bytes -= sum(map(len, parts))
+
+    async def _read(self, request: Request, parts: list[bytes]) -> None:
+        size = 0
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            self.bytes += len(part)
+            if size > self.body_bytes:
+                raise self._too_large()
+            if self.bytes > self.all_bytes:
+                raise Refusal(
+                    "uploads_full", "Too much has been received and is not yet answered: try again later."
+                )
+            if not message.get("more_body", False):
+                return
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            "too_large", f"The body is larger than {self.body_bytes >> 20} MiB: send less at once."
+        )
+
+
+def images_of(body: bytes, content_type: str, most: int) -> list[bytes]:
+    """The images of a body: all of it, or each file of a multipart form.
+
+    Raises:
+        Refusal: another type, a form that is damaged or has other fields, no image, or more than `most`.
+    """
+    kind, boundary = _content_type(content_type)
+    if kind == MULTIPART:
+        images = _files(body, boundary, most)
+    elif kind.startswith("image/") or kind in RAW:
+        images = [body] if body else []
+    else:
+        raise Refusal(
+            "unsupported_media",
+            f"{kind} is not accepted: send an image, or a multipart/form-data form of images.",
+        )
+    if not images:
+        raise Refusal(
+            "bad_request", "There is no image in the request: send one as the body, or as a form's file."
+        )
+    return images
+
+
+def _content_type(text: str) -> tuple[str, str]:
+    headers = Headers()
+    headers["content-type"] = text
+    if not text:
+        return "", ""
+    boundary = headers.get_param("boundary", "")
+    return headers.get_content_type(), boundary if isinstance(boundary, str) else ""
+
+
+def _files(body: bytes, boundary: str, most: int) -> list[bytes]:
+    if not _BOUNDARY.fullmatch(boundary):
+        raise Refusal("bad_request", "The form's boundary is missing or malformed.")
+    form = _Form(most)
+    parser = MultipartParser(
+        boundary.encode("ascii"),
+        form.callbacks(),  # type: ignore[arg-type]
+        max_header_count=PART_HEADERS,
+        max_header_size=PART_HEADER_BYTES,
+    )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError):
+        raise Refusal("bad_request", "The form is damaged: its parts do not follow RFC 7578.") from None
+    if not form.ended:
+        raise Refusal("bad_request", "The form is cut: its last boundary is missing.")
+    return form.files
+
+
+class _Form:
+    """Collects the files of a form."""
+
+    def __init__(self, most: int) -> None:
+        self.files: list[bytes] = []
+        self.ended = False
+        self._most = most
+        self._name, self._value = b"", b""
+        self._is_file = False
+        self._parts: list[bytes] = []
+
+    def callbacks(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._field,
+            "on_header_value": self._add,
+            "on_header_end": self._header,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+            "on_end": self._all,
+        }
+
+    def _begin(self) -> None:
+        self._parts, self._is_file = [], False
+        self._name, self._value = b"", b""
+        if len(self.files) >= self._most:
+            raise Refusal("too_large", f"A request may have at most {self._most} images.")
+
+    def _field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _add(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._is_file = b"filename" in self._value.lower()
+        self._name, self._value = b"", b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self._parts.append(data[start:end])
+
+    def _end(self) -> None:
+        if not self._is_file:
+            raise Refusal("bad_request", "The form has a field that is no file: send images alone.")
+        self.files.append(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+
+    def _all(self) -> None:
+        self.ended = True

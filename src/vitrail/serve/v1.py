@@ -1,0 +1,111 @@
+"""`/v1`: images in, results out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from vitrail.images.declared import declared_pixels
+from vitrail.images.limits import LIMITS, Limits
+from vitrail.limits import RANGES
+from vitrail.serve import wire
+from vitrail.serve.asking import ask, deadline_of
+from vitrail.serve.door import visit
+from vitrail.serve.model import Model
+from vitrail.serve.refusals import Refusal
+from vitrail.serve.schemas import BODY, answers, parameters
+from vitrail.serve.site import Site
+from vitrail.serve.uploads import images_of
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["images"])
+TOP = 5
+
+
+@router.post(
+    "/classify", openapi_extra={**BODY, "parameters": parameters("model", "top")}, **answers("Classified")
+)
+async def classify(request: Request) -> Response:
+    """The most probable labels of each image, in the order of the images."""
+    return await _images(request, "classify", {"top": _top(request)})
+
+
+@router.post("/embed", openapi_extra={**BODY, "parameters": parameters("model")}, **answers("Embedded"))
+async def embed(request: Request) -> Response:
+    """One vector for each image, in the order of the images."""
+    return await _images(request, "embed", {})
+
+
+@router.get("/models", **answers("Models"))
+async def models(request: Request) -> Response:
+    """What is served: figures, evidence, batch sizes, queue, readiness."""
+    here: Site = request.app.state.site
+    visit(request.scope).endpoint = "models"
+    found = [_model(model) for model in here.models.values()]
+    return Response(msgspec.json.encode({"models": found}), media_type="application/json")
+
+
+async def _images(request: Request, task: str, options: dict[str, Any]) -> Response:
+    site: Site = request.app.state.site
+    here = visit(request.scope)
+    here.endpoint = task
+    model = site.model(request.query_params.get("model"), task)
+    deadline = deadline_of(request, site.settings.deadline_ms)
+    model.queue.check(1, 0)  # before anything is received for nothing
+    async with site.uploads.body(request) as body:
+        images = images_of(body, request.headers.get("content-type", ""), site.settings.max_images)
+        limits = _limits(site)
+        answer, payload = await ask(
+            request,
+            model,
+            len(images),
+            sum(declared_pixels(image, limits) for image in images),
+            lambda id: wire.Images(id=id, sizes=[*map(len, images)], options=options, deadline=deadline),
+            images,
+            deadline,
+        )
+    assert isinstance(answer, wire.Answer)
+    if len(answer.errors) == len(images):
+        raise Refusal("unusable_image", answer.errors[0])
+    head = {
+        "model": model.name,
+        "version": model.version,
+        "request_id": here.id,
+        "timing_ms": _timing(answer),
+    }
+    data = msgspec.json.encode(head)[:-1] + b',"results":' + payload + b"}"
+    return Response(data, media_type="application/json")
+
+
+def _timing(answer: wire.Answer) -> dict[str, float]:
+    stages = {"wait": answer.wait_s, "prepare": answer.prepare_s, "run": answer.run_s}
+    return {name: round(seconds * 1e3, 3) for name, seconds in stages.items()}
+
+
+def _limits(site: Site) -> Limits:
+    most = site.settings.max_megapixels
+    return LIMITS if most is None else Limits.of_megapixels(most)
+
+
+def _top(request: Request) -> int:
+    text = request.query_params.get("top", str(TOP))
+    least, most = RANGES["top"]
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not least <= int(text) <= most:
+        raise Refusal("bad_request", f"top is no whole number from {least} to {most}.")
+    return int(text)
+
+
+def _model(model: Model) -> dict[str, Any]:
+    live = model.live
+    found: dict[str, Any] = {"name": model.name, "ready": not model.reasons, "reasons": model.reasons}
+    if live.facts is not None:
+        found |= {"version": model.version, "digest": live.facts.digest, **live.facts.about}
+        found["promise_ms"] = live.facts.promise_ms
+    if live.beat is not None:
+        found["batching"] = {"largest": live.beat.most, "p95_ms": live.beat.sizes}
+    found["queue"] = {"images": model.queue.images, "most": model.queue.most_images}
+    found["restarts"] = model.restarts
+    return found

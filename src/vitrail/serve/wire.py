@@ -1,0 +1,229 @@
+"""What the HTTP process and a model's process say to each other, over a socket pair.
+
+A frame is two little-endian uint32 (bytes of the head, bytes of the payload), the head in MessagePack, the
+payload as it is. n images or rows of one request share a frame: their bytes follow each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "MOST_BYTES",
+    "Answer",
+    "Batch",
+    "Beat",
+    "Cancel",
+    "Config",
+    "Failed",
+    "Images",
+    "Ready",
+    "Refused",
+    "Request",
+    "Said",
+    "Tensor",
+    "Tensors",
+    "Tried",
+    "Try",
+    "pack",
+    "receive",
+    "receive_from",
+]
+
+_SIZES = struct.Struct("<II")
+MOST_BYTES = 1 << 30
+"""No frame is larger: the limits on a request's body lie far below."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's process is started with."""
+
+    artifact: str
+    threads: int | None
+    max_batch: int
+    promise_ms: float | None
+    """None: the artifact's."""
+    megapixels: int | None
+    file_bytes: int
+
+
+class Images(msgspec.Struct, tag="images", frozen=True, kw_only=True):
+    """Classify or embed encoded images; the payload holds their bytes."""
+
+    id: int
+    sizes: list[int]
+    """Bytes of each image."""
+    options: dict[str, Any]
+    """The task's: `top` for classification."""
+    deadline: float
+    """On the monotonic clock, which both processes share, in s."""
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor: its bytes in the payload, or a JSON array of numbers."""
+
+    name: str
+    dtype: str
+    """NumPy's name."""
+    shape: list[int]
+    size: int
+    """Bytes in the payload."""
+    json: bool = False
+
+
+class Tensors(msgspec.Struct, tag="tensors", frozen=True, kw_only=True):
+    """Run the model on its own inputs; the payload holds the tensors, one after another."""
+
+    id: int
+    inputs: list[Tensor]
+    deadline: float
+
+
+class Try(msgspec.Struct, tag="try", frozen=True, kw_only=True):
+    """Run a recorded photo through the queue, and compare its outputs with the recorded ones."""
+
+    id: int
+    photo: int
+    deadline: float
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True, kw_only=True):
+    """Nobody waits for a request any more: do not begin what is left of it."""
+
+    id: int
+
+
+Request: TypeAlias = Images | Tensors | Try | Cancel
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
+    """The model is loaded, and its artifact's digests hold."""
+
+    task: str
+    digest: str
+    """sha256 of the manifest, which holds the digest of every other file."""
+    about: dict[str, Any]
+    """For people and programs: name, figures, workload (`describe`)."""
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    """Shapes begin with the number of images, here -1."""
+    promise_ms: float | None
+    """The latency that the artifact was selected for, at this percentile of its workload."""
+    photos: int
+    """Recorded photos to try."""
+    row_pixels: int
+    """Pixels of one row of the first input."""
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True, kw_only=True):
+    """The model cannot be loaded; trying again would not help."""
+
+    message: str
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the engine."""
+
+    images: int
+    size: int
+    """Images that the engine was compiled for."""
+    seconds: float
+
+
+class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
+    """A sign of life, several times a second."""
+
+    running_s: float
+    """How long the batch in the engine, or the oldest image in a decoder, has been there; 0: none."""
+    resident_bytes: int
+    batches: list[Batch]
+    """Since the last beat."""
+    sizes: dict[int, float]
+    """Compiled batch sizes, with the 95th percentile of their latency in ms where it is known (else 0)."""
+    most: int
+    """The largest batch that keeps the promise."""
+
+
+class Answer(msgspec.Struct, tag="answer", frozen=True, kw_only=True):
+    """A request's results. The payload is a JSON array of one result per image, or the output tensors."""
+
+    id: int
+    outputs: list[Tensor]
+    """Of `Tensors`; the results of images are JSON alone."""
+    errors: list[str]
+    """What was wrong with images that could not be used."""
+    prepare_s: float
+    """Decoding and preprocessing, the longest of its images."""
+    wait_s: float
+    """From arriving in this process to the engine, without preparing, the longest of its images."""
+    run_s: float
+    """In the engine, the longest of its images."""
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
+    """A request without results: `code` is one of `refusals.CODES`."""
+
+    id: int
+    code: str
+    message: str
+
+
+class Tried(msgspec.Struct, tag="tried", frozen=True, kw_only=True):
+    """How a recorded photo compares; no failures: as recorded."""
+
+    id: int
+    failures: list[str]
+
+
+Said: TypeAlias = Ready | Refused | Beat | Answer | Failed | Tried
+
+_encode = msgspec.msgpack.Encoder().encode
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_said: msgspec.msgpack.Decoder[Said] = msgspec.msgpack.Decoder(Said)
+
+
+def pack(head: Request | Said, *parts: bytes | memoryview) -> list[bytes | memoryview]:
+    """A frame as pieces to write one after another."""
+    data = _encode(head)
+    return [_SIZES.pack(len(data), sum(map(len, parts))) + data, *parts]
+
+
+def receive(connection: socket.socket) -> tuple[Request, memoryview] | None:
+    """The next request in the model's process; None: the HTTP process is gone."""
+    sizes = _exactly(connection, _SIZES.size)
+    if sizes is None:
+        return None
+    head_bytes, payload_bytes = _SIZES.unpack(sizes)
+    head, payload = _exactly(connection, head_bytes), _exactly(connection, payload_bytes)
+    return None if head is None or payload is None else (_requests.decode(head), payload)
+
+
+def _exactly(connection: socket.socket, count: int) -> memoryview | None:
+    data = memoryview(bytearray(count))
+    place = 0
+    while place < count:
+        try:
+            got = connection.recv_into(data[place:])
+        except ConnectionError:
+            return None
+        if not got:
+            return None
+        place += got
+    return data
+
+
+async def receive_from(reader: asyncio.StreamReader) -> tuple[Said, bytes] | None:
+    """The next message in the HTTP process; None: the model's process is gone, or speaks no longer."""
+    try:
+        head_bytes, payload_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
+        if head_bytes + payload_bytes > MOST_BYTES:
+            return None
+        head = _said.decode(await reader.readexactly(head_bytes))
+        return head, await reader.readexactly(payload_bytes)
+    except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+        return None
