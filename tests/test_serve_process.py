@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import io
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import artifacts
 import httpx
@@ -26,6 +28,8 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 from serving import Server
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +314,13 @@ def test_the_http_process_imports_no_engine_and_nothing_that_decodes():
 def vitrail(*arguments) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vitrail", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_sample_of_the_fuzzing_campaign_finds_no_fault(tmp_path):
+    """`python fuzz/serve.py` does ten thousand."""
+    spec = importlib.util.spec_from_file_location("fuzz_serve", ROOT / "fuzz" / "serve.py")
+    fuzz = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz)
+    found = fuzz.campaign(7, list(range(300)), tmp_path)
+    assert found["faults"] == []
+    assert len({name.split()[0] for name in found["statuses"]}) == 10

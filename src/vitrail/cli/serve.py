@@ -74,6 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     limits.add_argument("--max-connections", type=int, metavar="N", help="open connections (512)")
     limits.add_argument("--upload-timeout", metavar="TIME", help="a request must arrive within this (30s)")
+    change = parser.add_argument_group("another artifact")
+    change.add_argument(
+        "--shadow",
+        metavar="CANDIDATE",
+        help="artifact that gets a share of the images too, only to be compared; NAME=CANDIDATE says whose",
+    )
+    change.add_argument("--shadow-share", type=float, metavar="SHARE", help="of the requests, 0 to 1 (0.1)")
+    change.add_argument(
+        "--allow-activate",
+        metavar="FOLDER",
+        help="let artifacts of FOLDER take a model's place, by POST /v1/models/NAME/activate",
+    )
     care = parser.add_argument_group("health")
     care.add_argument("--stuck", metavar="TIME", help="restart a model that shows no progress for this (5s)")
     care.add_argument(
@@ -91,11 +103,13 @@ def run(args: argparse.Namespace) -> int:
         if find_spec(module) is None:
             raise MissingExtraError(library, EXTRA)
     from vitrail.serve.keys import read_keys
-    from vitrail.serve.settings import check, from_toml, served
+    from vitrail.serve.settings import check, from_toml, served, shadow_of
 
     artifacts, found = from_toml(args.config) if args.config else ((), {})
     settings = check(_settings(args, found))
     models = served(args.artifacts or artifacts)
+    if settings.shadow is not None:
+        shadow_of(settings.shadow, [model.name for model in models])  # before anything is started
     keys = None if settings.api_keys is None else read_keys(settings.api_keys)
     from vitrail.serve.start import start
 

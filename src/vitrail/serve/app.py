@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from vitrail.serve import v1, v2
+from vitrail.serve import pages, v1, v2
 from vitrail.serve.door import FAILED, Door, refusal_parts, visit
 from vitrail.serve.log import AccessLog
 from vitrail.serve.refusals import CODES, Refusal
@@ -39,6 +39,7 @@ def application(site: Site, log: AccessLog | None = None) -> Door:
     app.state.site = site
     app.include_router(v1.router)
     app.include_router(v2.router)
+    app.include_router(pages.router)
     app.add_api_route("/metrics", _metrics, methods=["GET"], tags=["server"], response_class=Response)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _by_status)

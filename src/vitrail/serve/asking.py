@@ -11,8 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from vitrail.serve import wire
 from vitrail.serve.door import visit
-from vitrail.serve.handle import Reply
-from vitrail.serve.model import Model
+from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
 
 __all__ = ["ask", "deadline_of"]
@@ -42,7 +41,7 @@ async def ask(
     make: Callable[[int], wire.Images | wire.Tensors],
     parts: Sequence[Any],
     deadline: float,
-) -> Reply:
+) -> Answered:
     """The model's answer.
 
     Raises:
@@ -53,16 +52,13 @@ async def ask(
     here.model, here.images = model.name, images
     gone = asyncio.ensure_future(_gone(request))
     try:
-        reply = await model.ask(images, pixels, make, parts, deadline=deadline, gone=gone)
+        return await model.ask(images, pixels, make, parts, deadline=deadline, gone=gone)
     except Refusal as refusal:
         if refusal.code == "deadline" and gone.done():
             raise ClientDisconnect from None
         raise
     finally:
         gone.cancel()
-    assert isinstance(reply[0], wire.Answer)
-    model.metrics.stages(model.name, reply[0])
-    return reply
 
 
 async def _gone(request: Request) -> None:

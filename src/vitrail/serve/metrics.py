@@ -59,6 +59,25 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._shadow = Counter(
+            "vitrail_shadow_images",
+            "Images offered to a shadow: compared, skipped for its full queue, or failed",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._agreement = Counter(
+            "vitrail_shadow_agreement",
+            "Of compared images: 1 for the same label, or the cosine of vectors",
+            ["model"],
+            registry=registry,
+        )
+        self._shadow_seconds = Histogram(
+            "vitrail_shadow_seconds",
+            "Time in the models' processes of the requests that both answered",
+            ["model", "role"],
+            registry=registry,
+            buckets=SECONDS,
+        )
         self._queue_images = Gauge(
             "vitrail_queue_images", "Images accepted and not answered", ["model"], registry=registry
         )
@@ -94,6 +113,16 @@ class Metrics:
             self._images.labels(model).inc(batch.images)
         self._memory.labels(model).set(beat.resident_bytes)
         self._largest.labels(model).set(beat.most)
+
+    def shadowed(self, model: str, outcome: str, images: int) -> None:
+        """A shadow compared, skipped or failed."""
+        self._shadow.labels(model, outcome).inc(images)
+
+    def agreed(self, model: str, agreement: float, live_s: float, shadow_s: float) -> None:
+        """A request that both answered; the sum of its images' agreement."""
+        self._agreement.labels(model).inc(max(agreement, 0.0))
+        self._shadow_seconds.labels(model, "live").observe(live_s)
+        self._shadow_seconds.labels(model, "shadow").observe(shadow_s)
 
     def restarted(self, model: str, reason: str) -> None:
         """A process takes the place of one that ended."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from vitrail.errors import InputError
 from vitrail.serve import wire
 from vitrail.serve.admission import Queue
-from vitrail.serve.handle import Handle, Reply
+from vitrail.serve.handle import Handle
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.settings import Served, Settings
 
-__all__ = ["Model", "config_of"]
+__all__ = ["Answered", "Model", "config_of"]
 
 FRESH_S = 1.0
 """A reading of readiness is good for so long."""
@@ -43,11 +44,30 @@ def config_of(path: Path, settings: Settings) -> wire.Config:
     )
 
 
+class Shadowing(Protocol):
+    """What a model knows of its shadow (shadow.py, which knows models)."""
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    def offer(self, images: Sequence[bytes], options: dict[str, Any], answered: Answered) -> None: ...
+    def said(self) -> dict[str, Any]: ...
+
+
+class Answered(NamedTuple):
+    """An answer, and whose it is: a model may have been exchanged since the request came."""
+
+    facts: wire.Ready
+    answer: wire.Answer
+    payload: bytes
+
+
 class Model:
     """A name, and whatever process answers for it now."""
 
-    def __init__(self, served: Served, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, served: Served, settings: Settings, metrics: Metrics, label: str = "") -> None:
         self.name, self.path = served.name, served.path
+        self.label = label or served.name
+        """In metrics and logs."""
         self.settings, self.metrics = settings, metrics
         self.queue = Queue(settings.max_queue, settings.max_queue_megapixels * 1_000_000)
         if settings.max_latency_ms is not None:  # the artifact's own chooses batches, and refuses nobody
@@ -61,6 +81,8 @@ class Model:
         self._read_at = 0.0
         self._reading: asyncio.Task[None] | None = None
         self._photo = 0
+        self._swapping = False
+        self.shadow: Shadowing | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -85,18 +107,23 @@ class Model:
         Raises:
             InputError: the artifact cannot be served, or does not answer as recorded.
         """
-        await self._loaded(self.live)
+        await self.live.ready()
+        self._answer_with(self.live)
         await self.check()
         if self.reasons:
             raise InputError(
                 f"{self.path} is not ready ({'; '.join(self.reasons)}): run vitrail verify on it."
             )
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._check_on())]
+        if self.shadow is not None:
+            await self.shadow.start()
 
     async def close(self) -> None:
-        """End its process."""
+        """End its processes."""
         for task in self._tasks:
             task.cancel()
+        if self.shadow is not None:
+            await self.shadow.close()
         await self.live.close()
 
     async def ask(
@@ -108,7 +135,7 @@ class Model:
         *,
         deadline: float,
         gone: asyncio.Future[Any],
-    ) -> Reply:
+    ) -> Answered:
         """A request's answer. `gone` ends when nobody waits for it any more.
 
         Raises:
@@ -124,9 +151,50 @@ class Model:
             {future, gone}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
         )
         if future.done():
-            return future.result()
+            answer, payload = future.result()
+            assert isinstance(answer, wire.Answer)
+            assert live.facts is not None
+            self.metrics.stages(self.label, answer)
+            return Answered(live.facts, answer, payload)
         live.cancel(number)
         raise Refusal("deadline", "The deadline passed before the images were done.")
+
+    async def activate(self, path: Path) -> None:
+        """Let another artifact answer: loaded and tried beside the present one, which finishes its work.
+
+        Raises:
+            InputError: it cannot be served, is for another task, or does not answer as recorded.
+            Refusal: the model is not ready, or another activation is under way.
+        """
+        if self._swapping or self.live.trouble():
+            raise Refusal(
+                "conflict", f"The model {self.name} is being changed or restarted: try again later."
+            )
+        self._swapping = True
+        new, old = self._new(path), self.live
+        try:
+            facts = await new.ready()
+            if facts.task != self.facts.task:
+                raise InputError(f"{path} is for {facts.task}, not for {self.facts.task}.")
+            for photo in range(facts.photos):
+                failures = await self._try(new, photo)
+                if failures:
+                    raise InputError(f"{path} does not answer as recorded: {', '.join(failures)}.")
+        except BaseException:
+            await new.close()
+            raise
+        finally:
+            self._swapping = False
+        self._answer_with(new)
+        self.path, self.live, self.wrong = path, new, 0
+        self._say([])
+        self._tasks.append(asyncio.create_task(self._retire(old)))
+
+    async def _retire(self, old: Handle) -> None:
+        patience = time.monotonic() + self.settings.deadline_ms / 1e3 + TRY_S
+        while old.pending and time.monotonic() < patience:
+            await asyncio.sleep(0.05)
+        await old.close()
 
     # --- readiness --------------------------------------------------------------------------------
 
@@ -144,7 +212,8 @@ class Model:
     async def _read(self) -> None:
         live = self.live
         try:
-            failures = await self._try(live)
+            self._photo += 1
+            failures = await self._try(live, self._photo)
         except Refusal as refusal:
             self._say([f"a recorded photo got no answer: {refusal.message}"])
         else:
@@ -156,11 +225,10 @@ class Model:
                 live.kill("wrong answers")
         self._read_at = time.monotonic()
 
-    async def _try(self, live: Handle) -> list[str]:
+    async def _try(self, live: Handle, photo: int) -> list[str]:
         """What differs from the record; counts against nobody's queue, but waits in the same line."""
         patience = max(TRY_S, self.settings.deadline_ms / 1e3)
-        deadline, self._photo = time.monotonic() + patience, self._photo + 1
-        photo = self._photo
+        deadline = time.monotonic() + patience
         number, future = live.ask(lambda id: wire.Try(id=id, photo=photo, deadline=deadline))
         await asyncio.wait({future}, timeout=patience)
         if not future.done():
@@ -172,7 +240,7 @@ class Model:
 
     def _say(self, reasons: list[str]) -> None:
         self.reasons = reasons
-        self.metrics.ready(self.name, not reasons)
+        self.metrics.ready(self.label, not reasons)
 
     async def _check_on(self) -> None:
         while True:
@@ -184,32 +252,33 @@ class Model:
     def _new(self, path: Path) -> Handle:
         return Handle(config_of(path, self.settings), stuck_s=self.settings.stuck_ms / 1e3)
 
-    async def _loaded(self, handle: Handle) -> None:
-        facts = await handle.ready()
-        handle.on_beat = lambda beat: self.metrics.beat(self.name, beat)
-        self.metrics.info(self.name, facts)
+    def _answer_with(self, handle: Handle) -> None:
+        assert handle.facts is not None
+        handle.on_beat = lambda beat: self.metrics.beat(self.label, beat)
+        self.metrics.info(self.label, handle.facts)
 
     async def _supervise(self) -> None:
         """Start a process again whenever it ends; requests meanwhile are refused as not ready."""
         failures = 0
         while True:
-            live = self.live
-            begin = time.monotonic()
+            live, begin = self.live, time.monotonic()
             await live.ended.wait()
-            if live is not self.live:
+            if live is not self.live:  # another artifact took its place
                 continue
             self._say(["its process ended"])
             failures = 0 if time.monotonic() - begin > CALM_S else failures
             await asyncio.sleep(RESTARTS_S[min(failures, len(RESTARTS_S) - 1)])
             failures += 1
             self.restarts += 1
-            self.metrics.restarted(self.name, live.reason or "died")
+            self.metrics.restarted(self.label, live.reason or "died")
             self.wrong = 0
             self.live = self._new(self.path)
             self._say(["it is being loaded"])
             try:
-                await self._loaded(self.live)
+                await self.live.ready()
             except InputError as error:
-                self._say([str(error)])
+                print(f"vitrail: {self.label}: {error}", file=sys.stderr, flush=True)
+                self._say(["it cannot be loaded again; the server's log says why"])
                 continue
+            self._answer_with(self.live)
             await self._read()

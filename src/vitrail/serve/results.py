@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["RESULTS", "agree", "as_json", "error_json"]
+__all__ = ["AGREEMENT", "RESULTS", "agree", "as_json", "error_json"]
 
 
 def _labels(result: Any) -> dict[str, Any]:
@@ -20,6 +20,10 @@ def _vector(result: Any) -> dict[str, Any]:
 
 RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {"classify": _labels, "embed": _vector}
 """Task -> what `finish` gave for one image, as plain data."""
+
+
+AGREEMENT = {"classify": "share of the same best label", "embed": "cosine of the vectors"}
+"""Task -> what `agree` gives."""
 
 
 def as_json(task: str, result: Any) -> bytes:

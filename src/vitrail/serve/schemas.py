@@ -6,7 +6,7 @@ from typing import Any
 
 from vitrail.serve.refusals import CODES
 
-__all__ = ["BODY", "INFER", "SCHEMAS", "answers", "parameters"]
+__all__ = ["ACTIVATE", "BODY", "INFER", "SCHEMAS", "answers", "parameters"]
 
 _BINARY = {"type": "string", "format": "binary"}
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
@@ -24,6 +24,18 @@ BODY: dict[str, Any] = {
                 }
             },
             **{kind: {"schema": _BINARY} for kind in ("image/*", "application/octet-stream")},
+        },
+    }
+}
+
+ACTIVATE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The name of an artifact in the folder of --allow-activate.",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"artifact": _STRING}, "required": ["artifact"]}
+            }
         },
     }
 }
@@ -106,6 +118,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         _object(labels=_array(_object(label=_STRING, index=_INTEGER, probability=_NUMBER)))
     ),
     "Embedded": _results(_object(vector=_array(_NUMBER))),
+    "Activated": _object(name=_STRING, version=_STRING, previous=_STRING),
     "Models": _object(models=_array({"type": "object"})),
     "Error2": _object(error=_STRING, code={"type": "string", "enum": list(CODES)}, request_id=_STRING),
     "Server": _object(name=_STRING, version=_STRING, extensions=_array(_STRING)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from vitrail.errors import InputError
 from vitrail.requirements import read_toml
 from vitrail.units import duration_ms, nearest
 
-__all__ = ["Served", "Settings", "check", "from_toml", "served"]
+__all__ = ["NAME_LETTERS", "Served", "Settings", "check", "from_toml", "served", "shadow_of"]
 
 NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 LONGEST_NAME = 100
@@ -203,3 +204,19 @@ def _served(text: str) -> Served:
             f"as in model={path}."
         )
     return Served(name=name, path=path)
+
+
+def shadow_of(text: str, names: Collection[str]) -> tuple[str, Path]:
+    """`CANDIDATE` or `NAME=CANDIDATE`: whose shadow, and the artifact's folder.
+
+    Raises:
+        InputError: no model has this name, or there are several and none is named.
+    """
+    name, separator, place = text.partition("=")
+    if separator and "/" not in name:
+        if name not in names:
+            raise InputError(f"--shadow names {name}, which is not served: use {' or '.join(names)}.")
+        return name, Path(place)
+    if len(names) != 1:
+        raise InputError(f"--shadow must say whose: write NAME={text} with {' or '.join(names)}.")
+    return next(iter(names)), Path(text)

@@ -10,7 +10,8 @@ from vitrail.serve.keys import Keys
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.model import Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.settings import Served, Settings
+from vitrail.serve.settings import Served, Settings, shadow_of
+from vitrail.serve.shadow import Shadow
 from vitrail.serve.uploads import Uploads
 
 __all__ = ["Site"]
@@ -39,6 +40,9 @@ class Site:
         for one in served:
             models[one.name] = model = Model(one, settings, metrics)
             metrics.watch(one.name, model.queue)
+        if settings.shadow is not None:
+            shadowed, path = shadow_of(settings.shadow, models)
+            models[shadowed].shadow = Shadow(models[shadowed], path, settings, metrics)
         uploads = Uploads(
             body_bytes=settings.max_body_mib << 20,
             all_bytes=settings.max_uploads_mib << 20,

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from vitrail.errors import InputError
 from vitrail.images.declared import declared_pixels
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.limits import RANGES
@@ -15,7 +16,8 @@ from vitrail.serve.asking import ask, deadline_of
 from vitrail.serve.door import visit
 from vitrail.serve.model import Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.schemas import BODY, answers, parameters
+from vitrail.serve.schemas import ACTIVATE, BODY, answers, parameters
+from vitrail.serve.settings import NAME_LETTERS
 from vitrail.serve.site import Site
 from vitrail.serve.uploads import images_of
 
@@ -39,6 +41,43 @@ async def embed(request: Request) -> Response:
     return await _images(request, "embed", {})
 
 
+@router.post(
+    "/models/{name}/activate",
+    openapi_extra=ACTIVATE,
+    **answers("Activated"),
+)
+async def activate(request: Request, name: str) -> Response:
+    """Let another artifact answer under this name, once it is verified and has answered as recorded."""
+    site: Site = request.app.state.site
+    visit(request.scope).endpoint = "activate"
+    folder = site.settings.allow_activate
+    if folder is None:
+        raise Refusal("forbidden", "Models are not exchanged here: start the server with --allow-activate.")
+    model = site.model(name)
+    async with site.uploads.body(request) as body:
+        path = folder / _artifact(body, request.headers.get("content-type", ""))
+    before = model.version
+    try:
+        await model.activate(path)
+    except InputError as error:
+        raise Refusal("unusable_artifact", str(error).replace(f"{folder}/", "")) from None
+    said = {"name": model.name, "version": model.version, "previous": before}
+    return Response(msgspec.json.encode(said), media_type="application/json")
+
+
+def _artifact(body: bytes, content_type: str) -> str:
+    """The name of a folder, from `{"artifact": "NAME"}`."""
+    if content_type.partition(";")[0].strip() != "application/json":  # which pages of other sites cannot send
+        raise Refusal("unsupported_media", 'Send application/json, as in {"artifact": "winner-2"}.')
+    try:
+        name = msgspec.json.decode(body, type=dict[str, str])["artifact"]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        raise Refusal("bad_request", 'Name the artifact, as in {"artifact": "winner-2"}.') from None
+    if not set(name) <= NAME_LETTERS or not name or name.startswith("."):
+        raise Refusal("bad_request", "The artifact is a folder's name, without a path.")
+    return name
+
+
 @router.get("/models", **answers("Models"))
 async def models(request: Request) -> Response:
     """What is served: figures, evidence, batch sizes, queue, readiness."""
@@ -58,7 +97,7 @@ async def _images(request: Request, task: str, options: dict[str, Any]) -> Respo
     async with site.uploads.body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""), site.settings.max_images)
         limits = _limits(site)
-        answer, payload = await ask(
+        answered = await ask(
             request,
             model,
             len(images),
@@ -67,12 +106,14 @@ async def _images(request: Request, task: str, options: dict[str, Any]) -> Respo
             images,
             deadline,
         )
-    assert isinstance(answer, wire.Answer)
+    facts, answer, payload = answered
     if len(answer.errors) == len(images):
         raise Refusal("unusable_image", answer.errors[0])
+    if model.shadow is not None:
+        model.shadow.offer(images, options, answered)
     head = {
         "model": model.name,
-        "version": model.version,
+        "version": facts.digest[:12],
         "request_id": here.id,
         "timing_ms": _timing(answer),
     }
@@ -108,4 +149,6 @@ def _model(model: Model) -> dict[str, Any]:
         found["batching"] = {"largest": live.beat.most, "p95_ms": live.beat.sizes}
     found["queue"] = {"images": model.queue.images, "most": model.queue.most_images}
     found["restarts"] = model.restarts
+    if model.shadow is not None:
+        found["shadow"] = model.shadow.said()
     return found

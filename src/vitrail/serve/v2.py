@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from vitrail.serve import wire
 from vitrail.serve.asking import ask, deadline_of
 from vitrail.serve.door import visit
-from vitrail.serve.model import Model
+from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.schemas import INFER, answers, parameters
 from vitrail.serve.site import Site
@@ -132,7 +132,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         tensors, parts, rows = _tensors(asked, data, site.settings.max_images)
         outputs = _outputs(asked, model)
         deadline = _sooner(deadline, asked.parameters.get("timeout"))
-        answer, payload = await ask(
+        answered = await ask(
             request,
             model,
             rows,
@@ -141,8 +141,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             parts,
             deadline,
         )
-    assert isinstance(answer, wire.Answer)
-    return _answer(model, asked.id, outputs, answer, payload)
+    return _answer(model.name, asked.id, outputs, answered)
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -242,7 +241,8 @@ def _sooner(deadline: float, timeout_us: object) -> float:
 # --- answering ------------------------------------------------------------------------------------
 
 
-def _answer(model: Model, id: str, wanted: dict[str, bool], answer: wire.Answer, payload: bytes) -> Response:
+def _answer(name: str, id: str, wanted: dict[str, bool], answered: Answered) -> Response:
+    facts, answer, payload = answered
     outputs: list[dict[str, Any]] = []
     data: list[bytes] = []
     place = 0
@@ -251,17 +251,17 @@ def _answer(model: Model, id: str, wanted: dict[str, bool], answer: wire.Answer,
         place += tensor.size
         if tensor.name not in wanted:
             continue
-        name = NAMES[tensor.dtype]
-        said: dict[str, Any] = {"name": tensor.name, "datatype": name, "shape": tensor.shape}
+        datatype = NAMES[tensor.dtype]
+        said: dict[str, Any] = {"name": tensor.name, "datatype": datatype, "shape": tensor.shape}
         if wanted[tensor.name]:
             said["parameters"] = {"binary_data_size": len(part)}
             data.append(part)
         else:
-            values = array(DATATYPES[name][2])
+            values = array(DATATYPES[datatype][2])
             values.frombytes(part)
             said["data"] = values.tolist()
         outputs.append(said)
-    head = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
+    head = {"model_name": name, "model_version": facts.digest[:12], "outputs": outputs}
     if id:
         head["id"] = id
     text = msgspec.json.encode(head)
