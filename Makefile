@@ -6,7 +6,7 @@ EXTRAS ?= workbench,train,demo,dev
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-quick check dist examples cli-surface clean
+.PHONY: demo test test-quick check audit dist examples cli-surface clean
 .DELETE_ON_ERROR:
 
 # Three models whose weights a package carries, on two engines: what wins is shipped, used and verified. The
@@ -49,6 +49,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Known vulnerabilities of what is installed; asks PyPI's advisory service, so it needs the network.
+audit: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 # After a deliberate change of the command line; read the difference before committing it.
 cli-surface: $(READY)
