@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vitrail.serve import pages, v1, v2
-from vitrail.serve.door import FAILED, Door, refusal_parts, visit
+from vitrail.serve.door import FAILED, GONE, Door, refusal_parts, visit
 from vitrail.serve.log import AccessLog
 from vitrail.serve.refusals import CODES, Refusal
 from vitrail.serve.schemas import SCHEMAS
@@ -43,6 +44,7 @@ def application(site: Site, log: AccessLog | None = None) -> Door:
     app.add_api_route("/metrics", _metrics, methods=["GET"], tags=["server"], response_class=Response)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _by_status)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
     plain = app.openapi
 
@@ -76,6 +78,10 @@ async def _by_status(request: Request, error: Exception) -> Response:
     return await _refused(
         request, Refusal(code, _SAID.get(code, "The request is not what this address takes."))
     )
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)  # nobody reads it; the log does
 
 
 async def _failed(request: Request, error: Exception) -> Response:

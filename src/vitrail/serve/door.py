@@ -16,7 +16,7 @@ from vitrail.serve.log import AccessLog, report
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.site import Site
 
-__all__ = ["FAILED", "Door", "Visit", "refusal_parts", "visit"]
+__all__ = ["FAILED", "GONE", "Door", "Visit", "refusal_parts", "visit"]
 
 FAILED = "The server failed on this request; its log says more."
 
@@ -32,7 +32,7 @@ OPEN = (
 )
 """Without a key: pages that say nothing of the models, and what load balancers ask."""
 HEALTH = ("/v2/health/live", "/v2/health/ready")
-LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 GONE = 499
 """In the log, as nginx has it: the client went away."""
@@ -117,7 +117,7 @@ class Door:
             raise Refusal("forbidden", "Requests of other sites' pages are not answered.")
         if site.keys is None:
             # A page of another site could reach this machine's own address under a name of its choice.
-            if site.settings.loopback and _without_port(host) not in LOCAL:
+            if site.settings.loopback and _without_port(host) not in (*LOCAL, site.settings.host):
                 raise Refusal("wrong_host", "This server answers to localhost alone.")
             return
         if path in OPEN:

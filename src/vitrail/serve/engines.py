@@ -84,23 +84,26 @@ class Engines:
         kept, key = store.RecordStore(store.cache_dir() / "serving"), self._key()
         found = kept.get(key)
         table = {} if found is None else {int(size): list(found[size]) for size in found}  # type: ignore[call-overload]
-        candidates: dict[int, predict.Predictor] = {}
+        held: predict.Predictor | None = None  # each has its own copy of the weights: one at a time
+        held_size = 0
         for size in (size for size in batching.SIZES if size <= most):
             if size not in table:
+                if held is not None:
+                    held.close()
                 predictor = self.first if size == 1 else self._load(size)
                 table[size] = self._timed(predictor, row, size, idle)
-                candidates[size] = predictor
+                held, held_size = (None, 0) if size == 1 else (predictor, size)
             if size > 1 and not batching.keeps(table[size], prepare_ms, promise_ms):
                 break
         best = batching.largest({size: table[size] for size in table if size <= most}, prepare_ms, promise_ms)
+        if held is not None and held_size != best:
+            held.close()
+            held = None
         if best > 1:
             self._latencies[best] = deque(table[best], maxlen=KEPT)
             self._latencies[1].extend(table[1])
-            self._loaded[best] = candidates.pop(best) if best in candidates else self._load(best)
+            self._loaded[best] = held if held is not None else self._load(best)
             self.most = best
-        for size, predictor in candidates.items():
-            if size > 1:
-                predictor.close()
         if found is None or len(found) < len(table):
             try:
                 kept.put(key, {str(size): latencies for size, latencies in table.items()})

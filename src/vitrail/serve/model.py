@@ -188,6 +188,8 @@ class Model:
         self._answer_with(new)
         self.path, self.live, self.wrong = path, new, 0
         self._say([])
+        self._tasks[0].cancel()  # it waits for the old one's end
+        self._tasks[0] = asyncio.create_task(self._supervise())
         self._tasks.append(asyncio.create_task(self._retire(old)))
 
     async def _retire(self, old: Handle) -> None:
@@ -263,8 +265,6 @@ class Model:
         while True:
             live, begin = self.live, time.monotonic()
             await live.ended.wait()
-            if live is not self.live:  # another artifact took its place
-                continue
             self._say(["its process ended"])
             failures = 0 if time.monotonic() - begin > CALM_S else failures
             await asyncio.sleep(RESTARTS_S[min(failures, len(RESTARTS_S) - 1)])
