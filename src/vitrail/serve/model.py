@@ -171,7 +171,7 @@ class Model:
                 "conflict", f"The model {self.name} is being changed or restarted: try again later."
             )
         self._swapping = True
-        new, old = self._new(path), self.live
+        new = self._new(path)
         try:
             facts = await new.ready()
             if facts.task != self.facts.task:
@@ -186,6 +186,7 @@ class Model:
         finally:
             self._swapping = False
         self._answer_with(new)
+        old = self.live  # another than before, if that has ended meanwhile
         self.path, self.live, self.wrong = path, new, 0
         self._say([])
         self._tasks[0].cancel()  # it waits for the old one's end
