@@ -301,7 +301,7 @@ class Campaign:
             with socket.create_connection(self._address, PATIENCE_S) as connection:
                 with contextlib.suppress(OSError):  # it may answer before it has read all
                     connection.sendall(data)
-                while part := connection.recv(1 << 16):
+                while not _whole(received) and (part := connection.recv(1 << 16)):
                     received += part
         except TimeoutError:
             return b"HANG"
@@ -347,6 +347,13 @@ class Campaign:
             return json.loads(answer.partition(b"\r\n\r\n")[2])["results"]
         except (ValueError, KeyError):
             return None
+
+
+def _whole(received: bytearray) -> bool:
+    """Whether an answer has come to its end; a damaged request may leave the connection open for another."""
+    head, _, body = bytes(received).rpartition(b"HTTP/1.1 ")[2].partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    return length is not None and len(body) >= int(length[1])
 
 
 def resident_mib(server: Server) -> float:
