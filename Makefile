@@ -6,7 +6,7 @@ EXTRAS ?= workbench,train,demo,dev
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-quick check audit dist examples cli-surface clean
+.PHONY: demo test test-quick check audit dist examples example-cpp cli-surface clean
 .DELETE_ON_ERROR:
 
 # Three models whose weights a package carries, on two engines: what wins is shipped, used and verified. The
@@ -43,6 +43,12 @@ examples: $(READY)
 	$(BIN)/python examples/textile/run.py --out examples-run/textile
 	$(BIN)/python examples/fashion/run.py --work examples-run/fashion
 	$(BIN)/python examples/emoji/run.py --out examples-run/emoji
+
+# A C++ program that reads the artifact of `make demo`, built and compared; its packages: examples/cpp/README.md.
+example-cpp: $(READY)
+	test -d demo/winner || $(MAKE) demo
+	photos=$$($(BIN)/python -c 'import sklearn; print(sklearn.__path__[0])')/datasets/images && \
+	    PYTHON=$(BIN)/python BUILD=examples-run/cpp examples/cpp/run.sh demo/winner "$$photos/china.jpg"
 
 check: $(READY)
 	$(BIN)/ruff check .

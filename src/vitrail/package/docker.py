@@ -1,0 +1,42 @@
+"""An image that serves the artifact with `vitrail serve`: not as root, on a read-only file system."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vitrail.artifact import open_artifact
+from vitrail.package.order import Order
+from vitrail.package.pages import copy_file, write_page
+from vitrail.package.wheel import add_wheel
+from vitrail.words import shown
+
+__all__ = ["write"]
+
+PYTHON = "3.12-slim"
+PORT = 8000
+USER = 10001
+
+
+def write(folder: Path, order: Order) -> tuple[str, ...]:
+    """Write the build context; notes for the person."""
+    shutil.copytree(order.artifact.path, folder / "artifact")
+    open_artifact(folder / "artifact")
+    version, note = add_wheel(folder, order.wheel)
+    copy_file("healthcheck.py", folder / "healthcheck.py")
+    facts = {
+        "name": order.name,
+        "image": order.name.lower(),
+        "artifact": shown(order.artifact.manifest.name),
+        "license": shown(order.artifact.manifest.variant.candidate.weights.license),
+        "classify": order.labels is not None,
+        "python": PYTHON,
+        "port": PORT,
+        "user": USER,
+        "version": version,
+        "threads": order.threads,
+    }
+    write_page(folder / "Dockerfile", "docker/Dockerfile", facts)
+    write_page(folder / "README.md", "docker/README.md", facts)
+    write_page(folder / ".dockerignore", "docker/dockerignore", facts)
+    return () if note is None else (note,)
