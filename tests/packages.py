@@ -46,16 +46,11 @@ def network(*, pixels: bool) -> ov.Model:
     return model
 
 
-def named(
-    folder: Path, *, pixels: bool = False, precision: str = "fp32", nameless: bool = False, **evidence
-) -> Artifact:
-    """An OpenVINO artifact whose file names its tensors; `nameless`: not the output."""
+def named(folder: Path, *, pixels: bool = False, precision: str = "fp32", **evidence) -> Artifact:
+    """An OpenVINO artifact whose file names its tensors as its graph does."""
     bundle = artifacts.make_bundle(folder)
     (folder / "named").mkdir()
     ov.save_model(network(pixels=pixels), folder / "named" / "model.xml", compress_to_fp16=False)
-    if nameless:
-        graph = folder / "named" / "model.xml"
-        graph.write_text(graph.read_text().replace('names="scores"', "").replace('output_names="scores"', ""))
     preprocess = replace(artifacts.PREPROCESS, pixels="uint8" if pixels else "normalised")
     task = replace(bundle.task, preprocess=preprocess)
     variant = replace(bundle.variant, passes=("uint8",) if pixels else (), precision=precision)

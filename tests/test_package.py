@@ -31,7 +31,7 @@ from packages import (
 import vitrail
 from vitrail.cli import command_parser, main
 from vitrail.errors import InputError
-from vitrail.package import TARGETS, package
+from vitrail.package import TARGETS, order, package
 from vitrail.store import sha256_file
 from vitrail.vocabulary import Requirements
 
@@ -124,10 +124,11 @@ def test_a_damaged_artifact_is_refused_and_a_package_inside_one_too(winner, targ
 
 
 @pytest.mark.parametrize("target", ["triton", "openvino-model-server"])
-def test_a_tensor_without_a_name_cannot_be_addressed(target, tmp_path):
-    artifact = named(tmp_path / "made", nameless=True)
+def test_a_tensor_without_a_name_cannot_be_addressed(winner, target, tmp_path, monkeypatch):
+    # OpenVINO 2026.4 names every output by itself; earlier ones do not.
+    monkeypatch.setitem(order.PORTS, "openvino", lambda path: ([("images", None)], [("", None)]))
     with pytest.raises(InputError, match="does not have one output with a name"):
-        package(artifact.path, target, tmp_path / "out")
+        package(winner.path, target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -258,7 +259,7 @@ def test_the_server_is_told_what_was_measured(pixels, tmp_path):
             (given,) = inputs
             assert (name, given.name(), given.shape()) == ("tiny", "images", list(shape))
             assert given.datatype() == ("UINT8" if pixels else "FP32")
-            values = np.frombuffer(given._raw_data, np.uint8 if pixels else np.float32).reshape(shape)
+            values = np.frombuffer(given._raw_data, np.uint8 if pixels else np.float32).reshape(shape).copy()
             return types.SimpleNamespace(as_numpy={"scores": compiled(values)[0]}.__getitem__)
 
     with vitrail.load(artifact.path) as predictor:

@@ -185,7 +185,7 @@ def test_triton_prepares_the_same_tensor(pixels, tmp_path, triton_utils):
     again = ov.Core().read_model(models / "winner_model" / "1" / "model.xml")
     compiled = ov.Core().compile_model(again, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(expected_full)[0]
-    assert np.allclose(found, artifact.own_outputs()["scores"], rtol=1e-5, atol=1e-6)
+    assert np.allclose(found, artifact.own_outputs()["scores"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_bad_image_fails_its_own_request_alone(packages, triton_utils, winner):
