@@ -15,13 +15,15 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from vitrail.artifact import Artifact, write
+from vitrail.runtimes import sized
+from vitrail.tasks.embed import Embed
 from vitrail.vocabulary import Export
 
 SIZE, CLASSES = artifacts.SIZE, len(artifacts.LABELS)
 
 
 def network(*, pixels: bool) -> ov.Model:
-    """The small network of artifacts.py with names; `pixels`: it normalises by itself."""
+    """The small network of artifacts.py; `pixels`: it normalises by itself."""
     entry = ops.parameter(
         [-1, SIZE, SIZE, 3] if pixels else [-1, 3, SIZE, SIZE], np.uint8 if pixels else np.float32
     )
@@ -40,32 +42,52 @@ def network(*, pixels: bool) -> ov.Model:
         ops.convolution(image, ops.constant(artifacts.FILTERS), [1, 1], [0, 0], [0, 0], [1, 1])
     )
     pooled = ops.reduce_mean(features, ops.constant([2, 3]), keep_dims=False)
-    model = ov.Model([ops.matmul(pooled, ops.constant(artifacts.HEAD), False, False)], [entry], "tiny")
-    model.inputs[0].get_tensor().set_names({"images"})
-    model.outputs[0].get_tensor().set_names({"scores"})
-    return model
+    return ov.Model([ops.matmul(pooled, ops.constant(artifacts.HEAD), False, False)], [entry], "tiny")
 
 
-def named(folder: Path, *, pixels: bool = False, precision: str = "fp32", **evidence) -> Artifact:
-    """An OpenVINO artifact whose file names its tensors as its graph does."""
+def named(
+    folder: Path,
+    *,
+    pixels: bool = False,
+    precision: str = "fp32",
+    operations: str = "f32:9",
+    embed: bool = False,
+) -> Artifact:
+    """An OpenVINO artifact whose file names its tensors as its graph does.
+
+    Its evidence says that `operations` ran; the file is of fp32 in any case.
+    """
     bundle = artifacts.make_bundle(folder)
-    (folder / "named").mkdir()
-    ov.save_model(network(pixels=pixels), folder / "named" / "model.xml", compress_to_fp16=False)
     preprocess = replace(artifacts.PREPROCESS, pixels="uint8" if pixels else "normalised")
-    task = replace(bundle.task, preprocess=preprocess)
-    variant = replace(bundle.variant, passes=("uint8",) if pixels else (), precision=precision)
+    task = (
+        Embed(preprocess=preprocess, width=CLASSES) if embed else replace(bundle.task, preprocess=preprocess)
+    )
+    graph = task.graph("model.xml")
+    (result,) = (spec.name for spec in graph.outputs)
+    model = network(pixels=pixels)
+    model.inputs[0].get_tensor().set_names({graph.inputs[0].name})
+    model.outputs[0].get_tensor().set_names({result})
+    (folder / "named").mkdir()
+    ov.save_model(model, folder / "named" / "model.xml", compress_to_fp16=False)
+    facts = replace(
+        bundle.evidence.facts,
+        precision=precision,
+        graphs=(sized(graph, {"B": bundle.evidence.workload.batch_size}),),
+        details=(("operations", operations),),
+    )
+    variant = bundle.variant
+    candidate = replace(variant.candidate, task=task.name)
+    passes = ("uint8",) if pixels else ()
     return write(
         folder / "winner",
         replace(
             bundle,
-            variant=variant,
+            variant=replace(variant, candidate=candidate, passes=passes, precision=precision),
             task=task,
-            export=Export(
-                folder=str(folder / "named"),
-                files=("model.xml", "model.bin"),
-                graphs=(task.graph("model.xml"),),
-            ),
-            evidence=replace(bundle.evidence, **evidence),
+            export=Export(folder=str(folder / "named"), files=("model.xml", "model.bin"), graphs=(graph,)),
+            evidence=replace(bundle.evidence, facts=facts),
+            fp32_outputs={result: bundle.fp32_outputs["scores"]},
+            own_outputs={result: bundle.own_outputs["scores"]},
         ),
     )
 

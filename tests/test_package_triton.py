@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import artifacts
@@ -18,23 +17,19 @@ from packages import (
     SIZE,
     config,
     named,
-    network,
     parameters,
     program,
     server_config,
 )
 
 import vitrail
-from vitrail.artifact import write
 from vitrail.images.decode import decode
 from vitrail.package import TARGETS, package, pbtxt
-from vitrail.tasks.embed import Embed
-from vitrail.vocabulary import Export, Requirements
 
 
 @pytest.fixture(scope="module")
 def winner(tmp_path_factory):
-    return named(tmp_path_factory.mktemp("named"), requirements=Requirements(max_latency_ms=50.0))
+    return named(tmp_path_factory.mktemp("named"))
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +101,7 @@ def test_another_engine_precision_and_batch(onnx, tmp_path):
     ],
 )
 def test_the_precision_is_the_measured_one(precision, operations, hint, tmp_path):
-    made = named(tmp_path / "made", precision=precision)
-    facts = replace(made.manifest.evidence.facts, precision=precision, details=(("operations", operations),))
-    artifact = named(tmp_path / "again", precision=precision, facts=facts)
+    artifact = named(tmp_path / "made", precision=precision, operations=operations)
     packed = package(artifact.path, "triton", tmp_path / "triton")
     model = config(tmp_path / "triton" / "models" / "winner_model")
     assert parameters(model).get("HINT_BF16") == ("YES" if hint == "bf16" else None)
@@ -236,31 +229,10 @@ def test_triton_s_client_says_what_predict_says(packages, triton_utils, winner):
 
 
 def test_an_embedder_has_no_labels(tmp_path):
-    bundle = artifacts.make_bundle(tmp_path / "made")
-    (tmp_path / "named").mkdir()
-    model = network(pixels=False)
-    model.outputs[0].get_tensor().set_names({"vectors"})
-    ov.save_model(model, tmp_path / "named" / "model.xml", compress_to_fp16=False)
-    task = Embed(preprocess=artifacts.PREPROCESS, width=CLASSES)
-    candidate = replace(bundle.variant.candidate, task="embed")
-    write(
-        tmp_path / "embedder",
-        replace(
-            bundle,
-            task=task,
-            variant=replace(bundle.variant, candidate=candidate),
-            export=Export(
-                folder=str(tmp_path / "named"),
-                files=("model.xml", "model.bin"),
-                graphs=(task.graph("model.xml"),),
-            ),
-            fp32_outputs={"vectors": bundle.fp32_outputs["scores"]},
-            own_outputs={"vectors": bundle.own_outputs["scores"]},
-        ),
-    )
+    embedder = named(tmp_path / "made", embed=True)
     for target in TARGETS:
-        package(tmp_path / "embedder", target, tmp_path / target)
-    found = config(tmp_path / "triton" / "models" / "embedder")
+        package(embedder.path, target, tmp_path / target, name="embedder")
+    found = config(tmp_path / "triton" / "models" / "embedder_model")
     assert (found.output[0].name, found.output[0].label_filename) == ("vectors", "")
     assert not list(tmp_path.glob("triton/models/*/labels.txt"))
     assert "/v1/embed" in (tmp_path / "docker" / "README.md").read_text()
