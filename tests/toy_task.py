@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.images.preprocess import crops, prepare_batch
-from vitrail.tasks import Arrays, Bounds, Comparison, agreement
+from vitrail.tasks import Arrays, Bounds, Column, Comparison, agreement
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
 
 
@@ -27,6 +27,8 @@ class Colour:
     kept: ClassVar[str] = "colour"
     shell: ClassVar[str] = "vitrail paint {folder}"
     python: ClassVar[str] = "print(model)"
+    table_options: ClassVar[Mapping[str, Any]] = {}
+    sorted_by: ClassVar[str | None] = "colour"
 
     def graph(self, entry: str) -> Graph:
         """images (B, 3, S, S) -> channels (B, 3)."""
@@ -48,6 +50,18 @@ class Colour:
     def finish(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
         """red, green or blue."""
         return [("red", "green", "blue")[k] for k in outputs["channels"].argmax(axis=1)]
+
+    def columns(self) -> tuple[Column, ...]:
+        """The name."""
+        return (Column(name="colour", kind="text"),)
+
+    def rows(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """As `columns`."""
+        return [{"colour": name} for name in self.finish(outputs)]
+
+    def groups(self) -> tuple[str, ...]:
+        """All names."""
+        return ("red", "green", "blue")
 
     def compare(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str

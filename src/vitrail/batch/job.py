@@ -134,7 +134,11 @@ class _Job:
             self.folder.path, self.source, self.request.shard_size, progress=self.watcher.listing
         )
         if not listed.new and not listed.known:
-            raise InputError(f"{self.request.source} holds no images: put image files in it.")
+            raise InputError(
+                f"{self.request.source} lists no images: add a row for each."
+                if self.source.ordered
+                else f"{self.request.source} holds no images: put image files in it."
+            )
         return listed
 
     def _missing(self) -> set[str]:
