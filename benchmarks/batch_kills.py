@@ -4,9 +4,9 @@
 
 One job runs undisturbed. Then the same job is started again and again in a fresh process that gets SIGKILL
 after a random time, until it ends by itself; its results, errors, markers and list must be the undisturbed
-job's, byte by byte, or it counts as wrong. This repeats until enough kills have struck. A few of the images are
-damaged, so that there are error rows too. The last line of standard output is one JSON document; exit code 1 if
-any job was wrong.
+job's, byte by byte, or it counts as wrong. This repeats until enough kills have struck. A few of the images
+are damaged, so that there are error rows too. The last line of standard output is one JSON document; the exit
+code is 1 if any job was wrong.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def test_a_csv_manifest_keeps_its_columns_and_its_order(winner, photos, tmp_path
     listed = manifest(
         photos,
         "list.csv",
-        '\ufeffid,Path,label,note\r\n7,photo3.png,cat,"a, b"\r\n\r\n8,photo1.JPG,größe\r\n9,photo3.png,dog,x\r\n',
+        "\ufeffid,Path,label,note\r\n"
+        '7,photo3.png,cat,"a, b"\r\n\r\n8,photo1.JPG,größe\r\n9,photo3.png,dog,x\r\n',
     )
     assert batch(winner, listed, tmp_path / "out") == 0
     found = rows(tmp_path / "out")
@@ -104,9 +105,7 @@ def parquet_manifest(photos) -> tuple[Path, pa.Table]:
         {
             "path": ["photo0.png", "photo1.JPG", None],
             "label": pa.array([1, None, 3], pa.int16()),
-            "when": pa.array(
-                [datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, zone), None, None], pa.timestamp("us", "UTC")
-            ),
+            "when": pa.array([moment, None, None], pa.timestamp("us", "UTC")),
             "day": pa.array([datetime.date(2026, 1, 2), None, None], pa.date32()),
             "price": pa.array([Decimal("1.20"), None, None], pa.decimal128(7, 2)),
             "weight": pa.array([0.1, float("nan"), None], pa.float32()),
