@@ -4,9 +4,9 @@
                                [--options '--workers 3'] [--peer-images 300] [--save HARDWARE]
 
 ARTIFACT is EfficientNet-Lite0 as `vitrail select --models tf_efficientnet_lite0.pypi` ships it. A folder of
-JPEGs of 500 to 4000 px (long side, evenly spread in the logarithm) is made from the photos; what is enlarged gets
-the noise of a sensor, without which its files would be smaller and quicker to decode than real ones. By turns,
-on all cores and the same files:
+JPEGs of 500 to 4000 px (long side, evenly spread in the logarithm) is made from the photos; what is enlarged
+gets the noise of a sensor, without which its files would be smaller and quicker to decode than real ones. By
+turns, on all cores and the same files:
 
     decode      reading, decoding and preparing alone
     model       the engine alone

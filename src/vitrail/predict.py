@@ -48,7 +48,8 @@ class Predictor:
         runner: the loaded graph.
         task: what goes in and comes out.
         limits: what one image may ask for.
-        workers: threads that decode and prepare; None: one for each usable core, at most 8.
+        workers: threads that decode and prepare; None: one for each usable core, at most 8; 0: none, images
+            are prepared in turn with the model.
         scaled: whether a JPEG may be decoded at a lower scale, which is faster and all but equal.
     """
 
@@ -64,7 +65,7 @@ class Predictor:
         self.runner = runner
         self.task = task
         self.limits = limits
-        self.workers = workers or min(usable_cores(), MOST_WORKERS)
+        self.workers = min(usable_cores(), MOST_WORKERS) if workers is None else workers
         (graph,) = runner.facts.graphs
         self.batch_size = int(graph.inputs[0].shape[0])
         wanted = runtimes.sized(task.graph(graph.entry), {"B": self.batch_size})
@@ -213,7 +214,7 @@ class Predictor:
 
         failure: Exception | None = None
         waiting: deque[Future[Arrays | InputError | Cut]] = deque()
-        with ThreadPoolExecutor(max_workers=self.workers) as pool:
+        with ThreadPoolExecutor(max_workers=max(self.workers, 1)) as pool:
             try:
                 while failure is None:
                     try:
@@ -226,12 +227,12 @@ class Predictor:
                     if isinstance(image, Cut):
                         waiting.append(Future())
                         waiting[-1].set_result(image)
-                    elif prepare is not None or isinstance(image, (str, Path, bytes)):
+                    elif self.workers and (prepare is not None or isinstance(image, (str, Path, bytes))):
                         waiting.append(pool.submit(one, image))
                     else:
                         waiting.append(Future())
                         waiting[-1].set_result(one(image))
-                    if len(waiting) > AHEAD * self.batch_size + self.workers:
+                    if len(waiting) > (AHEAD * self.batch_size + self.workers if self.workers else 0):
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()

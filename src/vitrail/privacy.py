@@ -24,6 +24,8 @@ SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",
     # What the hub's client says of this machine beside the file it asks for.
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # What a Ray cluster says of its use, where this process starts one.
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Environment variables that switch reporting off, for processes of Vitrail's own."""
 

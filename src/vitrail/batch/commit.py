@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from vitrail.batch.encoded import Encoded
 from vitrail.batch.records import Committed, Format
 from vitrail.errors import InputError
 from vitrail.store import TEMPORARY, atomic_write, canonical_json, fsync_path, sha256_file, writing
@@ -98,14 +99,13 @@ class Folder:
         """Where a shard's failures are."""
         return self.path / ERRORS / f"part-{shard}.{self.format}"
 
-    def commit(
-        self, shard: str, results: bytes | None, errors: bytes | None, *, rows: int, failed: dict[str, int]
-    ) -> Committed:
-        """Write a shard's two files, then its marker; None: it has no such rows.
+    def commit(self, encoded: Encoded) -> Committed:
+        """Write a shard's two files, then its marker.
 
         Raises:
             InputError: the disk is full, or it cannot be written.
         """
+        shard, results, errors = encoded.shard, encoded.results, encoded.errors
         for path, data in ((self.results_file(shard), results), (self.errors_file(shard), errors)):
             if data is not None:
                 atomic_write(path, data)
@@ -115,8 +115,8 @@ class Folder:
                     fsync_path(path.parent)
         committed = Committed(
             shard=shard,
-            results=rows,
-            errors=failed,
+            results=encoded.rows,
+            errors=encoded.failed,
             results_sha256=None if results is None else hashlib.sha256(results).hexdigest(),
             errors_sha256=None if errors is None else hashlib.sha256(errors).hexdigest(),
         )

@@ -6,9 +6,10 @@ something else is refused, with the difference named.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from typing import Any
 import msgspec
 
 from vitrail.artifact import Artifact, open_artifact
-from vitrail.batch import plan, progress, settings, sorting, write
+from vitrail.batch import plan, progress, ray, settings, sorting, write
 from vitrail.batch.commit import Folder, locked
+from vitrail.batch.encoded import Tables, encoded
 from vitrail.batch.records import FORMATS, Committed, Finished, Listed, Shard, Summary
 from vitrail.batch.request import (
     Request,
@@ -31,7 +33,7 @@ from vitrail.batch.request import (
     made_with,
     moved,
 )
-from vitrail.batch.shard import Work
+from vitrail.batch.shard import Stages, Work
 from vitrail.batch.sources import Source, open_source
 from vitrail.errors import InputError
 from vitrail.images.decode import ImageError
@@ -57,6 +59,8 @@ def run(request: Request, watcher: Watcher | None = None) -> Summary:
         raise InputError(f"Unknown format {request.format!r}: choose one of {', '.join(FORMATS)}.")
     whole("shard_size", request.shard_size)
     write.check_installed(request.format)
+    if request.ray is not None:
+        ray.check_installed()
     artifact = open_artifact(request.artifact)
     options = full_options(artifact.task, request.options, request.artifact)
     answers = artifact.task.columns(**options)
@@ -170,6 +174,8 @@ class _Job:
         if job is not None:
             kept = msgspec.convert(job["settings"], settings.Settings)
             return kept if asked.workers is None else replace(kept, workers=asked.workers)
+        if asked.ray is not None:
+            return settings.single(self.artifact, threads=asked.threads, workers=asked.workers)
         base = settings.usual(
             self.artifact, threads=asked.threads, workers=asked.workers, remote=self.source.files.remote
         )
@@ -198,39 +204,20 @@ class _Job:
         shards, inputs = plan.count(self.folder.path)
         before = self.results + self.errors.total()
         timed = _Timed(shards=shards, inputs=inputs, before=before)
-        if not missing:
-            return timed
-        self.watcher.say(f"loading {self.request.artifact}")
-        tables = write.layouts(
-            self.artifact.task.columns(**self.options),
-            self.source.columns,
-            self.request.format,
-            {"vitrail": __version__, "artifact": self.digest},
-        )
-        with settings.open_predictor(self.artifact, chosen, self.request.limits) as predictor:
-            work = Work(
-                predictor,
-                self.source.files,
-                options=self.options,
-                own=self.source.columns,
-                digest=self.digest,
+        if missing:
+            self.watcher.say(f"loading {self.request.artifact}")
+            tables = write.layouts(
+                self.artifact.task.columns(**self.options),
+                self.source.columns,
+                self.request.format,
+                {"vitrail": __version__, "artifact": self.digest},
             )
-            timed.start(work)
-            self.watcher.begin(inputs, before, timed.waited)
-            with (
-                ThreadPoolExecutor(1) as disk,
-                closing(work.run(self._todo(missing), self.watcher.tick)) as found,
-            ):
-                self._commit_all(found, tables, disk, timed)
-        timed.stop()
+            do = self._do_here if self.request.ray is None else self._do_on_ray
+            do(self._todo(missing), chosen, tables, timed)
         return timed
 
-    def _commit_all(
-        self,
-        finished: Iterable[Finished],
-        tables: tuple[write.Layout, write.Layout],
-        disk: ThreadPoolExecutor,
-        timed: _Timed,
+    def _do_here(
+        self, todo: Iterator[Shard], chosen: settings.Settings, tables: Tables, timed: _Timed
     ) -> None:
         """Encode and write in another thread while the next shard is done."""
         pending: deque[Future[Committed]] = deque()
@@ -241,22 +228,54 @@ class _Job:
                 self._count(pending.popleft().result())
             timed.waited_to_write += time.perf_counter() - begin
 
-        for shard in finished:
-            settle(WRITES_AHEAD - 1)
-            pending.append(disk.submit(self._commit, shard, tables, timed))
-        settle(0)
+        with settings.open_predictor(self.artifact, chosen, self.request.limits) as predictor:
+            work = Work(
+                predictor,
+                self.source.files,
+                options=self.options,
+                own=self.source.columns,
+                digest=self.digest,
+            )
+            timed.start(work.stages)
+            self.watcher.begin(timed.inputs, timed.before, timed.waited)
+            with ThreadPoolExecutor(1) as disk, closing(work.run(todo, self.watcher.tick)) as found:
+                for finished in found:
+                    settle(WRITES_AHEAD - 1)
+                    pending.append(disk.submit(self._write, finished, tables, work.stages))
+                settle(0)
+        timed.stop()
 
-    def _commit(self, shard: Finished, tables: tuple[write.Layout, write.Layout], timed: _Timed) -> Committed:
+    def _write(self, finished: Finished, tables: Tables, stages: Stages) -> Committed:
         begin = time.perf_counter()
-        results, errors = (
-            write.encode(table, rows) if rows else None
-            for table, rows in zip(tables, (shard.results, shard.errors), strict=True)
-        )
-        failed = dict(sorted(Counter(str(row["reason"]) for row in shard.errors).items()))
-        committed = self.folder.commit(shard.shard, results, errors, rows=len(shard.results), failed=failed)
-        if timed.work is not None:
-            timed.work.stages.add("write", time.perf_counter() - begin)
+        committed = self.folder.commit(encoded(finished, tables))
+        stages.add("write", time.perf_counter() - begin)
         return committed
+
+    def _do_on_ray(
+        self, todo: Iterator[Shard], chosen: settings.Settings, tables: Tables, timed: _Timed
+    ) -> None:
+        """Write what the cluster's tasks answer; times are those of all tasks together."""
+        assert self.request.ray is not None
+        setup = ray.Setup(
+            vitrail=__version__,
+            artifact=os.path.abspath(self.request.artifact),
+            digest=self.digest,
+            settings=chosen,
+            limits=self.request.limits,
+            files=self.source.files,
+            options=self.options,
+            own=self.source.columns,
+            tables=tables,
+        )
+        timed.start(Stages())
+        self.watcher.begin(timed.inputs, timed.before, timed.waited)
+        with closing(ray.run(self.request.ray, setup, todo)) as answers:
+            for answer in answers:
+                timed.add(answer.stages, answer.seconds)
+                committed = self.folder.commit(answer.shard)
+                self._count(committed)
+                self.watcher.tick(committed.results + committed.failed, committed.failed)
+        timed.stop()
 
     def _sort(self, directory: str) -> None:
         self.watcher.say(f"sorting into {directory}")
@@ -304,24 +323,32 @@ class _Timed:
     shards: int
     inputs: int
     before: int
-    work: Work | None = None
+    work: Stages | None = None
     begun: float = 0.0
     seconds: float = 0.0
     waited_to_write: float = 0.0
+    elsewhere: float = 0.0
+    """Seconds of all tasks on a cluster together; 0: the work is done here."""
 
-    def start(self, work: Work) -> None:
+    def start(self, work: Stages) -> None:
         self.work, self.begun = work, time.perf_counter()
+
+    def add(self, stages: dict[str, float], seconds: float) -> None:
+        assert self.work is not None
+        for name, value in stages.items():
+            self.work.add(name, value)
+        self.elsewhere += seconds
 
     def stop(self) -> None:
         self.seconds = time.perf_counter() - self.begun
 
     def stages(self) -> dict[str, float]:
-        return {} if self.work is None else self.work.stages.read()
+        return {} if self.work is None else self.work.read()
 
     def waited(self) -> dict[str, float]:
         if self.work is None:
             return {}
-        elapsed = self.seconds or time.perf_counter() - self.begun
+        elapsed = self.elsewhere or self.seconds or time.perf_counter() - self.begun
         return progress.shares(self.stages(), self.waited_to_write, elapsed)
 
 

@@ -54,6 +54,8 @@ class Request:
     limits: Limits = LIMITS
     retry_errors: bool = False
     """Shards with failed inputs are done again."""
+    ray: str | None = None
+    """Address of a Ray cluster, or `auto`; None: the work is done here."""
 
 
 class Watcher(Protocol):

@@ -18,7 +18,7 @@ from vitrail.predict import MOST_WORKERS, Predictor, from_artifact
 from vitrail.runtimes import RUNTIMES
 from vitrail.runtimes.parts import IMAGES
 
-__all__ = ["MEASURED_FROM", "Settings", "candidates", "measured", "open_predictor", "usual"]
+__all__ = ["MEASURED_FROM", "Settings", "candidates", "measured", "open_predictor", "single", "usual"]
 
 MEASURED_FROM = 2000
 """Inputs from which on a measurement of some seconds pays."""
@@ -49,11 +49,18 @@ def usual(artifact: Artifact, *, threads: int | None, workers: int | None, remot
     """Without a measurement: the artifact's batch, all cores, more threads where reading waits."""
     workload = artifact.manifest.evidence.workload
     cores = usable_cores()
+    most = min(4 * cores, 4 * MOST_WORKERS) if remote else min(cores, MOST_WORKERS)
     return Settings(
         threads=threads or cores,
         batch_size=workload.batch_size,
-        workers=workers or min(4 * cores if remote else cores, 4 * MOST_WORKERS if remote else MOST_WORKERS),
+        workers=most if workers is None else workers,
     )
+
+
+def single(artifact: Artifact, *, threads: int | None, workers: int | None) -> Settings:
+    """For a task of a cluster, which runs as many as it has cores: one thread, which also decodes."""
+    batch_size = artifact.manifest.evidence.workload.batch_size
+    return Settings(threads=threads or 1, batch_size=batch_size, workers=workers or 0)
 
 
 def open_predictor(artifact: Artifact, settings: Settings, limits: Limits) -> Predictor:

@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retry-errors", action="store_true", help="do again what failed in an earlier run of the job"
     )
     parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="do the work on a Ray cluster: this machine's, or the one at ADDRESS",
+    )
+    parser.add_argument(
         "--shard-size",
         type=whole_number("shard_size"),
         metavar="N",
@@ -52,13 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole_number("threads"),
         metavar="N",
-        help="inference threads (default: all usable cores)",
+        help="inference threads (default: all usable cores; with --ray 1)",
     )
     parser.add_argument(
         "--workers",
         type=whole_number("workers"),
         metavar="N",
-        help="threads that read and decode (default: what is fastest here)",
+        help="threads that read and decode; 0: in turn with the model (default: what is fastest here)",
     )
     parser.add_argument(
         "--max-megapixels",
@@ -86,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
         sort_into=args.sort_into,
         shard_size=args.shard_size or SHARD_SIZE,
         threads=args.threads,
-        workers=args.workers or None,
+        workers=args.workers,
         limits=LIMITS if args.max_megapixels is None else Limits.of_megapixels(args.max_megapixels),
         retry_errors=args.retry_errors,
+        ray=args.ray,
     )
     with Progress(sys.stderr) as shown:
         summary = job.run(request, shown)

