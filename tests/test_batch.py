@@ -508,6 +508,57 @@ def test_a_pattern_names_files_and_folders(winner, photos, tmp_path):
     assert [row["path"] for row in rows(tmp_path / "out2")] == ["photo12.png", "sub/photo2.png"]
 
 
+def test_a_pattern_enters_linked_folders_once_and_names_what_it_cannot_list(
+    winner, photos, tmp_path, monkeypatch
+):
+    os.symlink(".", photos / "loop")
+    (photos / "private").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("private"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert batch(winner, photos / "**" / "photo*", tmp_path / "out") == 1
+    assert len(rows(tmp_path / "out")) == COUNT
+    assert [row["path"] for row in rows(tmp_path / "out", "errors")] == ["private"]
+
+
+def test_a_source_that_is_gone_ends_the_job_and_calls_no_image_missing(
+    winner, photos, tmp_path, monkeypatch, capsys
+):
+    from vitrail.batch.files import LocalFiles
+
+    real, read = LocalFiles._read, []
+
+    def reading(self, name, limits):
+        read.append(name)
+        if len(read) == 2 * SHARD:
+            photos.rename(tmp_path / "elsewhere")
+        return real(self, name, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "_read", reading)
+        assert batch(winner, photos, tmp_path / "out", "--workers", "0") == 2
+    assert f"{photos} is gone: mount it" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "done").iterdir())) == 1
+    (tmp_path / "elsewhere").rename(photos)
+    assert batch(winner, photos, tmp_path / "out") == 1
+    assert [row["reason"] for row in rows(tmp_path / "out", "errors")] == ["damaged"]
+
+
+def test_a_second_job_that_comes_before_the_first_has_begun_harms_nothing(winner, photos, tmp_path, capsys):
+    with locked(tmp_path / "out", "parquet") as folder:
+        folder.clear()
+        (folder.path / "list" / "0001.jsonl").write_text("the first job's")
+        assert batch(winner, photos, tmp_path / "out") == 2
+        assert "Another job is writing" in capsys.readouterr().err
+        assert (folder.path / "list" / "0001.jsonl").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_job_loads_no_torch_and_no_needless_libraries(winner, photos, tmp_path):
     code = (
         "import sys; from vitrail.cli import main; "

@@ -162,14 +162,12 @@ def locked(out: str | Path, format: Format) -> Iterator[Folder]:
     path = Path(os.path.abspath(out))
     made = _make(path)
     try:
-        with writing(path):
-            handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _lock(path)
         try:
-            _take(handle, path)
             yield Folder(path, format)
         finally:
             if not (path / JOB_FILE).exists():
-                _clear(path, made)
+                _clear(path)
             os.close(handle)
     except BaseException:
         for folder in made:
@@ -193,6 +191,22 @@ def _make(path: Path) -> list[Path]:
     return missing
 
 
+def _lock(path: Path) -> int:
+    """A handle that holds the lock until it is closed."""
+    while True:
+        with writing(path):
+            handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _take(handle, path)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path / LOCK_FILE)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # a job that never began has just removed its file
+
+
 def _take(handle: int, path: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,7 +226,7 @@ def _take(handle: int, path: Path) -> None:
         os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
 
-def _clear(path: Path, made: list[Path]) -> None:
+def _clear(path: Path) -> None:
     """Remove what a job that never began has made; what was there before stays."""
     with suppress(OSError):
         for name in FOLDERS:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
-from vitrail.errors import InputError, MissingExtraError
+from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.images.decode import ImageError, open_file
 from vitrail.images.limits import Limits
 
-__all__ = ["FileError", "Files", "LocalFiles", "RemoteFiles", "filesystem", "is_url"]
+__all__ = ["FileError", "Files", "LocalFiles", "RemoteFiles", "SourceGone", "filesystem", "is_url"]
 
 INSTALL = 'pip install "vitrail[remote]"'
 TRIES = 3
@@ -24,6 +24,10 @@ class FileError(ImageError):
 
     def __init__(self, reason: Any, message: str) -> None:
         super().__init__(reason, message)
+
+
+class SourceGone(VitrailError):
+    """The root itself is gone, as when a disk is unmounted: no reason to call millions of images missing."""
 
 
 class Files(Protocol):
@@ -41,7 +45,7 @@ class Files(Protocol):
         """What errors call a file."""
 
     def read(self, name: str, limits: Limits) -> bytes:
-        """The content of a file. Raises ImageError."""
+        """The content of a file. Raises ImageError, or SourceGone where nothing can be read any more."""
 
 
 class LocalFiles:
@@ -60,6 +64,16 @@ class LocalFiles:
 
     def read(self, name: str, limits: Limits) -> bytes:
         """As `Files.read`; a file that changes while it is read is read again."""
+        try:
+            return self._read(name, limits)
+        except ImageError as error:
+            if error.reason in ("missing", "unreadable") and not os.path.isdir(self.root):
+                raise SourceGone(
+                    f"{self.root} is gone: mount it or put it back, and run the same command again."
+                ) from None
+            raise
+
+    def _read(self, name: str, limits: Limits) -> bytes:
         path = self.said(name)
         if self.confined:
             self._check(name, path)

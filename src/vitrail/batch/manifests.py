@@ -136,6 +136,9 @@ class _Parquet:
         with self._guarded(), opened() as binary, self._parquet.ParquetFile(binary) as file:
             self._schema = file.schema_arrow
         self.names: list[str] = list(self._schema.names)
+        for name, kind in zip(self.names, self._schema.types, strict=True):
+            if name.strip().casefold() == PATH and not _is_plain(self._arrow, _value_type(self._arrow, kind)):
+                raise InputError(f"{said} has paths of {kind}: store them as text.")
 
     def column(self, place: int, name: str) -> OwnColumn:
         """With its type. Raises InputError for one whose values JSON does not hold."""

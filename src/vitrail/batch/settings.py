@@ -20,7 +20,7 @@ from vitrail.runtimes.parts import IMAGES
 
 __all__ = ["MEASURED_FROM", "Settings", "candidates", "measured", "open_predictor", "single", "usual"]
 
-MEASURED_FROM = 2000
+MEASURED_FROM = 5000
 """Inputs from which on a measurement of some seconds pays."""
 SAMPLE = 48
 """Images of one measurement."""

@@ -5,6 +5,7 @@ A source is listed once, as a stream: of a local folder's files none is held. Na
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections.abc import Callable, Iterator
@@ -90,30 +91,86 @@ def _folder(path: str, leave_out: tuple[str, ...]) -> Source:
         unlistable: list[OSError] = []
         for name in find.walk_images(path, leave_out=_within(leave_out), unlistable=unlistable.append):
             yield Input(name)
-        for error in unlistable:  # reading it says why it has no result
-            if error.filename == path:
-                raise InputError(f"{path} cannot be listed ({error.strerror}): make it readable.")
-            yield Input(os.path.relpath(error.filename, path))
+        yield from _said(path, unlistable)
 
     return Source(name=path, files=LocalFiles(path), listed=listed)
+
+
+def _said(root: str, unlistable: list[OSError]) -> Iterator[Input]:
+    """Folders that cannot be listed, as inputs: reading them says why they have no result."""
+    for error in unlistable:
+        name = os.path.relpath(error.filename, root)
+        if name == ".":
+            raise InputError(f"{root} cannot be listed ({error.strerror}): make it readable.")
+        yield Input(name)
 
 
 def _pattern(pattern: str, leave_out: tuple[str, ...]) -> Source:
     """The folders that a pattern matches give their images; of the files, those that look like one."""
     root, rest = _fixed(pattern)
-    excluded = _within(leave_out)
+    if not os.path.isdir(root):
+        raise InputError(f"{root} does not exist: {WANTED}.")
 
     def listed() -> Iterator[Input]:
-        for match in glob.iglob(rest, root_dir=root, recursive=True):
-            path = os.path.join(root, match)
-            if os.path.isdir(path):
-                if "**" not in rest:  # else its files match themselves
-                    for name in find.walk_images(path, leave_out=excluded):
-                        yield Input(os.path.join(match, name))
-            elif find.looks_like_image(path) and not excluded(os.path.dirname(os.path.realpath(path))):
-                yield Input(match)
+        unlistable: list[OSError] = []
+        matching = _Matching(root, _within(leave_out), unlistable.append)
+        yield from map(Input, matching.names("", tuple(rest.split("/"))))
+        yield from _said(root, unlistable)
 
     return Source(name=pattern, files=LocalFiles(root), listed=listed)
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """The names below a root that match a pattern. Unlike `glob`, it enters linked folders once, holds no
+    folder's files, and says which folders cannot be listed."""
+
+    root: str
+    excluded: Callable[[str], bool]
+    unlistable: Callable[[OSError], None]
+
+    def names(self, folder: str, parts: tuple[str, ...]) -> Iterator[str]:
+        """Of what is below `folder`, what matches the rest of the pattern."""
+        part, *rest = parts
+        if part == "**":
+            yield from (
+                os.path.join(folder, name)
+                for name in self._images(folder)
+                if _fits(tuple(name.split("/")), parts)
+            )
+            return
+        for entry in self._entries(folder):
+            name = os.path.join(folder, entry.name)
+            if find.is_hidden(entry.name) or not fnmatch.fnmatchcase(entry.name, part):
+                continue
+            if find.is_folder(entry):
+                images = self.names(name, tuple(rest)) if rest else self._below(name)
+                yield from () if self.excluded(os.path.realpath(entry.path)) else images
+            elif not rest and find.looks_like_image(entry.path):
+                yield name
+
+    def _below(self, folder: str) -> Iterator[str]:
+        return (os.path.join(folder, name) for name in self._images(folder))
+
+    def _images(self, folder: str) -> Iterator[str]:
+        path = os.path.join(self.root, folder) if folder else self.root
+        return find.walk_images(path, leave_out=self.excluded, unlistable=self.unlistable)
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(os.path.join(self.root, folder) if folder else self.root) as entries:
+                yield from entries
+        except OSError as error:
+            self.unlistable(error)
+
+
+def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Whether a path matches a pattern, folder by folder; `**` is any number of them."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return _fits(names, parts[1:]) or (bool(names) and _fits(names[1:], parts))
+    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
 def _fixed(pattern: str) -> tuple[str, str]:

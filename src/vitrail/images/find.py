@@ -22,6 +22,7 @@ __all__ = [
     "holds_images",
     "images_below",
     "images_in",
+    "is_folder",
     "is_hidden",
     "looks_like_image",
     "subfolders",
@@ -152,7 +153,7 @@ def walk_images(
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if _is_folder(entry):
+                    if is_folder(entry):
                         inner.append(entry.path)
                     elif looks_like_image(entry.path):
                         yield entry.path[before:]
@@ -162,7 +163,8 @@ def walk_images(
         waiting += sorted((path for path in inner if not is_hidden(os.path.basename(path))), reverse=True)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
