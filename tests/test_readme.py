@@ -5,6 +5,7 @@ On one core, like everything beside the other worker: what is timed here decides
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -87,6 +88,17 @@ def test_own_classes_are_told_apart_on_images_that_no_choice_has_looked_at(folde
     assert evidence["test"]["images"] == 16
     assert evidence["test"]["figures"][0]["value"] >= 90
     assert [v["answer"] for v in evidence["verdicts"] if v["requirement"] == "min_recall"] == ["pass"]
+
+
+def test_every_photo_has_a_row_and_a_link(folder):
+    photos = {path.name for path in (folder / "photos").iterdir()}
+    (part,) = (folder / "answers" / "results").iterdir()
+    with part.open(encoding="utf-8", newline="") as file:
+        labels = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    assert set(labels) == photos
+    assert set(labels.values()) <= {"daisy", "palace", "unknown"}
+    links = {path.name: path.parent.name for path in (folder / "sorted").rglob("*") if path.is_symlink()}
+    assert links == labels
 
 
 @pytest.mark.parametrize("name", ["mine", "mine-onnx"])
