@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from vitrail.batch.sources import Source, open_source
 from vitrail.errors import InputError
 from vitrail.images.decode import ImageError
 from vitrail.limits import whole
+from vitrail.predict import Predictor
 from vitrail.version import __version__
 
 __all__ = ["document", "run"]
@@ -111,18 +112,25 @@ class _Job:
         missing = self._missing()
         begin = time.perf_counter()
         chosen = self._settings(job, missing)
-        if job is None:
-            self.folder.begin(
-                {
-                    "fingerprint": same,
-                    "root": self.source.files.root,
-                    "settings": chosen.kept(),
-                    **made_with(self.artifact),
-                }
-            )
-        loading_s = time.perf_counter() - begin
-        work = self._do(missing, chosen)
-        summary = self._summary(listed, chosen, work, listing_s, loading_s)
+        with ExitStack() as stack:
+            here = None
+            if missing and self.request.ray is None:  # what cannot be loaded begins no job
+                self.watcher.say(f"loading {self.request.artifact}")
+                here = stack.enter_context(
+                    settings.open_predictor(self.artifact, chosen, self.request.limits)
+                )
+            if job is None:
+                self.folder.begin(
+                    {
+                        "fingerprint": same,
+                        "root": self.source.files.root,
+                        "settings": chosen.kept(),
+                        **made_with(self.artifact),
+                    }
+                )
+            loading_s = time.perf_counter() - begin
+            timed = self._do(missing, chosen, here)
+        summary = self._summary(listed, chosen, timed, listing_s, loading_s)
         if self.request.sort_into is not None:
             self._sort(self.request.sort_into)
         self.folder.end(document(summary))
@@ -200,25 +208,25 @@ class _Job:
 
     # --- doing it ---------------------------------------------------------------------------------
 
-    def _do(self, missing: set[str], chosen: settings.Settings) -> _Timed:
+    def _do(self, missing: set[str], chosen: settings.Settings, here: Predictor | None) -> _Timed:
         shards, inputs = plan.count(self.folder.path)
         before = self.results + self.errors.total()
         timed = _Timed(shards=shards, inputs=inputs, before=before)
         if missing:
-            self.watcher.say(f"loading {self.request.artifact}")
             tables = write.layouts(
                 self.artifact.task.columns(**self.options),
                 self.source.columns,
                 self.request.format,
                 {"vitrail": __version__, "artifact": self.digest},
             )
-            do = self._do_here if self.request.ray is None else self._do_on_ray
-            do(self._todo(missing), chosen, tables, timed)
+            if here is not None:
+                self._do_here(self._todo(missing), here, tables, timed)
+            else:
+                self._do_on_ray(self._todo(missing), chosen, tables, timed)
+            timed.stop()
         return timed
 
-    def _do_here(
-        self, todo: Iterator[Shard], chosen: settings.Settings, tables: Tables, timed: _Timed
-    ) -> None:
+    def _do_here(self, todo: Iterator[Shard], predictor: Predictor, tables: Tables, timed: _Timed) -> None:
         """Encode and write in another thread while the next shard is done."""
         pending: deque[Future[Committed]] = deque()
 
@@ -228,22 +236,15 @@ class _Job:
                 self._count(pending.popleft().result())
             timed.waited_to_write += time.perf_counter() - begin
 
-        with settings.open_predictor(self.artifact, chosen, self.request.limits) as predictor:
-            work = Work(
-                predictor,
-                self.source.files,
-                options=self.options,
-                own=self.source.columns,
-                digest=self.digest,
-            )
-            timed.start(work.stages)
-            self.watcher.begin(timed.inputs, timed.before, timed.waited)
-            with ThreadPoolExecutor(1) as disk, closing(work.run(todo, self.watcher.tick)) as found:
-                for finished in found:
-                    settle(WRITES_AHEAD - 1)
-                    pending.append(disk.submit(self._write, finished, tables, work.stages))
-                settle(0)
-        timed.stop()
+        own = self.source.columns
+        work = Work(predictor, self.source.files, options=self.options, own=own, digest=self.digest)
+        timed.start(work.stages)
+        self.watcher.begin(timed.inputs, timed.before, timed.waited)
+        with ThreadPoolExecutor(1) as disk, closing(work.run(todo, self.watcher.tick)) as found:
+            for finished in found:
+                settle(WRITES_AHEAD - 1)
+                pending.append(disk.submit(self._write, finished, tables, work.stages))
+            settle(0)
 
     def _write(self, finished: Finished, tables: Tables, stages: Stages) -> Committed:
         begin = time.perf_counter()
@@ -275,7 +276,6 @@ class _Job:
                 committed = self.folder.commit(answer.shard)
                 self._count(committed)
                 self.watcher.tick(committed.results + committed.failed, committed.failed)
-        timed.stop()
 
     def _sort(self, directory: str) -> None:
         self.watcher.say(f"sorting into {directory}")
