@@ -77,8 +77,8 @@ def open_predictor(artifact: Artifact, settings: Settings, limits: Limits) -> Pr
 
 
 def candidates(artifact: Artifact, base: Settings, *, fixed_workers: bool) -> Iterator[Settings]:
-    """Settings worth a try, the usual one first: a batch, one that runs as single images side by side (a stream
-    of the engine for each thread), and more threads for decoding."""
+    """Settings worth a try, the usual one first: a batch, one that runs as single images side by side (a
+    stream of the engine for each thread), and more threads for decoding."""
     yield base
     runtime = RUNTIMES[artifact.manifest.variant.runtime]
     batched = replace(base, batch_size=max(BATCH, base.batch_size))
