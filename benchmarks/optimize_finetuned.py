@@ -1,7 +1,7 @@
 """Section `finetuned`: what int8 loses of models made for their own classes, on test images, paired.
 
-Everything goes through the command line, as a user's would: `vitrail select` with int8 and with fp32, and
-both artifacts answer the same test images.
+Everything goes through the command line, as a user's would: `vitrail select` with int8 (`--max-drop` asks for
+the aim) and with fp32, and both artifacts answer the same test images.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def measure(
     folders = {each: work / "finetuned" / f"{name}-{runtime}-{each}" for each in PRECISIONS}
     for precision, folder in folders.items():
         if not folder.is_dir():
-            select(
-                data, [*asked, "--runtimes", runtime, "--precisions", precision, "--budget", budget], folder
-            )
+            control = ["--max-drop", str(AIM_POINTS)] if precision == "int8" else []
+            engine = ["--runtimes", runtime, "--precisions", precision, "--budget", budget]
+            select(data, [*asked, *engine, *control], folder)
     test = read.load(data)
     examples = test.of("test")
     right, chosen = {}, {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from int8_toys import WIDTH, attention, constants, convolutions, photos, pooled, weights
-from onnx import numpy_helper
+from int8_toys import CLASSES, WIDTH, attention, constants, convolutions, graph_model, photos, pooled, weights
+from onnx import helper, numpy_helper
 from test_quantize import relative, run
 
-from vitrail.export.passes.control import control
+from vitrail.export.passes.control import LARGEST_OF_THE_LAST, control, spare_the_last
 from vitrail.export.passes.costs import costs
 from vitrail.export.passes.quantize import quantised_nodes, quantize
 from vitrail.export.passes.revert import revert
@@ -34,6 +34,26 @@ def with_an_outlier() -> onnx.ModelProto:
             values[:, 0] = 0
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return model
+
+
+@pytest.mark.parametrize(("least", "spared"), [(1.0, ()), (0.001, ("head",))])
+def test_a_last_layer_that_int8_alone_breaks_stays_as_it_was(least, spared) -> None:
+    """A head divides each feature by its spread: those that hardly vary are rounded away by the others' scale."""
+    spread = np.linspace(1.0, least, WIDTH).astype(np.float32) ** 2
+    nodes = [
+        helper.make_node("Relu", ["images"], ["flat"], name="relu"),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["scores"], name="head", transB=1),
+    ]
+    tensors = {"w": weights(0, CLASSES, WIDTH) / spread, "b": weights(1, CLASSES)}
+    model = graph_model(nodes, tensors, ["B", WIDTH], ["B", CLASSES])
+    given = [{"images": arrays["images"] * spread} for arrays in photos((WIDTH,), 40)]
+    quantised = quantize(model, given)
+    (cost,) = costs(model, quantised, given, ["head"]).values()
+    assert (cost > LARGEST_OF_THE_LAST) == bool(spared)
+    found, names = spare_the_last(model, quantised, given)
+    assert names == spared
+    assert quantised_nodes(quantised) == ("head",)
+    assert quantised_nodes(found) == (() if spared else ("head",))
 
 
 @pytest.mark.parametrize(("make", "shape"), GRAPHS)

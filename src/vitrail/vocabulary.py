@@ -332,7 +332,7 @@ class Rewriting:
     """Where these photos come from, in words."""
     calibration_photos: Count = 0
     kept: tuple[str, ...] = ()
-    """Nodes that accuracy control left in higher precision."""
+    """Nodes left in higher precision: a last one that int8 would break, and those of accuracy control."""
     tried: tuple[tuple[Count, float], ...] = ()
     """(number of nodes kept, measured drop in points), in the order in which control tried them."""
 

@@ -66,17 +66,19 @@ def _quantised(
     task = tasks.unpack(request.task)
     views = (task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos)
     inputs = [next(tasks.batches(view, request.batch or CALIBRATION_CROPS))[0] for view in views]
-    found = quantize.quantize(model, inputs)
+    found, spared = control.spare_the_last(model, quantize.quantize(model, inputs), inputs[:RANKED_ON])
     if request.max_drop is None:
-        return found, {"photos": len(inputs), "kept": [], "tried": []}
+        return found, {"photos": len(inputs), "kept": spared, "tried": []}
     drop = _drop(model, task, request, threads)
     held = control.control(model, found, inputs[:RANKED_ON], drop, request.max_drop)
     if not held.holds:
         raise DropTooLarge(
-            f"int8 loses {held.drop:.2g} points even with {len(held.kept)} layers in higher precision, "
+            f"int8 loses {held.drop:.2g} points even with {len(spared) + len(held.kept)} layers in higher "
+            "precision, "
             f"{request.max_drop:g} allowed"
         )
-    return held.model, {"photos": len(inputs), "kept": held.kept, "tried": held.tried}
+    tried = [(len(spared) + count, lost) for count, lost in held.tried]
+    return held.model, {"photos": len(inputs), "kept": (*spared, *held.kept), "tried": tried}
 
 
 def _drop(

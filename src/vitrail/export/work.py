@@ -32,6 +32,8 @@ LABELS_FILE = "labels.txt"
 BUILT = "built.json"
 """Beside what an engine built: how long that took."""
 EXPORT_VERSION = 4
+INT8_METHOD = "2"
+"""Changes whenever the same model, photos and libraries would become another int8 graph."""
 """Part of an export's key: raise it when the same weights give different files."""
 
 
@@ -197,10 +199,10 @@ def toolchain() -> dict[str, str]:
 
 
 def quantiser() -> dict[str, str]:
-    """The version of what makes int8, beside `toolchain`."""
+    """The versions of what makes int8, beside `toolchain`."""
     from importlib import metadata
 
-    return {"nncf": metadata.version("nncf")}
+    return {"nncf": metadata.version("nncf"), "method": INT8_METHOD}
 
 
 def _until(photos: list[str], deadline: float, minimum: int) -> Iterator[str]:

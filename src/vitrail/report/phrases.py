@@ -366,9 +366,10 @@ def rewritten(what: Rewriting) -> list[tuple[str, str]]:
         found.append(("passes", places))
     if what.calibration is not None:
         said = f"calibrated on {counted(what.calibration_photos, 'photo')}, {what.calibrated_on}"
+        if what.kept or what.tried:
+            said += f"; {counted(len(what.kept), 'layer')} kept in higher precision"
         if what.tried:
             tried = ", ".join(f"{layers}: {drop:.2g}" for layers, drop in what.tried)
-            kept = counted(len(what.kept), "layer")
-            said += f"; {kept} kept in higher precision (points lost with so many: {tried})"
+            said += f" (points lost with so many: {tried})"
         found.append(("int8", said))
     return found

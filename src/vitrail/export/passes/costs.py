@@ -21,15 +21,20 @@ __all__ = ["costs"]
 
 
 def costs(
-    model: onnx.ModelProto, quantised: onnx.ModelProto, inputs: Sequence[Mapping[str, np.ndarray]]
+    model: onnx.ModelProto,
+    quantised: onnx.ModelProto,
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    layers: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Layer -> relative L2 error of the outputs with it alone in int8, in the graph's order.
+    """Layer -> relative L2 error of the outputs with it alone in int8, in the order of `layers`.
+
+    `layers`: those to try; None: all of `quantised`, in the graph's order.
 
     `inputs` are run once and once more for each layer; a few photos are enough. Relative: to the outputs of
     `model`; with several outputs the largest counts. An error that is not a number counts as infinite.
     """
-    layers = quantised_nodes(quantised)
-    session = _session(switched(model, quantised))
+    layers = quantised_nodes(quantised) if layers is None else layers
+    session = _session(switched(model, quantised, layers))
     switches = {_switch(place): np.array(False) for place in range(len(layers))}
     outputs = [info.name for info in model.graph.output]
     found: dict[str, float] = dict.fromkeys(layers, 0.0)
@@ -42,11 +47,11 @@ def costs(
     return found
 
 
-def switched(model: onnx.ModelProto, quantised: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with a boolean input for each int8 layer of `quantised`: whether it computes in int8."""
+def switched(model: onnx.ModelProto, quantised: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """`model` with a boolean input for each of these int8 layers of `quantised`: whether it computes in int8."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    layers = {name: place for place, name in enumerate(quantised_nodes(quantised))}
+    layers = {name: place for place, name in enumerate(names)}
     numbers = {node.output[0]: layers[node.name] for node in quantised.graph.node if node.name in layers}
     branches = _Branches(model, quantised)
     nodes = []
