@@ -48,7 +48,7 @@ def costs(
 
 
 def switched(model: onnx.ModelProto, quantised: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """`model` with a boolean input for each of these int8 layers of `quantised`: whether it computes in int8."""
+    """`model` with a boolean input for each of these layers of `quantised`: whether it computes in int8."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     layers = {name: place for place, name in enumerate(names)}
