@@ -38,7 +38,7 @@ def with_an_outlier() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("least", "spared"), [(1.0, ()), (0.001, ("head",))])
 def test_a_last_layer_that_int8_alone_breaks_stays_as_it_was(least, spared) -> None:
-    """A head divides features by their spread: those that hardly vary are rounded away by the others' scale."""
+    """A head divides features by their spread; those that hardly vary vanish in the others' range."""
     spread = np.linspace(1.0, least, WIDTH).astype(np.float32) ** 2
     nodes = [
         helper.make_node("Relu", ["images"], ["flat"], name="relu"),
