@@ -48,7 +48,7 @@ HEAD = "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 def request(path: str, body: bytes, kind: str = "image/png", method: str = "POST", extra: str = "") -> bytes:
     """A well-formed request."""
     head = HEAD.format(method=method, path=path) + f"Content-Type: {kind}\r\n{extra}"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1", "replace") + body
 
 
 class Cases:
@@ -96,7 +96,7 @@ class Cases:
             data = rng.choice(self._photos) if rng.random() < 0.5 else self._damaged(rng)[:2000]
             pieces.append(f"--{boundary}\r\n{header}\r\n\r\n".encode("latin-1") + data + b"\r\n")
         body = bytearray(b"".join(pieces) + f"--{boundary}--\r\n".encode("latin-1"))
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and len(body) > 300:
             body = rng.choice(MUTATIONS[:8])(body, rng)
         kind = rng.choice(
             (
@@ -197,7 +197,7 @@ class Cases:
                 "Host: evil.example\r\n",
                 "Origin: http://evil.example\r\n",
                 "X-Request-Id: \xff\x00\r\n",
-                f"X-Deadline-Ms: {rng.choice(('1', '0', '-1', 'x', '9' * 30, '١'))}\r\n",
+                f"X-Deadline-Ms: {rng.choice(('1', '0', '-1', 'x', '9' * 30, '²'))}\r\n",
                 "Content-Encoding: gzip\r\n",
                 "Expect: 100-continue\r\n",
                 "Authorization: Bearer x\r\n",
@@ -229,7 +229,7 @@ class Cases:
         odd = rng.choice(
             (None, True, -1, 0, 2**70, 1e400, "", "x" * 5000, [], {}, [[]], [[[1.0]]], [None], {"a": 1})
         )
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             key = rng.choice(sorted(value))
             if rng.random() < 0.4 or not isinstance(value[key], (dict, list)):
                 value[key] = odd
@@ -270,7 +270,10 @@ class Campaign:
                     index = next(waiting, None)
                 if index is None:
                     return
-                self.one(index)
+                try:
+                    self.one(index)
+                except Exception as error:
+                    self.faults.append(f"{index}: the campaign itself failed: {error!r}")
 
         threads = [threading.Thread(target=send) for _ in range(SENDERS)]
         for thread in threads:
@@ -356,13 +359,14 @@ def _whole(received: bytearray) -> bool:
     return length is not None and len(body) >= int(length[1])
 
 
-def resident_mib(server: Server) -> float:
-    """Of the HTTP process and the models' processes."""
-    total = 0
+def resident_mib(server: Server) -> list[float]:
+    """Of the HTTP process and each model's process."""
+    found = []
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     for pid in (str(server.process.pid), *children):
-        total += int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
-    return total / 1024
+        status = Path(f"/proc/{pid}/status").read_text()
+        found.append(round(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024))
+    return found
 
 
 def campaign(seed: int, indices: list[int], folder: Path) -> dict[str, object]:
@@ -384,8 +388,8 @@ def campaign(seed: int, indices: list[int], folder: Path) -> dict[str, object]:
                 run.faults.append(f"the process of {name} was started again {model['restarts']} times")
             if model["queue"]["images"]:
                 run.faults.append(f"{model['queue']['images']} images of {name} were never given back")
-        if memory[-1] - memory[1] > GROWTH_MIB:
-            run.faults.append(f"memory rose from {memory[1]:.0f} to {memory[-1]:.0f} MiB")
+        if sum(memory[-1]) - sum(memory[1]) > GROWTH_MIB:
+            run.faults.append(f"memory rose from {memory[1]} to {memory[-1]} MiB")
         if "Traceback" in "".join(server.said):
             run.faults.append("a traceback: " + "".join(server.said)[-2000:])
         if server.terminate() != 0:
@@ -396,7 +400,7 @@ def campaign(seed: int, indices: list[int], folder: Path) -> dict[str, object]:
         "faults": run.faults,
         "seconds": round(time.monotonic() - begin, 1),
         "slowest_s": round(run.slowest_s, 3),
-        "memory_mib": [round(each) for each in memory],
+        "memory_mib": memory,
         "statuses": dict(sorted(run.statuses.items())),
     }
 
