@@ -47,7 +47,7 @@ def test_what_never_fits_is_not_told_to_try_again():
 
 def test_with_a_promise_no_more_is_taken_than_can_be_answered_within_it():
     queue = Queue(100, 100)
-    queue.promise_s, queue.seconds_per_image = 0.05, 0.02
+    queue.promise_s, queue.seconds_per_image = 0.1, 0.02
     queue.take(1, 0)
     queue.take(1, 0)
     with pytest.raises(Refusal, match="full"):

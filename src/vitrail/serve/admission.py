@@ -13,6 +13,9 @@ from vitrail.serve.refusals import Refusal
 
 __all__ = ["Queue"]
 
+HEADROOM = 0.5
+"""The share of a promised latency that the queue may take on average: the promise is of the 95th percentile,
+and a request has to be received too."""
 MEMORY = 0.1
 """Weight of a new observation in the moving average of the time per image."""
 
@@ -36,7 +39,7 @@ class Queue:
         if self.images + images <= self.most_images and self.pixels + pixels <= self.most_pixels:
             if self.promise_s is None or self.seconds_per_image is None or not self.images:
                 return
-            if (self.images + images) * self.seconds_per_image <= self.promise_s:
+            if (self.images + images) * self.seconds_per_image <= HEADROOM * self.promise_s:
                 return
         raise Refusal("queue_full", "The queue is full: try again later.", retry_after=self.retry_after())
 

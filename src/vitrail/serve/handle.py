@@ -29,6 +29,7 @@ WATCH_S = 0.2
 SILENT_S = 2.0
 """Without a sign of life for so long, a process is not ready; it gives four a second."""
 LEAVE_S = 5.0
+PIPE_BYTES = 1 << 20
 DIED = "The model's process ended while it worked on this request: try again."
 
 Reply = tuple[wire.Answer | wire.Tried, bytes]
@@ -53,6 +54,8 @@ class Handle:
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
         ours, theirs = socket.socketpair()
+        for end in (ours, theirs):  # most photos then pass in one piece
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
         with theirs:
             self._process = subprocess.Popen(
                 [
