@@ -21,6 +21,8 @@ from vitrail.data import read
 AIM_POINTS = 0.3
 PRECISIONS = ("fp32", "int8")
 SELECT_S = 1800
+SHOWN = 200
+"""Letters of what a selection without a winner said first."""
 
 
 def measure(
@@ -68,8 +70,8 @@ def select(data: str, asked: Sequence[str], out: Path) -> None:
     )
     out.with_suffix(".txt").write_text(f"{done.stdout}\n{done.stderr}")
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeError(said[-1] if said else f"vitrail select ended with {done.returncode}")
+        said = " ".join((done.stdout or done.stderr).split())[:SHOWN]
+        raise RuntimeError(said or f"vitrail select ended with {done.returncode}")
 
 
 def line(row: dict[str, Any]) -> str:
