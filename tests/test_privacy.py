@@ -222,6 +222,7 @@ def outside(lines: list[str], sandbox: Sandbox) -> list[str]:
 def test_importing_an_engine_leaves_the_process_as_it_was(monkeypatch):
     seen = {}
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
     reporter = object()
     monkeypatch.setitem(sys.modules, privacy.REPORTER, reporter)
@@ -233,7 +234,12 @@ def test_importing_an_engine_leaves_the_process_as_it_was(monkeypatch):
     monkeypatch.setattr(privacy.importlib, "import_module", look)
     with pytest.raises(ImportError):
         privacy.import_engine("engine")
-    assert seen == {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "reporter": None}
+    assert seen == {
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "reporter": None,
+    }
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
     assert "HF_HUB_DISABLE_TELEMETRY" not in os.environ
     assert sys.modules[privacy.REPORTER] is reporter

@@ -35,6 +35,14 @@ RANGES: dict[str, tuple[int, int]] = {
     "classes": (1, 1_000_000),
     "max_megapixels": (1, 10_000),
     "shard_size": (1, 1_000_000),
+    "port": (0, 65_535),
+    "max_queue": (1, 100_000),
+    "max_queue_megapixels": (1, 1_000_000),
+    "max_batch": (1, 32),
+    "max_images": (1, 10_000),
+    "max_body_mib": (1, 512),
+    "max_uploads_mib": (1, 65_536),
+    "max_connections": (1, 65_536),
 }
 """name: (least, most)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 
 SCHEMA_VERSION = 1
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-batch",
-        type=int,
+        type=whole_number("batch_size"),
         metavar="N",
         help="images in one batch (triton; default: as the artifact was measured)",
     )

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--host", metavar="ADDRESS", help="where to listen (127.0.0.1); others need --api-keys"
     )
-    where.add_argument("--port", type=int, metavar="N", help="where to listen (8000; 0: any free port)")
+    where.add_argument(
+        "--port", type=whole_number("port"), metavar="N", help="where to listen (8000; 0: any free port)"
+    )
     where.add_argument("--api-keys", metavar="FILE", help="hashed keys that --new-key made, one a line")
     where.add_argument(
         "--no-access-log", dest="access_log", action="store_false", default=None, help="log no requests"
@@ -49,12 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a request may take, p95, such as 50ms (what the artifact was selected for)",
     )
     promise.add_argument(
-        "--max-queue", type=int, metavar="N", help="images waiting per model (64); more get 429"
+        "--max-queue",
+        type=whole_number("max_queue"),
+        metavar="N",
+        help="images waiting per model (64); more get 429",
     )
     promise.add_argument(
-        "--max-queue-megapixels", type=int, metavar="N", help="their pixels, in millions (400)"
+        "--max-queue-megapixels",
+        type=whole_number("max_queue_megapixels"),
+        metavar="N",
+        help="their pixels, in millions (400)",
     )
-    promise.add_argument("--max-batch", type=int, metavar="N", help="largest batch that is tried (8)")
+    promise.add_argument(
+        "--max-batch", type=whole_number("max_batch"), metavar="N", help="largest batch that is tried (8)"
+    )
     promise.add_argument(
         "--threads",
         type=whole_number("threads"),
@@ -63,16 +73,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     promise.add_argument("--deadline", metavar="TIME", help="a request is given up after this (10s)")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-images", type=int, metavar="N", help="images of one request (16)")
-    limits.add_argument("--max-body-mib", type=int, metavar="N", help="bytes of one request, in MiB (64)")
-    limits.add_argument("--max-uploads-mib", type=int, metavar="N", help="bytes of all open requests (256)")
+    limits.add_argument(
+        "--max-images", type=whole_number("max_images"), metavar="N", help="images of one request (16)"
+    )
+    limits.add_argument(
+        "--max-body-mib",
+        type=whole_number("max_body_mib"),
+        metavar="N",
+        help="bytes of one request, in MiB (64)",
+    )
+    limits.add_argument(
+        "--max-uploads-mib",
+        type=whole_number("max_uploads_mib"),
+        metavar="N",
+        help="bytes of all open requests (256)",
+    )
     limits.add_argument(
         "--max-megapixels",
         type=whole_number("max_megapixels"),
         metavar="N",
         help="largest image, in millions of pixels (50)",
     )
-    limits.add_argument("--max-connections", type=int, metavar="N", help="open connections (512)")
+    limits.add_argument(
+        "--max-connections", type=whole_number("max_connections"), metavar="N", help="open connections (512)"
+    )
     limits.add_argument("--upload-timeout", metavar="TIME", help="a request must arrive within this (30s)")
     change = parser.add_argument_group("another artifact")
     change.add_argument(

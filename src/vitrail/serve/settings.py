@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import InputError
+from vitrail.limits import RANGES
 from vitrail.requirements import read_toml
 from vitrail.units import duration_ms, nearest
 
@@ -75,17 +76,20 @@ class Settings:
             return self.host == "localhost"
 
 
+_WHOLE = (
+    "port",
+    "max_queue",
+    "max_queue_megapixels",
+    "max_batch",
+    "max_images",
+    "max_body_mib",
+    "max_uploads_mib",
+    "max_megapixels",
+    "max_connections",
+    "threads",
+)
 _RANGES: dict[str, tuple[float, float]] = {
-    "port": (0, 65_535),
-    "max_queue": (1, 100_000),
-    "max_queue_megapixels": (1, 1_000_000),
-    "max_batch": (1, 32),
-    "max_images": (1, 10_000),
-    "max_body_mib": (1, 512),
-    "max_uploads_mib": (1, 65_536),
-    "max_megapixels": (1, 10_000),
-    "max_connections": (1, 65_536),
-    "threads": (1, 1024),
+    **{name: RANGES[name] for name in _WHOLE},
     "shadow_share": (0.0, 1.0),
     "max_latency_ms": (0.1, 3_600_000),
     "deadline_ms": (10, 3_600_000),
