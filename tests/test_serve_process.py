@@ -253,7 +253,7 @@ def test_a_key_file_holds_hashes_only(tmp_path):
         (["{artifact}", "{artifact}"], "would both be called winner"),
         (["a b={artifact}"], "cannot be a model's name"),
         (["/nowhere/at/all"], "does not exist: name the folder"),
-        (["{artifact}", "--port", "70000"], "port is 70000: give 0 to 65535."),
+        (["{artifact}", "--port", "70000"], "'70000' is not a whole number from 0 to 65535"),
         (["{artifact}", "--max-latency", "50"], "has no unit"),
         (["{artifact}", "--host", "192.0.2.7", "--api-keys", "{keys}"], "cannot be used"),
         (["{artifact}", "--api-keys", "/nowhere"], "cannot be read"),
