@@ -34,16 +34,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from folder import decoding, model_alone, per_second
 from PIL import Image
 
 from vitrail import hardware
 from vitrail.artifact import open_artifact
-from vitrail.predict import Predictor, from_artifact
+from vitrail.predict import from_artifact
 
 RESULTS = Path(__file__).parent / "results"
 SMALLEST, LARGEST = 500, 4000
@@ -92,27 +93,6 @@ def make_folder(photos: Path, folder: Path, count: int) -> list[str]:
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def per_second(count: int, call: Callable[[], object]) -> float:
-    """Images a second of one call that does `count`."""
-    begin = time.perf_counter()
-    call()
-    return count / (time.perf_counter() - begin)
-
-
-def decoding(predictor: Predictor, names: list[str], cores: int) -> None:
-    """Read, decode and prepare all with a thread for each core."""
-    with ThreadPoolExecutor(cores) as pool:
-        for _ in pool.map(lambda name: predictor.prepare([name]), names):
-            pass
-
-
-def model_alone(predictor: Predictor, names: list[str], count: int) -> None:
-    """The engine on one prepared batch, again and again."""
-    inputs = predictor.prepare(names[: predictor.batch_size])
-    for _ in range(max(count // predictor.batch_size, 1)):
-        predictor.run(inputs)
-
-
 def batch(artifact: Path, folder: str, out: Path, extra: list[str]) -> dict[str, Any]:
     """The whole command; its own summary, and the seconds it took from outside."""
     begin = time.perf_counter()
@@ -138,11 +118,12 @@ def ours(artifact: Path, names: list[str], rounds: int, work: Path, extra: list[
     rates: dict[str, list[float]] = {"decode": [], "model": [], "batch": [], "command": []}
     last: dict[str, Any] = {}
     with from_artifact(open_artifact(artifact), threads=cores) as predictor:
+        calls = max(len(names) // predictor.batch_size, 1)
         decoding(predictor, names[:20], cores)
         for number in range(rounds):
             rates["decode"].append(per_second(len(names), lambda: decoding(predictor, names, cores)))
             model = len(names) // predictor.batch_size * predictor.batch_size
-            rates["model"].append(per_second(model, lambda: model_alone(predictor, names, len(names))))
+            rates["model"].append(per_second(model, lambda: model_alone(predictor, names, calls)))
             last = batch(artifact, str(Path(names[0]).parent), work / f"out{number}", extra)
             assert (last["inputs"], last["failed"]) == (len(names), 0)
             rates["batch"].append(last["images_per_second"])
