@@ -135,7 +135,8 @@ def ours(artifact: Path, names: list[str], rounds: int, work: Path, extra: list[
         "batch of limit": _ratio(rates["batch"], limits),
         "command of limit": _ratio(rates["command"], limits),
         "settings": last["settings"],
-        "waited": last["waited"],
+        "busy": last["busy"],
+        "held_back_by": last["held_back_by"],
         "stages": last["stages"],
     }
 

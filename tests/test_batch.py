@@ -15,20 +15,15 @@ from pathlib import Path
 import artifacts
 import pytest
 
-from vitrail import store
 from vitrail.batch import job, plan
-from vitrail.batch.commit import locked
 from vitrail.batch.records import Input
 from vitrail.batch.request import Request
-from vitrail.cli import main
 from vitrail.errors import InputError
 from vitrail.predict import load
 
 pytest.importorskip("pyarrow", reason="needs the extra parquet")
-import pyarrow.parquet as pq
 
-COUNT = 20
-SHARD = 6
+from batches import COUNT, SHARD, batch, make_originals, rows
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +33,12 @@ def winner(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("originals") / "photos"
-    artifacts.make_photos(folder, COUNT)
-    (folder / "cut.png").write_bytes((folder / "photo0.png").read_bytes()[:300])
-    return folder
+    return make_originals(tmp_path_factory.mktemp("originals") / "photos")
 
 
 @pytest.fixture
 def photos(originals, tmp_path) -> Path:
     return shutil.copytree(originals, tmp_path / "photos")
-
-
-def batch(winner, source, out, *options) -> int:
-    command = ["batch", winner, str(source), "--out", str(out), "--shard-size", str(SHARD), "--threads", "1"]
-    return main([*command, *map(str, options)])
-
-
-def rows(out, kind="results") -> list[dict]:
-    """All rows of a finished Parquet job, by path."""
-    found = [row for part in sorted((Path(out) / kind).glob("*.parquet")) for row in read(part)]
-    return sorted(found, key=lambda row: row["path"])
-
-
-def read(part: Path) -> list[dict]:
-    return pq.ParquetFile(part).read().to_pylist()
-
-
-def tree(out) -> dict[str, bytes]:
-    """What a job leaves behind, but for times."""
-    out = Path(out)
-    kept = [path for kind in ("results", "errors", "done", "list") for path in (out / kind).rglob("*")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in kept}
 
 
 # --- results ------------------------------------------------------------------------------------
@@ -98,7 +68,9 @@ def test_every_image_of_a_folder_has_one_row_with_what_predict_says(winner, phot
     assert str(photos / "cut.png") in failed["error"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["inputs"], summary["results"], summary["errors"]) == (21, 20, {"damaged": 1})
-    assert 0 < sum(summary["waited"].values()) <= 1.01
+    assert set(summary["busy"]) == {"read", "decode", "model", "write"}
+    assert all(0 < share <= 1 for share in summary["busy"].values())
+    assert summary["held_back_by"] in summary["busy"]
 
 
 def test_all_formats_say_the_same(winner, photos, tmp_path):
@@ -142,6 +114,48 @@ def test_unsure_answers_are_unknown_and_images_are_linked_by_label(winner, photo
     assert not (tmp_path / "new").exists()
 
 
+def test_an_image_whose_shard_was_done_again_is_in_one_folder(winner, photos, tmp_path):
+    out, folder = tmp_path / "out", tmp_path / "sorted"
+    assert batch(winner, photos, out, "--sort-into", folder) == 1
+    label = {row["path"]: row["label"] for row in rows(out)}
+    other = next(path for path in label if label[path] != label["photo0.png"])
+    (folder / "curated").mkdir()
+    os.symlink(photos / "photo0.png", folder / "curated" / "photo0.png")  # somebody's own
+    shutil.copy(photos / other, photos / "photo0.png")
+    for part in (out / "results").iterdir():
+        part.unlink()
+    assert batch(winner, photos, out, "--sort-into", folder) == 1
+    links = sorted(str(path.relative_to(folder)) for path in folder.rglob("photo0.png"))
+    assert links == sorted(["curated/photo0.png", f"{label[other]}/photo0.png"])
+    assert sum(path.is_symlink() for path in folder.rglob("*")) == COUNT + 1
+    (photos / other).unlink()
+    for part in (out / "results").iterdir():
+        part.unlink()
+    assert batch(winner, photos, out, "--sort-into", folder) == 1  # an error now: in no folder
+    assert not list(folder.rglob(other))
+
+
+def test_two_spellings_of_a_path_do_not_collide(winner, photos, tmp_path, capsys):
+    (photos / "a").mkdir()
+    shutil.copy(photos / "photo2.png", photos / "a" / "b.png")
+    shutil.copy(photos / "photo2.png", photos / "b.png")
+    names = ["a/b.png", "a/../b.png", "b.png", "./b.png", str(photos / "b.png")]
+    (photos / "list.csv").write_text("\n".join(["path", *names]))
+    for _ in range(2):
+        assert batch(winner, photos / "list.csv", tmp_path / "out", "--sort-into", tmp_path / "sorted") == 0
+    (label,) = {row["label"] for row in rows(tmp_path / "out")}
+    found = {
+        str(path.relative_to(tmp_path / "sorted" / label)): os.path.realpath(path)
+        for path in (tmp_path / "sorted" / label).rglob("*.png")
+    }
+    (odd,) = set(found) - {"a/b.png", "b.png"}
+    assert odd.startswith("a/b~")
+    assert found["a/b.png"] == os.path.realpath(photos / "a" / "b.png")
+    assert found["b.png"] == found[odd] == os.path.realpath(photos / "b.png")
+    assert batch(winner, photos, tmp_path / "x", "--sort-into", tmp_path / "x") == 2
+    assert "is the folder of --out" in capsys.readouterr().err
+
+
 def test_labels_become_different_folders():
     from vitrail.batch.sorting import folder_names
 
@@ -153,202 +167,6 @@ def test_labels_become_different_folders():
         assert not name.startswith(".")
         assert len(name.encode()) < 250
     assert names["ok"] == "ok"
-
-
-# --- interrupted --------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    """Ends a job in the middle."""
-
-
-@pytest.mark.parametrize("after", range(0, 12, 2))
-def test_a_job_that_was_stopped_goes_on_and_ends_like_any_other(winner, photos, tmp_path, monkeypatch, after):
-    """Files are written whole, so it is enough to stop before each of the first writes."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert batch(winner, photos, whole) == 1
-    written, replace = [], os.replace
-
-    def stopping(source, target):
-        if "broken" in str(target):
-            written.append(target)
-            if len(written) > after:
-                raise Stop
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stopping)
-        with pytest.raises(Stop):
-            batch(winner, photos, broken)
-    assert not (broken / "summary.json").exists()
-    assert batch(winner, photos, broken) == 1
-    assert tree(broken) == tree(whole)
-
-
-def test_a_full_disk_is_one_sentence_and_the_job_goes_on_afterwards(
-    winner, photos, tmp_path, monkeypatch, capsys
-):
-    real, calls = os.fsync, []
-
-    def full(handle):
-        calls.append(handle)
-        if len(calls) > 8:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        assert batch(winner, photos, tmp_path / "out") == 2
-    assert "No space left" in capsys.readouterr().err
-    assert not [path for path in (tmp_path / "out").rglob(f"{store.TEMPORARY}*") if path.suffix == ".tmp"]
-    assert batch(winner, photos, tmp_path / "out") == 1
-    assert batch(winner, photos, tmp_path / "whole") == 1
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("kind", ["results", "errors", "done"])
-@pytest.mark.parametrize("how", ["cut", "gone", "changed"])
-def test_a_damaged_shard_is_done_again(winner, photos, tmp_path, kind, how, capsys):
-    out = tmp_path / "out"
-    assert batch(winner, photos, out) == 1
-    before = tree(out)
-    victim = sorted((out / kind).iterdir())[0]
-    data = victim.read_bytes()
-    if how == "gone":
-        victim.unlink()
-    else:
-        victim.write_bytes(data[:-7] if how == "cut" else data[:20] + b"?" + data[21:])
-    capsys.readouterr()
-    assert batch(winner, photos, out) == 1
-    again = "" if (kind, how) == ("done", "gone") else "1 shard done again"
-    assert again in capsys.readouterr().out
-    assert tree(out) == before
-
-
-def test_a_damaged_list_is_refused(winner, photos, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert batch(winner, photos, out) == 1
-    (listed,) = (out / "list").iterdir()
-    for data in (listed.read_bytes()[:-3], listed.read_bytes().replace(b"photo5", b"photoX"), b""):
-        listed.write_bytes(data)
-        assert batch(winner, photos, out) == 2
-        assert "list of inputs, is damaged" in capsys.readouterr().err
-
-
-def test_two_jobs_on_one_folder(winner, photos, tmp_path, capsys):
-    with locked(tmp_path / "out", "parquet") as folder:
-        folder.clear()
-        folder.begin({"fingerprint": {}})
-        assert batch(winner, photos, tmp_path / "out") == 2
-    assert f"Another job is writing {tmp_path / 'out'} (process {os.getpid()}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        (["--top", "3"], "--top 5 then, 3 now"),
-        (["--min-confidence", "60"], "--min-confidence 0.0 then, 60.0 now"),
-        (["--format", "csv"], "--format parquet then, csv now"),
-        (["--max-megapixels", "9"], "--max-megapixels not given then, 9 now"),
-    ],
-)
-def test_other_options_on_the_same_folder_are_refused(winner, photos, tmp_path, option, said, capsys):
-    assert batch(winner, photos, tmp_path / "out") == 1
-    before = tree(tmp_path / "out")
-    capsys.readouterr()
-    assert batch(winner, photos, tmp_path / "out", *option) == 2
-    assert said in capsys.readouterr().err
-    assert tree(tmp_path / "out") == before
-    assert (tmp_path / "out" / "summary.json").exists()
-
-
-def test_another_artifact_or_source_is_refused(winner, photos, tmp_path, capsys):
-    assert batch(winner, photos, tmp_path / "out") == 1
-    other = artifacts.make_artifact(tmp_path / "other", batch_size=1).path
-    assert batch(str(other), photos, tmp_path / "out") == 2
-    assert "another artifact (sha256" in capsys.readouterr().err
-    assert batch(winner, photos / "photo1.JPG", tmp_path / "out") == 2
-    assert f"SOURCE {photos} then, {photos / 'photo1.JPG'} now" in capsys.readouterr().err
-    command = ["batch", winner, str(photos), "--out", str(tmp_path / "out"), "--threads", "2"]
-    assert main(command) == 2
-    assert "--threads 1" in capsys.readouterr().err
-
-
-# --- the source changes -------------------------------------------------------------------------
-
-
-def test_only_new_inputs_are_done_when_the_list_has_grown(winner, photos, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert batch(winner, photos, out) == 1
-    before, when = tree(out), {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
-    (photos / "a").mkdir()
-    shutil.copy(photos / "photo2.png", photos / "a" / "new.png")
-    (photos / "photo7.png").unlink()  # done already
-    capsys.readouterr()
-    assert batch(winner, photos, out) == 1
-    said = capsys.readouterr().out
-    assert "1 done in" in said
-    assert "1 input of the job not listed any more: kept" in said
-    after = tree(out)
-    assert before.items() <= after.items()
-    assert all(path.stat().st_mtime_ns == time for path, time in when.items())
-    assert [row["path"] for row in rows(out)].count("a/new.png") == 1
-    assert len(rows(out)) == COUNT + 1
-    assert batch(winner, photos, out) == 1
-    assert "nothing to do" in capsys.readouterr().out
-
-
-def test_what_changes_or_goes_while_a_job_is_stopped(winner, photos, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    real = job._Job._do
-
-    def stop(*_):
-        raise Stop
-
-    with monkeypatch.context() as patch:  # listed, nothing done
-        patch.setattr(job._Job, "_do", stop)
-        with pytest.raises(Stop):
-            batch(winner, photos, out)
-    (photos / "photo5.png").unlink()
-    shutil.copy(photos / "photo6.png", photos / "photo8.png")
-    assert real is job._Job._do
-    assert batch(winner, photos, out) == 1
-    assert {row["path"]: row["reason"] for row in rows(out, "errors")} == {
-        "cut.png": "damaged",
-        "photo5.png": "missing",
-    }
-    digests = {row["path"]: row["sha256"] for row in rows(out)}
-    assert digests["photo8.png"] == digests["photo6.png"]
-    assert len(digests) == COUNT - 1
-
-
-def test_a_file_that_always_changes_while_it_is_read(winner, photos, tmp_path, monkeypatch):
-    real, target = os.fstat, photos / "photo9.png"
-    inode, ticks = target.stat().st_ino, iter(range(10**6))
-
-    def moving(handle):
-        facts = real(handle)
-        if facts.st_ino != inode:
-            return facts
-        os.utime(target, ns=(0, next(ticks)))
-        return real(handle)
-
-    monkeypatch.setattr(os, "fstat", moving)
-    assert batch(winner, photos, tmp_path / "out") == 1
-    assert {row["path"]: row["reason"] for row in rows(tmp_path / "out", "errors")}["photo9.png"] == "changed"
-
-
-def test_failed_inputs_are_tried_again_only_when_asked(winner, photos, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert batch(winner, photos, out) == 1
-    shutil.copy(photos / "photo0.png", photos / "cut.png")
-    assert batch(winner, photos, out) == 1
-    assert batch(winner, photos, out, "--retry-errors") == 0
-    assert "1 shard done again" in capsys.readouterr().out
-    assert rows(out, "errors") == []
-    assert len(rows(out)) == COUNT + 1
-    assert batch(winner, photos, tmp_path / "fresh") == 0
-    assert tree(out) == tree(tmp_path / "fresh")
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -373,6 +191,68 @@ def test_a_folder_with_other_files_is_refused(winner, photos, tmp_path, capsys):
     assert batch(winner, photos, tmp_path / "file") == 2
     assert "is a file, not a folder" in capsys.readouterr().err
     assert len(list(photos.iterdir())) == COUNT + 1
+
+
+def files(folder) -> dict[str, bytes | None]:
+    """All below a folder; None: a folder."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in Path(folder).rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results/mine.csv",
+        "results/part-0.parquet",
+        "errors/log.txt",
+        "list/0001.jsonl",
+        "list/names.txt",
+        "done/a.json",
+        "summary.json",
+        ".lock",
+    ],
+)
+@pytest.mark.parametrize("left", [False, True])
+def test_folders_that_only_have_our_names_are_refused_and_kept(winner, photos, tmp_path, name, left, capsys):
+    """`left`: a job that never began was there before."""
+    out = tmp_path / "exp"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    if left and name != ".lock":
+        (out / ".lock").write_text("process 1 on here\n")
+    before = files(out)
+    source = photos if left else tmp_path / "nothing"
+    source.mkdir(exist_ok=True)
+    code = batch(winner, source, out)
+    if left and name == "list/0001.jsonl":  # as a killed job leaves it
+        assert code == 1
+        return
+    assert code == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert files(out) == before
+
+
+def test_what_a_job_that_never_began_has_left_is_no_obstacle(winner, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    for folder in ("list", "results", "errors", "done"):
+        (out / folder).mkdir(parents=True)
+    (out / ".lock").write_text("")
+    (out / "list" / ".vitrail-0123456789abcdef.sqlite").write_text("half")
+    (out / ".vitrail-0123456789abcdef.tmp").write_text("half")
+    assert batch(winner, photos, out) == 1
+    assert len(rows(out)) == COUNT
+    assert not list(out.rglob(".vitrail-*"))
+
+
+def test_a_source_inside_of_out_keeps_its_images(winner, photos, tmp_path, capsys):
+    out = tmp_path / "exp"
+    out.mkdir()
+    photos.rename(out / "results")
+    assert batch(winner, out / "results", out) == 2
+    assert "holds other files (results)" in capsys.readouterr().err
+    assert len(list((out / "results").iterdir())) == COUNT + 1
 
 
 def test_what_the_job_writes_into_its_own_source_is_no_input(winner, photos, tmp_path):
@@ -508,6 +388,34 @@ def test_a_pattern_names_files_and_folders(winner, photos, tmp_path):
     assert [row["path"] for row in rows(tmp_path / "out2")] == ["photo12.png", "sub/photo2.png"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a*", ["a/1.png", "a/sub/2.png"]),  # ab is a link to a
+        ("*", ["0.png", "a/1.png", "a/sub/2.png"]),
+        ("*.png", ["0.png"]),
+        ("*/*.png", ["a/1.png", "loop/0.png"]),
+        ("**/*.png", ["0.png", "a/1.png", "a/sub/2.png"]),
+        ("**", ["0.png", "a/1.png", "a/sub/2.png"]),
+        ("**/sub/*", ["a/sub/2.png"]),
+        ("**/ab/*.png", ["ab/1.png"]),  # found behind the one name that matches
+        ("**/s*", []),  # behind ** files match by themselves
+        ("*/**/2*", ["a/sub/2.png"]),
+        ("*/sub", ["a/sub/2.png"]),
+    ],
+)
+def test_a_pattern_names_each_image_once(tmp_path, pattern, expected):
+    from vitrail.batch.sources import open_source
+
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    for name in ("0.png", "a/1.png", "a/sub/2.png", "a/.hidden.png", "a/notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    os.symlink("a", tmp_path / "ab")
+    os.symlink(".", tmp_path / "loop")
+    found = [given.name for given in open_source(str(tmp_path / pattern)).listed()]
+    assert sorted(found) == expected
+
+
 def test_a_pattern_enters_linked_folders_once_and_names_what_it_cannot_list(
     winner, photos, tmp_path, monkeypatch
 ):
@@ -524,39 +432,6 @@ def test_a_pattern_enters_linked_folders_once_and_names_what_it_cannot_list(
     assert batch(winner, photos / "**" / "photo*", tmp_path / "out") == 1
     assert len(rows(tmp_path / "out")) == COUNT
     assert [row["path"] for row in rows(tmp_path / "out", "errors")] == ["private"]
-
-
-def test_a_source_that_is_gone_ends_the_job_and_calls_no_image_missing(
-    winner, photos, tmp_path, monkeypatch, capsys
-):
-    from vitrail.batch.files import LocalFiles
-
-    real, read = LocalFiles._read, []
-
-    def reading(self, name, limits):
-        read.append(name)
-        if len(read) == 2 * SHARD:
-            photos.rename(tmp_path / "elsewhere")
-        return real(self, name, limits)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalFiles, "_read", reading)
-        assert batch(winner, photos, tmp_path / "out", "--workers", "0") == 2
-    assert f"{photos} is gone: mount it" in capsys.readouterr().err
-    assert len(list((tmp_path / "out" / "done").iterdir())) == 1
-    (tmp_path / "elsewhere").rename(photos)
-    assert batch(winner, photos, tmp_path / "out") == 1
-    assert [row["reason"] for row in rows(tmp_path / "out", "errors")] == ["damaged"]
-
-
-def test_a_second_job_that_comes_before_the_first_has_begun_harms_nothing(winner, photos, tmp_path, capsys):
-    with locked(tmp_path / "out", "parquet") as folder:
-        folder.clear()
-        (folder.path / "list" / "0001.jsonl").write_text("the first job's")
-        assert batch(winner, photos, tmp_path / "out") == 2
-        assert "Another job is writing" in capsys.readouterr().err
-        assert (folder.path / "list" / "0001.jsonl").exists()
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_job_loads_no_torch_and_no_needless_libraries(winner, photos, tmp_path):

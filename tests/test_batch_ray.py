@@ -13,7 +13,7 @@ from pathlib import Path
 
 import artifacts
 import pytest
-from test_batch import tree
+from batch_kills import tree
 
 from vitrail.batch import job
 from vitrail.batch.request import Request, Silent
@@ -81,7 +81,7 @@ def test_a_node_killed_in_mid_job_loses_and_doubles_nothing(cluster, winner, pho
     assert killer.killed == 1
     assert (summary.results, summary.failed, summary.done_now) == (COUNT, 1, COUNT + 1)
     assert tree(tmp_path / "out") == whole
-    assert 0 < sum(summary.waited.values()) <= 1.01
+    assert 0 < sum(summary.busy[name] for name in ("read", "decode", "model")) <= 1.01
     cluster.add_node(num_cpus=1, wait=True)
 
 
@@ -119,6 +119,14 @@ def test_a_node_without_the_images_says_so(cluster, winner, photos, tmp_path, ca
     assert main(command) == 2
     assert f"{moved} does not exist on" in capsys.readouterr().err
     assert list((tmp_path / "out" / "done").iterdir()) == []
+
+
+def test_tasks_that_no_node_has_the_cores_for_are_refused(cluster, winner, photos, tmp_path, capsys):
+    """Ray would let them wait for ever."""
+    command = ["batch", winner, str(photos), "--out", str(tmp_path / "out"), "--threads", "2"]
+    assert main([*command, "--ray", cluster.address]) == 2
+    error = capsys.readouterr().err
+    assert "Each task has 2 threads, and no node of the cluster has more than 1 core: " in error
 
 
 def test_no_cluster_and_no_ray_are_one_sentence(winner, photos, tmp_path, capsys, monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import datetime
 import json
+import os
+import resource
 import shutil
 import sys
 from dataclasses import replace
@@ -25,11 +27,11 @@ from toy_task import Colour
 from vitrail import runtimes
 from vitrail.artifact import write
 from vitrail.batch.files import RemoteFiles
-from vitrail.batch.progress import Progress, clock, held_back, shares
+from vitrail.batch.progress import Progress, busy, clock, held_back
 from vitrail.batch.sources import open_source
 from vitrail.batch.write import read_columns
 from vitrail.cli import main
-from vitrail.images.limits import LIMITS
+from vitrail.images.limits import LIMITS, Limits
 from vitrail.predict import load
 from vitrail.tasks import TASKS
 from vitrail.tasks.embed import Embed
@@ -254,6 +256,58 @@ def test_a_store_that_fails_is_an_error_row(bucket, monkeypatch):
     assert caught.value.reason == "unreadable"
 
 
+def test_a_store_that_cannot_be_read_any_more_ends_the_job(winner, bucket, tmp_path, monkeypatch, capsys):
+    """As when credentials expire; one object that cannot be read is an error row of its own."""
+    store = type(fsspec.filesystem("memory"))
+    real, read, forbidden = store.cat_file, [], ["photo3.png"]
+
+    def cat_file(self, path, *arguments, **options):
+        read.append(path)
+        if (expiring and len(read) > 2) or path.rpartition("/")[2] in forbidden:
+            raise PermissionError("The provided token has expired")
+        return real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(store, "cat_file", cat_file)
+    expiring = True
+    options = ("--shard-size", "1", "--workers", "0")
+    assert batch(winner, f"{bucket}/a", tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err
+    assert "memory:///bucket/a cannot be read any more: " in error
+    assert "Renew the credentials" in error
+    expiring = False
+    assert batch(winner, f"{bucket}/a", tmp_path / "out", *options) == 1
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "out", "errors")}
+    assert reasons == {"empty.png": "empty", "photo3.png": "unreadable"}
+    assert len(rows(tmp_path / "out")) == 5
+
+
+def test_memory_for_the_largest_image_allowed_is_not_taken_for_each(winner, photos, tmp_path, capsys):
+    """Python takes all that `read` is asked for at once, here more than there is."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30, limit[1]))
+    try:
+        assert batch(winner, photos / "photo*", tmp_path / "out", "--max-megapixels", 20_000) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_memory_that_is_not_there_fails_one_image_alone(winner, photos, tmp_path, monkeypatch):
+    real = os.fstat
+
+    def huge(handle):
+        facts = real(handle)
+        if facts.st_ino != (photos / "photo2.png").stat().st_ino:
+            return facts
+        return os.stat_result((*facts[:6], 2**62, *facts[7:]))
+
+    monkeypatch.setattr(os, "fstat", huge)
+    options = ("--max-megapixels", 2**50)
+    monkeypatch.setattr(Limits, "of_megapixels", lambda count: replace(LIMITS, file_bytes=2**62))
+    assert batch(winner, photos / "photo*", tmp_path / "out", *options) == 1
+    failed = [(row["path"], row["reason"]) for row in rows(tmp_path / "out", "errors")]
+    assert failed == [("photo2.png", "too large")]
+
+
 @pytest.mark.parametrize(
     ("module", "source", "extra"),
     [("fsspec", "s3://bucket/photos", "remote"), ("pyarrow", "photos", "parquet")],
@@ -372,19 +426,27 @@ class Terminal:
 def test_a_log_gets_a_line_every_ten_seconds():
     stream, seconds = Terminal(), [0.0]
     with Progress(stream, now=lambda: seconds[0]) as progress:
-        progress.begin(4000, 1000, lambda: {"read": 0.1, "decode": 0.6, "model": 0.3, "write": 0.0})
+        progress.begin(4000, 1000, lambda: ("decode", 0.97))
         for _ in range(21):
             seconds[0] += 1
             progress.tick(100, 1)
     assert stream.text.splitlines() == [
-        "vitrail: 2,000 of 4,000 · 100 images/s · 0:20 left · 10 errors · held back by decoding (60%)",
-        "vitrail: 3,000 of 4,000 · 100 images/s · 0:10 left · 20 errors · held back by decoding (60%)",
+        "vitrail: 2,000 of 4,000 · 100 images/s · 0:20 left · 10 errors · held back by decoding (97% busy)",
+        "vitrail: 3,000 of 4,000 · 100 images/s · 0:10 left · 20 errors · held back by decoding (97% busy)",
     ]
 
 
-def test_where_the_time_goes_adds_up():
-    found = shares({"read": 1.0, "decode": 3.0, "model": 4.0, "finish": 1.0, "write": 9.0}, 1.0, 10.0)
-    assert found == {"read": 0.1, "decode": 0.3, "model": 0.5, "write": 0.1}
-    assert held_back(found) == "model"
-    assert held_back({}) is None
+def test_the_stage_whose_threads_are_busiest_holds_the_rest_back():
+    """Twelve threads decode for all of ten seconds; the model, which takes six of them, waits for them."""
+    stages = {"read": 10.0, "decode": 109.0, "model": 5.5, "finish": 0.5, "write": 9.0}
+    found = busy(stages, 12, 10.0, 10.0)
+    assert found == {"read": 0.083, "decode": 0.908, "model": 0.6, "write": 0.9}
+    assert held_back(found, in_turn=False) == ("decode", 0.991)
+    assert held_back({**found, "read": 0.1, "decode": 0.2}, in_turn=False) == ("write", 0.9)
+    alone = busy({"read": 3.0, "decode": 3.0, "model": 4.0}, 0, 10.0, 10.0)
+    assert held_back(alone, in_turn=True) == ("model", 0.4)
+    assert held_back(busy({}, 2, 1.0, 1.0), in_turn=False) is None
+
+
+def test_clocks():
     assert [clock(s) for s in (0, 59.6, 725, 11400)] == ["0:00", "1:00", "12:05", "3:10:00"]

@@ -8,7 +8,10 @@
     OUT/summary.json         written when all is done
 
 Files are written under a temporary name, fsynced and renamed, the marker last: a shard without a whole
-marker, or whose files are not what it says, counts as not done and is done again.
+marker, or whose files are not what it says, counts as not done and is done again. What replaces a committed
+shard is first written whole, to done/<id>.next, so that a kill leaves the old rows or the new ones.
+
+Nothing is removed that a job did not write: an OUT that holds anything else is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,16 +29,21 @@ from typing import Any
 import msgspec
 
 from vitrail.batch.encoded import Encoded
-from vitrail.batch.records import Committed, Format
+from vitrail.batch.formats import Format
+from vitrail.batch.records import Committed
 from vitrail.errors import InputError
 from vitrail.store import TEMPORARY, atomic_write, canonical_json, fsync_path, sha256_file, writing
 
-__all__ = ["JOB_FILE", "LIST", "SUMMARY_FILE", "Folder", "locked"]
+__all__ = ["JOB_FILE", "LIST", "SORTED", "SUMMARY_FILE", "Folder", "locked"]
 
 JOB_FILE, SUMMARY_FILE, LOCK_FILE = "job.json", "summary.json", ".lock"
 LIST, RESULTS, ERRORS, DONE = "list", "results", "errors", "done"
+SORTED = "sorted"
 FOLDERS = (LIST, RESULTS, ERRORS, DONE)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NEXT = ".next"
+_UNFINISHED = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]+\.(tmp|sqlite)")
+_LISTED = re.compile(r"[0-9]{4,}\.jsonl")
 
 
 class Folder:
@@ -67,23 +75,30 @@ class Folder:
         return found
 
     def clear(self) -> None:
-        """Empty folders, before the job has begun: what is in them was left by one that never did."""
+        """Folders without a list, before the job has begun: one that never did may have left its own."""
         with writing(self.path):
             for name in FOLDERS:
-                shutil.rmtree(self.path / name, ignore_errors=True)
-                (self.path / name).mkdir()
+                (self.path / name).mkdir(exist_ok=True)
+            for path in _matching(self.path / LIST, _LISTED):
+                path.unlink()
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Write `job.json`: from now on the job can be continued."""
         atomic_write(self.path / JOB_FILE, _pretty({"schema_version": SCHEMA_VERSION, **job}))
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed run left half-written, and the summary, which is no longer true."""
+        """Remove what a killed run left half-written, and the summary, which is no longer true; end what it
+        had begun to replace."""
         with writing(self.path):
             (self.path / SUMMARY_FILE).unlink(missing_ok=True)
             for name in ("", *FOLDERS):
-                for path in (self.path / name).glob(f"{TEMPORARY}*"):
+                for path in _matching(self.path / name, _UNFINISHED):
                     path.unlink(missing_ok=True)
+        for place in (self.path / DONE).glob(f"*{NEXT}"):
+            with suppress(msgspec.MsgspecError):  # somebody damaged it: the marker says what is whole
+                self.commit(msgspec.msgpack.decode(place.read_bytes(), type=Encoded))
+            with writing(place):
+                place.unlink()
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`: from now on the job is complete."""
@@ -117,11 +132,37 @@ class Folder:
             shard=shard,
             results=encoded.rows,
             errors=encoded.failed,
+            failed_at=encoded.failed_at,
             results_sha256=None if results is None else hashlib.sha256(results).hexdigest(),
             errors_sha256=None if errors is None else hashlib.sha256(errors).hexdigest(),
         )
         atomic_write(self._marker(shard), canonical_json(msgspec.to_builtins(committed)))
         return committed
+
+    def replace(self, encoded: Encoded) -> Committed:
+        """As `commit`, for a shard whose rows must not be lost: killed meanwhile, it is the old one, or
+        becomes the new one when the job goes on."""
+        place = self.path / DONE / f"{encoded.shard}{NEXT}"
+        atomic_write(place, msgspec.msgpack.encode(encoded))
+        committed = self.commit(encoded)
+        with writing(place):
+            place.unlink()
+        return committed
+
+    def results_of(self, committed: Committed) -> bytes | None:
+        """The rows of a shard as they were committed; None: it has none.
+
+        Raises:
+            InputError: they are not the same any more.
+        """
+        path = self.results_file(committed.shard)
+        if committed.results_sha256 is None:
+            return None
+        with suppress(OSError):
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == committed.results_sha256:
+                return data
+        raise InputError(f"{path} was changed while the job was at work: run the same command again.")
 
     def committed(self, shard: str) -> Committed | None:
         """What was committed of a shard; None if it has no marker, or not all is as it says."""
@@ -183,12 +224,41 @@ def _make(path: Path) -> list[Path]:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        ours = {LOCK_FILE, *FOLDERS, JOB_FILE, SUMMARY_FILE}
-        names = {entry.name for entry in os.scandir(path)}
-        foreign = sorted(name for name in names - ours if not name.startswith(TEMPORARY))
-        if foreign and JOB_FILE not in names:
-            raise InputError(f"{path} holds other files ({foreign[0]}): choose an empty or new --out.")
+        foreign = None if (path / JOB_FILE).exists() else next(_foreign(path), None)
+    if foreign is not None:
+        raise InputError(f"{path} holds other files ({foreign}): choose an empty or new --out.")
     return missing
+
+
+def _foreign(path: Path) -> Iterator[str]:
+    """What no job leaves that never began: it leaves its lock, an unfinished list, and empty folders."""
+    locked_before = _is_lock(path / LOCK_FILE)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name in FOLDERS and locked_before and entry.is_dir(follow_symlinks=False):
+                ours = _matching(Path(entry.path), _UNFINISHED, *([_LISTED] if entry.name == LIST else []))
+                names = {one.name for one in ours}
+                yield from (f"{entry.name}/{one}" for one in os.listdir(entry.path) if one not in names)
+            elif not (_UNFINISHED.fullmatch(entry.name) or (entry.name == LOCK_FILE and locked_before)):
+                yield entry.name
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether it is a job's: what `_take` writes, or nothing yet."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(100).startswith(b"process ") or not path.stat().st_size
+    except OSError:
+        return False
+
+
+def _matching(folder: Path, *patterns: re.Pattern[str]) -> list[Path]:
+    """The files directly in a folder whose names match; none if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(e.path) for e in entries if any(one.fullmatch(e.name) for one in patterns)]
+    except FileNotFoundError:
+        return []
 
 
 def _lock(path: Path) -> int:
@@ -228,11 +298,13 @@ def _take(handle: int, path: Path) -> None:
 
 def _clear(path: Path) -> None:
     """Remove what a job that never began has made; what was there before stays."""
-    with suppress(OSError):
-        for name in FOLDERS:
-            shutil.rmtree(path / name, ignore_errors=True)
-        for entry in path.glob(f"{TEMPORARY}*"):
+    for entry in [*_matching(path, _UNFINISHED), *_matching(path / LIST, _UNFINISHED, _LISTED)]:
+        with suppress(OSError):
             entry.unlink()
+    for name in FOLDERS:
+        with suppress(OSError):  # not empty: something else was put there meanwhile
+            (path / name).rmdir()
+    with suppress(OSError):
         (path / LOCK_FILE).unlink()
 
 

@@ -83,8 +83,11 @@ class LocalFiles:
             with open_file(path, limits) as file:
                 try:
                     before = os.fstat(file.fileno())
-                    data = file.read(limits.file_bytes + 1)
+                    # Asked for more, Python would first take the memory for all of it.
+                    data = file.read(min(limits.file_bytes, before.st_size) + 1)
                     after = os.fstat(file.fileno())
+                except MemoryError:
+                    raise _too_large(path) from None
                 except OSError as error:
                     raise FileError(
                         "unreadable", f"{path} cannot be read ({error.strerror}): check the disk."
@@ -108,7 +111,11 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Files below a URL of a file system that fsspec knows."""
+    """Files below a URL of a file system that fsspec knows.
+
+    Where one cannot be read, another that could is tried again: if that fails too, it is not the file but the
+    store, whose credentials have expired or whose network is down.
+    """
 
     remote = True
 
@@ -116,6 +123,7 @@ class RemoteFiles:
         self.fs = fs
         self.path = path.rstrip("/")
         self.root = str(fs.unstrip_protocol(self.path))
+        self._could_be_read: str | None = None
 
     def said(self, name: str) -> str:
         """The URL."""
@@ -123,17 +131,40 @@ class RemoteFiles:
 
     def read(self, name: str, limits: Limits) -> bytes:
         """As `Files.read`."""
+        try:
+            data = self._read(name, limits.file_bytes + 1)
+        except ImageError as error:
+            known = self._could_be_read
+            if error.reason == "unreadable" and known is not None:
+                self._check_store(known, error)
+            raise
+        self._could_be_read = name
+        return data
+
+    def _check_store(self, known: str, first: ImageError) -> None:
+        try:
+            self._read(known, 1)
+        except ImageError as error:
+            if error.reason == "unreadable":
+                raise SourceGone(
+                    f"{self.root} cannot be read any more: {first} Renew the credentials or wait for the "
+                    "network, and run the same command again."
+                ) from None
+
+    def _read(self, name: str, most: int) -> bytes:
         said = self.said(name)
         if not name or ".." in name.split("/"):
             raise FileError("outside", f"{said} leads out of {self.root}: correct its path.")
         try:
-            data = bytes(self.fs.cat_file(f"{self.path}/{name}", start=0, end=limits.file_bytes + 1))
+            data = bytes(self.fs.cat_file(f"{self.path}/{name}", start=0, end=most))
         except FileNotFoundError:
             raise FileError("missing", f"{said} does not exist: check the path.") from None
         except IsADirectoryError:
             raise FileError("not a file", f"{said} is a folder: give the image files in it.") from None
         except PermissionError:
             raise FileError("unreadable", f"{said} may not be read: check the credentials.") from None
+        except MemoryError:
+            raise _too_large(said) from None
         except Exception as error:  # every store raises its own kinds
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise FileError("unreadable", f"{said} cannot be read ({reason}): try again.") from None
@@ -165,6 +196,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"{url} cannot be read ({error}): check what stands before ://.") from None
     return fs, str(path)
+
+
+def _too_large(said: str) -> FileError:
+    return FileError(
+        "too large", f"{said} needs more memory than is available: make it smaller or leave it out."
+    )
 
 
 def _check_listable(path: str) -> None:

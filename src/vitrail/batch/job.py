@@ -12,16 +12,17 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from vitrail.artifact import Artifact, open_artifact
-from vitrail.batch import plan, progress, ray, settings, sorting, write
+from vitrail.batch import plan, ray, settings, sorting, write
 from vitrail.batch.commit import Folder, locked
-from vitrail.batch.encoded import Tables, encoded
-from vitrail.batch.records import FORMATS, Committed, Finished, Listed, Shard, Summary
+from vitrail.batch.encoded import Encoded, Tables, encoded, with_retried
+from vitrail.batch.formats import FORMATS
+from vitrail.batch.records import Committed, Finished, Listed, Shard, Summary
 from vitrail.batch.request import (
     Request,
     Silent,
@@ -35,13 +36,14 @@ from vitrail.batch.request import (
 )
 from vitrail.batch.shard import Stages, Work
 from vitrail.batch.sources import Source, open_source
+from vitrail.batch.summary import Timed, document
 from vitrail.errors import InputError
 from vitrail.images.decode import ImageError
 from vitrail.limits import whole
 from vitrail.predict import Predictor
 from vitrail.version import __version__
 
-__all__ = ["document", "run"]
+__all__ = ["run"]
 
 WRITES_AHEAD = 2
 """Shards that may wait for the disk."""
@@ -96,6 +98,7 @@ class _Job:
         self.results = 0
         self.errors: Counter[str] = Counter()
         self.redone = 0
+        self.retried: dict[str, Committed] = {}
         self.notes: list[str] = []
         self.tried: list[dict[str, Any]] = []
 
@@ -105,6 +108,7 @@ class _Job:
         same = fingerprint(self.request, self.source, self.options, self.digest)
         if job is not None:
             check_same(job, same, self.request, self.folder.path)
+            plan.files(self.folder.path, job["lists"])
             self.notes += moved(job, self.artifact)
         self.folder.remove_leftovers()
         listed = self._list(begun=job is not None)
@@ -119,15 +123,16 @@ class _Job:
                 here = stack.enter_context(
                     settings.open_predictor(self.artifact, chosen, self.request.limits)
                 )
+            lists = plan.files(self.folder.path)
             if job is None:
-                self.folder.begin(
-                    {
-                        "fingerprint": same,
-                        "root": self.source.files.root,
-                        "settings": chosen.kept(),
-                        **made_with(self.artifact),
-                    }
-                )
+                job = {
+                    "fingerprint": same,
+                    "root": self.source.files.root,
+                    "settings": chosen.kept(),
+                    **made_with(self.artifact),
+                }
+            if job.get("lists") != lists:  # before any of its inputs is done
+                self.folder.begin({**job, "lists": lists})
             loading_s = time.perf_counter() - begin
             timed = self._do(missing, chosen, here)
         summary = self._summary(listed, chosen, timed, listing_s, loading_s)
@@ -159,21 +164,30 @@ class _Job:
         missing = set()
         for shard in plan.shards(self.folder.path):
             found = self.folder.committed(shard.id)
-            again = found is not None and bool(found.errors) and self.request.retry_errors
-            if found is not None and not again:
+            if found is not None and not (found.errors and self.request.retry_errors):
                 self._count(found)
                 continue
-            if found is not None or self.folder.was_committed(shard.id):
+            missing.add(shard.id)
+            if found is not None:
+                self.retried[shard.id] = found
+                self.results += found.results
+            elif self.folder.was_committed(shard.id):
                 self.redone += 1
                 self.folder.withdraw(shard.id)
-            missing.add(shard.id)
         return missing
 
     def _todo(self, missing: set[str]) -> Iterator[Shard]:
-        return (shard for shard in plan.shards(self.folder.path) if shard.id in missing)
+        """The shards to do; of those with rows that stay, the inputs that are tried again."""
+        for shard in plan.shards(self.folder.path):
+            before = self.retried.get(shard.id)
+            if before is not None:
+                yield Shard(shard.id, tuple(shard.inputs[k] for k in before.failed_at))
+            elif shard.id in missing:
+                yield shard
 
     def _count(self, committed: Committed) -> None:
-        self.results += committed.results
+        before = self.retried.get(committed.shard)
+        self.results += committed.results - (0 if before is None else before.results)
         self.errors.update(committed.errors)
 
     def _settings(self, job: dict[str, Any] | None, missing: set[str]) -> settings.Settings:
@@ -208,10 +222,10 @@ class _Job:
 
     # --- doing it ---------------------------------------------------------------------------------
 
-    def _do(self, missing: set[str], chosen: settings.Settings, here: Predictor | None) -> _Timed:
+    def _do(self, missing: set[str], chosen: settings.Settings, here: Predictor | None) -> Timed:
         shards, inputs = plan.count(self.folder.path)
         before = self.results + self.errors.total()
-        timed = _Timed(shards=shards, inputs=inputs, before=before)
+        timed = Timed(shards=shards, inputs=inputs, before=before, workers=chosen.workers)
         if missing:
             tables = write.layouts(
                 self.artifact.task.columns(**self.options),
@@ -226,20 +240,18 @@ class _Job:
             timed.stop()
         return timed
 
-    def _do_here(self, todo: Iterator[Shard], predictor: Predictor, tables: Tables, timed: _Timed) -> None:
+    def _do_here(self, todo: Iterator[Shard], predictor: Predictor, tables: Tables, timed: Timed) -> None:
         """Encode and write in another thread while the next shard is done."""
         pending: deque[Future[Committed]] = deque()
 
         def settle(most: int) -> None:
-            begin = time.perf_counter()
             while len(pending) > most:
                 self._count(pending.popleft().result())
-            timed.waited_to_write += time.perf_counter() - begin
 
         own = self.source.columns
         work = Work(predictor, self.source.files, options=self.options, own=own, digest=self.digest)
         timed.start(work.stages)
-        self.watcher.begin(timed.inputs, timed.before, timed.waited)
+        self.watcher.begin(timed.inputs, timed.before, timed.held_back)
         with ThreadPoolExecutor(1) as disk, closing(work.run(todo, self.watcher.tick)) as found:
             for finished in found:
                 settle(WRITES_AHEAD - 1)
@@ -248,12 +260,19 @@ class _Job:
 
     def _write(self, finished: Finished, tables: Tables, stages: Stages) -> Committed:
         begin = time.perf_counter()
-        committed = self.folder.commit(encoded(finished, tables))
+        committed = self._commit(encoded(finished, tables), tables)
         stages.add("write", time.perf_counter() - begin)
         return committed
 
+    def _commit(self, done: Encoded, tables: Tables) -> Committed:
+        before = self.retried.get(done.shard)
+        if before is None:
+            return self.folder.commit(done)
+        kept = self.folder.results_of(before)
+        return self.folder.replace(with_retried(before, kept, done, tables))
+
     def _do_on_ray(
-        self, todo: Iterator[Shard], chosen: settings.Settings, tables: Tables, timed: _Timed
+        self, todo: Iterator[Shard], chosen: settings.Settings, tables: Tables, timed: Timed
     ) -> None:
         """Write what the cluster's tasks answer; times are those of all tasks together."""
         assert self.request.ray is not None
@@ -268,14 +287,17 @@ class _Job:
             own=self.source.columns,
             tables=tables,
         )
-        timed.start(Stages())
-        self.watcher.begin(timed.inputs, timed.before, timed.waited)
+        stages = Stages()
+        timed.start(stages)
+        self.watcher.begin(timed.inputs, timed.before, timed.held_back)
         with closing(ray.run(self.request.ray, setup, todo)) as answers:
             for answer in answers:
                 timed.add(answer.stages, answer.seconds)
-                committed = self.folder.commit(answer.shard)
-                self._count(committed)
-                self.watcher.tick(committed.results + committed.failed, committed.failed)
+                begin = time.perf_counter()
+                self._count(self._commit(answer.shard, tables))
+                stages.add("write", time.perf_counter() - begin)
+                failed = len(answer.shard.failed_at)
+                self.watcher.tick(answer.shard.rows + failed, failed)
 
     def _sort(self, directory: str) -> None:
         self.watcher.say(f"sorting into {directory}")
@@ -291,9 +313,10 @@ class _Job:
         )
 
     def _summary(
-        self, listed: Listed, chosen: settings.Settings, timed: _Timed, listing_s: float, loading_s: float
+        self, listed: Listed, chosen: settings.Settings, timed: Timed, listing_s: float, loading_s: float
     ) -> Summary:
         assert self.results + self.errors.total() == timed.inputs, "an input has no row, or two"
+        held = timed.held_back()
         return Summary(
             out=str(self.folder.path),
             artifact=self.request.artifact,
@@ -304,62 +327,15 @@ class _Job:
             done_now=timed.inputs - timed.before,
             shards=timed.shards,
             shards_redone=self.redone,
+            retried=sum(before.failed for before in self.retried.values()),
             listed=listed,
             seconds=round(timed.seconds, 3),
             listing_seconds=round(listing_s, 3),
             loading_seconds=round(loading_s, 3),
             stages={name: round(value, 3) for name, value in timed.stages().items()},
-            waited=timed.waited(),
+            busy=timed.busy(),
+            held_back_by=None if held is None else held[0],
             settings=chosen.kept(),
             tried=tuple(self.tried),
             notes=tuple(self.notes),
         )
-
-
-@dataclass(kw_only=True)
-class _Timed:
-    """Where the time of a run goes."""
-
-    shards: int
-    inputs: int
-    before: int
-    work: Stages | None = None
-    begun: float = 0.0
-    seconds: float = 0.0
-    waited_to_write: float = 0.0
-    elsewhere: float = 0.0
-    """Seconds of all tasks on a cluster together; 0: the work is done here."""
-
-    def start(self, work: Stages) -> None:
-        self.work, self.begun = work, time.perf_counter()
-
-    def add(self, stages: dict[str, float], seconds: float) -> None:
-        assert self.work is not None
-        for name, value in stages.items():
-            self.work.add(name, value)
-        self.elsewhere += seconds
-
-    def stop(self) -> None:
-        self.seconds = time.perf_counter() - self.begun
-
-    def stages(self) -> dict[str, float]:
-        return {} if self.work is None else self.work.read()
-
-    def waited(self) -> dict[str, float]:
-        if self.work is None:
-            return {}
-        elapsed = self.elsewhere or self.seconds or time.perf_counter() - self.begun
-        return progress.shares(self.stages(), self.waited_to_write, elapsed)
-
-
-def document(summary: Summary) -> dict[str, Any]:
-    """A summary as JSON."""
-    found: dict[str, Any] = msgspec.to_builtins(summary)
-    rate = summary.images_per_second
-    return {
-        "schema_version": 1,
-        **found,
-        "failed": summary.failed,
-        "images_per_second": None if rate is None else round(rate, 2),
-        "held_back_by": progress.held_back(summary.waited),
-    }

@@ -27,7 +27,7 @@ from vitrail.batch.sources import Source
 from vitrail.errors import InputError
 from vitrail.store import TEMPORARY, fsync_path, writing
 
-__all__ = ["count", "extend", "shards"]
+__all__ = ["count", "extend", "files", "shards"]
 
 ID_LETTERS = 24
 """Of a shard's digest: 96 bits."""
@@ -49,6 +49,27 @@ def count(out: Path) -> tuple[int, int]:
     """Shards and inputs of a job."""
     found = [_end(path) for path in _files(out)]
     return sum(shards for shards, _ in found), sum(inputs for _, inputs in found)
+
+
+def files(out: Path, known: int = 0) -> int:
+    """How many files the list has, none of which may be gone: its inputs would be listed again.
+
+    Args:
+        out: the job's folder.
+        known: how many there were at the latest.
+
+    Raises:
+        InputError: one is gone.
+    """
+    found = _files(out)
+    names = {path.name for path in found}
+    for number in range(1, max(known, len(found)) + 1):
+        if _name(number) not in names:
+            raise InputError(
+                f"{out / LIST / _name(number)}, part of the job's list of inputs, is gone: put it back, or "
+                "begin again with another --out."
+            )
+    return len(found)
 
 
 def extend(
@@ -146,8 +167,7 @@ def _write(out: Path, table: sqlite3.Connection, shard_size: int) -> None:
     first = next(lines, None)
     if first is None:
         return
-    number = len(_files(out)) + 1
-    place = out / LIST / f"{number:04}.jsonl"
+    place = out / LIST / _name(len(_files(out)) + 1)
     temporary = out / LIST / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
     with writing(place):
         try:
@@ -179,7 +199,12 @@ def _shard_id(lines: Iterable[str]) -> str:
 
 
 def _files(out: Path) -> list[Path]:
-    return sorted((out / LIST).glob("*.jsonl"))
+    found = (path for path in (out / LIST).glob("*.jsonl") if path.stem.isdecimal())
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def _name(number: int) -> str:
+    return f"{number:04}.jsonl"
 
 
 def _shards(path: Path) -> Iterator[Shard]:

@@ -9,37 +9,52 @@ from typing import Any, TextIO
 
 from vitrail.words import counted
 
-__all__ = ["Progress", "clock", "held_back", "shares", "stage_words"]
+__all__ = ["Progress", "busy", "clock", "held_back", "stage_words"]
 
 EVERY_S = 10.0
 DRAWN_EVERY_S = 0.2
 WORDS = {"read": "reading", "decode": "decoding", "model": "the model", "write": "writing"}
 
 
-def shares(stages: dict[str, float], waited_to_write: float, elapsed: float) -> dict[str, float]:
-    """The share of `elapsed` seconds in which the job waited for each stage; together at most 1.
+def busy(stages: dict[str, float], workers: int, elapsed: float, wall: float) -> dict[str, float]:
+    """The share of its own threads' time in which each stage was at work.
 
-    The one loop runs the model and puts rows together, or waits: for images (which reading and decoding share
-    as they share the threads' time) or for the disk.
+    Reading and decoding share the workers, so that the two together are at most 1; the model and putting rows
+    together have the thread of the loop, writing has one of its own.
+
+    Args:
+        stages: seconds by stage, of all threads together.
+        workers: threads that read and decode; 0: the thread of the loop does it.
+        elapsed: seconds of the loop, or of all loops of a cluster together.
+        wall: seconds of the thread that writes.
     """
-    if elapsed <= 0:
+    if elapsed <= 0 or wall <= 0:
         return {}
-    model = stages.get("model", 0.0) + stages.get("finish", 0.0)
-    images = max(elapsed - model - waited_to_write, 0.0)
-    read, decode = stages.get("read", 0.0), stages.get("decode", 0.0)
-    part = read / (read + decode) if read + decode else 0.0
-    seconds = {
-        "read": images * part,
-        "decode": images * (1 - part),
-        "model": model,
-        "write": waited_to_write,
+    of_workers = elapsed * max(workers, 1)
+    found = {
+        "read": stages.get("read", 0.0) / of_workers,
+        "decode": stages.get("decode", 0.0) / of_workers,
+        "model": (stages.get("model", 0.0) + stages.get("finish", 0.0)) / elapsed,
+        "write": stages.get("write", 0.0) / wall,
     }
-    return {name: round(min(value / elapsed, 1.0), 3) for name, value in seconds.items()}
+    return {name: round(min(share, 1.0), 3) for name, share in found.items()}
 
 
-def held_back(waited: dict[str, float]) -> str | None:
-    """The stage that the others wait for most; None: nothing was done yet."""
-    return max(waited, key=lambda name: waited[name]) if any(waited.values()) else None
+def held_back(shares: dict[str, float], *, in_turn: bool) -> tuple[str, float] | None:
+    """The stage whose threads are the busiest, and how busy they are; None: nothing was done yet.
+
+    Args:
+        shares: as `busy` gives them.
+        in_turn: whether reading, decoding and the model share one thread.
+    """
+    if not any(shares.values()):
+        return None
+    found = dict(shares)
+    if not in_turn:  # what makes the workers busy is the longer of the two
+        longer, other = sorted(("read", "decode"), key=lambda name: -found[name])
+        found[longer] = min(round(found[longer] + found.pop(other), 3), 1.0)
+    stage = max(found, key=lambda name: found[name])
+    return stage, found[stage]
 
 
 def stage_words(name: str) -> str:
@@ -68,7 +83,7 @@ class Progress:
         self._task: Any = None
         self._begun = self._said = now()
         self._total = self._before = self._done = self._failed = 0
-        self._waited: Callable[[], dict[str, float]] = dict
+        self._held_back: Callable[[], tuple[str, float] | None] = lambda: None
 
     def __enter__(self) -> Progress:
         if self._stream.isatty():
@@ -95,9 +110,9 @@ class Progress:
         """Inputs listed so far."""
         self._show(f"listing: {counted(listed, 'input')} so far", listed, None)
 
-    def begin(self, total: int, before: int, waited: Callable[[], dict[str, float]]) -> None:
-        """The work begins: inputs in all, those done by earlier runs, and shares by stage when asked."""
-        self._total, self._before, self._waited = total, before, waited
+    def begin(self, total: int, before: int, held_back: Callable[[], tuple[str, float] | None]) -> None:
+        """The work begins: inputs in all, those done by earlier runs, and the busiest stage when asked."""
+        self._total, self._before, self._held_back = total, before, held_back
         self._begun = self._said = self._now()
 
     def tick(self, done: int, failed: int) -> None:
@@ -114,9 +129,10 @@ class Progress:
         if rate:
             parts.append(f"{clock((self._total - self._before - self._done) / rate)} left")
         parts.append(counted(self._failed, "error"))
-        stage = held_back(self._waited())
-        if stage is not None:
-            parts.append(f"held back by {WORDS[stage]} ({self._waited()[stage]:.0%})")
+        found = self._held_back()
+        if found is not None:
+            stage, share = found
+            parts.append(f"held back by {WORDS[stage]} ({share:.0%} busy)")
         return " · ".join(parts)
 
     def _show(self, text: str | None, done: int, total: int | None, *, force: bool = False) -> None:

@@ -22,6 +22,7 @@ from vitrail.batch.shard import Work
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.images.limits import Limits
 from vitrail.version import __version__
+from vitrail.words import counted
 
 __all__ = ["AUTO", "Answer", "Setup", "check_installed", "run"]
 
@@ -31,6 +32,8 @@ INSTALL = 'pip install "vitrail[ray]"'
 RETRIES = 3
 """How often Ray starts a task again whose worker died, and how often the driver then gives it out again."""
 KNOCK_S = 10.0
+LOOK_AGAIN_S = 10.0
+"""How often a driver that waits looks whether a node is left that can do the work."""
 AHEAD = 2
 """Tasks for each one that the cluster can run at once."""
 
@@ -85,8 +88,9 @@ def run(address: str, setup: Setup, shards: Iterable[Shard]) -> Generator[Answer
         shards: taken as the cluster has room.
 
     Raises:
-        InputError: there is no cluster, or a node cannot do the work (it lacks the artifact, the images or
-            this version of Vitrail), or a shard ended its worker again and again.
+        InputError: there is no cluster, or none of its nodes has the cores, or one cannot do the work (it
+            lacks the artifact, the images or this version of Vitrail), or a shard ended its worker again and
+            again.
     """
     ray = check_installed()
     _connect(ray, address)
@@ -132,8 +136,10 @@ class _Driver:
                 self._fill(shards)
                 if not self.under_way:
                     return
-                (done, *_), _ = self.ray.wait(list(self.under_way), num_returns=1)
-                yield from self._taken(done)
+                self._check_cores()
+                done, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=LOOK_AGAIN_S)
+                for reference in done:
+                    yield from self._taken(reference)
         finally:
             for reference in self.under_way:
                 self.ray.cancel(reference, force=True)
@@ -146,6 +152,17 @@ class _Driver:
             if shard is None:
                 return
             self._start(shard, 0)
+
+    def _check_cores(self) -> None:
+        """Ray lets a task wait for ever that no node has the cores for. Before there is any core, as where
+        nodes are only started for work, it is right to wait."""
+        nodes = [node for node in self.ray.nodes() if node["Alive"]]
+        most = max((int(node["Resources"].get("CPU", 0)) for node in nodes), default=0)
+        if 0 < most < self.threads:
+            raise InputError(
+                f"Each task has {self.threads} threads, and no node of the cluster has more than "
+                f"{counted(most, 'core')}: add a node that has, or use another --out with --threads {most}."
+            )
 
     def _start(self, shard: Shard, failures: int) -> None:
         self.under_way[self.task.remote(self.setup, shard)] = (shard, failures)

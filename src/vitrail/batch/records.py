@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vitrail.images.decode import Refusal
-
-Format = Literal["parquet", "jsonl", "csv"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 Reason = Literal[Refusal, "outside", "changed", "no answer"]
 """Why an input has no result: what decoding says, a path that leads out of the root, a file that changes as
@@ -64,12 +61,14 @@ class Failure:
 class Finished:
     """All of one shard: a row or a failure for each input, in the inputs' order.
 
-    `results` and `errors` hold dicts by column; together they are as many as the inputs.
+    `results` and `errors` hold dicts by column; together they are as many as the inputs. `failed_at` are the
+    places of those with errors.
     """
 
     shard: str
     results: list[dict[str, Any]]
     errors: list[dict[str, Any]]
+    failed_at: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +79,8 @@ class Committed:
     results: int
     errors: dict[str, int]
     """Failed inputs by reason."""
+    failed_at: tuple[int, ...]
+    """Which of the shard's inputs they are, from 0."""
     results_sha256: str | None
     errors_sha256: str | None
 
@@ -118,7 +119,9 @@ class Summary:
     """Inputs that this run has done."""
     shards: int
     shards_redone: int
-    """Shards that were damaged, or tried again."""
+    """Shards that were damaged."""
+    retried: int
+    """Inputs that had failed and were tried again."""
     listed: Listed
     seconds: float
     """Of this run's work, without listing and loading."""
@@ -127,8 +130,10 @@ class Summary:
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds of this run by stage: `read` and `decode` summed over their threads, `model` and `finish` in
     one thread, `write` in another."""
-    waited: dict[str, float] = field(default_factory=dict)
-    """Share of the run in which the loop waited for each: `read`, `decode`, `model`, `write`."""
+    busy: dict[str, float] = field(default_factory=dict)
+    """Share of its own threads' time in which each stage was at work: `read`, `decode`, `model`, `write`."""
+    held_back_by: str | None = None
+    """The busiest stage."""
     settings: dict[str, Any] = field(default_factory=dict)
     tried: tuple[dict[str, Any], ...] = ()
     """What the measurement of settings found, if there was one."""

@@ -12,7 +12,8 @@ import msgspec
 
 from vitrail.artifact import Artifact
 from vitrail.batch import sorting
-from vitrail.batch.records import SHARD_SIZE, Format
+from vitrail.batch.formats import FORMATS, Format
+from vitrail.batch.records import SHARD_SIZE
 from vitrail.batch.sources import Source
 from vitrail.errors import InputError
 from vitrail.images.limits import LIMITS, Limits
@@ -42,7 +43,7 @@ class Request:
     artifact: str
     source: str
     out: str
-    format: Format = "parquet"
+    format: Format = FORMATS[0]
     options: Mapping[str, Any] = field(default_factory=dict)
     """The task's, e.g. `top`; those left out are as the task has them."""
     root: str | None = None
@@ -53,7 +54,7 @@ class Request:
     workers: int | None = None
     limits: Limits = LIMITS
     retry_errors: bool = False
-    """Shards with failed inputs are done again."""
+    """Inputs that failed are tried again."""
     ray: str | None = None
     """Address of a Ray cluster, or `auto`; None: the work is done here."""
 
@@ -67,7 +68,7 @@ class Watcher(Protocol):
     def listing(self, listed: int) -> None:
         """Inputs listed so far."""
 
-    def begin(self, total: int, before: int, waited: Any) -> None:
+    def begin(self, total: int, before: int, held_back: Any) -> None:
         """The work on inputs begins."""
 
     def tick(self, done: int, failed: int) -> None:
@@ -83,7 +84,7 @@ class Silent:
     def listing(self, listed: int) -> None:
         """Nothing."""
 
-    def begin(self, total: int, before: int, waited: Any) -> None:
+    def begin(self, total: int, before: int, held_back: Any) -> None:
         """Nothing."""
 
     def tick(self, done: int, failed: int) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,17 +121,16 @@ class Work:
                     yield under_way[-1]
                 yield CUT
 
-        results: list[dict[str, Any]] = []
-        errors: list[dict[str, Any]] = []
+        finished = Finished(shard="", results=[], errors=[], failed_at=[])
         with closing(self._predictor.outputs(items(), prepare=self._prepared)) as batches:
             for slots, outputs in batches:
                 done = [under_way.popleft() for _ in slots]
-                failed = len(errors)
-                self._sort(done, slots, outputs, results, errors)
-                tick(len(done), len(errors) - failed)
-                if len(results) + len(errors) == len(open_shards[0].inputs):
-                    yield Finished(shard=open_shards.popleft().id, results=results, errors=errors)
-                    results, errors = [], []
+                failed = len(finished.errors)
+                self._add_rows(finished, done, slots, outputs)
+                tick(len(done), len(finished.errors) - failed)
+                if len(finished.results) + len(finished.errors) == len(open_shards[0].inputs):
+                    yield replace(finished, shard=open_shards.popleft().id)
+                    finished = Finished(shard="", results=[], errors=[], failed_at=[])
 
     def _prepared(self, item: _Item) -> Arrays:
         """In a thread: the input's file, its digest, its tensors."""
@@ -145,22 +144,18 @@ class Work:
         finally:
             self.stages.add("decode", time.perf_counter() - middle)
 
-    def _sort(
-        self,
-        items: list[_Item],
-        slots: list[InputError | None],
-        outputs: Arrays | None,
-        results: list[dict[str, Any]],
-        errors: list[dict[str, Any]],
+    def _add_rows(
+        self, to: Finished, items: list[_Item], slots: list[InputError | None], outputs: Arrays | None
     ) -> None:
         begin = time.perf_counter()
         answers = iter(() if outputs is None else self._answers(outputs))
         for item, slot in zip(items, slots, strict=True):
             outcome = next(answers) if slot is None else _failure(slot)
             if isinstance(outcome, Failure):
-                errors.append(self._row(item, {"reason": outcome.reason, "error": outcome.message}))
+                to.failed_at.append(len(to.results) + len(to.errors))
+                to.errors.append(self._row(item, {"reason": outcome.reason, "error": outcome.message}))
             else:
-                results.append(self._row(item, {"sha256": item.sha256, **outcome}))
+                to.results.append(self._row(item, {"sha256": item.sha256, **outcome}))
         self.stages.add("finish", time.perf_counter() - begin)
 
     def _answers(self, outputs: Arrays) -> list[dict[str, Any] | Failure]:

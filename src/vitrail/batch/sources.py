@@ -15,7 +15,8 @@ from typing import Any
 
 from vitrail.batch import manifests
 from vitrail.batch.files import Files, LocalFiles, RemoteFiles, filesystem, is_url
-from vitrail.batch.records import Format, Input, OwnColumn
+from vitrail.batch.formats import Format
+from vitrail.batch.records import Input, OwnColumn
 from vitrail.errors import InputError
 from vitrail.images import find
 
@@ -113,64 +114,92 @@ def _pattern(pattern: str, leave_out: tuple[str, ...]) -> Source:
 
     def listed() -> Iterator[Input]:
         unlistable: list[OSError] = []
-        matching = _Matching(root, _within(leave_out), unlistable.append)
-        yield from map(Input, matching.names("", tuple(rest.split("/"))))
+        matching = _Matching(root, tuple(rest.split("/")), _within(leave_out), unlistable.append)
+        yield from map(Input, matching.names())
         yield from _said(root, unlistable)
 
     return Source(name=pattern, files=LocalFiles(root), listed=listed)
 
 
-@dataclass(frozen=True)
+_Rest = tuple[str, ...]
+"""What is left of a pattern, folder by folder; nothing: all that is below."""
+
+
 class _Matching:
     """The names below a root that match a pattern. Unlike `glob`, it enters linked folders once, holds no
-    folder's files, and says which folders cannot be listed."""
+    folder's files, and says which folders cannot be listed.
 
-    root: str
-    excluded: Callable[[str], bool]
-    unlistable: Callable[[OSError], None]
+    A folder may be reached with several rests of the pattern (`**` is any number of folders) and by several
+    links: for each rest it is entered once, and each of its files is given once.
+    """
 
-    def names(self, folder: str, parts: tuple[str, ...]) -> Iterator[str]:
-        """Of what is below `folder`, what matches the rest of the pattern."""
-        part, *rest = parts
-        if part == "**":
-            yield from (
-                os.path.join(folder, name)
-                for name in self._images(folder)
-                if _fits(tuple(name.split("/")), parts)
-            )
+    def __init__(
+        self,
+        root: str,
+        parts: _Rest,
+        excluded: Callable[[str], bool],
+        unlistable: Callable[[OSError], None],
+    ) -> None:
+        self.root, self.parts = root, parts
+        self.excluded, self.unlistable = excluded, unlistable
+        self.entered: dict[str, set[_Rest]] = {}
+
+    def names(self) -> Iterator[str]:
+        """In the order of the disk."""
+        yield from self._names("", _rests(self.parts))
+
+    def _names(self, folder: str, rests: set[_Rest]) -> Iterator[str]:
+        path = os.path.join(self.root, folder) if folder else self.root
+        real = os.path.realpath(path)
+        before = self.entered.get(real, set())
+        rests = rests - before
+        if not rests or self.excluded(real):
             return
-        for entry in self._entries(folder):
-            name = os.path.join(folder, entry.name)
-            if find.is_hidden(entry.name) or not fnmatch.fnmatchcase(entry.name, part):
+        self.entered[real] = before | rests
+        inner: list[str] = []
+        for entry in self._entries(path):
+            if find.is_hidden(entry.name):
                 continue
             if find.is_folder(entry):
-                images = self.names(name, tuple(rest)) if rest else self._below(name)
-                yield from () if self.excluded(os.path.realpath(entry.path)) else images
-            elif not rest and find.looks_like_image(entry.path):
-                yield name
+                inner.append(entry.name)
+                continue
+            wanted = _takes(rests, entry.name) and not _takes(before, entry.name)
+            if wanted and find.looks_like_image(entry.path):
+                yield os.path.join(folder, entry.name)
+        for name in sorted(inner):  # the order decides which of two links to one folder is entered
+            below = set().union(*(self._behind(rest, name) for rest in rests))
+            yield from self._names(os.path.join(folder, name), below)
 
-    def _below(self, folder: str) -> Iterator[str]:
-        return (os.path.join(folder, name) for name in self._images(folder))
+    def _behind(self, rest: _Rest, name: str) -> set[_Rest]:
+        """What is left of the pattern in a folder below."""
+        if not rest:
+            return {()}
+        if rest[0] == "**":
+            return _rests(rest)
+        if not fnmatch.fnmatchcase(name, rest[0]):
+            return set()
+        if len(rest) > 1:
+            return _rests(rest[1:])
+        return set() if "**" in self.parts else {()}  # behind `**` files match by themselves
 
-    def _images(self, folder: str) -> Iterator[str]:
-        path = os.path.join(self.root, folder) if folder else self.root
-        return find.walk_images(path, leave_out=self.excluded, unlistable=self.unlistable)
-
-    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+    def _entries(self, path: str) -> Iterator[os.DirEntry[str]]:
         try:
-            with os.scandir(os.path.join(self.root, folder) if folder else self.root) as entries:
+            with os.scandir(path) as entries:
                 yield from entries
         except OSError as error:
             self.unlistable(error)
 
 
-def _fits(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
-    """Whether a path matches a pattern, folder by folder; `**` is any number of them."""
-    if not parts:
-        return not names
-    if parts[0] == "**":
-        return _fits(names, parts[1:]) or (bool(names) and _fits(names[1:], parts))
-    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
+def _rests(parts: _Rest) -> set[_Rest]:
+    """The rest, and what is left of it where a leading `**` stands for no folder."""
+    if parts == ("**",):
+        return {()}
+    return {parts} | (_rests(parts[1:]) if parts[0] == "**" else set())
+
+
+def _takes(rests: set[_Rest], name: str) -> bool:
+    """Whether a file is what a pattern ends in."""
+    return any(not rest or (len(rest) == 1 and fnmatch.fnmatchcase(name, rest[0])) for rest in rests)
 
 
 def _fixed(pattern: str) -> tuple[str, str]:

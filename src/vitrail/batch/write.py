@@ -9,20 +9,21 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitrail.batch.formats import Format
 from vitrail.batch.manifests import restored
-from vitrail.batch.records import Format, OwnColumn
+from vitrail.batch.records import OwnColumn
 from vitrail.data.arrow import import_pyarrow
 from vitrail.tasks import Column
 from vitrail.words import utf8
 
-__all__ = ["Layout", "check_installed", "column_names", "encode", "layouts", "read_columns"]
+__all__ = ["Layout", "check_installed", "column_names", "encode", "interleaved", "layouts", "read_columns"]
 
 PATH, DIGEST, ARTIFACT, REASON, MESSAGE = "path", "sha256", "artifact", "reason", "error"
 KEY = b"vitrail"
@@ -70,6 +71,23 @@ def encode(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _ENCODERS[layout.format](layout, rows)
 
 
+def interleaved(
+    layout: Layout, one: bytes | None, other: bytes | None, from_other: Sequence[bool]
+) -> bytes | None:
+    """The rows of two files of `encode` in one, as they are written; None: no rows.
+
+    `from_other` says for each row of the result in turn whether it is the next one of `other`.
+    """
+    if one is None or other is None:
+        return one or other
+    return _INTERLEAVED[layout.format](layout, one, other, from_other)
+
+
+def _woven(one: Iterable[Any], other: Iterable[Any], from_other: Sequence[bool]) -> list[Any]:
+    ones, others = iter(one), iter(other)
+    return [next(others if chosen else ones) for chosen in from_other]
+
+
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The text of some columns, row by row, of a file that `encode` made."""
     if path.suffix == ".parquet":
@@ -91,10 +109,23 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _parquet(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    arrow, parquet = import_pyarrow("Parquet")
+    arrow, _ = import_pyarrow("Parquet")
     columns = {column.name: _array(arrow, column, rows) for column in layout.columns}
     table = arrow.table(columns)
     table = table.replace_schema_metadata({KEY: json.dumps(dict(layout.metadata)).encode("ascii")})
+    return _stored(layout, table)
+
+
+def _parquet_interleaved(layout: Layout, one: bytes, other: bytes, from_other: Sequence[bool]) -> bytes:
+    arrow, parquet = import_pyarrow("Parquet")
+    tables = [parquet.ParquetFile(arrow.BufferReader(data)).read() for data in (one, other)]
+    first = tables[0].num_rows
+    order = _woven(range(first), range(first, first + tables[1].num_rows), from_other)
+    return _stored(layout, arrow.concat_tables(tables).take(order).combine_chunks())
+
+
+def _stored(layout: Layout, table: Any) -> bytes:
+    arrow, parquet = import_pyarrow("Parquet")
     sink = arrow.BufferOutputStream()
     # Numbers neither repeat nor compress: dictionaries and compression would only cost time.
     texts = [c.name for c in layout.columns if isinstance(c, OwnColumn) or c.kind == "text"]
@@ -143,6 +174,11 @@ def _jsonl(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("utf-8")
 
 
+def _jsonl_interleaved(_: Layout, one: bytes, other: bytes, from_other: Sequence[bool]) -> bytes:
+    lines = _woven(one.splitlines(keepends=True), other.splitlines(keepends=True), from_other)
+    return b"".join(lines)
+
+
 def _plain(value: Any) -> Any:
     """float32 as the shortest decimals that mean it: 0.1, not 0.10000000149011612."""
     if isinstance(value, np.ndarray):
@@ -163,9 +199,25 @@ def _finite(value: Any) -> Any:
 
 
 def _csv(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return _csv_of(layout, _csv_rows(layout, rows))
+
+
+def _csv_interleaved(layout: Layout, one: bytes, other: bytes, from_other: Sequence[bool]) -> bytes:
+    tables = [csv.reader(io.StringIO(data.decode("utf-8"), newline="")) for data in (one, other)]
+    for table in tables:
+        next(table)
+    return _csv_of(layout, _woven(*tables, from_other))
+
+
+def _csv_of(layout: Layout, rows: Iterable[Sequence[Any]]) -> bytes:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([name for column in layout.columns for name in _names(column)])
+    writer.writerows(rows)
+    return buffer.getvalue().encode("utf-8")
+
+
+def _csv_rows(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
     for row in rows:
         cells: list[Any] = []
         for column in layout.columns:
@@ -174,8 +226,7 @@ def _csv(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> bytes:
                 cells += value
             else:
                 cells.append(_cell(value))
-        writer.writerow(cells)
-    return buffer.getvalue().encode("utf-8")
+        yield cells
 
 
 def _names(column: Column | OwnColumn) -> list[str]:
@@ -190,3 +241,4 @@ def _cell(value: Any) -> Any:
 
 
 _ENCODERS = {"parquet": _parquet, "jsonl": _jsonl, "csv": _csv}
+_INTERLEAVED = {"parquet": _parquet_interleaved, "jsonl": _jsonl_interleaved, "csv": _csv_interleaved}

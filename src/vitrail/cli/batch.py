@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vitrail.batch.formats import FORMATS
 from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import STDOUT, add_json_argument, write_json, write_lines
 from vitrail.errors import InputError
@@ -13,8 +14,6 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.batch.records import Summary
-
-FORMATS = ("parquet", "jsonl", "csv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", metavar="DIR|URL", help="what a manifest's paths start from (default: its own folder)"
     )
     parser.add_argument(
-        "--retry-errors", action="store_true", help="do again what failed in an earlier run of the job"
+        "--retry-errors", action="store_true", help="try again what failed in an earlier run of the job"
     )
     parser.add_argument(
         "--ray",
@@ -81,9 +80,11 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.batch import job
     from vitrail.batch.progress import Progress
     from vitrail.batch.records import SHARD_SIZE
+    from vitrail.batch.request import Request
+    from vitrail.batch.summary import document
     from vitrail.images.limits import LIMITS, Limits
 
-    request = job.Request(
+    request = Request(
         artifact=args.artifact,
         source=args.source,
         out=args.out,
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(sys.stderr) as shown:
         summary = job.run(request, shown)
     if args.json is not None:
-        write_json(job.document(summary), args.json)
+        write_json(document(summary), args.json)
     if args.json != STDOUT:
         write_lines(_lines(summary, args))
     if not summary.failed:
@@ -123,7 +124,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lines(summary: Summary, args: argparse.Namespace) -> list[str]:
-    from vitrail.batch.progress import clock, held_back, stage_words
+    from vitrail.batch.progress import clock, stage_words
 
     out = args.out.rstrip("/")
     lines = [f"{counted(summary.inputs, 'input')} → {counted(summary.results, 'row')} in {out}/results"]
@@ -134,16 +135,17 @@ def _lines(summary: Summary, args: argparse.Namespace) -> list[str]:
     if rate is None:
         lines.append("all was done before: nothing to do")
     else:
-        stage = held_back(summary.waited)
-        shares = ", ".join(
+        busy = ", ".join(
             f"{stage_words(name)} {share:.0%}"
-            for name, share in sorted(summary.waited.items(), key=lambda item: -item[1])
+            for name, share in sorted(summary.busy.items(), key=lambda item: -item[1])
             if share >= 0.005
         )
         done = f"{summary.done_now} done in {clock(summary.seconds)}, {rate:.0f} images/s"
-        lines.append(f"{done} · the time: {shares}" if stage is not None else done)
+        lines.append(f"{done} · busy: {busy}" if busy else done)
     if summary.shards_redone:
         lines.append(f"{counted(summary.shards_redone, 'shard')} done again")
+    if summary.retried:
+        lines.append(f"{counted(summary.retried, 'failed input')} tried again")
     if summary.listed.repeated:
         lines.append(f"{counted(summary.listed.repeated, 'input')} listed more than once: done once")
     if summary.listed.gone:
