@@ -117,7 +117,7 @@ def test_unsure_answers_are_unknown_and_images_are_linked_by_label(winner, photo
 def test_an_image_whose_shard_was_done_again_is_in_one_folder(winner, photos, tmp_path):
     out, folder = tmp_path / "out", tmp_path / "sorted"
     assert batch(winner, photos, out, "--sort-into", folder) == 1
-    label = {row["path"]: row["label"] for row in rows(out)}
+    label = {row["path"]: row["label"].replace("\x0c", "_") for row in rows(out)}
     other = next(path for path in label if label[path] != label["photo0.png"])
     (folder / "curated").mkdir()
     os.symlink(photos / "photo0.png", folder / "curated" / "photo0.png")  # somebody's own
@@ -132,7 +132,7 @@ def test_an_image_whose_shard_was_done_again_is_in_one_folder(winner, photos, tm
     for part in (out / "results").iterdir():
         part.unlink()
     assert batch(winner, photos, out, "--sort-into", folder) == 1  # an error now: in no folder
-    assert not list(folder.rglob(other))
+    assert other not in {path.name for path in folder.rglob("*")}
 
 
 def test_two_spellings_of_a_path_do_not_collide(winner, photos, tmp_path, capsys):
@@ -143,13 +143,13 @@ def test_two_spellings_of_a_path_do_not_collide(winner, photos, tmp_path, capsys
     (photos / "list.csv").write_text("\n".join(["path", *names]))
     for _ in range(2):
         assert batch(winner, photos / "list.csv", tmp_path / "out", "--sort-into", tmp_path / "sorted") == 0
-    (label,) = {row["label"] for row in rows(tmp_path / "out")}
+    (label,) = {row["label"].replace("\x0c", "_") for row in rows(tmp_path / "out")}
     found = {
         str(path.relative_to(tmp_path / "sorted" / label)): os.path.realpath(path)
         for path in (tmp_path / "sorted" / label).rglob("*.png")
     }
     (odd,) = set(found) - {"a/b.png", "b.png"}
-    assert odd.startswith("a/b~")
+    assert odd.startswith("b~")
     assert found["a/b.png"] == os.path.realpath(photos / "a" / "b.png")
     assert found["b.png"] == found[odd] == os.path.realpath(photos / "b.png")
     assert batch(winner, photos, tmp_path / "x", "--sort-into", tmp_path / "x") == 2

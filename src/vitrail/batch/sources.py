@@ -167,7 +167,7 @@ class _Matching:
             if wanted and find.looks_like_image(entry.path):
                 yield os.path.join(folder, entry.name)
         for name in sorted(inner):  # the order decides which of two links to one folder is entered
-            below = set().union(*(self._behind(rest, name) for rest in rests))
+            below = {left for rest in rests for left in self._behind(rest, name)}
             yield from self._names(os.path.join(folder, name), below)
 
     def _behind(self, rest: _Rest, name: str) -> set[_Rest]:
