@@ -146,29 +146,30 @@ class _Matching:
 
     def names(self) -> Iterator[str]:
         """In the order of the disk."""
-        yield from self._names("", _rests(self.parts))
-
-    def _names(self, folder: str, rests: set[_Rest]) -> Iterator[str]:
-        path = os.path.join(self.root, folder) if folder else self.root
-        real = os.path.realpath(path)
-        before = self.entered.get(real, set())
-        rests = rests - before
-        if not rests or self.excluded(real):
-            return
-        self.entered[real] = before | rests
-        inner: list[str] = []
-        for entry in self._entries(path):
-            if find.is_hidden(entry.name):
+        waiting = [("", _rests(self.parts))]
+        while waiting:
+            folder, rests = waiting.pop()
+            path = os.path.join(self.root, folder) if folder else self.root
+            real = os.path.realpath(path)
+            before = self.entered.get(real, set())
+            rests = rests - before
+            if not rests or self.excluded(real):
                 continue
-            if find.is_folder(entry):
-                inner.append(entry.name)
-                continue
-            wanted = _takes(rests, entry.name) and not _takes(before, entry.name)
-            if wanted and find.looks_like_image(entry.path):
-                yield os.path.join(folder, entry.name)
-        for name in sorted(inner):  # the order decides which of two links to one folder is entered
-            below = {left for rest in rests for left in self._behind(rest, name)}
-            yield from self._names(os.path.join(folder, name), below)
+            self.entered[real] = before | rests
+            inner: list[str] = []
+            for entry in self._entries(path):
+                if find.is_hidden(entry.name):
+                    continue
+                if find.is_folder(entry):
+                    inner.append(entry.name)
+                    continue
+                wanted = _takes(rests, entry.name) and not _takes(before, entry.name)
+                if wanted and find.looks_like_image(entry.path):
+                    yield os.path.join(folder, entry.name)
+            # The order decides which of two links to one folder is entered.
+            for name in sorted(inner, reverse=True):
+                below = {left for rest in rests for left in self._behind(rest, name)}
+                waiting.append((os.path.join(folder, name), below))
 
     def _behind(self, rest: _Rest, name: str) -> set[_Rest]:
         """What is left of the pattern in a folder below."""
