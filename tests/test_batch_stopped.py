@@ -273,10 +273,10 @@ def test_a_file_that_always_changes_while_it_is_read(winner, photos, tmp_path, m
 
 @pytest.fixture
 def half(photos, tmp_path) -> Path:
-    """A manifest that lists two damaged images among others, one twice, with a column that needs quotes."""
+    """A manifest that lists two damaged images among others, one twice, with cells that need quotes."""
     shutil.copy(photos / "cut.png", photos / "cut2.png")
     names = ["photo0.png", "cut.png", "photo2.png", "cut2.png", "cut.png", "photo1.JPG", "photo3.png"]
-    lines = [f'{name},"{k},\n""x"""' for k, name in enumerate(names)]
+    lines = [f'{name},"{k},\n""x\r"""' for k, name in enumerate(names)]
     (photos / "half.csv").write_text("\n".join(["path,note", *lines]), newline="")
     return photos / "half.csv"
 

@@ -109,19 +109,23 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _parquet(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    arrow, _ = import_pyarrow("Parquet")
-    columns = {column.name: _array(arrow, column, rows) for column in layout.columns}
-    table = arrow.table(columns)
-    table = table.replace_schema_metadata({KEY: json.dumps(dict(layout.metadata)).encode("ascii")})
-    return _stored(layout, table)
+    return _stored(layout, _table(layout, rows))
 
 
 def _parquet_interleaved(layout: Layout, one: bytes, other: bytes, from_other: Sequence[bool]) -> bytes:
     arrow, parquet = import_pyarrow("Parquet")
-    tables = [parquet.ParquetFile(arrow.BufferReader(data)).read() for data in (one, other)]
+    # Parquet has its own names for the inside of lists; the tables get back those that they were made with.
+    schema = _table(layout, ()).schema
+    tables = [parquet.ParquetFile(arrow.BufferReader(data)).read().cast(schema) for data in (one, other)]
     first = tables[0].num_rows
     order = _woven(range(first), range(first, first + tables[1].num_rows), from_other)
     return _stored(layout, arrow.concat_tables(tables).take(order).combine_chunks())
+
+
+def _table(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Any:
+    arrow, _ = import_pyarrow("Parquet")
+    table = arrow.table({column.name: _array(arrow, column, rows) for column in layout.columns})
+    return table.replace_schema_metadata({KEY: json.dumps(dict(layout.metadata)).encode("ascii")})
 
 
 def _stored(layout: Layout, table: Any) -> bytes:
@@ -210,11 +214,19 @@ def _csv_interleaved(layout: Layout, one: bytes, other: bytes, from_other: Seque
 
 
 def _csv_of(layout: Layout, rows: Iterable[Sequence[Any]]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow([name for column in layout.columns for name in _names(column)])
     writer.writerows(rows)
-    return buffer.getvalue().encode("utf-8")
+    return "".join(lines).encode("utf-8")
+
+
+class _Lines(list[str]):
+    """A file for `csv.writer`, which quotes in cells what its lines end in: here both line breaks, while the
+    lines end as everywhere on Unix."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _csv_rows(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
