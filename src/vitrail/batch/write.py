@@ -210,7 +210,7 @@ def _csv_interleaved(layout: Layout, one: bytes, other: bytes, from_other: Seque
     tables = [csv.reader(io.StringIO(data.decode("utf-8"), newline="")) for data in (one, other)]
     for table in tables:
         next(table)
-    return _csv_of(layout, _woven(*tables, from_other))
+    return _csv_of(layout, _woven(tables[0], tables[1], from_other))
 
 
 def _csv_of(layout: Layout, rows: Iterable[Sequence[Any]]) -> bytes:
