@@ -1,6 +1,6 @@
 """Error rates of the limit test and of comparisons, through the real schedule on a simulated machine.
 
-    python benchmarks/error_rates.py [--runs 200]
+    python benchmarks/error_rates.py [--runs 200] [--only clients]
 
 Every run is `screen` then `finals` of one subject at p95 against a limit set at a known distance from
 the true percentile over launches. The last stdout line is one JSON document. No hardware is timed.
@@ -32,6 +32,9 @@ SERIES = {
     "launches differ 1.5 %": {"launch_sigma": 0.015},
     "launches differ 5 %": {"launch_sigma": 0.05},
     "episodes 10 %": {"episodes": 0.10},
+    "8 clients": {"clients": 8, "median_ms": 5.0},
+    "8 clients, heavy spread": {"clients": 8, "median_ms": 5.0, "sigma": 0.3},
+    "8 clients, stalls": {"clients": 8, "median_ms": 5.0, "outliers": 0.008, "outlier_times": 20.0},
 }
 DRIFT = {"drift 1 % in 10 s": 0.001}
 CURVE = (0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.3)
@@ -44,7 +47,7 @@ def decide(
     """(answer, judged calls, simulated seconds, outcome) of screen + finals."""
     machine = Machine(seed=seed, drift_per_s=drift)
     one = SimulatedSubject(machine, **subject)
-    plan = latency.Plan(limit_ms=limit_ms)
+    plan = latency.Plan(limit_ms=limit_ms, clients=one.clients)
     first = latency.screen(one, plan, clock=machine.clock)
     if not first.contender:
         return first.answer, _calls(first), machine.now, first
@@ -83,7 +86,8 @@ def rates(true_ms: float, share: float, runs: int, drift: float = 0.0, **subject
 def comparisons(runs: int) -> dict[str, dict[str, float]]:
     """A/A and a 10 % slowdown at the cheapest design: one launch each, 12 interleaved rounds."""
     table = {}
-    for name, subject in (SERIES | {"noise 3 % between launches": {"launch_sigma": 0.03}}).items():
+    alone = {name: subject for name, subject in SERIES.items() if "clients" not in subject}
+    for name, subject in (alone | {"noise 3 % between launches": {"launch_sigma": 0.03}}).items():
         seen = {"a_a_differs": 0, "slowdown_seen": 0}
         for seed in range(runs):
             for key, factor in (("a_a_differs", 1.0), ("slowdown_seen", 1.1)):
@@ -103,13 +107,19 @@ def comparisons(runs: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=200)
-    runs = parser.parse_args().runs
-    boundary, clear = {}, {}
+    parser.add_argument("--only", metavar="TEXT", default="", help="only the series whose name has this")
+    args = parser.parse_args()
+    runs, boundary, clear = args.runs, {}, {}
     for name, subject in SERIES.items():
+        if args.only not in name:
+            continue
         true_ms = true_percentile(95, **subject)
         boundary[name] = rates(true_ms, 1.0, runs, **subject)
         clear[name] = rates(true_ms, 0.8, max(runs // 4, 1), **subject)
         print(f"{name:24} at the limit {boundary[name]}\n{'':24} at 80 % {clear[name]}", flush=True)
+    if args.only:
+        print(json.dumps({"runs": runs, "boundary": boundary, "clear": clear}))
+        return
     still = true_percentile(95)
     for name, drift in DRIFT.items():
         boundary[name] = rates(still, 1.0, runs, drift)

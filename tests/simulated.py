@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,10 +54,14 @@ class SimulatedSubject:
     rho: float = 0.0
     launch_sigma: float = 0.0
     outliers: float = 0.0
-    """Share of calls that take three times as long."""
+    """Share of calls that take `outlier_times` as long."""
+    outlier_times: float = 3.0
     episodes: float = 0.0
     """Share of time in a state 1.5 times as slow, in runs of 10 calls on average."""
     request_extra_ms: float = 2.0
+    """Decoding and preparing."""
+    clients: int = 1
+    """In scope `request`; each decodes by itself, then waits for its turn at the model."""
     launch_s: float = 1.5
     fails_at_block: int | None = None
     disturbed_block: int | None = None
@@ -89,10 +95,24 @@ class SimulatedSession:
         slow = 1.5 if self.measured == self.subject.disturbed_block else 1.0
         spend = self.subject.machine.spend
         before = spend(slow * REFERENCE_MS)
-        samples = tuple(spend(slow * self._call_ms(scope)) for _ in range(calls))
+        clients = self.subject.clients if scope == "request" else 1
+        if clients == 1:
+            samples = tuple(spend(slow * self._call_ms(scope)) for _ in range(calls))
+        else:
+            speed = slow * self.subject.machine.slowness()
+            latencies, took_ms = queue(
+                clients, calls, lambda: speed * self._call_ms("model"), speed * self.subject.request_extra_ms
+            )
+            samples = tuple(latencies)
+            self.subject.machine.now += took_ms / 1000
         after = spend(slow * REFERENCE_MS)
         return Block(
-            launch=self.number, scope=scope, samples_ms=samples, speed_before_ms=before, speed_after_ms=after
+            launch=self.number,
+            scope=scope,
+            samples_ms=samples,
+            speed_before_ms=before,
+            speed_after_ms=after,
+            clients=clients,
         )
 
     def close(self) -> None:
@@ -104,12 +124,40 @@ class SimulatedSession:
         leave = 0.1 if self.slow else 0.1 * s.episodes / (1 - s.episodes)
         self.slow ^= bool(self.rng.random() < leave)
         ms = s.median_ms * math.exp(s.sigma * self.z + self.offset) * (1.5 if self.slow else 1.0)
-        ms *= 3.0 if self.rng.random() < s.outliers else 1.0
+        ms *= s.outlier_times if self.rng.random() < s.outliers else 1.0
         return ms + (s.request_extra_ms if scope == "request" else 0.0)
+
+
+def queue(
+    clients: int, calls: int, run_ms: Callable[[], float], prepare_ms: float
+) -> tuple[list[float], float]:
+    """(latencies of the timed requests in order of completion, duration) in ms of a closed loop of clients.
+
+    One engine, first come, first served. Each client sends one untimed request, its share of the timed ones,
+    and untimed ones until all others have made theirs, as `measure/clients.py` does.
+    """
+    left = {client: calls // clients + (client < calls % clients) for client in range(clients)}
+    first = dict.fromkeys(range(clients), True)
+    ready = [(prepare_ms, client, 0.0) for client in range(clients)]  # (when prepared, who, when sent)
+    free_ms, latencies = 0.0, []
+    while any(left.values()):
+        prepared, client, sent = heapq.heappop(ready)
+        free_ms = max(free_ms, prepared) + run_ms()
+        if first[client]:
+            first[client] = False
+        elif left[client]:
+            left[client] -= 1
+            latencies.append(free_ms - sent)
+        heapq.heappush(ready, (free_ms + prepare_ms, client, free_ms))
+    return latencies, free_ms
 
 
 def true_percentile(q: float, scope: Scope = "request", calls: int = 100_000, **subject) -> float:
     """The percentile over all launches, by brute force: one stationary call each of many launches."""
     many = SimulatedSubject(Machine(seed=99), **subject)
-    samples = [many.launch(0)._call_ms(scope) for _ in range(calls)]
+    if many.clients > 1 and scope == "request":  # neighbouring calls depend: a few of each launch
+        blocks = [many.launch(0).block(scope, 20 * many.clients) for _ in range(calls // (20 * many.clients))]
+        samples = [ms for block in blocks for ms in block.samples_ms]
+    else:
+        samples = [many.launch(0)._call_ms(scope) for _ in range(calls)]
     return float(np.percentile(samples, q, method="inverted_cdf"))

@@ -10,7 +10,7 @@ import pytest
 from vitrail import catalog
 from vitrail.export.variants import Form, variants
 from vitrail.selection.learn import Effects
-from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
+from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, likely_to_fit, rank_key
 from vitrail.selection.prune import floor_ms
 from vitrail.vocabulary import (
     Accuracy,
@@ -218,3 +218,37 @@ def test_what_runs_faster_comes_first_where_time_decides(objective):
         of_lite, key=lambda variant: rank_key(variant, Requirements(objective=objective), model, photos=15)
     )
     assert first.precision == "int8"
+
+
+def test_clients_loosen_no_bound_and_only_order():
+    """A variant that holds its limits for a clever queue must not be ruled out by how long clients may wait."""
+    eight = replace(WORKLOAD, concurrency=8)
+    lite = named(f"{LITE} openvino fp32")
+    alone, among = LatencyModel(WORKLOAD, PEAKS), LatencyModel(eight, PEAKS)
+    for model in (alone, among):
+        model.observe(lite, 10.0)
+    assert among.least_ms(lite) == alone.least_ms(lite)
+    least = among.least_ms(lite)
+    fits = Requirements(max_latency_ms=1.1 * least, min_throughput=0.9 * 1000 / least)
+    assert cannot_fit(lite, fits, eight, among) is None
+    # Eight clients do not make the engine any faster.
+    assert "throughput" in cannot_fit(lite, Requirements(min_throughput=1.1 * 1000 / least), eight, among)
+    # But eight turns of 10 ms are more than 50 ms, which makes it unlikely.
+    within = Requirements(max_latency_ms=50.0)
+    assert likely_to_fit(lite, within, alone)
+    assert not likely_to_fit(lite, within, among)
+
+
+def test_images_a_second_of_eight_clients_are_given_up_only_beyond_the_engine():
+    model = LatencyModel(replace(WORKLOAD, concurrency=8), PEAKS)
+    lite = named(f"{LITE} openvino fp32")
+    model.observe(lite, 10.0)
+    most = 1000 / model.least_ms(lite)
+    rival = Observation(variant=named(f"{LITE} openvino bf16"), latency={"request": figures(80.0)})
+
+    def reason(images_per_s):
+        seen_so = replace(rival, throughput=images_per_s)
+        return cannot_beat(lite, seen_so, "throughput", model, memory_baseline=0.0, photos=15)
+
+    assert reason(0.9 * most) is None
+    assert "images/s" in reason(1.1 * most)

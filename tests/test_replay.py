@@ -49,6 +49,7 @@ def test_the_articles_requirements_are_judged_with_its_own_figures(article, caps
     ("field", "value"),
     [
         ("batch_size", 32),
+        ("concurrency", 8),
         ("threads", 4),
         ("percentile", 99.0),
         ("latency_scope", "model"),
@@ -209,7 +210,7 @@ def test_no_option_is_left_out_of_what_the_report_prints():
             min_throughput=1.0,
             min_recall=(("a", 9.0),),
         ),
-        v.Workload(threads=2, image_size=64, images="photos", data="labelled"),
+        v.Workload(concurrency=3, threads=2, image_size=64, images="photos", data="labelled"),
         v.SearchSettings(
             models=("a",),
             runtimes=("b",),

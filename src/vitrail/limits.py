@@ -18,6 +18,7 @@ __all__ = ["LARGEST_INPUT_BYTES", "RANGES", "input_bytes", "whole"]
 RANGES: dict[str, tuple[int, int]] = {
     "threads": (1, 1024),
     "batch_size": (1, 65_536),
+    "clients": (1, 1024),
     "image_size": (1, 8192),
     "top": (1, 1_000_000),
     "processes": (1, 1024),

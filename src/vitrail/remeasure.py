@@ -76,6 +76,7 @@ def measure_artifact(
         limit_ms=requirements.max_latency_ms,
         min_throughput=requirements.min_throughput,
         batch_size=workload.batch_size,
+        clients=workload.concurrency,
         final_s=MOST_SECONDS,
         launches=launches,
         max_launches=min(2 * launches, launches + LAUNCHES_TO_PASS),

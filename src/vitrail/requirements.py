@@ -202,6 +202,11 @@ OPTIONS: dict[str, Option] = {
         most=RANGES["batch_size"][1],
         help="images per call (default 1)",
     ),
+    "clients": Option(
+        record=Workload, field="concurrency", parse=count, metavar="N", least=1,
+        most=RANGES["clients"][1],
+        help="clients at once, each sending its next request when the last was answered (default 1)",
+    ),
     "image-size": Option(
         record=Workload, field="image_size", parse=count, metavar="PIXELS", least=32,
         most=RANGES["image_size"][1],
@@ -438,6 +443,11 @@ def check(
             if option.record is type(record):
                 _check_value(getattr(record, option.field), option)
     for record in records:
+        if isinstance(record, Workload) and record.concurrency > 1 and record.latency_scope == "model":
+            raise InputError(
+                "clients and latency-scope model contradict each other: the model runs one call at a time, "
+                "and clients wait for whole requests; drop one of them."
+            )
         if isinstance(record, SearchSettings):
             _known("runtime", record.runtimes, runtimes)
             _known("precision", record.precisions, get_args(Precision))

@@ -181,9 +181,10 @@ class LimitTest:
             return None
         calls = np.concatenate([np.asarray(samples, dtype=np.float64) for samples in series])
         value = percentile(calls, self.percentile)
+        waiting = clients(blocks)
         count = len({block.launch for block in blocks if block.samples_ms})
         below, above = self._launch_guard(blocks)
-        lower, upper = self._call_bounds(calls, value)
+        lower, upper = self._call_bounds(calls, value, waiting)
         alone = upper
         if len(calls) < CALLS_TO_FAIL or len(series) < BLOCKS_TO_FAIL:
             lower = None
@@ -197,10 +198,10 @@ class LimitTest:
                 answer = "fail"
         return LimitState(answer, value, lower, upper, len(calls), count, alone)
 
-    def _call_bounds(self, calls: Floats, value: float) -> tuple[float | None, float | None]:
+    def _call_bounds(self, calls: Floats, value: float, waiting: int) -> tuple[float | None, float | None]:
         """The largest limit that the calls fail and the smallest one that they pass, in ms."""
         threshold = math.log(2 / self.alpha)
-        passing, failing = _evidence(calls.tobytes(), value, self.percentile)
+        passing, failing = _evidence(calls.tobytes(), value, self.percentile, waiting)
         passed = [level for level, evidence in passing if evidence >= threshold]
         failed = [level for level, evidence in failing if evidence >= threshold]
         return max(failed, default=None), min(passed, default=None)
@@ -221,20 +222,21 @@ Evidence: TypeAlias = tuple[tuple[float, float], ...]
 
 
 @functools.lru_cache(maxsize=1024)
-def _evidence(calls: bytes, value: float, judged: float) -> tuple[Evidence, Evidence]:
+def _evidence(calls: bytes, value: float, judged: float, waiting: int) -> tuple[Evidence, Evidence]:
     """The evidence for passing and for failing of `calls` (float64), whose `judged` percentile is `value`.
 
-    Remembered, because a search asks about the same calls each time that it looks for its best contender.
+    `waiting`: clients that wait for one another, so that neighbouring calls depend. Remembered, because a search
+    asks about the same calls each time that it looks for its best contender.
     """
     samples = np.frombuffer(calls)
     median = percentile(samples, 50)
     zone = max(2 * math.log(value / median), 0.02)
     levels = _levels(samples, value, value * math.exp(zone), upwards=True)
     near = np.maximum(levels * math.exp(-zone), np.minimum(levels, value))
-    passing = _log_evidence(samples, levels, near, zone, judged, passing=True)
+    passing = _log_evidence(samples, levels, near, zone, judged, waiting, passing=True)
     lower = _levels(samples, value, min(value, median) * math.exp(-zone), upwards=False)
     near = np.minimum(np.maximum(lower, median), lower * math.exp(zone))
-    failing = _log_evidence(samples, lower, near, zone, judged, passing=False)
+    failing = _log_evidence(samples, lower, near, zone, judged, waiting, passing=False)
     return (
         tuple(zip(levels.tolist(), passing.tolist(), strict=True)),
         tuple(zip(lower.tolist(), failing.tolist(), strict=True)),
@@ -242,13 +244,18 @@ def _evidence(calls: bytes, value: float, judged: float) -> tuple[Evidence, Evid
 
 
 def _log_evidence(
-    calls: Floats, levels: Floats, near: Floats, zone: float, judged: float, *, passing: bool
+    calls: Floats, levels: Floats, near: Floats, zone: float, judged: float, waiting: int, *, passing: bool
 ) -> Floats:
-    """Log e-value at each level (L,) taken as the limit, tempered by the design effect at `near`."""
+    """Log e-value at each level (L,) taken as the limit, tempered by the design effect at `near`.
+
+    It is at least `waiting`: one slow run of the engine delays every client that waits for it, and calls in
+    which no such run occurred cannot show that.
+    """
     deff = autocorrelation_time((calls > near[:, None]).astype(np.float64))
     close = near > levels * math.exp(-zone) if passing else near < levels * math.exp(zone)
     if close.any():
         deff = np.where(close, np.maximum(deff, autocorrelation_time(ranks(calls)[None])[0]), deff)
+    deff = np.maximum(deff, waiting)
     exceeding = (calls > levels[:, None]).sum(axis=1)
     return log_evidence(exceeding, len(calls), 1 - judged / 100, passing=passing, deff=deff)
 
@@ -284,6 +291,11 @@ def _levels(calls: Floats, value: float, clear: float, *, upwards: bool) -> Floa
     # A failed limit lies below the sample that exceeds it.
     side = side if upwards else np.nextafter(side, 0)
     return np.concatenate([side, np.geomspace(value, clear, _GRID_LEVELS + 1)[1:]])
+
+
+def clients(blocks: Iterable[Block]) -> int:
+    """How many clients made the calls at once; all blocks of one scope have the same number."""
+    return max((block.clients for block in blocks), default=1)
 
 
 def launch_medians(blocks: Iterable[Block]) -> dict[int, float]:
@@ -423,11 +435,12 @@ def medians_differ(
 ) -> bool:
     """Whether all calls of one side are slower than all of the other, and launches alone do not explain it.
 
-    For sides with too few blocks for `ratio_interval`. With 4 calls or more on each side the rank-sum
-    test's two-sided p is at most 2 / C(8, 4) = 2.9 %; the medians must differ by more than two launches'.
+    For sides with too few blocks for `ratio_interval`. With 4 calls or more on each side (of each client) the
+    rank-sum test's two-sided p is at most 2 / C(8, 4) = 2.9 %; the medians must differ by more than two
+    launches'.
     """
     sides = [np.array([sample for block in side for sample in block.samples_ms]) for side in (a, b)]
-    if min(len(side) for side in sides) < 4:
+    if min(len(side) // clients(blocks) for side, blocks in zip(sides, (a, b), strict=True)) < 4:
         return False
     fast, slow = sorted(sides, key=lambda side: float(side.max()))
     spread = NormalDist().inv_cdf(0.975) * launch_spread * math.sqrt(2)
@@ -459,12 +472,17 @@ def mean_latency_interval(
     return mean, mean * math.exp(-half), mean * math.exp(half)
 
 
+def images_at_once(blocks: Sequence[Block], batch_size: int) -> int:
+    """How many images are under way at once; per mean latency they are the throughput (Little's law)."""
+    return batch_size * clients(blocks)
+
+
 def throughput_answer(blocks: Sequence[Block], batch_size: int, least: float) -> Answer:
-    """Whether `batch_size` images per mean latency reach `least` images/s, from one scope's blocks."""
+    """Whether the clients' images per mean latency reach `least` images/s, from one scope's blocks."""
     interval = mean_latency_interval(blocks)
     if interval is None:
         return "undecided"
-    slowest = 1000 * batch_size / least
+    slowest = 1000 * images_at_once(blocks, batch_size) / least
     _, low, high = interval
     return "pass" if high <= slowest else "fail" if low > slowest else "undecided"
 

@@ -108,6 +108,8 @@ class Workload:
     """Under what load latency is judged. Part of the key of every measurement."""
 
     batch_size: Annotated[int, Meta(ge=1)] = 1
+    concurrency: Annotated[int, Meta(ge=1)] = 1
+    """Clients at once, each of which sends its next request when the last was answered."""
     threads: Count | None = None
     """None: all usable cores (affinity and cgroup quota)."""
     device: str = "cpu"
@@ -403,6 +405,8 @@ class Block:
     """Duration of the fixed reference workload just before and after the block."""
     steal_s: float = 0.0
     involuntary_switches: int = 0
+    clients: Annotated[int, Meta(ge=1)] = 1
+    """How many called at once: the calls of n clients overlap, and n neighbouring ones share their waits."""
 
 
 @dataclass(frozen=True, kw_only=True)

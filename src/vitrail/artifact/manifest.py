@@ -14,12 +14,12 @@ from vitrail.errors import InputError
 from vitrail.store import digest_of
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Schema 2 states every value that decides answers; 1 left out some, which then have their defaults.
 
 Schema 3 has `task` and `graphs` instead of one classifier's values. Schema 4 names stages and figures:
 `latency` for `request` and `model`, `quality` for `classification`. Schema 5 says of which form pixels are
-that a graph takes. Older schemas can be read."""
+that a graph takes, schema 6 under how many clients it was measured. Older schemas can be read."""
 MANIFEST_FILE = "manifest.json"
 
 

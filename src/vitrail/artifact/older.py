@@ -1,10 +1,10 @@
-"""Converts manifests of schemas 1 to 3 to the current schema."""
+"""Converts manifests of schemas 1 to 5 to the current schema."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vitrail.document.older import graph_of, upgraded_facts, upgraded_quality
+from vitrail.document.older import graph_of, upgraded_facts, upgraded_quality, with_one_client
 
 JsonObject = dict[str, Any]
 
@@ -15,11 +15,12 @@ def upgraded(document: JsonObject) -> JsonObject:
     Missing values stay missing, so that the checks that follow name them.
     """
     version = document.get("schema_version")
-    if type(version) is not int or version not in (1, 2, 3):
+    if type(version) is not int or not 1 <= version < 6:
         return document
-    old = document if version == 3 else _with_task(document)
+    old = _with_task(document) if version < 3 else document
     if isinstance(evidence := old.get("evidence"), dict):
-        old = {**old, "evidence": _by_figure(evidence)}
+        new = evidence if version > 3 else _by_figure(evidence)
+        old = {**old, "evidence": with_one_client(new)}
     return old
 
 

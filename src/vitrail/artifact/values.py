@@ -45,6 +45,8 @@ SINCE_2 = {
 SINCE_3 = {("variant", "candidate", "task")}
 SINCE_5 = "pixels"
 """A value of `Preprocess`; before, every graph took normalised pixels."""
+SINCE_6 = ("evidence", "workload", "concurrency")
+"""Before, there was one client."""
 
 LARGEST = 1e15
 """Bound of any figure; nothing measured comes near it."""
@@ -65,9 +67,13 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
         prepared = ("task", "preprocess")
         needed = [("task", "name"), *needed]
     needed = [*((*prepared, field.name) for field in fields(Preprocess)), *needed]
-    older = type(version) is int and version < 5
+    written = version if type(version) is int else math.inf
     for path in needed:
-        if (version == 1 and path in SINCE_2) or (older and path[-1] == SINCE_5):
+        if (
+            (written == 1 and path in SINCE_2)
+            or (written < 5 and path[-1] == SINCE_5)
+            or (written < 6 and path == SINCE_6)
+        ):
             continue
         value: Any = document
         for name in path:

@@ -55,7 +55,12 @@ class Taken:
         load = taken.workload if taken else self.workload
         facts = self.seen.facts or (taken.facts if taken else None)
         threads = facts.threads if facts else load.threads
-        return {"batch": load.batch_size, "threads": threads, "device": load.device}
+        return {
+            "batch": load.batch_size,
+            "clients": load.concurrency,
+            "threads": threads,
+            "device": load.device,
+        }
 
     def blocks(self, stage: Stage) -> list[Block]:
         """The calls of one stage; [] where they were not kept."""
@@ -276,7 +281,7 @@ def _throughput_span(taken: Taken) -> Span | None:
     mean = stats.mean_latency_interval(blocks) if _launches(blocks) else None
     if mean is None:
         return stats.one_launch_interval(taken.seen.throughput)
-    scale = 1000 * taken.workload.batch_size
+    scale = 1000 * stats.images_at_once(blocks, taken.workload.batch_size)
     return scale / mean[0], scale / mean[2], scale / mean[1]
 
 

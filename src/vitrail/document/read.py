@@ -78,7 +78,7 @@ def from_document(data: bytes | str | JsonObject | list[Any], source: str) -> Re
         selection=selection,
         observations=tuple(dataclasses.replace(each, latency_answer=None) for each in observations),
         complete={"schema_version", "requirements"} <= set(data),
-        stated=frozenset(data.get("workload", ())),
+        stated=frozenset(full.get("workload", ())),
     )
 
 

@@ -164,13 +164,12 @@ class Bench(Exports):
         )
 
     def _key(self, variant: Variant) -> dict[str, object]:
-        workload = dataclasses.replace(self.workload, images=None, data=None)
         return {
             "weights": self.weights_key(variant.candidate),
             "variant": variant.name,
             "preprocess": msgspec.to_builtins(variant.preprocess),
             "settings": [list(pair) for pair in variant.settings],
-            "workload": msgspec.to_builtins(workload),
+            "workload": workload_key(self.workload),
             "environment": msgspec.to_builtins(self.environment(variant)),
             "toolchain": work.toolchain(),
             "images": image_libraries(),
@@ -339,6 +338,14 @@ class Bench(Exports):
             measurement=measurement,
             splits=None if self.dataset is None else splits_of(self.dataset),
         )
+
+
+def workload_key(workload: Workload) -> dict[str, object]:
+    """What of a workload tells its measurements apart from others; photos have digests of their own."""
+    key: dict[str, object] = msgspec.to_builtins(dataclasses.replace(workload, images=None, data=None))
+    if workload.concurrency == 1:  # what was measured before there could be more keeps its key
+        del key["concurrency"]
+    return key
 
 
 def _held_to(variant: Variant) -> str:

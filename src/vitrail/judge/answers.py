@@ -80,7 +80,7 @@ def _other_load(observation: Observation, workload: Workload) -> str | None:
     """How the measurement's load differs from the requested one, or None."""
     assert observation.measurement is not None
     seen = observation.measurement.workload
-    for name in ("batch_size", "threads", "device"):
+    for name in ("batch_size", "concurrency", "threads", "device"):
         there, asked = getattr(seen, name), getattr(workload, name)
         # threads None means all usable cores, which the measurement resolved to a number.
         if asked is not None and there is not None and there != asked:
@@ -203,7 +203,7 @@ def _why_undecided(
         if state.upper is not None and state.upper <= limit:
             return f"the confirming launch did not confirm it; {QUIETER}"
         return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
-    many = state.calls * (1 - workload.percentile / 100) >= MANY_BEYOND
+    many = state.calls / stats.clients(blocks) * (1 - workload.percentile / 100) >= MANY_BEYOND
     if figures.judged.value <= limit and state.upper is None and many:
         if differ > LAUNCHES_DIFFER:
             return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
@@ -266,7 +266,8 @@ def _throughput(observation: Observation, requirements: Requirements, workload: 
         blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
         answer = observation.throughput_answer or stats.throughput_answer(blocks, workload.batch_size, least)
         interval = stats.mean_latency_interval(blocks)
-        supported = 1000 * workload.batch_size / interval[2] if interval else None
+        at_once = stats.images_at_once(blocks, workload.batch_size)
+        supported = 1000 * at_once / interval[2] if interval else None
     reason = f"{_number(value)} images/s: {_room(value - least, 'images/s')}"
     if answer == "undecided":
         reason = f"{_number(value)} images/s: within its uncertainty of the required {_number(least)}; {MORE}"

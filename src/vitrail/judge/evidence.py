@@ -26,9 +26,10 @@ ALLOWANCE_POINTS = 0.5
 
 
 def throughput(blocks: Sequence[Block], scope: Stage, batch_size: int) -> float | None:
-    """Images/s: batch size over the mean latency of all calls of one scope; None without calls."""
-    calls = [sample for block in blocks if block.scope == scope for sample in block.samples_ms]
-    return 1000 * batch_size * len(calls) / sum(calls) if calls else None
+    """Images/s: the images under way over the mean latency of all calls of one scope; None without calls."""
+    timed = [block for block in blocks if block.scope == scope]
+    calls = [sample for block in timed for sample in block.samples_ms]
+    return 1000 * stats.images_at_once(timed, batch_size) * len(calls) / sum(calls) if calls else None
 
 
 def observe(

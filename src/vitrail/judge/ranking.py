@@ -166,11 +166,8 @@ def _interval(observation: Observation, workload: Workload, criterion: str) -> t
             return None
         blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
         mean = stats.mean_latency_interval(blocks)
-        return (
-            None
-            if mean is None
-            else (1e3 * workload.batch_size / mean[2], 1e3 * workload.batch_size / mean[1])
-        )
+        at_once = 1e3 * stats.images_at_once(blocks, workload.batch_size)
+        return None if mean is None else (at_once / mean[2], at_once / mean[1])
     figures = latency_figures(observation, workload)
     return figures.judged.interval if figures else None
 

@@ -24,8 +24,11 @@ Clock = Callable[[], float]
 Stop = Literal["decided", "precise", "cap", "deadline", "failed"]
 
 FIRST_CALLS = 3
-"""Calls in a launch's first block, which determines the length of the next ones."""
+"""Each client's calls in a launch's first block, which determines the length of the next ones."""
 MAX_CALLS = 64
+"""Each client's calls in a block, at most."""
+UNTIMED_CALLS = 2
+"""About what each of several clients calls untimed in a block, before and after its timed calls."""
 DRIFT = 0.05
 """Relative change of the speed reference above which a block is measured once more."""
 NOISY_SHARE = 0.25
@@ -42,7 +45,7 @@ class Session(Protocol):
     """One fresh launch of one export, loaded and warmed up."""
 
     def block(self, scope: Stage, calls: int) -> Block:
-        """Measure `calls` consecutive calls, bracketed by the reference workload. Raises ChildFailure."""
+        """Measure `calls` calls of all clients, bracketed by the reference workload. Raises ChildFailure."""
         ...
 
     def close(self) -> None:
@@ -73,6 +76,8 @@ class Plan:
     min_throughput: float | None = None
     """images/s"""
     batch_size: int = 1
+    clients: int = 1
+    """Clients at once in scope `request`; the model alone is called by one."""
     rank: bool = False
     """Whether the objective is latency or throughput, so that contenders need precise figures."""
     block_s: float = 0.3
@@ -85,12 +90,16 @@ class Plan:
     rounds: int = 4
     """Minimum rounds of interleaved blocks in each launch."""
     final_calls: int = 100
-    """Minimum judged calls in `finals`, spread over `launches`."""
+    """Minimum judged calls of each client in `finals`, spread over `launches`."""
 
     @property
     def other(self) -> Stage:
         """The scope that is measured and shown in addition to the judged one."""
         return "model" if self.scope == "request" else "request"
+
+    def clients_in(self, scope: Stage) -> int:
+        """How many clients call at once in a scope."""
+        return self.clients if scope == "request" else 1
 
     def latency(self, blocks: Sequence[Block]) -> Answer:
         """The limit test's answer; `not assessed` without a limit."""
@@ -349,7 +358,7 @@ class _Track:
     def measure(self, scope: Stage) -> bool:
         """One block, repeated if the machine's speed changed; False (and stopped) when that is impossible."""
         calls = self._calls(scope)
-        if not self._room(calls * self.call_ms.get(scope, 0.0) / 1000):
+        if not self._room(self._expected_s(scope, calls)):
             return False
         try:
             drift, noisy = self._block(scope, calls)
@@ -377,9 +386,16 @@ class _Track:
         return max(abs(speed / usual - 1) for speed in bracket), _interrupted(block)
 
     def _calls(self, scope: Stage) -> int:
-        if scope not in self.call_ms:
-            return FIRST_CALLS
-        return min(max(round(self.plan.block_s * 1000 / self.call_ms[scope]), FIRST_CALLS), MAX_CALLS)
+        each = FIRST_CALLS
+        if scope in self.call_ms:
+            each = min(max(round(self.plan.block_s * 1000 / self.call_ms[scope]), FIRST_CALLS), MAX_CALLS)
+        return each * self.plan.clients_in(scope)
+
+    def _expected_s(self, scope: Stage, calls: int) -> float:
+        """About how long a block takes, going by the last one; 0 for the first."""
+        clients = self.plan.clients_in(scope)
+        each = calls / clients + (UNTIMED_CALLS if clients > 1 else 0)
+        return each * self.call_ms.get(scope, 0.0) / 1000
 
     def _room(self, expected_s: float) -> bool:
         if self.clock() + expected_s >= self.deadline:
@@ -399,8 +415,9 @@ class _Track:
         return self.stopped is None
 
     def calls_of_launch(self) -> int:
-        """Judged calls in the current launch."""
-        return sum(len(b.samples_ms) for b in self.plan.judged(self.blocks) if b.launch == self.number)
+        """Judged calls of each client in the current launch."""
+        calls = sum(len(b.samples_ms) for b in self.plan.judged(self.blocks) if b.launch == self.number)
+        return calls // self.plan.clients_in(self.plan.scope)
 
     def complete_other_scope(self) -> None:
         """Both scopes are always shown: make sure that the other one has at least 10 calls."""
@@ -434,7 +451,7 @@ class _Track:
                 f"of {len(self.blocks) - len(self.prior)} blocks, also when measured again"
             )
         steal = sum(block.steal_s for block in self.blocks)
-        total = sum(sum(block.samples_ms) for block in self.blocks) / 1000
+        total = sum(map(_seconds, self.blocks))
         if total and steal > 0.01 * total:
             flags.append(f"steal: other guests took {steal:.2f} s during {total:.1f} s of calls")
         noisy = [block for block in self.blocks if _interrupted(block)]
@@ -447,7 +464,16 @@ class _Track:
         return tuple(flags)
 
 
+def _seconds(block: Block) -> float:
+    """How long the timed calls took; those of several clients overlap."""
+    return sum(block.samples_ms) / 1000 / block.clients
+
+
 def _interrupted(block: Block) -> bool:
-    """Whether other processes used the processors so often that the calls were not timed alone."""
-    seconds = sum(block.samples_ms) / 1000
-    return block.involuntary_switches > NOISY_SWITCHES_PER_S * max(seconds, 0.1)
+    """Whether other processes used the processors so often that the calls were not timed alone.
+
+    The threads of several clients interrupt one another, so that of them the switches say nothing.
+    """
+    if block.clients > 1:
+        return False
+    return block.involuntary_switches > NOISY_SWITCHES_PER_S * max(_seconds(block), 0.1)

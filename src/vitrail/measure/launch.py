@@ -13,6 +13,7 @@ import msgspec
 import psutil
 
 from vitrail.images.photos import PhotoSet
+from vitrail.measure.latency import UNTIMED_CALLS
 from vitrail.measure.sandbox import Child
 from vitrail.tasks import Arrays, Task, pack, read_arrays
 from vitrail.vocabulary import Block, Export, Memory, Rewriting, RunnerFacts, Stage, Variant, Workload
@@ -22,6 +23,8 @@ LOAD_TIMEOUT_S = 120.0
 COMPILE_TIMEOUT_S = 600.0
 """What loading may take with an engine that compiles then."""
 CALL_TIMEOUT_S = 60.0
+EACH_CALL_S = 2.0
+"""What each call of many may take beyond that."""
 WARM_UP_S = 0.3
 WARM_UP_CALLS = 3
 MEMORY_SHARE = 0.8
@@ -77,12 +80,13 @@ class Launch:
 
     def __init__(self, subject: ExportSubject, number: int) -> None:
         self.number = number
-        self._seen = subject.seen
+        self._seen, self._clients = subject.seen, subject.workload.concurrency
         payload = {
             "folder": str(Path(subject.export.folder).absolute()),
             "graph": msgspec.to_builtins(subject.export.graphs[0]),
             "target": msgspec.to_builtins(subject.variant.on(subject.workload.device)),
             "batch_size": subject.workload.batch_size,
+            "clients": subject.workload.concurrency,
             "threads": subject.threads,
             "task": pack(subject.task),
             "photos": list(subject.photos.paths),
@@ -93,7 +97,9 @@ class Launch:
         self._child = Child("vitrail.measure.session:start", payload, memory_mib=limit, name="measuring")
         try:
             self._child.result(subject.load_timeout_s)
-            warm = self._child.call("warm_up", LOAD_TIMEOUT_S, seconds=WARM_UP_S, calls=WARM_UP_CALLS)
+            several = subject.workload.concurrency - 1
+            timeout_s = LOAD_TIMEOUT_S + EACH_CALL_S * (1 + UNTIMED_CALLS) * WARM_UP_CALLS * several
+            warm = self._child.call("warm_up", timeout_s, seconds=WARM_UP_S, calls=WARM_UP_CALLS)
             # Only now: a compiled module may have been compiled again in the meantime.
             facts = self._child.call("facts", CALL_TIMEOUT_S)
             seen = subject.seen
@@ -104,8 +110,10 @@ class Launch:
             raise
 
     def block(self, scope: Stage, calls: int) -> Block:
-        """Time `calls` consecutive calls; one call may take up to a minute before it counts as a hang."""
-        answer = self._child.call("block", CALL_TIMEOUT_S + 2.0 * calls, scope=scope, calls=calls)
+        """Time `calls` calls of all clients; one may take up to a minute before it counts as a hang."""
+        untimed = UNTIMED_CALLS * (self._clients - 1)
+        timeout_s = CALL_TIMEOUT_S + EACH_CALL_S * (calls + untimed)
+        answer = self._child.call("block", timeout_s, scope=scope, calls=calls)
         self._note_memory()
         return Block(
             launch=self.number,
@@ -115,6 +123,7 @@ class Launch:
             speed_after_ms=answer["speed_after_ms"],
             steal_s=answer["steal_s"],
             involuntary_switches=answer["involuntary_switches"],
+            clients=answer["clients"],
         )
 
     def outputs(self, photos: tuple[str, ...], crops_per_photo: int) -> Arrays:

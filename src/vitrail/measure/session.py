@@ -11,6 +11,7 @@ import gc
 import os
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from vitrail import runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
+from vitrail.measure.clients import closed_loop
 from vitrail.predict import MOST_WORKERS, Predictor
 from vitrail.vocabulary import Graph, Target
 
@@ -38,6 +40,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     graph: Graph
     target: Target
     batch_size: int
+    clients: int = 1
     threads: int
     task: dict[str, Any]
     """As `tasks.pack` gives it."""
@@ -69,6 +72,8 @@ class ExportSession:
         self._order = np.random.default_rng(request.seed).permutation(len(request.photos))
         self._next = 0
         self._inputs = self._predictor.prepare(self._photos())
+        # One thread calls the engine, for whoever came first, as in `vitrail serve`.
+        self._engine = ThreadPoolExecutor(1, "engine") if request.clients > 1 else None
 
     def facts(self) -> dict[str, Any]:
         """The engine's facts as read back, and how long loading took, in s."""
@@ -76,36 +81,35 @@ class ExportSession:
         return {"facts": facts, "load_s": self._load_s}
 
     def warm_up(self, seconds: float, calls: int) -> dict[str, Any]:
-        """Untimed requests: at least `calls`, then until `seconds` have passed."""
-        begin, done = time.perf_counter(), 0
+        """Untimed requests: at least `calls` of each client, then until `seconds` have passed."""
+        begin, done, clients = time.perf_counter(), 0, self._request.clients
         while done < calls or time.perf_counter() - begin < seconds:
-            self._predictor.request(self._photos())
+            if clients > 1:
+                closed_loop(clients, clients, self._photos, self._ask)
+            else:
+                self._predictor.request(self._photos())
             self._runner.run(self._inputs)
             done += 1
             if time.perf_counter() - begin > 10 * seconds and done >= 2:
                 break
-        return {"calls": done}
+        return {"calls": done * clients}
 
     def block(self, scope: str, calls: int) -> dict[str, Any]:
-        """Time `calls` calls, bracketed by the reference workload; nothing else happens in between."""
-        batches = [self._photos() for _ in range(calls)] if scope == "request" else None
-        samples = np.empty(calls)
+        """Time `calls` calls, bracketed by the reference workload; nothing else happens in between.
+
+        In scope `request` all clients call at once, each from a thread of its own.
+        """
+        clients = self._request.clients if scope == "request" else 1
+        batches = [self._photos() for _ in range(calls)] if scope == "request" and clients == 1 else []
         steal, switches = _steal_s(), _involuntary_switches()
         before = self._speed.measure_ms()
         collecting = gc.isenabled()
         gc.disable()
         try:
-            clock = time.perf_counter
-            if batches is None:
-                for i in range(calls):
-                    begin = clock()
-                    self._runner.run(self._inputs)
-                    samples[i] = clock() - begin
+            if clients > 1:
+                samples = np.array(closed_loop(clients, calls, self._photos, self._ask))
             else:
-                for i, batch in enumerate(batches):
-                    begin = clock()
-                    self._predictor.request(batch)
-                    samples[i] = clock() - begin
+                samples = self._timed_requests(batches) if batches else self._timed_runs(calls)
         finally:
             if collecting:
                 gc.enable()
@@ -116,7 +120,31 @@ class ExportSession:
             "speed_after_ms": after,
             "steal_s": max(_steal_s() - steal, 0.0),
             "involuntary_switches": _involuntary_switches() - switches,
+            "clients": clients,
         }
+
+    def _timed_runs(self, calls: int) -> np.ndarray:
+        clock, samples = time.perf_counter, np.empty(calls)
+        for i in range(calls):
+            begin = clock()
+            self._runner.run(self._inputs)
+            samples[i] = clock() - begin
+        return samples
+
+    def _timed_requests(self, batches: list[list[str]]) -> np.ndarray:
+        clock, samples = time.perf_counter, np.empty(len(batches))
+        for i, batch in enumerate(batches):
+            begin = clock()
+            self._predictor.request(batch)
+            samples[i] = clock() - begin
+        return samples
+
+    def _ask(self, photos: list[str]) -> None:
+        """One client's request: `Predictor.request`, but for its turn at the engine."""
+        assert self._engine is not None
+        inputs = self._predictor.prepare(photos)
+        outputs = self._engine.submit(self._predictor.run, inputs).result()
+        self._predictor.task.finish(outputs)
 
     def memory(self) -> dict[str, float]:
         """Peak, steady and above-baseline memory in MiB, of this process or the engine's device."""

@@ -50,6 +50,7 @@ def requirements_toml(
         ("percentile", _unit(workload.percentile, "")),
         ("latency-scope", workload.latency_scope),
         ("batch-size", workload.batch_size),
+        ("clients", workload.concurrency if workload.concurrency > 1 else None),
         ("threads", workload.threads),
         ("image-size", workload.image_size),
         ("device", workload.device),

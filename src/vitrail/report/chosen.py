@@ -55,7 +55,7 @@ def tiles(selection: Selection) -> list[Tile]:
     if seen.throughput is not None:
         limit = f"≥ {phrases.number(asked.min_throughput)} /s" if asked.min_throughput is not None else ""
         shown.append(Tile(name="throughput", value=phrases.number(seen.throughput), unit="images/s",
-                          detail=f"batch {selection.workload.batch_size}", limit=limit,
+                          detail=phrases.load(selection.workload), limit=limit,
                           share=None))  # fmt: skip
     return shown
 

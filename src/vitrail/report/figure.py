@@ -74,7 +74,7 @@ def _grid(selection: Selection, shown: Scene) -> list[Markup]:
         parts.append(_line("grid", frame.left, y, frame.edge, y))
         parts.append(_text("tick", frame.left - 8, y + 4, f"{tick:g}", "end"))
     scale = ", log scale" if shown.x.log else ""
-    judged = f"p{workload.percentile:g} latency, {workload.latency_scope}, batch {workload.batch_size}"
+    judged = f"p{workload.percentile:g} latency, {workload.latency_scope}, {phrases.load(workload)}"
     parts.append(_text("axis", frame.edge, frame.height - 10, f"{judged} (ms{scale}) →", "end"))
     parts.append(_text("axis", 8, 14, f"↑ {phrases.metric_name(selection.task)} (%)", "start"))
     return parts

@@ -128,6 +128,18 @@ def metric_name(task: str) -> str:
     return tasks.known(task).metric_name
 
 
+def load(workload: Workload) -> str:
+    """How much is asked at once, e.g. `batch 1` or `batch 1 from 8 clients`."""
+    clients = f" from {workload.concurrency} clients" if workload.concurrency > 1 else ""
+    return f"batch {workload.batch_size}{clients}"
+
+
+def scope(workload: Workload) -> str:
+    """What was timed in short, e.g. `model`, `request` or `request, 8 clients`."""
+    clients = f", {workload.concurrency} clients" if workload.concurrency > 1 else ""
+    return f"{workload.latency_scope}{clients}"
+
+
 def judged_stage(workload: Workload, task: str) -> str:
     """What was timed, e.g. `a whole request (decode, preprocess, run, top-k)`."""
     whole = workload.latency_scope == "request"
@@ -145,7 +157,7 @@ def limits(requirements: Requirements, workload: Workload, task: str) -> list[st
     if requirements.max_latency_ms is not None:
         said.append(
             f"p{workload.percentile:g} latency of {judged_stage(workload, task)} of at most "
-            f"{number(requirements.max_latency_ms)} ms at batch {workload.batch_size}"
+            f"{number(requirements.max_latency_ms)} ms at {load(workload)}"
         )
     if requirements.min_accuracy is not None:
         said.append(f"{metric_name(task)} of at least {requirements.min_accuracy:g} %")

@@ -104,7 +104,7 @@ def _method(selection: Selection) -> list[str]:
     stage = phrases.judged_stage(workload, selection.task)
     threads = "all usable cores" if workload.threads is None else counted(workload.threads, "thread")
     said = [
-        f"The p{workload.percentile:g} latency of {stage} was judged, at batch {workload.batch_size} "
+        f"The p{workload.percentile:g} latency of {stage} was judged, at {phrases.load(workload)} "
         f"with {threads} on the {workload.device.upper()}."
     ]
     if photos := _photos(selection):

@@ -155,7 +155,7 @@ def line(word: str, text: str) -> str:
 def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     """A row for each entry: its place, name, figures, and why it has that place."""
     load = selection.workload
-    latency, metric = f"p{load.percentile:g} ms {load.latency_scope}", phrases.metric(selection.task)
+    latency, metric = f"p{load.percentile:g} ms {phrases.scope(load)}", phrases.metric(selection.task)
     head = ["variant", latency, f"{metric} %", "MiB", ""]
     # Of what leads, the reasons stand above the table.
     whys = ["" if entry is selection.leader else phrases.reasons(entry) for entry in shown]
@@ -171,7 +171,7 @@ def _forms(selection: Selection, bars: list[optimised.Bar]) -> list[str]:
     """A row for each form of an optimised model, slowest first."""
     load = selection.workload
     other = "request" if load.latency_scope == "model" else "model"
-    head = ["", f"p{load.percentile:g} ms {load.latency_scope}", "speed-up", "passes, settings"]
+    head = ["", f"p{load.percentile:g} ms {phrases.scope(load)}", "speed-up", "passes, settings"]
     head += [f"ms {other}", "parity", f"{phrases.metric(selection.task)} %", "MiB", "file MiB", "made s"]
     rows = [
         [b.form, b.ms, b.speed_up, b.pays, b.request, b.parity, b.accuracy, b.memory, b.size, b.made]
@@ -217,7 +217,7 @@ def _facts(entry: LedgerEntry, workload: Workload) -> str:
     said = []
     if figures is not None:
         mark = ", random weights" if phrases.is_random(entry) else ""
-        said.append(f"{phrases.milliseconds(figures)} {workload.latency_scope}{mark}")
+        said.append(f"{phrases.milliseconds(figures)} {phrases.scope(workload)}{mark}")
     if accuracy := phrases.named_accuracy(entry):
         said.append(accuracy)
     if memory is not None:

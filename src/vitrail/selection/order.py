@@ -74,6 +74,7 @@ class LatencyModel:
     def __init__(self, workload: Workload, peaks: Peaks) -> None:
         self._workload = workload
         self.batch_size, self.scope = workload.batch_size, workload.latency_scope
+        self.clients = workload.concurrency
         self._peaks = peaks
         full = [engine["fp32"] for engine in peaks.values() if engine.get("fp32")]
         self._full = max(full, default=UNKNOWN_PEAK)
@@ -185,9 +186,12 @@ def rank_key(
 
 
 def likely_to_fit(variant: Variant, requirements: Requirements, model: LatencyModel) -> bool:
-    """Whether the prediction is within, or little above, the limits of time."""
+    """Whether the prediction is within, or little above, the limits of time.
+
+    A client among n is expected to wait for the calls of all of them; that is no bound, so it only orders.
+    """
     predicted = model.predict_ms(variant)
-    limits = [requirements.max_latency_ms] if requirements.max_latency_ms is not None else []
+    limits = [requirements.max_latency_ms / model.clients] if requirements.max_latency_ms is not None else []
     if requirements.min_throughput is not None:
         limits.append(1000 * model.batch_size / requirements.min_throughput)
     return all(predicted <= FIT * limit for limit in limits)
@@ -220,6 +224,11 @@ def cannot_beat(
         least = model.least_ms(variant)
         if least > timed.p50:
             return f"unlikely to be below {least:.1f} ms by its lower bound, {name} takes {timed.p50:.1f} ms"
+    if objective == "throughput" and rival.throughput is not None:
+        most = 1000 * model.batch_size / model.least_ms(variant)
+        if model.clients > 1 and most < rival.throughput:  # the engine takes one call at a time
+            had = f"{name} has {rival.throughput:.1f}"
+            return f"unlikely to be above {most:.1f} images/s by its lower bound, {had}"
     if objective == "memory" and rival.memory is not None:
         needed = memory_baseline + memory_floor_mib(variant)
         if needed > rival.memory.peak:
@@ -230,7 +239,10 @@ def cannot_beat(
 def cannot_fit(
     variant: Variant, requirements: Requirements, workload: Workload, model: LatencyModel
 ) -> str | None:
-    """Why the variant cannot hold its limits of time, going by measured relatives; None: it could."""
+    """Why the variant cannot hold its limits of time, going by measured relatives; None: it could.
+
+    Clients change neither bound: no request is shorter than its own call, and the engine takes one at a time.
+    """
     least, limit, rate = model.least_ms(variant), requirements.max_latency_ms, requirements.min_throughput
     if limit is not None and least > limit:
         return f"latency: unlikely to be below {least:.0f} ms, by its arithmetic and its relatives"

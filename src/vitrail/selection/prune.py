@@ -42,7 +42,10 @@ def macs(variant: Variant) -> float:
 
 
 def floor_ms(variant: Variant, workload: Workload, peaks: Peaks) -> float | None:
-    """Latency of the whole batch if every operation ran at the engine's peak; None: peak unknown."""
+    """Latency of the whole batch if every operation ran at the engine's peak; None: peak unknown.
+
+    Of one call, however many clients there are: where decoding is slow, some need not wait for the others.
+    """
     peak = peaks.get(variant.runtime, {}).get(variant.precision)
     if not peak:
         return None

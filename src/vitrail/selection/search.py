@@ -124,6 +124,7 @@ class Search:
             limit_ms=self.requirements.max_latency_ms,
             min_throughput=self.requirements.min_throughput,
             batch_size=workload.batch_size,
+            clients=workload.concurrency,
             rank=self.requirements.objective in ("latency", "throughput"),
         )
         self._done = 0
@@ -451,10 +452,12 @@ class Search:
                 for scope in ("model", plan.scope)
             }
             if all(samples.values()):
+                beside = min(samples[plan.scope]) - min(samples["model"])
                 self._model.observe(
                     trial.variant,
                     stats.percentile(samples["model"], 50),
-                    host_ms=min(samples[plan.scope]) - min(samples["model"]),
+                    # Of one among several clients most is waiting for this very model, not host's work.
+                    host_ms=beside if plan.clients == 1 else 0.0,
                 )
 
     def _share_failure(self, trial: Trial) -> None:

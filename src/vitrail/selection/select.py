@@ -370,7 +370,7 @@ def ship(
             f"{out} was written but does not verify: run `vitrail verify {out}` and report what it says."
         )
     # One launch of the model alone: no limit is decided, and nobody is waited for, so that it stays short.
-    workload = replace(selection.workload, latency_scope="model")
+    workload = replace(selection.workload, latency_scope="model", concurrency=1)
     again = remeasure.measure_artifact(written, Requirements(), workload, launches=1, patience_s=0.0)
     now, then = (seen.latency.get("model") for seen in (again, entry.observation))
     assert now is not None

@@ -72,6 +72,7 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
     if figures is not None:
         found["latency_ms"] = figures.judged.value
         found["batch_size"] = evidence.workload.batch_size
+        found["clients"] = evidence.workload.concurrency
     if evidence.memory is not None:
         found["memory_mib"] = evidence.memory.peak
     if evidence.hardware:
