@@ -221,7 +221,7 @@ def test_what_runs_faster_comes_first_where_time_decides(objective):
 
 
 def test_clients_loosen_no_bound_and_only_order():
-    """A variant that holds its limits for a clever queue must not be ruled out by how long clients may wait."""
+    """How long clients may have to wait rules nothing out: where decoding is slow, they hardly do."""
     eight = replace(WORKLOAD, concurrency=8)
     lite = named(f"{LITE} openvino fp32")
     alone, among = LatencyModel(WORKLOAD, PEAKS), LatencyModel(eight, PEAKS)

@@ -225,8 +225,8 @@ Evidence: TypeAlias = tuple[tuple[float, float], ...]
 def _evidence(calls: bytes, value: float, judged: float, waiting: int) -> tuple[Evidence, Evidence]:
     """The evidence for passing and for failing of `calls` (float64), whose `judged` percentile is `value`.
 
-    `waiting`: clients that wait for one another, so that neighbouring calls depend. Remembered, because a search
-    asks about the same calls each time that it looks for its best contender.
+    `waiting`: clients that wait for one another, so that neighbouring calls depend. Remembered, because a
+    search asks about the same calls each time that it looks for its best contender.
     """
     samples = np.frombuffer(calls)
     median = percentile(samples, 50)
