@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -43,17 +46,19 @@ def queue_block(clients: int, calls: int, *, launch: int = 1, seed: int = 0, **s
 
 def test_where_the_engine_is_the_bottleneck_latency_is_all_clients_turns():
     """Against brute force: a fake engine that sleeps, with real threads and clocks."""
-    engine = threading.Lock()
+    engine = ThreadPoolExecutor(1)  # in turn: a lock would serve whoever released it last again and again
     turns: list[float] = []
 
+    def run() -> None:
+        begin = time.perf_counter()
+        time.sleep(SERVICE_S)
+        turns.append(time.perf_counter() - begin)
+
     def ask(_: int) -> None:
-        with engine:
-            begin = time.perf_counter()
-            time.sleep(SERVICE_S)
-            turns.append(time.perf_counter() - begin)
+        engine.submit(run).result()
 
     clients = 4
-    samples = closed_loop(clients, 6 * clients, lambda: 0, ask)
+    samples = [seconds for seconds, _ in closed_loop(clients, 6 * clients, lambda: 0, ask)]
     turn_s = statistics.mean(turns)  # a busy machine sleeps longer: the ratio is what is known
     assert len(samples) == 6 * clients
     assert statistics.median(samples) == pytest.approx(clients * turn_s, rel=0.25)
@@ -84,7 +89,7 @@ def test_the_first_request_is_untimed_and_nobody_stops_before_the_last():
             slow_one.append(me)
         return me == slow_one[0]
 
-    samples = closed_loop(3, 9, draw, ask)
+    samples = [seconds for seconds, _ in closed_loop(3, 9, draw, ask)]
     counts = sorted(names.count(name) for name in set(names))
     assert len(samples) == 9
     assert sum(sample >= 0.03 for sample in samples) == 3  # the slow client's first one is not among them
@@ -113,8 +118,9 @@ def test_what_one_client_raises_ends_all():
 
 
 @pytest.fixture
-def session(monkeypatch) -> ExportSession:
+def session(monkeypatch) -> Iterator[ExportSession]:
     """A launch in this process, with three clients, whose engine sleeps."""
+    interval = sys.getswitchinterval()
     artifact = open_artifact(GOLDEN / "artifact-4-openvino")
     made = ExportSession(
         SessionRequest(
@@ -137,7 +143,8 @@ def session(monkeypatch) -> ExportSession:
 
     monkeypatch.setattr(made._runner, "run", slowly)
     made.callers = callers
-    return made
+    yield made
+    sys.setswitchinterval(interval)
 
 
 def test_a_session_times_clients_that_share_its_engine(session):
@@ -193,7 +200,7 @@ def test_a_pass_takes_as_many_calls_of_each_client_as_of_one():
     """Every N-th call is independent, so N clients' calls are worth a N-th of theirs."""
     for clients in (1, 8):
         few, enough = (
-            [queue_block(clients, calls * clients, launch=n, seed=n) for n in (1, 2, 3)] for calls in (24, 28)
+            [queue_block(clients, calls * clients, launch=n, seed=n) for n in (1, 2, 3)] for calls in (24, 60)
         )
         limit = 1e4
         assert stats.LimitTest(percentile=95).evaluate(few, limit).answer == "undecided"
@@ -227,7 +234,7 @@ def test_limits_that_do_not_hold_are_rarely_passed_whoever_waits():
         seen[name] = {clients: count / runs for clients, count in passes.items()}
     # 2.5 % and two standard errors of 120 runs.
     assert all(rates[8] <= 0.055 for rates in seen.values()), seen
-    assert seen["stalls"][1] > 0.1, seen  # what the floor is for
+    assert seen["stalls"][1] > 0.05, seen  # what the floor is for
 
 
 def test_screening_several_clients_measures_blocks_of_each_clients_calls():

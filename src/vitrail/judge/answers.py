@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from vitrail import stats, tasks
@@ -125,7 +126,7 @@ def _accuracy(observation: Observation, requirements: Requirements) -> Verdict |
         return _missing("min_accuracy", least, _unmeasured(observation) or why)
     margin = accuracy.value - least
     metric = tasks.known(observation.variant.candidate.task).metric
-    text = f"{metric} {_number(accuracy.value)} % {accuracy.provenance}"
+    text = f"{metric} {number(accuracy.value)} % {accuracy.provenance}"
     return _numeric(
         "min_accuracy",
         "pass" if margin >= 0 else "fail",
@@ -145,7 +146,7 @@ def _least(observation: Observation, asked: Least) -> Verdict:
         why = _unmeasured(observation) or f"no {asked.of} was measured"
         return _missing(asked.requirement, f"{name}{asked.value:g}", why)
     margin = seen.value - asked.value
-    text = f"{asked.of} {_number(seen.value)} % of {counted(seen.images, 'image')}"
+    text = f"{asked.of} {number(seen.value)} % of {counted(seen.images, 'image')}"
     option = _option(asked.option, seen.value, asked.value, up=False)
     return _numeric(
         asked.requirement,
@@ -169,26 +170,28 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
     value, interval = figures.judged.value, figures.judged.interval
     answer = _latency_answer(observation, figures, limit, workload)
     margin = limit - value
-    shown = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-    reason = f"{name} {_number(value)}{shown} ms: {_room(margin, 'ms')}"
+    shown = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
+    reason = f"{name} {number(value)}{shown} ms: {_room(margin, 'ms')}"
     # A limit below the interval's upper end would not give a pass.
     needed = max(value, interval[1]) if interval else value
     option = _option("--max-latency", needed, limit, up=True, unit="ms")
     if answer == "undecided":
-        why = _why_undecided(observation, figures, limit, workload)
-        reason = f"{name} {_number(value)}{shown} ms, limit {_number(limit)}: {why}"
+        taken = observation.measurement
+        blocks = [b for b in taken.blocks if b.scope == workload.latency_scope] if taken else []
+        why = undecided_because(blocks, figures, limit, workload.percentile)
+        reason = f"{name} {number(value)}{shown} ms, limit {number(limit)}: {why}"
     return _numeric("max_latency", answer, value, limit, margin, reason, option)
 
 
-def _why_undecided(
-    observation: Observation, figures: LatencyFigures, limit: float, workload: Workload
+def undecided_because(
+    blocks: Sequence[Block], figures: LatencyFigures, limit: float, percentile: float
 ) -> str:
-    """What evidence is missing to judge the limit, and how to get it."""
+    """What evidence is missing to judge the limit, and how to get it.
+
+    `blocks`: those of the judged scope; none where only figures are on record.
+    """
     interval, calls = figures.judged.interval, counted(figures.calls, "call")
-    blocks: list[Block] = []
-    if observation.measurement is not None:
-        blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
-    state = stats.LimitTest(percentile=workload.percentile).evaluate(blocks)
+    state = stats.LimitTest(percentile=percentile).evaluate(blocks)
     if state is None:  # recorded figures, without their calls
         if interval is None:
             return f"{calls} do not decide; {MORE}"
@@ -203,7 +206,7 @@ def _why_undecided(
         if state.upper is not None and state.upper <= limit:
             return f"the confirming launch did not confirm it; {QUIETER}"
         return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
-    many = state.calls / stats.clients(blocks) * (1 - workload.percentile / 100) >= MANY_BEYOND
+    many = state.calls / stats.clients(blocks) * (1 - percentile / 100) >= MANY_BEYOND
     if figures.judged.value <= limit and state.upper is None and many:
         if differ > LAUNCHES_DIFFER:
             return f"the medians of its launches differ by {100 * (differ - 1):.0f} %; {QUIETER}"
@@ -245,7 +248,7 @@ def _memory(observation: Observation, requirements: Requirements) -> Verdict | N
     if observation.memory is None:
         return _missing("max_memory", limit, _unmeasured(observation) or "no memory figure")
     peak = observation.memory.peak
-    reason = f"memory {_number(peak)} MiB: {_room(limit - peak, 'MiB')}"
+    reason = f"memory {number(peak)} MiB: {_room(limit - peak, 'MiB')}"
     answer: Answer = "pass" if peak <= limit else "fail"
     option = _option("--max-memory", peak, limit, up=True, unit="MiB", digits=0)
     return _numeric("max_memory", answer, peak, limit, limit - peak, reason, option)
@@ -268,9 +271,9 @@ def _throughput(observation: Observation, requirements: Requirements, workload: 
         interval = stats.mean_latency_interval(blocks)
         at_once = stats.images_at_once(blocks, workload.batch_size)
         supported = 1000 * at_once / interval[2] if interval else None
-    reason = f"{_number(value)} images/s: {_room(value - least, 'images/s')}"
+    reason = f"{number(value)} images/s: {_room(value - least, 'images/s')}"
     if answer == "undecided":
-        reason = f"{_number(value)} images/s: within its uncertainty of the required {_number(least)}; {MORE}"
+        reason = f"{number(value)} images/s: within its uncertainty of the required {number(least)}; {MORE}"
     option = None if supported is None else _option("--min-throughput", supported, least, up=False)
     return _numeric("min_throughput", answer, value, least, value - least, reason, option)
 
@@ -351,7 +354,7 @@ def _numeric(
 
 def _room(margin: float, unit: str, noun: str = "") -> str:
     """`11 over the limit` or `3 ms of room`, for upper and lower limits alike."""
-    size = _number(abs(margin))
+    size = number(abs(margin))
     if noun:
         size += f" {noun}" if size == "1" else f" {noun}s"
     elif margin >= 0 or unit != "ms":
@@ -361,7 +364,7 @@ def _room(margin: float, unit: str, noun: str = "") -> str:
     return f"{size} over the limit" if unit in ("ms", "MiB") else f"{size} short"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits, never scientific: 61.3 -> 61.3, 9.412 -> 9.41, 1234.5 -> 1234."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"

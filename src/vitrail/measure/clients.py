@@ -5,22 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["closed_loop"]
 
 Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 
 
 def closed_loop(
     clients: int,
     calls: int,
     draw: Callable[[], Request],
-    ask: Callable[[Request], object],
+    ask: Callable[[Request], Answer],
     *,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[float]:
-    """Durations in s of `calls` requests, divided among `clients` threads, in order of completion.
+) -> list[tuple[float, Answer]]:
+    """(duration in s, answer) of `calls` requests, divided among `clients` threads, in order of completion.
 
     Each client sends one untimed request first, then its share of the timed ones, and goes on untimed until
     all others have made theirs: no timed request sees fewer clients than there are.
@@ -32,25 +33,28 @@ def closed_loop(
     Raises:
         BaseException: whatever `draw` or `ask` raised first; the other clients have ended by then.
     """
-    loop = _Loop(draw, ask, clock, clients)
+    loop: _Loop[Request, Answer] = _Loop(draw, ask, clock, clients)
     shares = [calls // clients + (index < calls % clients) for index in range(clients)]
     threads = [threading.Thread(target=loop.run, args=(share,), daemon=True) for share in shares]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        loop.over.set()  # Ctrl-C ends the wait: nobody sends another request then
     if loop.failures:
         raise loop.failures[0]
-    return [seconds for _, seconds in sorted(loop.done)]
+    return [(seconds, answer) for _, seconds, answer in sorted(loop.done, key=lambda each: each[0])]
 
 
-class _Loop:
+class _Loop(Generic[Request, Answer]):
     """What the clients share."""
 
     def __init__(
         self,
         draw: Callable[[], Request],
-        ask: Callable[[Request], object],
+        ask: Callable[[Request], Answer],
         clock: Callable[[], float],
         clients: int,
     ) -> None:
@@ -58,9 +62,10 @@ class _Loop:
         self._lock = threading.Lock()
         self._timing = clients
         """How many have timed requests left."""
-        self._over = threading.Event()
-        self.done: list[tuple[float, float]] = []
-        """(when it was answered, its duration) of each timed request, in s."""
+        self.over = threading.Event()
+        """Whether no more requests are sent."""
+        self.done: list[tuple[float, float, Answer]] = []
+        """(when it was answered in s, its duration in s, the answer) of each timed request."""
         self.failures: list[BaseException] = []
 
     def run(self, share: int) -> None:
@@ -72,20 +77,20 @@ class _Loop:
             with self._lock:
                 self._timing -= 1
                 if not self._timing:
-                    self._over.set()
-            while not self._over.is_set():
+                    self.over.set()
+            while not self.over.is_set():
                 self._send(timed=False)
         except BaseException as error:
             self.failures.append(error)
-            self._over.set()
+            self.over.set()
 
     def _send(self, *, timed: bool) -> None:
-        if self.failures:
+        if self.failures or self.over.is_set():
             return
         with self._lock:
             request = self._draw()
         begin = self._clock()
-        self._ask(request)
+        answer = self._ask(request)
         end = self._clock()
         if timed:
-            self.done.append((end, end - begin))
+            self.done.append((end, end - begin, answer))

@@ -78,6 +78,8 @@ class Plan:
     batch_size: int = 1
     clients: int = 1
     """Clients at once in scope `request`; the model alone is called by one."""
+    both: bool = True
+    """Whether the scope that is not judged is measured and shown too."""
     rank: bool = False
     """Whether the objective is latency or throughput, so that contenders need precise figures."""
     block_s: float = 0.3
@@ -207,7 +209,7 @@ def screen(
             if plan.contends(track.blocks) and (not needs_precision or plan.precise(track.blocks)):
                 track.stopped = "precise"
                 break
-            if len(plan.judged(track.blocks)) % OTHER_SCOPE_EVERY == 2:
+            if plan.both and len(plan.judged(track.blocks)) % OTHER_SCOPE_EVERY == 2:
                 track.measure(plan.other)
         track.complete_other_scope()
     finally:
@@ -259,7 +261,7 @@ def _interleave(active: list[_Track], plan: Plan, rng: random.Random, growth: in
         rng.shuffle(active)
         active = [track for track in active if track.measure(plan.scope) and track.still_in()]
         rounds += 1
-        if rounds % OTHER_SCOPE_EVERY == 0:
+        if plan.both and rounds % OTHER_SCOPE_EVERY == 0:
             for track in active:
                 track.measure(plan.other)
         if rounds >= plan.rounds:
@@ -420,8 +422,8 @@ class _Track:
         return calls // self.plan.clients_in(self.plan.scope)
 
     def complete_other_scope(self) -> None:
-        """Both scopes are always shown: make sure that the other one has at least 10 calls."""
-        while self.failure is None and self.session is not None:
+        """Where both scopes are shown, make sure that the other one has at least 10 calls."""
+        while self.plan.both and self.failure is None and self.session is not None:
             calls = sum(len(b.samples_ms) for b in self.blocks if b.scope == self.plan.other)
             if calls >= 10 or self.clock() >= self.deadline:
                 return

@@ -8,8 +8,8 @@ is a PyTorch reference.
 from __future__ import annotations
 
 import gc
-import os
 import resource
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +22,12 @@ from vitrail import runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
 from vitrail.measure.clients import closed_loop
+from vitrail.measure.speed import SpeedReference, steal_s
 from vitrail.predict import MOST_WORKERS, Predictor
 from vitrail.vocabulary import Graph, Target
 
-SPEED_REPEATS = 7
+SWITCH_S = 0.001
+"""How long one of several clients' threads may keep the interpreter, as in `vitrail serve`."""
 
 
 def start(payload: dict[str, Any]) -> ExportSession:
@@ -54,7 +56,7 @@ class ExportSession:
 
     def __init__(self, request: SessionRequest) -> None:
         self._request = request
-        self._speed = _SpeedReference()
+        self._speed = SpeedReference()
         task = tasks.unpack(request.task)
         _warm_libraries(request, task)
         _, self._baseline = runtimes.memory(request.target)
@@ -65,7 +67,7 @@ class ExportSession:
             request.target,
             sizes={"B": request.batch_size},
             threads=request.threads,
-            settings=request.settings,
+            settings={**_sharing(request), **request.settings},
         )
         self._load_s = time.perf_counter() - begin
         self._predictor = Predictor(self._runner, task)
@@ -74,6 +76,8 @@ class ExportSession:
         self._inputs = self._predictor.prepare(self._photos())
         # One thread calls the engine, for whoever came first, as in `vitrail serve`.
         self._engine = ThreadPoolExecutor(1, "engine") if request.clients > 1 else None
+        if request.clients > 1:
+            sys.setswitchinterval(SWITCH_S)
 
     def facts(self) -> dict[str, Any]:
         """The engine's facts as read back, and how long loading took, in s."""
@@ -101,13 +105,14 @@ class ExportSession:
         """
         clients = self._request.clients if scope == "request" else 1
         batches = [self._photos() for _ in range(calls)] if scope == "request" and clients == 1 else []
-        steal, switches = _steal_s(), _involuntary_switches()
+        steal, switches = steal_s(), _involuntary_switches()
         before = self._speed.measure_ms()
         collecting = gc.isenabled()
         gc.disable()
         try:
             if clients > 1:
-                samples = np.array(closed_loop(clients, calls, self._photos, self._ask))
+                timed = closed_loop(clients, calls, self._photos, self._ask)
+                samples = np.array([seconds for seconds, _ in timed])
             else:
                 samples = self._timed_requests(batches) if batches else self._timed_runs(calls)
         finally:
@@ -118,7 +123,7 @@ class ExportSession:
             "samples_ms": (samples * 1e3).tolist(),
             "speed_before_ms": before,
             "speed_after_ms": after,
-            "steal_s": max(_steal_s() - steal, 0.0),
+            "steal_s": max(steal_s() - steal, 0.0),
             "involuntary_switches": _involuntary_switches() - switches,
             "clients": clients,
         }
@@ -177,28 +182,14 @@ class ExportSession:
         return chosen
 
 
-class _SpeedReference:
-    """A fixed single-threaded numpy workload: how fast this machine is right now, in ms."""
-
-    def __init__(self) -> None:
-        self._values = np.linspace(1.0, 2.0, 1 << 18, dtype=np.float32)
-        self._target = np.empty_like(self._values)
-
-    def measure_ms(self) -> float:
-        """Median duration over a few repeats; about 5 ms in all."""
-        times = []
-        for _ in range(SPEED_REPEATS):
-            begin = time.perf_counter()
-            for _ in range(4):
-                np.sqrt(self._values, out=self._target)
-                np.multiply(self._target, self._values, out=self._target)
-            times.append(time.perf_counter() - begin)
-        return float(np.median(times)) * 1e3
+def _sharing(request: SessionRequest) -> dict[str, str]:
+    """How an engine is set up beside threads that decode, as in `vitrail serve`."""
+    return dict(runtimes.RUNTIMES[request.target.runtime].sharing) if request.clients > 1 else {}
 
 
 def machine_speed(payload: dict[str, Any]) -> dict[str, float]:
     """The reference workload alone, for the check before recorded measurements are reused."""
-    reference = _SpeedReference()
+    reference = SpeedReference()
     readings = [reference.measure_ms() for _ in range(int(payload.get("readings", 60)))]
     return {"speed_ms": float(np.median(readings))}
 
@@ -207,15 +198,6 @@ def _warm_libraries(request: SessionRequest, task: tasks.Task) -> None:
     # Importing the engine and decoding one photo count as baseline: they are the same for all models.
     __import__(runtimes.RUNTIMES[request.target.runtime].module)
     decode(request.photos[0], short_side=resized_short_side(task.preprocess))
-
-
-def _steal_s() -> float:
-    try:
-        with open("/proc/stat") as stat:
-            fields = stat.readline().split()
-        return int(fields[8]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0
 
 
 def _involuntary_switches() -> int:
