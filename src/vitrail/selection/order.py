@@ -225,10 +225,10 @@ def cannot_beat(
         if least > timed.p50:
             return f"unlikely to be below {least:.1f} ms by its lower bound, {name} takes {timed.p50:.1f} ms"
     if objective == "throughput" and rival.throughput is not None:
-        most = 1000 * model.batch_size / model.least_ms(variant)
-        if model.clients > 1 and most < rival.throughput:  # the engine takes one call at a time
+        reach = 1000 * model.batch_size / model.least_ms(variant)
+        if model.clients > 1 and reach < rival.throughput:  # the engine takes one call at a time
             had = f"{name} has {rival.throughput:.1f}"
-            return f"unlikely to be above {most:.1f} images/s by its lower bound, {had}"
+            return f"unlikely to be above {reach:.1f} images/s by its lower bound, {had}"
     if objective == "memory" and rival.memory is not None:
         needed = memory_baseline + memory_floor_mib(variant)
         if needed > rival.memory.peak:
