@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,16 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from PIL import Image
 
 START_S = 60.0
 
 
-class Server:
-    """`vitrail serve` with the given arguments, ready when the constructor returns."""
+def slow_photo() -> bytes:
+    """A PNG that takes a core tens of milliseconds to decode."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
-    def __init__(self, *arguments: object, cache: Path) -> None:
+
+class Server:
+    """`vitrail serve` with the given arguments, ready when the constructor returns; port 0: any free."""
+
+    def __init__(self, *arguments: object, cache: Path, port: int = 0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vitrail", "serve", *map(str, arguments), "--port", "0"],
+            [sys.executable, "-m", "vitrail", "serve", "--port", str(port), *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -98,7 +109,7 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.said.append(line)
-            found = re.search(r"serving .* on (http://\S+)", line)
+            found = re.search(r"serving .* on (http://[^\s,]+)", line)
             if found:
                 self.url = found[1]
                 self._known.set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
-import io
 import os
 import signal
 import socket
@@ -16,15 +15,14 @@ from pathlib import Path
 
 import artifacts
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from vitrail.cli import main
 from vitrail.serve.keys import Keys, new_key, read_keys
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
+import serving
 from serving import Server
 
 pytestmark = pytest.mark.slow
@@ -49,11 +47,7 @@ def photo(artifact):
 
 @pytest.fixture(scope="module")
 def slow_photo():
-    """A PNG that takes a core tens of milliseconds to decode."""
-    file = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return serving.slow_photo()
 
 
 def together(count, request) -> list:
@@ -259,6 +253,12 @@ def test_a_key_file_holds_hashes_only(tmp_path):
         (["{artifact}", "--api-keys", "/nowhere"], "cannot be read"),
         (["{artifact}", "--config", "{toml}"], "unknown key 'prot'. Did you mean port?"),
         (["{artifact}", "--max-queue-megapixels", "10"], "raise it, or lower"),
+        (["{artifact}", "--replicas", "2"], "--replicas needs a cluster"),
+        (["{artifact}", "--replicas", "8-2", "--ray"], "replicas is '8-2': give a number, or a range"),
+        (["{artifact}", "--allow-activate", ".", "--ray"], "the model of one replica only"),
+        (["{artifact}", "--drain-grace", "5s", "--ray"], "stops sending to a replica"),
+        (["{artifact}", "--port", "0", "--ray"], "another port on each node"),
+        (["{artifact}", "--host", "192.0.2.7", "--api-keys", "{keys}", "--ray"], "an address of one node"),
     ],
 )
 def test_a_wrong_start_is_one_sentence(artifact, tmp_path, capsys, arguments, said):

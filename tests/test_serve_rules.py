@@ -14,6 +14,7 @@ from PIL import Image
 from vitrail.errors import InputError
 from vitrail.images.declared import declared_pixels
 from vitrail.images.limits import LIMITS
+from vitrail.serve import scale
 from vitrail.serve.admission import Queue
 from vitrail.serve.batching import chosen, largest, p95
 from vitrail.serve.refusals import CODES, Refusal
@@ -161,8 +162,24 @@ def test_a_file_gives_settings_with_paths_relative_to_it(tmp_path):
     }
 
 
+def test_replicas_are_a_number_or_a_range(tmp_path):
+    assert [scale.replicas_of(text) for text in (None, "3", "2-8", "2-2")] == [(1, 1), (3, 3), (2, 8), (2, 2)]
+    for text in ("0", "8-2", "2-", "-2", "1-2-3", "two", "1001", "1.5", "²"):
+        with pytest.raises(InputError, match="give a number, or a range such as 2-8, from 1 to 1000"):
+            scale.replicas_of(text)
+    file = tmp_path / "serve.toml"
+    file.write_text('ray = "auto"\nreplicas = 2\n')
+    assert from_toml(file)[1] == {"ray": "auto", "replicas": "2"}
+
+
+def test_replicas_are_added_well_before_the_queue_refuses():
+    assert [scale.target_requests(Settings(max_queue=size)) for size in (1, 8, 64, 400)] == [1, 1, 8, 50]
+    assert scale.target_requests(Settings(max_latency_ms=50.0)) == 1
+
+
 @pytest.mark.parametrize(
-    "line", ["port = '8000'", "access_log = 1", "max_queue = true", "artifacts = 'x'", "deadline = 5"]
+    "line",
+    ["port = '8000'", "access_log = 1", "max_queue = true", "artifacts = 'x'", "deadline = 5", "ray = true"],
 )
 def test_a_value_of_the_wrong_kind_is_refused(tmp_path, line):
     file = tmp_path / "serve.toml"

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from vitrail import cluster
 from vitrail.artifact import Artifact, open_artifact
 from vitrail.batch import plan, ray, settings, sorting, write
 from vitrail.batch.commit import Folder, locked
@@ -63,7 +64,7 @@ def run(request: Request, watcher: Watcher | None = None) -> Summary:
     whole("shard_size", request.shard_size)
     write.check_installed(request.format)
     if request.ray is not None:
-        ray.check_installed()
+        cluster.check_installed()
     artifact = open_artifact(request.artifact)
     options = full_options(artifact.task, request.options, request.artifact)
     answers = artifact.task.columns(**options)

@@ -7,31 +7,27 @@ again by the driver, a few times. A driver that was killed is started again like
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vitrail import cluster
 from vitrail.artifact import open_artifact
 from vitrail.batch.encoded import Encoded, Tables, encoded
 from vitrail.batch.files import Files
 from vitrail.batch.records import OwnColumn, Shard
 from vitrail.batch.settings import Settings, open_predictor
 from vitrail.batch.shard import Work
-from vitrail.errors import InputError, MissingExtraError, VitrailError
+from vitrail.errors import InputError, VitrailError
 from vitrail.images.limits import Limits
 from vitrail.version import __version__
 from vitrail.words import counted
 
-__all__ = ["AUTO", "Answer", "Setup", "check_installed", "run"]
+__all__ = ["Answer", "Setup", "run"]
 
-AUTO = "auto"
-"""The cluster that this machine is part of."""
-INSTALL = 'pip install "vitrail[ray]"'
 RETRIES = 3
 """How often Ray starts a task again whose worker died, and how often the driver then gives it out again."""
-KNOCK_S = 10.0
 LOOK_AGAIN_S = 10.0
 """How often a driver that waits looks whether a node is left that can do the work."""
 AHEAD = 2
@@ -70,15 +66,6 @@ class Refused:
     error: str
 
 
-def check_installed() -> Any:
-    """The module ray. Raises MissingExtraError if it is not installed."""
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError("ray, which --ray needs,", INSTALL) from None
-    return ray
-
-
 def run(address: str, setup: Setup, shards: Iterable[Shard]) -> Generator[Answer]:
     """Each shard when it is done, in any order; tasks under way are cancelled when the caller stops.
 
@@ -92,35 +79,13 @@ def run(address: str, setup: Setup, shards: Iterable[Shard]) -> Generator[Answer
             lacks the artifact, the images or this version of Vitrail), or a shard ended its worker again and
             again.
     """
-    ray = check_installed()
-    _connect(ray, address)
+    ray = cluster.check_installed()
+    cluster.connect(ray, address)
     try:
         task = ray.remote(num_cpus=setup.settings.threads, max_retries=RETRIES)(_do)
         yield from _Driver(ray, task, ray.put(setup), setup.settings.threads).run(iter(shards))
     finally:
         ray.shutdown()
-
-
-def _connect(ray: Any, address: str) -> None:
-    if ray.is_initialized():
-        raise InputError("This process is connected to a Ray cluster already: call ray.shutdown() first.")
-    try:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:160].rstrip(".")
-        raise InputError(
-            f"No Ray cluster answers at {address} ({reason}): start one with `ray start --head`, or give its "
-            "address with --ray ADDRESS."
-        ) from None
-
-
-def _knock(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT: Ray itself tries for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S):
-            pass
 
 
 class _Driver:
@@ -175,9 +140,9 @@ class _Driver:
             raise  # a bug of ours, with its traceback
         except self.ray.exceptions.RayError as error:
             if failures == RETRIES:
-                reason = str(error).splitlines()[0][:160].rstrip(".")
                 raise InputError(
-                    f"Shard {shard.id} ended its workers again and again ({reason}): give them more memory."
+                    f"Shard {shard.id} ended its workers again and again ({cluster.first_line(error)}): "
+                    "give them more memory."
                 ) from None
             self._start(shard, failures + 1)
             return

@@ -5,22 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vitrail.cli.numbers import whole_number
-from vitrail.errors import MissingExtraError
-
-EXTRA = 'pip install "vitrail[serve]"'
-LIBRARIES = {
-    "fastapi": "FastAPI",
-    "uvicorn": "uvicorn",
-    "httptools": "httptools",
-    "uvloop": "uvloop",
-    "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus-client",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--api-keys", metavar="FILE", help="hashed keys that --new-key made, one a line")
     where.add_argument(
         "--no-access-log", dest="access_log", action="store_false", default=None, help="log no requests"
+    )
+    cluster = parser.add_argument_group("on a Ray cluster")
+    cluster.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="serve on a Ray cluster: this machine's, or the one at ADDRESS",
+    )
+    cluster.add_argument(
+        "--replicas", metavar="N|MIN-MAX", help="servers there (1); of a range, as many as the load needs"
     )
     promise = parser.add_argument_group("speed")
     promise.add_argument(
@@ -69,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole_number("threads"),
         metavar="N",
-        help="threads of each engine (the artifact's, within the usable cores)",
+        help="threads of each engine (the artifact's, within the usable cores; with --ray, else 1)",
     )
     promise.add_argument("--deadline", metavar="TIME", help="a request is given up after this (10s)")
     limits = parser.add_argument_group("limits")
@@ -123,25 +122,31 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; 0 then."""
     if args.new_key is not None:
         return _new_key(args.new_key)
-    for module, library in LIBRARIES.items():
-        if find_spec(module) is None:
-            raise MissingExtraError(library, EXTRA)
+    from vitrail.serve import scale
+    from vitrail.serve.installed import check_installed
     from vitrail.serve.keys import read_keys
-    from vitrail.serve.settings import check, from_toml, served, shadow_of
+    from vitrail.serve.settings import Settings, check, from_toml, served, shadow_of
 
+    check_installed()
     artifacts, found = from_toml(args.config) if args.config else ((), {})
-    settings = check(_settings(args, found))
+    given = {**found, **_given(args)}
+    settings = check(replace(Settings(), **given))
+    scale.check(settings)
     models = served(args.artifacts or artifacts)
     if settings.shadow is not None:
         shadow_of(settings.shadow, [model.name for model in models])  # before anything is started
     keys = None if settings.api_keys is None else read_keys(settings.api_keys)
+    if settings.ray is not None:
+        from vitrail.serve.ray import start as start_on_cluster
+
+        return start_on_cluster(models, settings, keys, fixed={"host", "port"} & set(given))
     from vitrail.serve.start import start
 
     return start(models, settings, keys)
 
 
-def _settings(args: argparse.Namespace, found: dict[str, Any]) -> Any:
-    """The options given, over the file's values."""
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that options say."""
     from vitrail.serve.settings import Settings
     from vitrail.units import duration_ms
 
@@ -156,7 +161,7 @@ def _settings(args: argparse.Namespace, found: dict[str, Any]) -> Any:
         elif field.name in ("api_keys", "allow_activate"):
             value = Path(value)
         given[field.name] = value
-    return replace(Settings(), **{**found, **given})
+    return given
 
 
 def _new_key(name: str) -> int:

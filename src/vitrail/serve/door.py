@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -97,6 +98,9 @@ class Door:
             await _refuse(refusal, scope, answer)
         except ClientDisconnect:
             here.status = GONE
+        except asyncio.CancelledError:
+            here.status = here.status or GONE
+            raise
         except Exception:
             report(here.id)
             if not here.status:  # else the application has told of it

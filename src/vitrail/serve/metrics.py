@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from vitrail.serve import wire
 from vitrail.serve.admission import Queue
@@ -16,8 +18,9 @@ IMAGES = (1, 2, 4, 8, 16, 32)
 class Metrics:
     """The server's counters; one event loop changes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: str = "") -> None:
         self.registry = registry = CollectorRegistry()
+        self._shown = registry if not replica else _Labelled(registry, replica)
         self._requests = Counter(
             "vitrail_requests", "Answered requests", ["model", "endpoint", "status"], registry=registry
         )
@@ -140,4 +143,21 @@ class Metrics:
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
+
+
+class _Labelled(CollectorRegistry):
+    """All of a registry's samples with one label more: which of several servers they are of."""
+
+    def __init__(self, registry: CollectorRegistry, replica: str) -> None:
+        super().__init__()
+        self._inner, self._replica = registry, replica
+
+    def collect(self) -> Iterator[Metric]:
+        """The registry's families."""
+        for family in self._inner.collect():
+            family.samples = [
+                sample._replace(labels={**sample.labels, "replica": self._replica})
+                for sample in family.samples
+            ]
+            yield family

@@ -17,7 +17,7 @@ from vitrail.serve.metrics import Metrics
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.settings import Served, Settings
 
-__all__ = ["Answered", "Model", "config_of"]
+__all__ = ["TRY_S", "Answered", "Model", "config_of"]
 
 FRESH_S = 1.0
 """A reading of readiness is good for so long."""
@@ -147,9 +147,13 @@ class Model:
         self.queue.take(images, pixels)
         number, future = live.ask(make, *parts)
         future.add_done_callback(lambda _: self.queue.give_back(images, pixels))
-        await asyncio.wait(
-            {future, gone}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
-        )
+        try:
+            await asyncio.wait(
+                {future, gone}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+            )
+        except asyncio.CancelledError:  # some servers end a request so whose client has left
+            live.cancel(number)
+            raise
         if future.done():
             answer, payload = future.result()
             assert isinstance(answer, wire.Answer)

@@ -66,6 +66,10 @@ class Settings:
     allow_activate: Path | None = None
     """Folder whose artifacts may take a model's place over HTTP; None: none may."""
     access_log: bool = True
+    ray: str | None = None
+    """Address of the Ray cluster that serves, or `auto`; None: this process does."""
+    replicas: str | None = None
+    """There: `N`, or `MIN-MAX` (scale.py)."""
 
     @property
     def loopback(self) -> bool:
@@ -98,7 +102,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "drain_grace_ms": (0, 3_600_000),
 }
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("host", "shadow", "api_keys", "allow_activate"), (str,)),
+    **dict.fromkeys(("host", "shadow", "api_keys", "allow_activate", "ray"), (str,)),
+    "replicas": (int, str),
     "access_log": (bool,),
     "shadow_share": (int, float),
 }
@@ -142,6 +147,8 @@ def _value(field: str, value: Any, said: str) -> Any:
     wanted = _KINDS.get(field, (int,))
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted != (bool,)):
         raise InputError(f"{said} is {value!r}, which is of the wrong kind: see vitrail serve --help.")
+    if field == "replicas":
+        return str(value)
     return Path(str(value)) if field in _PATHS else value
 
 

@@ -26,6 +26,8 @@ class Site:
     models: dict[str, Model]
     uploads: Uploads
     keys: Keys | None = None
+    replica: str = ""
+    """Which of several servers behind one address this is; "": the only one."""
     leaving: bool = False
     """Readiness is red; requests are still taken."""
     closed: bool = False
@@ -33,9 +35,11 @@ class Site:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
-    def of(cls, served: Sequence[Served], settings: Settings, keys: Keys | None) -> Site:
+    def of(
+        cls, served: Sequence[Served], settings: Settings, keys: Keys | None, *, replica: str = ""
+    ) -> Site:
         """A server whose models' processes have just been started."""
-        metrics = Metrics()
+        metrics = Metrics(replica)
         models: dict[str, Model] = {}
         for one in served:
             models[one.name] = model = Model(one, settings, metrics)
@@ -48,7 +52,9 @@ class Site:
             all_bytes=settings.max_uploads_mib << 20,
             timeout_s=settings.upload_timeout_ms / 1e3,
         )
-        return cls(settings=settings, metrics=metrics, models=models, uploads=uploads, keys=keys)
+        return cls(
+            settings=settings, metrics=metrics, models=models, uploads=uploads, keys=keys, replica=replica
+        )
 
     async def start(self) -> None:
         """Wait until all models are ready. Raises InputError as `Model.start`."""
@@ -57,6 +63,11 @@ class Site:
     async def close(self) -> None:
         """End all processes."""
         await asyncio.gather(*(model.close() for model in self.models.values()))
+
+    async def check(self) -> dict[str, list[str]]:
+        """Why models are not ready, by their names; empty: all are."""
+        found = await asyncio.gather(*(model.check() for model in self.models.values()))
+        return {name: reasons for name, reasons in zip(self.models, found, strict=True) if reasons}
 
     def model(self, name: str | None, task: str | None = None) -> Model:
         """The named model, or the only one; `task`: what it must be for.

@@ -84,7 +84,8 @@ async def models(request: Request) -> Response:
     here: Site = request.app.state.site
     visit(request.scope).endpoint = "models"
     found = [_model(model) for model in here.models.values()]
-    return Response(msgspec.json.encode({"models": found}), media_type="application/json")
+    said = {"models": found, **({"replica": here.replica} if here.replica else {})}
+    return Response(msgspec.json.encode(said), media_type="application/json")
 
 
 async def _images(request: Request, task: str, options: dict[str, Any]) -> Response:
