@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for number in range(args.rounds):
             took = {}
-            for workers in (1, 2):
+            for workers in (1, 2) if number % 2 == 0 else (2, 1):
                 took[workers], inputs = seconds(args, workers, Path(place) / f"{number}-{workers}")
                 rates[workers].append(round(inputs / took[workers], 1))
             ratios.append(round(took[1] / took[2], 3))

@@ -118,4 +118,7 @@ class Server:
     def _read_log(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.log.append(json.loads(line))
+            try:
+                self.log.append(json.loads(line))
+            except ValueError:
+                self.log.append({"no JSON": line})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vitrail.errors import InputError, MissingExtraError
 
-__all__ = ["check_installed", "connect", "first_line"]
+__all__ = ["check_installed", "connected", "first_line"]
 
 INSTALL = 'pip install "vitrail[ray]"'
 KNOCK_S = 10.0
@@ -24,8 +26,9 @@ def check_installed() -> Any:
     return ray
 
 
-def connect(ray: Any, address: str) -> None:
-    """Make this process a driver of the cluster; `ray.shutdown()` ends that.
+@contextmanager
+def connected(ray: Any, address: str) -> Iterator[None]:
+    """This process is a driver of the cluster within the block.
 
     Args:
         ray: the module, from `check_installed`.
@@ -36,12 +39,20 @@ def connect(ray: Any, address: str) -> None:
     """
     if ray.is_initialized():
         raise InputError("This process is connected to a Ray cluster already: call ray.shutdown() first.")
+    worker = ray._private.worker
+    told = worker._worker_logs_enabled
+    # Ray would tell of workers that died, which it replaces, on standard output: results are written there.
+    worker._worker_logs_enabled = False
     try:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, RuntimeError) as error:
-        ray.shutdown()  # a driver that was refused late stays half connected
-        raise InputError(_mismatch(address, str(error)) or _nobody(address, error)) from None
+        try:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(_mismatch(address, str(error)) or _nobody(address, error)) from None
+        yield
+    finally:
+        ray.shutdown()
+        worker._worker_logs_enabled = told
 
 
 def first_line(error: BaseException) -> str:

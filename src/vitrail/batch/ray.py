@@ -80,12 +80,9 @@ def run(address: str, setup: Setup, shards: Iterable[Shard]) -> Generator[Answer
             again.
     """
     ray = cluster.check_installed()
-    cluster.connect(ray, address)
-    try:
+    with cluster.connected(ray, address):
         task = ray.remote(num_cpus=setup.settings.threads, max_retries=RETRIES)(_do)
         yield from _Driver(ray, task, ray.put(setup), setup.settings.threads).run(iter(shards))
-    finally:
-        ray.shutdown()
 
 
 class _Driver:

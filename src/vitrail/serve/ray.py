@@ -6,6 +6,7 @@ the end. One that was killed leaves its application behind, serving; the next ta
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -39,8 +40,8 @@ CLAIM_S = 10.0
 LEAVE_S = 5.0
 """Beyond the deadline of requests, at a replica's end."""
 DRAIN_LOOK_S = 0.5
-HEALTH_S = 10.0
-"""Between health checks: three that fail replace a replica; its model is started again long before."""
+HEALTH_S = 5.0
+"""Between health checks, which also find replicas that died: three in a row that fail replace a replica."""
 STARTS = 3
 """A replica that does not get ready so often has a reason."""
 LOOK_S = 0.5
@@ -65,21 +66,17 @@ def start(
     ray, serve = _check_installed()
     assert asked.ray is not None
     setup, cores = _setup(models, asked, keys)
-    with _Signals() as signals:
-        try:
-            cluster.connect(ray, asked.ray)
-        except SystemExit:  # how Ray answers SIGTERM while it connects
-            return 0
-        application = _Application(ray, serve, setup, cores)
-        try:
-            with suppress(_Leave):
-                signals.listen()
-                application.run(fixed)
-        finally:
-            signals.hurry()
-            with suppress(_Leave):  # a second Ctrl-C
-                application.end()
-            ray.shutdown()
+    with _Signals() as signals, suppress(SystemExit):  # Ray's answer to SIGTERM while it connects
+        with cluster.connected(ray, asked.ray):
+            application = _Application(ray, serve, setup, cores)
+            try:
+                with suppress(_Leave):
+                    signals.listen()
+                    application.run(fixed)
+            finally:
+                signals.hurry()
+                with suppress(_Leave):  # a second Ctrl-C
+                    application.end()
     return 0
 
 
@@ -89,6 +86,7 @@ def _check_installed() -> tuple[Any, Any]:
         from ray import serve
     except ImportError:
         raise MissingExtraError("Ray Serve, which --ray needs,", INSTALL) from None
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return ray, serve
 
 
@@ -332,8 +330,11 @@ class _Application:
                 before = found.status
 
     def _status(self) -> Any:
-        """Raises InputError if somebody has deleted the application."""
-        found = self.serve.status().applications.get(NAME)
+        """Raises InputError if somebody has deleted the application, or Ray Serve with it."""
+        try:
+            found = self.serve.status().applications.get(NAME)
+        except self.ray.exceptions.RayActorError:
+            found = None
         if found is None or found.status == "DELETING":
             self.deployed = False
             raise InputError("Somebody else has deleted the application from the cluster: start it again.")
