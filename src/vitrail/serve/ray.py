@@ -66,17 +66,17 @@ def start(
     ray, serve = _check_installed()
     assert asked.ray is not None
     setup, cores = _setup(models, asked, keys)
-    with _Signals() as signals, suppress(SystemExit):  # Ray's answer to SIGTERM while it connects
-        with cluster.connected(ray, asked.ray):
-            application = _Application(ray, serve, setup, cores)
-            try:
-                with suppress(_Leave):
-                    signals.listen()
-                    application.run(fixed)
-            finally:
-                signals.hurry()
-                with suppress(_Leave):  # a second Ctrl-C
-                    application.end()
+    # SystemExit is Ray's answer to SIGTERM while it connects.
+    with _Signals() as signals, suppress(SystemExit), cluster.connected(ray, asked.ray):
+        application = _Application(ray, serve, setup, cores)
+        try:
+            with suppress(_Leave):
+                signals.listen()
+                application.run(fixed)
+        finally:
+            signals.hurry()
+            with suppress(_Leave):  # a second Ctrl-C
+                application.end()
     return 0
 
 
