@@ -149,6 +149,8 @@ class _Application:
         self.ray, self.serve, self.setup, self.cores = ray, serve, setup, cores
         self.deployed = self.began_serve = False
         self.holder: Any = None
+        self.gone = (ray.exceptions.RayError, serve.exceptions.RayServeException)
+        """What a cluster or a Ray Serve that has ended raises."""
 
     def run(self, fixed: Collection[str]) -> None:
         """Until `_Leave`. Raises InputError as `start`."""
@@ -160,7 +162,7 @@ class _Application:
             self._wait()
             self._tell()
             self._watch()
-        except self.ray.exceptions.RayError as error:
+        except self.gone as error:
             raise InputError(
                 f"The cluster does not answer ({cluster.first_line(error)}): see what `ray status` says."
             ) from None
@@ -168,12 +170,12 @@ class _Application:
     def end(self) -> None:
         """Delete the application once its requests are answered; what others run stays."""
         if self.deployed:
-            with suppress(self.ray.exceptions.RayError):  # a cluster that is gone has nothing to delete
+            with suppress(*self.gone):  # then there is nothing to delete
                 self.serve.delete(NAME, _blocking=False)
                 while NAME in self.serve.status().applications:
                     time.sleep(LOOK_S)
         if self.began_serve:
-            with suppress(self.ray.exceptions.RayError):
+            with suppress(*self.gone):
                 if not self.serve.status().applications:
                     self.serve.shutdown()
 
