@@ -258,7 +258,10 @@ def test_a_key_file_holds_hashes_only(tmp_path):
         (["{artifact}", "--allow-activate", ".", "--ray"], "the model of one replica only"),
         (["{artifact}", "--drain-grace", "5s", "--ray"], "stops sending to a replica"),
         (["{artifact}", "--port", "0", "--ray"], "another port on each node"),
-        (["{artifact}", "--host", "192.0.2.7", "--api-keys", "{keys}", "--ray"], "an address of one node"),
+        (
+            ["{artifact}", "--host", "192.0.2.7", "--port", "1", "--api-keys", "{keys}", "--ray"],
+            "an address of one node",
+        ),
     ],
 )
 def test_a_wrong_start_is_one_sentence(artifact, tmp_path, capsys, arguments, said):
