@@ -35,7 +35,17 @@ from vitrail.vocabulary import (
 )
 from vitrail.words import counted
 
-__all__ = ["CLAIM_TOLERANCE", "OWN_TOLERANCE", "Check", "Judge", "Measure", "Verification", "verify"]
+__all__ = [
+    "CLAIM_TOLERANCE",
+    "OWN_TOLERANCE",
+    "Check",
+    "Judge",
+    "Measure",
+    "Verification",
+    "again",
+    "verify",
+    "without_noise",
+]
 
 OWN_TOLERANCE: dict[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-3, "int8": 2e-2}
 """Largest ||now - then|| / ||then|| of one photo where engine version, CPU and threads are the same: an
@@ -245,28 +255,28 @@ def _measured(
     same_load: bool,
 ) -> list[Check]:
     checks = [
-        Check(name=v.requirement, answer=v.answer, observed=v.observed, limit=v.limit, reason=_again(v))
+        Check(name=v.requirement, answer=v.answer, observed=v.observed, limit=v.limit, reason=again(v.reason))
         for v in verdicts
     ]
     # Figures from different machines or workloads are never compared.
     if same_load:
         checks += _as_claimed(evidence, claimed, observation)
     if checks:
-        return _without_noise(checks, observation)
+        taken = observation.measurement
+        return without_noise(checks, (*observation.flags, *(taken.flags if taken else ())))
     reason = "no limit was given and the claimed figures are from another machine: give limits with --against"
     return [Check(name="measured", answer="not assessed", observed=None, limit=None, reason=reason)]
 
 
-def _again(verdict: Verdict) -> str:
-    """The reason with advice that fits here: verification has no budget to raise, but can be repeated."""
+def again(reason: str) -> str:
+    """A reason with advice that fits here: verification has no budget to raise, but can be repeated."""
     for advice in ADVICE:
-        verdict = replace(verdict, reason=verdict.reason.replace(f"; {advice}", f"; {AGAIN}"))
-    return verdict.reason
+        reason = reason.replace(f"; {advice}", f"; {AGAIN}")
+    return reason
 
 
-def _without_noise(checks: list[Check], seen: Observation) -> list[Check]:
+def without_noise(checks: list[Check], flags: Sequence[str]) -> list[Check]:
     """Other processes only ever slow a machine down: a pass stands, a failure becomes undecided."""
-    flags = (*seen.flags, *(seen.measurement.flags if seen.measurement else ()))
     noise = next((flag for flag in flags if flag.startswith(quiet.NOISE)), None)
     if noise is None:
         return checks
