@@ -311,8 +311,8 @@ def _reason(
     served: Served, figures: LatencyFigures, found: latency.Outcome, limit: float | None, said: str
 ) -> str:
     judged = figures.judged
-    interval = judged.interval and [_answered(edge) for edge in judged.interval]
-    shown = f" [{number(interval[0])}, {number(interval[1])}]" if interval and None not in interval else ""
+    edges = [edge for edge in judged.interval or () if _answered(edge) is not None]
+    shown = f" [{number(edges[0])}, {number(edges[1])}]" if len(edges) == 2 else ""
     starts = counted(served.starts, "start")
     value = "not answered" if _answered(judged.value) is None else f"{number(judged.value)}{shown} ms"
     text = f"p{judged.percentile:g} {value}, of {counted(served.requests, 'request')} in {starts}"
