@@ -256,6 +256,8 @@ def test_another_ray_a_node_without_the_artifact_and_no_cluster_are_one_sentence
     said = capsys.readouterr().err
     assert "and this command Ray 1.0.0 on Python 3.0.0" in said
     assert said.count("\n") == 1
+    assert main([*command, cluster.address, "--threads", "3"]) == 2
+    assert "asks for 3 cores, and no node of the cluster has more than 2 cores" in capsys.readouterr().err
     moved = shutil.copytree(artifact.path, tmp_path / "moved")
     real = on_cluster._setup
 

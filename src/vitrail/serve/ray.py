@@ -197,16 +197,25 @@ class _Application:
                 time.sleep(LOOK_S)
 
     def _check_nodes(self) -> None:
-        """Raise InputError for a node that replicas may come to and that lacks something."""
+        """Raise InputError if no node has the cores of a replica, or one that has cores lacks something.
+
+        A cluster without any is one whose nodes are only started for work: then it is right to wait.
+        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        nodes = [node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+        most = max((int(node["Resources"]["CPU"]) for node in nodes), default=0)
+        if 0 < most < self.cores:
+            raise InputError(
+                f"Each replica asks for {self.cores} cores, and no node of the cluster has more than "
+                f"{counted(most, 'core')}: add a node that has, or give fewer with --threads."
+            )
         task = self.ray.remote(num_cpus=0)(refusal)
         answers = []
-        for node in self.ray.nodes():
-            if node["Alive"] and node["Resources"].get("CPU", 0) > 0:
-                here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-                answer = task.options(scheduling_strategy=here).remote(self.setup)
-                answers.append((node["NodeName"], answer))
+        for node in nodes:
+            here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+            answer = task.options(scheduling_strategy=here).remote(self.setup)
+            answers.append((node["NodeName"], answer))
         for name, answer in answers:
             try:
                 refused = self.ray.get(answer)
