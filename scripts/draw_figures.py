@@ -35,7 +35,12 @@ FIGURES: dict[str, Callable[[], Canvas]] = {
     "clip-causal": clip.causal,
 }
 
-TABLES: dict[str, Callable[[], str]] = {"vit": sizes.vit, "swin": sizes.swin, "clip": sizes.clip}
+TABLES: dict[str, Callable[[], str]] = {
+    "vit": sizes.vit,
+    "swin": sizes.swin,
+    "clip": sizes.clip,
+    "sam": sizes.sam,
+}
 """By the page they stand on."""
 
 

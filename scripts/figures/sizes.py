@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from vitrail.models import build
 from vitrail.models.clip import CLIP
+from vitrail.models.sam import SAM, PromptGraph
 from vitrail.models.swin import Swin
 from vitrail.models.vit import ViT
 from vitrail.profiling import cost
 
-__all__ = ["CLIPS", "SWINS", "VITS", "clip", "swin", "vit"]
+__all__ = ["CLIPS", "SAMS", "SWINS", "VITS", "clip", "sam", "swin", "vit"]
 
 VITS = (
     "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch32_224", "vit_base_patch16_224",
@@ -27,6 +28,7 @@ SWINS = (
 CLIPS = (
     "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP",
 )  # fmt: skip
+SAMS = ("sam_vit_nano", "sam_vit_base", "sam_vit_large", "sam_vit_huge")
 
 
 def vit() -> str:
@@ -74,6 +76,44 @@ def clip() -> str:
     return _table(
         "name | image | E | image tower: parameters, M | GMACs | text tower: parameters, M | GMACs", rows
     )
+
+
+def sam() -> str:
+    """The table of docs/architectures/sam.md."""
+    rows = []
+    for name in SAMS:
+        model = _on_meta(name)
+        assert isinstance(model, SAM)
+        c, size = model.config, model.config.image_size[0]
+        encoder, decoder = cost.count(model.image_encoder, size), cost.count(_OneClick(model), size)
+        rows.append(
+            f"| `{name}` | {size} | {c.width} | {c.depth} | {c.heads} | {_millions(encoder.parameters)} "
+            f"| {_billions(encoder.macs)} | {_millions(decoder.parameters)} | {_billions(decoder.macs)} |"
+        )
+    return _table(
+        "name | image | width | blocks | heads | encoder: parameters, M | GMACs "
+        "| prompts and masks: parameters, M | GMACs",
+        rows,
+    )
+
+
+class _OneClick(nn.Module):
+    """What is computed for one point without a mask, behind an image's signature."""
+
+    def __init__(self, model: SAM) -> None:
+        super().__init__()
+        self.graph, self.config = PromptGraph(model), model.config
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(1, …) -> (1, 1, M, Y, X)."""
+        new, width = images_BCHW.new_empty, self.config.embed_width
+        encoder, decoder = self.graph.prompt_encoder, self.graph.mask_decoder
+        labels_BPN = torch.zeros(1, 1, 2, dtype=torch.int64, device=images_BCHW.device)
+        sparse_BPNE = encoder.points(new(1, 1, 2, 2), labels_BPN)
+        masks_BPMYX: Tensor = decoder(
+            new(1, width, *self.config.grid), encoder.image_positions(), sparse_BPNE, encoder.no_mask(1)
+        )[0]
+        return masks_BPMYX
 
 
 class _OneText(nn.Module):

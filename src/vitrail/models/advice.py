@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.models.facts import contradiction
-from vitrail.models.registry import MODELS, looked_up
+from vitrail.models.registry import MODELS, SEGMENTERS, looked_up
 from vitrail.weights.checkpoints import Head, mismatch
 from vitrail.weights.naming import NotWhole, in_our_names, is_head
 from vitrail.weights.stated import Stated
@@ -81,7 +81,7 @@ def fitting_name(
 def _plausible(given: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
     """Our models on the meta device with the file's patch size and depth, each with the file in its names."""
     translated: dict[type[nn.Module], dict[str, Tensor] | None] = {}
-    for name in MODELS:
+    for name in (*MODELS, *SEGMENTERS):
         kind, config = looked_up(name)
         if kind not in translated:
             with torch.device("meta"):
@@ -99,7 +99,7 @@ def _plausible(given: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module, di
 
 def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
     """A cheap check before building a model: the patch projection, and the number of blocks."""
-    image, before = getattr(config, "image", config), "image." if hasattr(config, "image") else ""
+    image, before = _image_part(config)
     patches = named.get(f"{before}patch_embed.proj.weight")
     if patches is None or patches.shape != (image.width, image.channels, *(image.patch_size,) * 2):
         return False
@@ -107,6 +107,13 @@ def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
         last = len(image.depths) - 1
         return f"layers.{last}.blocks.{image.depths[-1] - 1}.norm1.weight" in named
     return f"{before}blocks.{image.depth - 1}.norm1.weight" in named
+
+
+def _image_part(config: Any) -> tuple[Any, str]:
+    """The config of the part that reads images, and what its tensors' names begin with."""
+    if hasattr(config, "image"):
+        return config.image, "image."
+    return config, "image_encoder." if hasattr(config, "global_blocks") else ""
 
 
 def _fits(model: nn.Module, named: Mapping[str, Tensor], stated: Stated | None) -> bool:

@@ -16,7 +16,7 @@ from vitrail.models.choices import ACTIVATIONS, check_choice
 from vitrail.models.inplace import in_place
 from vitrail.models.linear import Linear
 
-__all__ = ["DropPath", "LayerNorm", "LayerScale", "Mlp", "check_images", "drop_path_rates"]
+__all__ = ["DropPath", "LayerNorm", "LayerNorm2d", "LayerScale", "Mlp", "check_images", "drop_path_rates"]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -45,6 +45,13 @@ class LayerNorm(nn.LayerNorm):
             weight, bias = self.weight.float(), self.bias.float()
             return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
         return super().forward(input)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """`nn.LayerNorm` over the channels of a map, (B, C, h, w) -> (B, C, h, w)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Mlp(nn.Module):

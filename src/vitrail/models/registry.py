@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
-from vitrail.models import clip_config, swin_config, vit_config
+from vitrail.models import clip_config, sam_config, swin_config, vit_config
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "OWN", "TWO_TOWERS", "looked_up"]
+__all__ = ["MODELS", "OWN", "SEGMENTERS", "TWO_TOWERS", "looked_up"]
 
 TWO_TOWERS = clip_config.VARIANTS
 """Models with an image and a text tower, under open_clip's names: not classifiers by themselves."""
@@ -26,6 +26,12 @@ MODELS: dict[str, str] = {
     **dict.fromkeys(clip_config.VARIANTS, "vitrail.models.clip:CLIP"),
 }
 """name -> "module:class"; the module's `VARIANTS` holds the config."""
+
+SEGMENTERS: dict[str, str] = {
+    **dict.fromkeys(sam_config.VARIANTS, "vitrail.models.sam:SAM"),
+}
+"""The same for models that give masks. A table of its own: all that asks `MODELS` wants scores or vectors
+of an image."""
 
 OWN = (
     "vit_nano_patch4_28",
@@ -43,12 +49,13 @@ def looked_up(name: str) -> tuple[type[nn.Module], Any]:
     Raises:
         InputError: we have no such model; the message names the nearest.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3)
+    known = {**MODELS, **SEGMENTERS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"we have {', '.join(list(MODELS)[:3])}, …"
-        if "." in name and name.split(".")[0] in MODELS:
+        if "." in name and name.split(".")[0] in known:
             hint = f"name it without its tag, {name.split('.')[0]}."
         raise InputError(f"Vitrail has no model {name!r} of its own: {hint}")
-    module_name, _, class_name = MODELS[name].partition(":")
+    module_name, _, class_name = known[name].partition(":")
     module = importlib.import_module(module_name)
     return getattr(module, class_name), module.VARIANTS[name]

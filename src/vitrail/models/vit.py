@@ -53,6 +53,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.attention = heads, check_kernel(attention)
+        self.scale: float | None = None
+        """What scores are multiplied by; None: 1/√d of the queries that `queries_keys_values` gives."""
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
@@ -71,13 +73,16 @@ class Attention(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """The output projection of what the heads gather, (B, N, D); `bias` is added to the scores."""
-        out_BHNd = attend(q_BHNd, k_BHNd, v_BHNd, bias=bias, causal=causal, kernel=self.attention)
+        out_BHNd = attend(
+            q_BHNd, k_BHNd, v_BHNd, bias=bias, causal=causal, scale=self.scale, kernel=self.attention
+        )
         return self.proj(out_BHNd.transpose(1, 2).flatten(2))
 
     def weights(self, x_BND: Tensor) -> Tensor:
         """softmax(q kᵀ / √d), (B, H, N, N): how much each token (row) attends to each token."""
         q_BHNd, k_BHNd, _ = self.queries_keys_values(x_BND)
-        return (q_BHNd @ k_BHNd.transpose(-2, -1) * q_BHNd.shape[-1] ** -0.5).softmax(-1)
+        scale = q_BHNd.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return (q_BHNd @ k_BHNd.transpose(-2, -1) * scale).softmax(-1)
 
     def queries_keys_values(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> three times (B, H, N, d)."""
@@ -88,7 +93,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, (B, N, D) -> (B, N, D); `causal` hides later tokens (text)."""
+    """One pre-norm transformer block, (B, N, D) -> (B, N, D); `causal` hides later tokens (text).
+
+    `attn` replaces the plain self-attention; what it would be made of is then ignored.
+    """
 
     def __init__(
         self,
@@ -104,10 +112,11 @@ class Block(nn.Module):
         norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         attention: str = "auto",
+        attn: Attention | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(
+        self.attn = attn or Attention(
             width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps, attention=attention
         )
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)

@@ -138,11 +138,12 @@ def _facts(
     if real_threads != threads:
         raise EngineMismatch(f"ONNX Runtime was asked for {threads} threads and uses {real_threads}.")
     inputs, outputs = names
+    free = _free_sizes(session, inputs, graph)
     loaded = Graph(
         name=graph.name,
         entry=graph.entry,
-        inputs=tuple(_spec(node, inputs, graph) for node in session.get_inputs()),
-        outputs=tuple(_spec(node, outputs, graph) for node in session.get_outputs()),
+        inputs=tuple(_spec(node, inputs, free) for node in session.get_inputs()),
+        outputs=tuple(_spec(node, outputs, free) for node in session.get_outputs()),
     )
     return RunnerFacts(
         runtime="onnxruntime",
@@ -154,9 +155,19 @@ def _facts(
     )
 
 
-def _spec(node: ort.NodeArg, names: dict[str, str], graph: Graph) -> TensorSpec:
-    # The free dimension was fixed, but outputs still show its letter.
-    batch = graph.inputs[0].shape[0]
-    shape = tuple(batch if side == "batch" else side for side in node.shape)
+def _free_sizes(session: ort.InferenceSession, names: dict[str, str], graph: Graph) -> dict[str, int | str]:
+    """The sizes that were asked for of a file's free dimensions, by their names in it."""
+    # The batch was fixed, but outputs still show its name.
+    free = {"batch": graph.inputs[0].shape[0]}
+    asked = {spec.name: spec.shape for spec in graph.inputs}
+    for node in session.get_inputs():
+        for side, size in zip(node.shape, asked.get(names[node.name], ()), strict=False):
+            if isinstance(side, str):
+                free.setdefault(side, size)
+    return free
+
+
+def _spec(node: ort.NodeArg, names: dict[str, str], free: dict[str, int | str]) -> TensorSpec:
+    shape = tuple(free.get(side, side) for side in node.shape)
     kind = node.type.removeprefix("tensor(").removesuffix(")")
     return TensorSpec(name=names[node.name], shape=shape, dtype=KINDS.get(kind, kind))

@@ -1,0 +1,163 @@
+"""Segment Anything: a photo and a click give a mask (Kirillov et al. 2023, arXiv:2304.02643).
+
+    embeddings_BEhw     = image encoder(images)             once per image, nearly all of the work
+    sparse, dense       = prompt encoder(points, boxes, masks)
+    masks_BPMYX, ious   = mask decoder(embeddings, positions, sparse, dense)      per prompt
+
+A click may mean a shirt, its wearer or a part of it: M = 3 masks answer an ambiguous prompt, and one more,
+the first, a prompt that is clear (several points, a box). Names of the weights are Meta's.
+
+Shapes: B images, P prompts of each, N points of a prompt, C channels, H W pixels, E width of the embedding,
+h w its tokens, Y X = 4h 4w pixels of a mask, M masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import InputError
+from vitrail.models.sam_config import VARIANTS, SAMConfig
+from vitrail.models.sam_decoder import MaskDecoder
+from vitrail.models.sam_encoder import ImageEncoder
+from vitrail.models.sam_prompts import PromptEncoder, Prompts
+from vitrail.weights.dialects import Dialect, Unclear
+from vitrail.weights.dialects.sam import DIALECTS, MATRIX, MATRIX_AGAIN
+
+__all__ = ["SAM", "VARIANTS", "Masks", "PromptGraph", "Prompts", "SAMConfig"]
+
+
+class Masks(NamedTuple):
+    """The decoder's answer to a batch of prompts."""
+
+    masks_BPMYX: Tensor
+    """Scores, > 0 inside, of the padded image at a quarter of its patches' grid (Y = 4h)."""
+    ious_BPM: Tensor
+    """The IoU that the model expects each mask to have; not clamped."""
+
+
+class SAM(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; each is given or built from the config.
+
+    Args:
+        config: the model's.
+        image_encoder, prompt_encoder, mask_decoder: parts to use, of the sizes in the config; None: new ones.
+    """
+
+    DIALECTS: ClassVar[tuple[Dialect, ...]] = DIALECTS
+    head_prefix: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        config: SAMConfig,
+        *,
+        image_encoder: nn.Module | None = None,
+        prompt_encoder: PromptEncoder | None = None,
+        mask_decoder: MaskDecoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config) if image_encoder is None else image_encoder
+        self.prompt_encoder = PromptEncoder(config) if prompt_encoder is None else prompt_encoder
+        self.mask_decoder = MaskDecoder(config) if mask_decoder is None else mask_decoder
+
+    def forward(self, images_BCHW: Tensor, prompts: Prompts, *, multimask: bool = True) -> Masks:
+        """Images of the config's size and the prompts of each -> masks.
+
+        Args:
+            images_BCHW: padded and normalised (`vitrail.images.letterbox`).
+            prompts: in pixels of these images.
+            multimask: M masks for an ambiguous prompt; else one for a clear one.
+
+        Raises:
+            InputError: images or prompts of the wrong shape, or another number of one than of the other.
+        """
+        return self.decode(self.encode(images_BCHW), prompts, multimask=multimask)
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, E, h, w), to be kept for all prompts of an image.
+
+        Raises:
+            InputError: not a batch of images of the config's size and channels.
+        """
+        embeddings_BEhw: Tensor = self.image_encoder(images_BCHW)
+        return embeddings_BEhw
+
+    def decode(self, embeddings_BEhw: Tensor, prompts: Prompts, *, multimask: bool = True) -> Masks:
+        """Masks (B, P, M, Y, X) for embeddings of `encode`; without `multimask` M is 1.
+
+        Raises:
+            InputError: prompts of the wrong shape, or for another number of images.
+        """
+        sparse_BPNE, dense_BPEhw = self.prompt_encoder(prompts)
+        if embeddings_BEhw.shape[0] != sparse_BPNE.shape[0]:
+            raise InputError(
+                f"There are embeddings of {embeddings_BEhw.shape[0]} images and prompts for "
+                f"{sparse_BPNE.shape[0]}: give prompts for each image."
+            )
+        positions_Ehw = self.prompt_encoder.image_positions()
+        masks_BPMYX, ious_BPM = self.mask_decoder(embeddings_BEhw, positions_Ehw, sparse_BPNE, dense_BPEhw)
+        wanted = slice(1, None) if multimask else slice(0, 1)
+        return Masks(masks_BPMYX[:, :, wanted], ious_BPM[:, :, wanted])
+
+    def adapt_weights(
+        self,
+        state_dict: Mapping[str, Tensor],
+        *,
+        image_size: tuple[int, int] | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Translated tensors, reshaped to this model; the dict is not changed.
+
+        Tables of another image size or window are not resampled: they do not fit.
+
+        Raises:
+            Unclear: two copies of the Fourier features that differ.
+        """
+        state = dict(state_dict)
+        positions = state.get("image_encoder.pos_embed")
+        if positions is not None and positions.ndim == 4:
+            state["image_encoder.pos_embed"] = positions.flatten(1, 2)
+        again = state.pop(MATRIX_AGAIN, None)
+        if again is not None and not _same(again, state.setdefault(MATRIX, again)):
+            raise Unclear("it holds two matrices of Fourier features that differ: save it again.", state)
+        return state
+
+
+class PromptGraph(nn.Module):
+    """What is exported per prompt: tensors alone, of fixed rank, and all 1 + M masks.
+
+    Boxes come as points with labels 2 and 3, and points without a box close with one of label -1.
+    """
+
+    def __init__(self, sam: SAM) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+
+    def forward(
+        self,
+        embeddings_BEhw: Tensor,
+        points_BPN2: Tensor,
+        labels_BPN: Tensor,
+        masks_BPYX: Tensor,
+        has_mask_BP: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks (B, P, 1 + M, Y, X), IoUs (B, P, 1 + M); `has_mask` is 1, or 0 where `masks` is ignored."""
+        encoder = self.prompt_encoder
+        sparse_BPNE = encoder.points(points_BPN2, labels_BPN)
+        without_11Ehw = encoder.no_mask(1)
+        has_BP111 = has_mask_BP[:, :, None, None, None]
+        dense_BPEhw = without_11Ehw + has_BP111 * (encoder.masks(masks_BPYX) - without_11Ehw)
+        masks_BPMYX: Tensor
+        ious_BPM: Tensor
+        masks_BPMYX, ious_BPM = self.mask_decoder(
+            embeddings_BEhw, encoder.image_positions(), sparse_BPNE, dense_BPEhw
+        )
+        return masks_BPMYX, ious_BPM
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
