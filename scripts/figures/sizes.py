@@ -9,10 +9,11 @@ from vitrail.models import build
 from vitrail.models.clip import CLIP
 from vitrail.models.sam import SAM, PromptGraph
 from vitrail.models.swin import Swin
+from vitrail.models.upernet import UPerNet
 from vitrail.models.vit import ViT
 from vitrail.profiling import cost
 
-__all__ = ["CLIPS", "SAMS", "SWINS", "VITS", "clip", "sam", "swin", "vit"]
+__all__ = ["CLIPS", "SAMS", "SWINS", "UPERNETS", "VITS", "clip", "sam", "swin", "upernet", "vit"]
 
 VITS = (
     "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch32_224", "vit_base_patch16_224",
@@ -29,6 +30,9 @@ CLIPS = (
     "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP",
 )  # fmt: skip
 SAMS = ("sam_vit_nano", "sam_vit_base", "sam_vit_large", "sam_vit_huge")
+UPERNETS = (
+    "upernet_swin_nano", "upernet_swin_tiny", "upernet_swin_small", "upernet_swin_base", "upernet_swin_large",
+)  # fmt: skip
 
 
 def vit() -> str:
@@ -95,6 +99,22 @@ def sam() -> str:
         "| prompts and masks: parameters, M | GMACs",
         rows,
     )
+
+
+def upernet() -> str:
+    """The table of docs/architectures/upernet.md."""
+    rows = []
+    for name in UPERNETS:
+        with torch.device("meta"):
+            model = build(name, auxiliary=False)
+        assert isinstance(model, UPerNet)
+        c, size = model.config, model.config.image_size[0]
+        whole, swin = cost.count(model, size), cost.count(model.backbone, size)
+        rows.append(
+            f"| `{name}` | {size} | {c.backbone.window} | {c.backbone.width} | {c.head_width} "
+            f"| {_millions(whole.parameters)} | {_billions(whole.macs)} | {_billions(swin.macs)} |"
+        )
+    return _table("name | image | window | width | E | parameters, M | GMACs | of them Swin's", rows)
 
 
 class _OneClick(nn.Module):

@@ -105,7 +105,7 @@ def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
         return False
     if hasattr(image, "depths"):
         last = len(image.depths) - 1
-        return f"layers.{last}.blocks.{image.depths[-1] - 1}.norm1.weight" in named
+        return f"{before}layers.{last}.blocks.{image.depths[-1] - 1}.norm1.weight" in named
     return f"{before}blocks.{image.depth - 1}.norm1.weight" in named
 
 
@@ -113,6 +113,8 @@ def _image_part(config: Any) -> tuple[Any, str]:
     """The config of the part that reads images, and what its tensors' names begin with."""
     if hasattr(config, "image"):
         return config.image, "image."
+    if hasattr(config, "backbone"):
+        return config.backbone, "backbone."
     return config, "image_encoder." if hasattr(config, "global_blocks") else ""
 
 

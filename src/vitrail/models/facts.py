@@ -22,6 +22,7 @@ from vitrail.models.clip import CLIP
 from vitrail.models.registry import looked_up
 from vitrail.models.sam import SAM
 from vitrail.models.swin import Swin, WindowAttention
+from vitrail.models.upernet import UPerNet
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.weights.dialects.clip import OPENAI_FACTS
 from vitrail.weights.stated import Stated
@@ -58,8 +59,8 @@ def contradiction(
     stated = _with_config(model, stated)
     if isinstance(model, Swin):
         return _of_tables(model, named) or _of_windows(model, stated)
-    if isinstance(model, SAM):
-        # Its heads show in the tables of relative positions, and all of its files have the same activations.
+    if isinstance(model, SAM | UPerNet):
+        # Their heads show in the tables of relative positions, and all files have the same activations.
         return None
     openai = OPENAI_FACTS[0] in named
     said = stated or Stated(source="")

@@ -144,11 +144,18 @@ class Block(nn.Module):
         """(K, H, M, M): the term added to the scores, in the stream's dtype."""
         return self.attn.position_bias(tables, self.order(tables), x_BND.dtype)
 
-    def attention_branch(self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> Tensor:
-        """attention(norm1 x) in v1, norm1(attention x) in v2, for the windows of these runs."""
-        if self.version == 1:
-            return cast("Tensor", self.attn(self.norm1(x_BND), bias_KHMM, runs))
-        return cast("Tensor", self.norm1(self.attn(x_BND, bias_KHMM, runs)))
+    def attention_branch(
+        self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs, filling_N: Tensor | None = None
+    ) -> Tensor:
+        """attention(norm1 x) in v1, norm1(attention x) in v2, for the windows of these runs.
+
+        `filling_N` says which of their slots are attended to as zeros, whatever they hold.
+        """
+        x_BND = self.norm1(x_BND) if self.version == 1 else x_BND
+        if filling_N is not None:
+            x_BND = x_BND.masked_fill(filling_N[:, None], 0.0)
+        x_BND = self.attn(x_BND, bias_KHMM, runs)
+        return x_BND if self.version == 1 else cast("Tensor", self.norm1(x_BND))
 
     def mlp_branch(self, x_BND: Tensor) -> Tensor:
         """mlp(norm2 x) in v1, norm2(mlp x) in v2."""
@@ -158,8 +165,9 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, tables: StageTables) -> Tensor:
         """x + attention, then x + MLP (Liu et al. 2021, eq. 3); (B, N, D), already in this block's order."""
-        bias_KHMM, runs = self.bias(tables, x_BND), self.order(tables).runs
-        x_BND = x_BND + self.drop_path(self.attention_branch(x_BND, bias_KHMM, runs))
+        bias_KHMM, order = self.bias(tables, x_BND), self.order(tables)
+        branch_BND = self.attention_branch(x_BND, bias_KHMM, order.runs, order.filling_N)
+        x_BND = x_BND + self.drop_path(branch_BND)
         return x_BND + self.drop_path(self.mlp_branch(x_BND))
 
 
@@ -217,7 +225,7 @@ class Stage(nn.Module):
         super().__init__()
         stride = config.patch_size << index
         rows, columns = (
-            window_and_shift(-(-size // stride), w)[0]
+            window_and_shift(-(-size // stride), w, fixed=config.fixed_windows)[0]
             for size, w in zip(config.image_size, config.windows, strict=True)
         )
         self.window = (rows, columns)
@@ -275,6 +283,7 @@ class Swin(nn.Module):
             config.windows,
             self.stage_windows,
             config.pretrained_window if config.version == 2 else None,
+            config.fixed_windows,
         )
         self.prepare(*config.image_size)
 

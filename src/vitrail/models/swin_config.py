@@ -29,6 +29,10 @@ class SwinConfig:
     """D of stage 1; it doubles with each stage."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
+    fixed_windows: bool = False
+    """Windows that a map does not fill are filled with zeros, which are attended to, and shift even if they
+    are the only one. So dense models were trained (mmsegmentation, transformers' backbone); otherwise
+    padding is hidden, and windows shrink to the map."""
     mlp_ratio: float = 4.0
     drop_path: float = 0.1
     num_classes: int = 1000

@@ -44,7 +44,9 @@ class Block(Protocol):
 
     def order(self, tables: StageTables) -> Order: ...
     def bias(self, tables: StageTables, x_BND: Tensor) -> Tensor: ...
-    def attention_branch(self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> Tensor: ...
+    def attention_branch(
+        self, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs, filling_N: Tensor | None = None
+    ) -> Tensor: ...
     def mlp_branch(self, x_BND: Tensor) -> Tensor: ...
 
 
@@ -104,18 +106,19 @@ def _run(block: Block, x_BND: Tensor, table: StageTables) -> None:
         stream_BND = x_BND[images]
         slots = slice(windows.start * plan.tokens, windows.stop * plan.tokens)
         runs = _within(order.runs, windows)
+        filling_N = None if order.filling_N is None else order.filling_N[slots]
         if not (block.shifts and plan.moves):
-            _add(block, stream_BND[:, slots], bias_KHMM, runs)
+            _add(block, stream_BND[:, slots], bias_KHMM, runs, filling_N)
             continue
         # Every slot is in only one window, so parts can be written back immediately.
         slots_N = plan.to_shifted_N[slots]
         part_BND = stream_BND.index_select(1, slots_N)
-        _add(block, part_BND, bias_KHMM, runs)
+        _add(block, part_BND, bias_KHMM, runs, filling_N)
         stream_BND.index_copy_(1, slots_N, part_BND)
 
 
-def _add(block: Block, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs) -> None:
-    x_BND += block.attention_branch(x_BND, bias_KHMM, runs)
+def _add(block: Block, x_BND: Tensor, bias_KHMM: Tensor, runs: Runs, filling_N: Tensor | None) -> None:
+    x_BND += block.attention_branch(x_BND, bias_KHMM, runs, filling_N)
     x_BND += block.mlp_branch(x_BND)
 
 

@@ -61,6 +61,8 @@ class Order:
     runs: Runs
     masked: bool
     """Whether any window has a mask."""
+    filling_N: Tensor | None
+    """Slots that hold no token and are attended to as zeros; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class TablesBySize:
 
     Args:
         patch: side of a patch in pixels.
-        window, built, pretrained: as `image_tables` takes them.
+        window, built, pretrained, fixed: as `image_tables` takes them.
     """
 
     def __init__(
@@ -144,8 +146,10 @@ class TablesBySize:
         window: tuple[int, int],
         built: tuple[tuple[int, int], ...],
         pretrained: tuple[int, ...] | None,
+        fixed: bool,
     ) -> None:
         self.patch, self.window, self.built, self.pretrained = patch, window, built, pretrained
+        self.fixed = fixed
         self.by_size: dict[tuple[int, int, str], tuple[StageTables, ...]] = {}
 
     def has(self, height: int, width: int, device: torch.device | str = "cpu") -> bool:
@@ -161,7 +165,7 @@ class TablesBySize:
             grid = (-(-height // self.patch), -(-width // self.patch))
             # Even if made under inference_mode, they must work in a later training step.
             with torch.inference_mode(False):
-                tables = image_tables(grid, self.window, self.built, self.pretrained)
+                tables = image_tables(grid, self.window, self.built, self.pretrained, self.fixed)
                 self.by_size[key] = tuple(stage.to(device) for stage in tables)
         return self.by_size[key]
 
@@ -171,6 +175,7 @@ def image_tables(
     window: tuple[int, int],
     built: tuple[tuple[int, int], ...],
     pretrained: tuple[int, ...] | None,
+    fixed: bool,
 ) -> tuple[StageTables, ...]:
     """The tables of all stages for a grid of (h, w) patches.
 
@@ -179,11 +184,12 @@ def image_tables(
         window: largest window.
         built: per stage, the window the learned offset table is for (v1).
         pretrained: per stage, the window that v2's log scale refers to, 0 for the stage's own; None for v1.
+        fixed: as `SwinConfig.fixed_windows`.
     """
     tables: list[StageTables] = []
     size = grid
     for index, table_window in enumerate(built):
-        plan = plan_stage(size, window)
+        plan = plan_stage(size, window, fixed=fixed)
         if tables:
             before = tables[-1].plan
             enter, exists = merge_index(before.size, before.slot_regular_hw, plan)
@@ -218,19 +224,23 @@ def _raster(plan: StagePlan) -> Tensor:
     return _tensor(row_N.clip(max=height - 1) * width + column_N.clip(max=width - 1))[:, None]
 
 
-def window_and_shift(size: int, window: int) -> tuple[int, int]:
-    """The window and its shift along one axis: a map no larger than the window is one window, unshifted."""
-    return (size, 0) if size <= window else (window, window // 2)
+def window_and_shift(size: int, window: int, *, fixed: bool = False) -> tuple[int, int]:
+    """The window and its shift along one axis: a map no larger than the window is one window, unshifted,
+    unless windows are `fixed`."""
+    return (size, 0) if size <= window and not fixed else (window, window // 2)
 
 
-def plan_stage(size: tuple[int, int], window: tuple[int, int]) -> StagePlan:
-    """The window orders of an (h, w) map cut into windows of at most `window`, padded at bottom and right."""
-    axes = [window_and_shift(s, w) for s, w in zip(size, window, strict=True)]
+def plan_stage(size: tuple[int, int], window: tuple[int, int], *, fixed: bool = False) -> StagePlan:
+    """The window orders of an (h, w) map cut into windows of at most `window`, padded at bottom and right.
+
+    `fixed` as `SwinConfig.fixed_windows`.
+    """
+    axes = [window_and_shift(s, w, fixed=fixed) for s, w in zip(size, window, strict=True)]
     kept = (axes[0][0], axes[1][0])
     shift = (axes[0][1], axes[1][1])
     padded = (math.ceil(size[0] / kept[0]) * kept[0], math.ceil(size[1] / kept[1]) * kept[1])
-    regular = _order(size, kept, padded, (0, 0))
-    shifted = _order(size, kept, padded, shift) if any(shift) else regular
+    regular = _order(size, kept, padded, (0, 0), fixed)
+    shifted = _order(size, kept, padded, shift, fixed) if any(shift) else regular
     slot_regular = _inverse(regular.place_N)
     slot_shifted = _inverse(shifted.place_N)
     on_map = _tensor(np.arange(padded[0] * padded[1]).reshape(padded)[: size[0], : size[1]].reshape(-1))
@@ -249,10 +259,19 @@ def plan_stage(size: tuple[int, int], window: tuple[int, int]) -> StagePlan:
 
 
 def _order(
-    size: tuple[int, int], window: tuple[int, int], padded: tuple[int, int], shift: tuple[int, int]
+    size: tuple[int, int],
+    window: tuple[int, int],
+    padded: tuple[int, int],
+    shift: tuple[int, int],
+    fixed: bool,
 ) -> Order:
     rows_wm, row_region_wm = _axis(size[0], window[0], padded[0], shift[0])
     columns_wm, column_region_wm = _axis(size[1], window[1], padded[1], shift[1])
+    real = (row_region_wm >= 0)[:, None, :, None] & (column_region_wm >= 0)[None, :, None, :]
+    if fixed:
+        # Padding is part of the map then.
+        row_region_wm = _axis(padded[0], window[0], padded[0], shift[0])[1]
+        column_region_wm = _axis(padded[1], window[1], padded[1], shift[1])[1]
     masks: dict[bytes, int] = {}
     kinds: list[np.ndarray] = []
     kind_ij = np.empty((len(rows_wm), len(columns_wm)), dtype=np.int64)
@@ -273,16 +292,17 @@ def _order(
     windows_W = np.argsort(kind_W, kind="stable")
     kind_W = kind_W[windows_W]
     place = rows_wm[:, None, :, None] * padded[1] + columns_wm[None, :, None, :]
-    real = (row_region_wm >= 0)[:, None, :, None] & (column_region_wm >= 0)[None, :, None, :]
     ends = [*np.flatnonzero(np.diff(kind_W)) + 1, len(kind_W)]
     starts = [0, *ends[:-1]]
     tokens = window[0] * window[1]
+    real_N = torch.from_numpy(real.reshape(-1, tokens)[windows_W].reshape(-1))
     return Order(
         place_N=_tensor(place.reshape(-1, tokens)[windows_W].reshape(-1)),
-        real_N=torch.from_numpy(real.reshape(-1, tokens)[windows_W].reshape(-1)),
+        real_N=real_N,
         masks_KMM=torch.from_numpy(np.stack([kinds[k] for k in rank])),
         runs=tuple((int(a), int(b), int(kind_W[a])) for a, b in zip(starts, ends, strict=True)),
         masked=any(bool(kind.any()) for kind in kinds),
+        filling_N=~real_N if fixed and not bool(real_N.all()) else None,
     )
 
 
