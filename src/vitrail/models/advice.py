@@ -34,8 +34,9 @@ def about_head(model: nn.Module, mapped: Mapping[str, Tensor]) -> tuple[Head, st
     head = {key: value for key, value in mapped.items() if is_head(model, key)}
     if not head:
         return "none", "only the head differs: build the model with num_classes=0 (the file has no head)"
-    weight, width = next(iter(head.values())), _features(model)
-    if weight.ndim == 2 and weight.shape[1] != width:
+    weight = next(iter(head.values()))
+    # Masks' classifiers are convolutions.
+    if weight.ndim == 2 and weight.shape[1] != (width := _features(model)):
         double = " (DINOv2's, of the class token and the mean of the patches)"
         return "other", (
             f"only the head differs: the file's reads {weight.shape[1]} features"
