@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,13 +33,15 @@ def slow_photo() -> bytes:
 class Server:
     """`vitrail serve` with the given arguments, ready when the constructor returns; port 0: any free."""
 
-    def __init__(self, *arguments: object, cache: Path, port: int = 0) -> None:
+    def __init__(
+        self, *arguments: object, cache: Path, port: int = 0, env: dict[str, str] | None = None
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vitrail", "serve", "--port", str(port), *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "VITRAIL_CACHE": str(cache)},
+            env={**os.environ, "VITRAIL_CACHE": str(cache), **(env or {})},
         )
         self.said: list[str] = []
         self.log: list[dict[str, Any]] = []
@@ -53,6 +56,7 @@ class Server:
         if not self._known.wait(START_S) or not self.url:
             self.process.kill()
             raise AssertionError("the server did not start: " + "".join(self.said))
+        self.address = ("127.0.0.1", int(self.url.rsplit(":", 1)[1]))
         self.client = httpx.Client(base_url=self.url, timeout=30.0)
 
     def __enter__(self) -> Server:
@@ -70,6 +74,12 @@ class Server:
         """One image as the body."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.client.post(path, content=data, headers={"content-type": kind, **names})
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        """A connection of its own, over which this has been sent."""
+        connection = socket.create_connection(self.address, 10)
+        connection.sendall(data)
+        return connection
 
     def models(self) -> dict[str, Any]:
         """What `/v1/models` says, by name."""

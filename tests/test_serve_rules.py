@@ -14,11 +14,13 @@ from PIL import Image
 from vitrail.errors import InputError
 from vitrail.images.declared import declared_pixels
 from vitrail.images.limits import LIMITS
-from vitrail.serve import scale
+from vitrail.names import model_name
+from vitrail.serve import scale, wire
 from vitrail.serve.admission import Queue
 from vitrail.serve.batching import chosen, largest, p95
 from vitrail.serve.refusals import CODES, Refusal
 from vitrail.serve.settings import Settings, check, from_toml, served, shadow_of
+from vitrail.serve.tensors import rows_of
 
 # --- queue --------------------------------------------------------------------------------------------
 
@@ -34,7 +36,7 @@ def test_a_queue_never_holds_more_than_it_may(requests):
             with pytest.raises(Refusal) as refused:
                 queue.take(images, pixels)
             assert (refused.value.code, refused.value.retry_after) == ("queue_full", 1)
-            queue.give_back(*held.pop(0))
+            queue.give_back(*held.pop(0), done=1)
         assert queue.images == sum(i for i, _ in held) <= 8
         assert queue.pixels == sum(p for _, p in held) <= 100
 
@@ -53,8 +55,25 @@ def test_with_a_promise_no_more_is_taken_than_can_be_answered_within_it():
     queue.take(1, 0)
     with pytest.raises(Refusal, match="full"):
         queue.take(1, 0)
-    queue.give_back(2, 0)
+    queue.give_back(2, 0, done=0)
     queue.take(5, 0)  # alone it is taken whatever it needs: nothing could answer it sooner
+
+
+def test_the_pace_is_learnt_from_results_alone(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("vitrail.serve.admission.time.monotonic", lambda: now[0])
+    queue = Queue(100, 100)
+    for _ in range(6):
+        queue.take(1, 0)
+    now[0] += 0.2
+    queue.give_back(1, 0, done=1)
+    assert queue.seconds_per_image == pytest.approx(0.2)
+    for _ in range(3):  # given up in the same moment: no engine is as fast
+        queue.give_back(1, 0, done=0)
+    assert queue.seconds_per_image == pytest.approx(0.2)
+    now[0] += 0.2
+    queue.give_back(1, 0, done=1)
+    assert queue.seconds_per_image == pytest.approx(0.2)
 
 
 # --- batches ------------------------------------------------------------------------------------------
@@ -141,17 +160,119 @@ def test_other_forms_are_refused(body, code):
     assert refused.value.code == code
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        form(FILE + b"x" + b"\r\n--bx" * 100_000),  # each a false boundary
+        b"--b\r\n" + FILE + b"x\r\n--b" + b" " * 100_000 + b"\r\n" + FILE + b"y\r\n--b--\r\n",
+    ],
+)
+def test_a_form_that_would_be_parsed_byte_by_byte_is_not_parsed(body, monkeypatch):
+    uploads = pytest.importorskip("vitrail.serve.uploads")
+    monkeypatch.setattr(uploads, "MultipartParser", None)
+    with pytest.raises(Refusal):
+        uploads.images_of(body, "multipart/form-data; boundary=b", 5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        'multipart/form-data; x="' + ";" * 60_000,
+        f"multipart/form-data; boundary*{'9' * 500}*=x",
+        "multipart/form-data; boundary*=utf-8''b",
+        "multipart/form-data; boundary=\xfc",
+        "multipart/form-data" + ";" * 900,
+    ],
+)
+def test_an_odd_content_type_is_refused(kind):
+    uploads = pytest.importorskip("vitrail.serve.uploads")
+    with pytest.raises(Refusal) as refused:
+        uploads.images_of(form(FILE + b"x"), kind, 5)
+    assert refused.value.code == "bad_request"
+    assert uploads.images_of(form(FILE + b"x"), 'Multipart/Form-Data; charset=x; boundary="b"', 5) == [b"x"]
+
+
+def test_an_uploads_bytes_count_until_all_have_let_go_of_it():
+    uploads = pytest.importorskip("vitrail.serve.uploads")
+    budget = uploads.Uploads(body_bytes=100, all_bytes=100, timeout_s=1.0)
+    upload = uploads.Upload(budget)
+    upload.add(b"ab")
+    upload.add(b"c")
+    upload.keep()  # the model's process, or a shadow's
+    upload.let_go()  # the request has its answer
+    assert (upload.whole(), budget.bytes) == (b"abc", 3)
+    upload.let_go()
+    assert budget.bytes == 0
+
+
+# --- tensors ------------------------------------------------------------------------------------------
+
+WANTED = [wire.Tensor(name="images", dtype="float32", shape=[-1, 2], size=0)]
+
+
+def tensor(shape: list[int], text: bytes = b"", **changes: object) -> tuple[wire.Tensor, memoryview]:
+    spec = {"name": "images", "dtype": "float32", "shape": shape, "size": len(text), "json": True, **changes}
+    return wire.Tensor(**spec), memoryview(text)
+
+
+@pytest.mark.parametrize("text", [b"[1, 2.5, 3, 4]", b"[[1, 2.5], [3, 4]]", b"[ [1,2.5],\n [3,4] ]"])
+def test_numbers_come_flat_or_nested(text):
+    given, payload = tensor([2, 2], text)
+    rows = rows_of([given], payload, WANTED)
+    assert [row["images"].tolist() for row in rows] == [[[1.0, 2.5]], [[3.0, 4.0]]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ([1] * 100, b"[1]"),  # more sides than NumPy takes
+        ([1, 2**30, 2**30, 2**30], b"[]"),  # their product wraps to 0
+        ([2**30] * 200_000, b"[1]"),
+        ([10**4000, 2], b"[1]"),
+        ([-1, 2], b"[1, 2]"),
+        ([0, 2], b"[]"),
+        ([], b"[1]"),
+        ([1, 2], b"[1, 2, 3]"),
+        ([1, 2], b"[1]"),
+        ([1, 2], b"[[], []]"),
+        ([1, 2], b'["a,b"]'),
+        ([1, 2], b"[1, " + b"0" * 10_000 + b"]"),
+        ([1, 2], b"[" * 5000 + b"1,2" + b"]" * 5000),
+        ([1, 2], b"[1, 1" + b"0" * 4000 + b"]"),
+        ([1, 2], b"1,2"),
+    ],
+)
+def test_tensors_that_lie_about_themselves_are_refused(shape, text):
+    given, payload = tensor(shape, text)
+    with pytest.raises(InputError) as refused:
+        rows_of([given], payload, WANTED)
+    assert len(str(refused.value)) < 300
+
+
+def test_numbers_are_counted_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr("vitrail.serve.tensors.msgspec.json.decode", None)
+    given, payload = tensor([1, 2], b"[" + b"0," * 1_000_000 + b"0]")
+    with pytest.raises(InputError, match="not as many numbers as its shape"):
+        rows_of([given], payload, WANTED)
+
+
 # --- settings -----------------------------------------------------------------------------------------
 
 
 def test_a_file_gives_settings_with_paths_relative_to_it(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text(
-        'artifacts = ["a=one", "two"]\nmax-latency = "0.05s"\nport = 9\napi-keys = "keys"\n'
+        'artifacts = ["a=one", "two", "models/x=y/w", "b=x=y"]\n'
+        'max-latency = "0.05s"\nport = 9\napi-keys = "keys"\n'
         'shadow = "a=three"\nshadow_share = 1\naccess-log = false\n'
     )
     artifacts, found = from_toml(file)
-    assert artifacts == (f"a={tmp_path}/one", f"{tmp_path}/two")
+    assert artifacts == (
+        f"a={tmp_path}/one",
+        f"{tmp_path}/two",
+        f"{tmp_path}/models/x=y/w",
+        f"b={tmp_path}/x=y",
+    )
     assert found == {
         "max_latency_ms": 50.0,
         "port": 9,
@@ -203,6 +324,23 @@ def test_names_come_from_folders_or_are_given(tmp_path):
     (odd,) = served([str(tmp_path / "x=y" / "model")])  # an equals sign of a path
     assert odd.name == "model"
     assert shadow_of("some/where", ["only"])[0] == "only"
+
+
+def test_a_body_that_can_never_be_taken_is_no_setting():
+    with pytest.raises(InputError, match="raise it, or lower max body mib"):
+        check(Settings(max_body_mib=512))
+    check(Settings(max_body_mib=512, max_uploads_mib=512))
+
+
+@pytest.mark.parametrize("name", ["a", "A1", "a.b-c_d", "a__b", "a---b", "x" * 100])
+def test_a_models_name(name):
+    assert model_name(name, "") == name
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "a.", "x-", "a..b", "a.-b", "a___b", "ä", "a/b", "x" * 101])
+def test_what_cannot_be_a_models_name(name):
+    with pytest.raises(InputError, match="cannot be a model's name: use up to"):
+        model_name(name, "as in model=x")
 
 
 def test_every_code_has_the_status_that_the_documentation_says():

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from vitrail.artifact import Artifact
 from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
+from vitrail.names import model_name
 from vitrail.privacy import import_engine
 from vitrail.runtimes import sized
 from vitrail.runtimes.parts import IMAGES, Parts, parts_of
@@ -18,8 +19,6 @@ from vitrail.vocabulary import Graph, TensorSpec
 
 __all__ = ["Order", "Tensor", "copy_model", "name_of", "openvino_precision", "tensors"]
 
-LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-LONGEST_NAME = 100
 SERVED = ("onnxruntime", "openvino")
 """Engines that other servers have too."""
 
@@ -93,13 +92,7 @@ def name_of(artifact: Path, given: str | None) -> str:
     Raises:
         InputError: it cannot stand in an address.
     """
-    name = artifact.resolve().name if given is None else given
-    if not name or len(name) > LONGEST_NAME or not set(name) <= LETTERS or not name[0].isalnum():
-        raise InputError(
-            f"{name!r} cannot be a model's name: give one of up to {LONGEST_NAME} letters, digits, dots, "
-            "hyphens and underscores with --name."
-        )
-    return name
+    return model_name(artifact.resolve().name if given is None else given, "with --name")
 
 
 def copy_model(order: Order, folder: Path) -> str:

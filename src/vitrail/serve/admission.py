@@ -55,17 +55,23 @@ class Queue:
         if self._since is None:
             self._since = time.monotonic()
 
-    def give_back(self, images: int, pixels: int) -> None:
-        """A request is answered, or given up and no longer worked on."""
+    def give_back(self, images: int, pixels: int, *, done: int) -> None:
+        """A request is answered with `done` results, or given up and no longer worked on: 0.
+
+        Only results tell of the pace: what is given up, or no image, is settled in no time.
+        """
         now = time.monotonic()
         busy = self.images > images
         self.images -= images
         self.pixels -= pixels
-        if self._since is not None and (busy or self.seconds_per_image is None):
-            seen = (now - self._since) / images
-            before = self.seconds_per_image
-            self.seconds_per_image = seen if before is None else before + MEMORY * (seen - before)
-        self._since = now if self.images else None
+        if done and self._since is not None:
+            if busy or self.seconds_per_image is None:
+                seen = (now - self._since) / done
+                before = self.seconds_per_image
+                self.seconds_per_image = seen if before is None else before + MEMORY * (seen - before)
+            self._since = now
+        if not self.images:
+            self._since = None
 
     def retry_after(self) -> int:
         """Whole seconds after which the queue should have moved on."""

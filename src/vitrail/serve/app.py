@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vitrail.serve import pages, v1, v2
-from vitrail.serve.door import FAILED, GONE, Door, refusal_parts, visit
+from vitrail.serve.door import GONE, Door, refusal_parts, visit
 from vitrail.serve.log import AccessLog
-from vitrail.serve.refusals import CODES, Refusal
+from vitrail.serve.refusals import CODES, FAILED, Refusal
 from vitrail.serve.schemas import SCHEMAS
 from vitrail.serve.site import Site
 from vitrail.version import __version__

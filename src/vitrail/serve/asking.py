@@ -13,24 +13,25 @@ from vitrail.serve import wire
 from vitrail.serve.door import visit
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
+from vitrail.serve.uploads import Upload
 
-__all__ = ["ask", "deadline_of"]
+__all__ = ["ask", "patience_of"]
 
 DEADLINE_HEADER = "x-deadline-ms"
 
 
-def deadline_of(request: Request, most_ms: float) -> float:
-    """When to give the request up, on the monotonic clock; the client may ask for less time than is usual.
+def patience_of(request: Request, most_ms: float) -> float:
+    """Seconds after which to give the request up; the client may ask for less than is usual.
 
     Raises:
         Refusal: it asks for something that is no time.
     """
     asked = request.headers.get(DEADLINE_HEADER)
     if asked is None:
-        return time.monotonic() + most_ms / 1e3
+        return most_ms / 1e3
     if not asked.isascii() or not asked.isdigit() or not 1 <= len(asked) <= 9 or int(asked) < 1:
         raise Refusal("bad_request", "X-Deadline-Ms is no whole number of milliseconds from 1.")
-    return time.monotonic() + min(float(asked), most_ms) / 1e3
+    return min(float(asked), most_ms) / 1e3
 
 
 async def ask(
@@ -38,11 +39,12 @@ async def ask(
     model: Model,
     images: int,
     pixels: int,
-    make: Callable[[int], wire.Images | wire.Tensors],
+    make: Callable[[int, float], wire.Images | wire.Tensors],
     parts: Sequence[Any],
-    deadline: float,
+    patience_s: float,
+    upload: Upload,
 ) -> Answered:
-    """The model's answer.
+    """The model's answer. `make` gets the request's number and deadline; patience begins with its last byte.
 
     Raises:
         Refusal: as `Model.ask`.
@@ -50,9 +52,18 @@ async def ask(
     """
     here = visit(request.scope)
     here.model, here.images = model.name, images
-    gone = asyncio.ensure_future(_gone(request))
+    deadline = (here.received or time.monotonic()) + patience_s
+    gone = asyncio.ensure_future(_left(request))
     try:
-        return await model.ask(images, pixels, make, parts, deadline=deadline, gone=gone)
+        return await model.ask(
+            images,
+            pixels,
+            lambda number: make(number, deadline),
+            parts,
+            deadline=deadline,
+            gone=gone,
+            upload=upload,
+        )
     except Refusal as refusal:
         if refusal.code == "deadline" and gone.done():
             raise ClientDisconnect from None
@@ -61,6 +72,6 @@ async def ask(
         gone.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -14,12 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitrail.serve.log import AccessLog, report
-from vitrail.serve.refusals import Refusal
+from vitrail.serve.refusals import FAILED, Refusal
 from vitrail.serve.site import Site
 
-__all__ = ["FAILED", "GONE", "Door", "Visit", "refusal_parts", "visit"]
-
-FAILED = "The server failed on this request; its log says more."
+__all__ = ["GONE", "HEALTH", "Door", "Visit", "refusal_parts", "visit"]
 
 OPEN = (
     "/",
@@ -50,6 +48,8 @@ class Visit:
 
     id: str
     began: float
+    received: float | None = None
+    """When its last byte had come; None: nobody has read that far."""
     endpoint: str = "other"
     model: str = ""
     images: int = 0
@@ -91,16 +91,24 @@ class Door:
                 here.bytes += len(message.get("body", b""))
             await send(message)
 
+        async def hear() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                here.received = time.monotonic()
+            return message
+
         try:
             self._admit(scope, headers, here)
-            await self._app(scope, receive, answer)
+            await self._app(scope, hear, answer)
         except Refusal as refusal:
             await _refuse(refusal, scope, answer)
         except ClientDisconnect:
             here.status = GONE
         except asyncio.CancelledError:
-            here.status = here.status or GONE
-            raise
+            if not self._site.closed or here.status:  # some servers end a request so whose client has left
+                here.status = here.status or GONE
+                raise
+            await _refuse(Refusal("draining", "The server is shutting down."), scope, answer)
         except Exception:
             report(here.id)
             if not here.status:  # else the application has told of it
@@ -132,8 +140,11 @@ class Door:
         here.key = owner
 
     def _remember(self, scope: Scope, here: Visit) -> None:
-        seconds = time.monotonic() - here.began
-        self._site.metrics.answered(here.model, here.endpoint, here.status, seconds)
+        now = time.monotonic()
+        seconds = now - here.began
+        self._site.metrics.answered(
+            here.model, here.endpoint, here.status, now - (here.received or here.began)
+        )
         if here.code:
             self._site.metrics.rejected(here.code)
         if self._log is not None:

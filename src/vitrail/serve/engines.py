@@ -29,6 +29,8 @@ LONGEST_S = 5.0
 """No size is timed longer."""
 IDLE_WAIT_S = 0.25
 """How long a timing call waits for the requests to pause; then it goes between them."""
+TRIED_ONCE = [-1.0]
+"""In the place of a size's latencies: the process ended while it was tried."""
 KEPT = 64
 """Of the latest latencies of each size."""
 
@@ -46,6 +48,7 @@ class Engines:
         self._loaded = {1: self.first}
         self._latencies: dict[int, deque[float]] = {1: deque(maxlen=KEPT)}
         self._running = threading.Lock()
+        self._figures: _Figures | None = None
 
     def size_for(self, waiting: int) -> int:
         """How many of `waiting` images go together."""
@@ -75,40 +78,61 @@ class Engines:
     def tune(self, most: int, promise_ms: float | None, idle: Callable[[], bool]) -> None:
         """Find the largest batch that keeps the promise, and load it; takes seconds, in its own thread.
 
-        Figures of an earlier start are used if artifact, machine, engine and threads are the same.
+        Figures of an earlier start are used if artifact, machine, engine and threads are the same. A size
+        that cannot be loaded has none, also where the attempt ended the process.
         """
         photo = self._artifact.photos[0].read_bytes()
         begin = time.perf_counter()
         row = self.first.prepare([photo])
         prepare_ms = (time.perf_counter() - begin) * 1e3
-        kept, key = store.RecordStore(store.cache_dir() / "serving"), self._key()
-        found = kept.get(key)
-        table = {} if found is None else {int(size): list(found[size]) for size in found}  # type: ignore[call-overload]
+        self._figures = kept = _Figures(self._key())
+        table = kept.table
         held: predict.Predictor | None = None  # each has its own copy of the weights: one at a time
         held_size = 0
         for size in (size for size in batching.SIZES if size <= most):
-            if size not in table:
+            if not kept.known(size):
                 if held is not None:
                     held.close()
-                predictor = self.first if size == 1 else self._load(size)
-                table[size] = self._timed(predictor, row, size, idle)
-                held, held_size = (None, 0) if size == 1 else (predictor, size)
-            if size > 1 and not batching.keeps(table[size], prepare_ms, promise_ms):
+                    held, held_size = None, 0
+                predictor = self.first
+                if size > 1:
+                    kept.begin(size)
+                    found = self._load_if_possible(size)
+                    if found is None:
+                        kept.put(size, [])
+                        break
+                    predictor, held, held_size = found, found, size
+                kept.put(size, self._timed(predictor, row, size, idle))
+            if size > 1 and not (table[size] and batching.keeps(table[size], prepare_ms, promise_ms)):
                 break
-        best = batching.largest({size: table[size] for size in table if size <= most}, prepare_ms, promise_ms)
+        timed = {size: table[size] for size in table if size <= most and kept.known(size) and table[size]}
+        best = batching.largest(timed, prepare_ms, promise_ms)
         if held is not None and held_size != best:
             held.close()
             held = None
         if best > 1:
-            self._latencies[best] = deque(table[best], maxlen=KEPT)
-            self._latencies[1].extend(table[1])
-            self._loaded[best] = held if held is not None else self._load(best)
+            kept.begin(best)
+            loaded = held if held is not None else self._load_if_possible(best)
+            kept.put(best, [] if loaded is None else timed[best])
+            if loaded is None:
+                return
+            self._latencies[best] = deque(timed[best], maxlen=KEPT)
+            self._latencies[1].extend(timed[1])
+            self._loaded[best] = loaded
             self.most = best
-        if found is None or len(found) < len(table):
-            try:
-                kept.put(key, {str(size): latencies for size, latencies in table.items()})
-            except VitrailError as error:
-                print(f"vitrail: batch sizes will be timed again at the next start: {error}", file=sys.stderr)
+
+    def leave(self) -> None:
+        """The process is about to end in peace: a size that is being tried may be tried again."""
+        if self._figures is not None:
+            self._figures.withdraw()
+
+    def _load_if_possible(self, size: int) -> predict.Predictor | None:
+        """None: the model's file is bound to one image, or memory does not suffice for another copy."""
+        try:
+            return self._load(size)
+        except (VitrailError, MemoryError) as error:
+            print(f"vitrail: batches of {size} are not used: {error or 'not enough memory'}", file=sys.stderr)
+            return None
 
     def _load(self, size: int) -> predict.Predictor:
         return predict.from_artifact(
@@ -145,3 +169,55 @@ class Engines:
             "settings": dict(variant.settings),
             "threads": self.threads,
         }
+
+
+class _Figures:
+    """Latencies of batch sizes, kept in the cache folder for the next start.
+
+    A size that ends the process, for want of memory say, would do so at every start. So what is tried is
+    written down first, and not tried a third time.
+    """
+
+    def __init__(self, key: dict[str, Any]) -> None:
+        self._key, self._kept = key, store.RecordStore(store.cache_dir() / "serving")
+        found = self._kept.get(key) or {}
+        self.table: dict[int, list[float]] = {int(size): list(found[size]) for size in found}  # type: ignore[call-overload]
+        """Size -> ms; none: it could not be loaded."""
+        self._trying: tuple[int, list[float] | None] | None = None
+        self._told = False
+
+    def known(self, size: int) -> bool:
+        """Whether nothing is left to find out about it."""
+        return self.table.get(size, TRIED_ONCE) != TRIED_ONCE
+
+    def begin(self, size: int) -> None:
+        """A size is about to be tried."""
+        self._trying = size, self.table.get(size)
+        self._write(size, [] if self.table.get(size) == TRIED_ONCE else TRIED_ONCE)
+
+    def put(self, size: int, latencies: list[float]) -> None:
+        """What became of a size."""
+        self._trying = None
+        self._write(size, latencies)
+
+    def withdraw(self) -> None:
+        """As if what is being tried had not been begun."""
+        if self._trying is None:
+            return
+        size, before = self._trying
+        self.table.pop(size, None)
+        if before is not None:
+            self.table[size] = before
+        self._save()
+
+    def _write(self, size: int, latencies: list[float]) -> None:
+        self.table[size] = latencies
+        self._save()
+
+    def _save(self) -> None:
+        try:
+            self._kept.put(self._key, {str(each): figures for each, figures in self.table.items()})
+        except VitrailError as error:
+            if not self._told:
+                print(f"vitrail: batch sizes will be timed again at the next start: {error}", file=sys.stderr)
+            self._told = True

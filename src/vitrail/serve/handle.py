@@ -29,6 +29,8 @@ WATCH_S = 0.2
 SILENT_S = 2.0
 """Without a sign of life for so long, a process is not ready; it gives four a second."""
 LEAVE_S = 5.0
+DECODE_S, MEGAPIXELS = 5.0, 50
+"""Of a core for the slowest picture that the default limits allow, which takes 2 s of today's (images.md)."""
 PIPE_BYTES = 1 << 20
 DIED = "The model's process ended while it worked on this request: try again."
 
@@ -36,7 +38,11 @@ Reply = tuple[wire.Answer | wire.Tried, bytes]
 
 
 class Handle:
-    """One model's process. Starting it does not wait; `ready` does."""
+    """One model's process. Starting it does not wait; `load` does.
+
+    Raises:
+        OSError: the system gives no process, or no socket.
+    """
 
     def __init__(self, config: wire.Config, *, stuck_s: float) -> None:
         self.config, self._stuck_s = config, stuck_s
@@ -54,21 +60,25 @@ class Handle:
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
         ours, theirs = socket.socketpair()
-        for end in (ours, theirs):  # most photos then pass in one piece
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "vitrail.serve.worker", str(theirs.fileno())),
-                    msgspec.json.encode(config).decode(),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the HTTP process, which ends the others
-                env={**os.environ, **privacy.SWITCHES},
-            )
-        ours.setblocking(False)
+        try:
+            with theirs:
+                for end in (ours, theirs):  # fewer pieces for a photo; the system may give less
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "vitrail.serve.worker", str(theirs.fileno())),
+                        msgspec.json.encode(config).decode(),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the HTTP process, which ends the others
+                    env={**os.environ, **privacy.SWITCHES},
+                )
+            ours.setblocking(False)
+        except BaseException:
+            ours.close()
+            raise
         self._socket = ours
 
     @property
@@ -81,17 +91,24 @@ class Handle:
         """Requests that it works on."""
         return len(self._pending)
 
-    async def ready(self) -> wire.Ready:
+    async def load(self) -> wire.Ready:
         """Wait until the model is loaded.
 
         Raises:
             InputError: the artifact cannot be served, or its process ended while loading it.
+            OSError, RuntimeError: the system gives no more files or threads.
         """
-        reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=1 << 20)
         try:
+            reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=1 << 20)
             found = await asyncio.wait_for(wire.receive_from(reader), LOAD_S)
         except asyncio.TimeoutError:
             found = None
+        except (OSError, RuntimeError):
+            self.kill("")
+            self._process.wait()
+            self._socket.close()
+            self._end()
+            raise
         if found is None or not isinstance(found[0], wire.Ready):
             await self.close()
             if found is not None and isinstance(found[0], wire.Refused):
@@ -195,8 +212,11 @@ class Handle:
         """End a process that gives no sign of life, or whose batch or image never ends."""
         while not self.ended.is_set():
             await asyncio.sleep(WATCH_S)
-            now, beat = time.monotonic(), self.beat
-            slowest = max(beat.sizes.values(), default=0.0) / 1e3 if beat else 0.0
-            running = beat.running_s if beat else 0.0
-            if now - self._heard > self._stuck_s or running > self._stuck_s + 4 * slowest:
+            if time.monotonic() - self._heard > self._stuck_s or (self.beat and self._hangs(self.beat)):
                 self.kill("stuck")
+
+    def _hangs(self, beat: wire.Beat) -> bool:
+        slowest = max(beat.sizes.values(), default=0.0) / 1e3
+        scale = max((self.config.megapixels or 0) / MEGAPIXELS, 1.0)
+        decode_s = max(self._stuck_s, DECODE_S * scale)
+        return beat.running_s > self._stuck_s + 4 * slowest or beat.decoding_s > decode_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple, Protocol
 from vitrail.errors import InputError
 from vitrail.serve import wire
 from vitrail.serve.admission import Queue
-from vitrail.serve.handle import Handle
+from vitrail.serve.handle import Handle, Reply
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.settings import Served, Settings
+from vitrail.serve.uploads import Upload
 
 __all__ = ["TRY_S", "Answered", "Model", "config_of"]
 
@@ -49,7 +51,9 @@ class Shadowing(Protocol):
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
-    def offer(self, images: Sequence[bytes], options: dict[str, Any], answered: Answered) -> None: ...
+    def offer(
+        self, images: Sequence[bytes], options: dict[str, Any], answered: Answered, upload: Upload
+    ) -> None: ...
     def said(self) -> dict[str, Any]: ...
 
 
@@ -59,6 +63,14 @@ class Answered(NamedTuple):
     facts: wire.Ready
     answer: wire.Answer
     payload: bytes
+
+
+def _done(future: asyncio.Future[Reply], images: int) -> int:
+    """How many of a request's images the model has run."""
+    if future.cancelled() or future.exception() is not None:
+        return 0
+    head, _ = future.result()
+    return images - len(head.errors) if isinstance(head, wire.Answer) else 0
 
 
 class Model:
@@ -73,6 +85,8 @@ class Model:
         if settings.max_latency_ms is not None:  # the artifact's own chooses batches, and refuses nobody
             self.queue.promise_s = settings.max_latency_ms / 1e3
         self.live = self._new(self.path)
+        self._known: wire.Ready | None = None
+        """Of the process that was loaded last; None: none has answered as recorded yet."""
         self.restarts = 0
         self.reasons: list[str] = ["it is being loaded"]
         """Why it is not ready; empty: it is."""
@@ -87,14 +101,14 @@ class Model:
 
     @property
     def facts(self) -> wire.Ready:
-        """Of the artifact.
+        """Of the artifact, also while its process is started again.
 
         Raises:
-            Refusal: no process has loaded it.
+            Refusal: no process has loaded it yet.
         """
-        if self.live.facts is None:
+        if self._known is None:
             raise Refusal("not_ready", f"The model {self.name} is being loaded: try again later.")
-        return self.live.facts
+        return self._known
 
     @property
     def version(self) -> str:
@@ -107,13 +121,13 @@ class Model:
         Raises:
             InputError: the artifact cannot be served, or does not answer as recorded.
         """
-        await self.live.ready()
-        self._answer_with(self.live)
+        await self.live.load()
         await self.check()
         if self.reasons:
             raise InputError(
                 f"{self.path} is not ready ({'; '.join(self.reasons)}): run vitrail verify on it."
             )
+        self._answer_with(self.live)  # not before: the port is open already
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._check_on())]
         if self.shadow is not None:
             await self.shadow.start()
@@ -135,8 +149,9 @@ class Model:
         *,
         deadline: float,
         gone: asyncio.Future[Any],
+        upload: Upload,
     ) -> Answered:
-        """A request's answer. `gone` ends when nobody waits for it any more.
+        """A request's answer. `gone` ends when nobody waits any more; `upload` has the bytes in `parts`.
 
         Raises:
             Refusal: the queue is full, there is no process to answer, or the deadline passed.
@@ -145,8 +160,14 @@ class Model:
         if live.trouble() or self.wrong:
             raise Refusal("not_ready", f"The model {self.name} is not ready: try again later.")
         self.queue.take(images, pixels)
+        upload.keep()
         number, future = live.ask(make, *parts)
-        future.add_done_callback(lambda _: self.queue.give_back(images, pixels))
+
+        def ended(future: asyncio.Future[Reply]) -> None:
+            self.queue.give_back(images, pixels, done=_done(future, images))
+            upload.let_go()
+
+        future.add_done_callback(ended)
         try:
             await asyncio.wait(
                 {future, gone}, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
@@ -175,18 +196,8 @@ class Model:
                 "conflict", f"The model {self.name} is being changed or restarted: try again later."
             )
         self._swapping = True
-        new = self._new(path)
         try:
-            facts = await new.ready()
-            if facts.task != self.facts.task:
-                raise InputError(f"{path} is for {facts.task}, not for {self.facts.task}.")
-            for photo in range(facts.photos):
-                failures = await self._try(new, photo)
-                if failures:
-                    raise InputError(f"{path} does not answer as recorded: {', '.join(failures)}.")
-        except BaseException:
-            await new.close()
-            raise
+            new = await self._tried(path)
         finally:
             self._swapping = False
         self._answer_with(new)
@@ -196,6 +207,22 @@ class Model:
         self._tasks[0].cancel()  # it waits for the old one's end
         self._tasks[0] = asyncio.create_task(self._supervise())
         self._tasks.append(asyncio.create_task(self._retire(old)))
+
+    async def _tried(self, path: Path) -> Handle:
+        """A process that answers all recorded photos of the artifact as recorded."""
+        new = self._new(path)
+        try:
+            facts = await new.load()
+            if facts.task != self.facts.task:
+                raise InputError(f"{path} is for {facts.task}, not for {self.facts.task}.")
+            for photo in range(facts.photos):
+                failures = await self._try(new, photo)
+                if failures:
+                    raise InputError(f"{path} does not answer as recorded: {', '.join(failures)}.")
+        except BaseException:
+            await new.close()
+            raise
+        return new
 
     async def _retire(self, old: Handle) -> None:
         patience = time.monotonic() + self.settings.deadline_ms / 1e3 + TRY_S
@@ -252,7 +279,10 @@ class Model:
     async def _check_on(self) -> None:
         while True:
             await asyncio.sleep(CHECK_S)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:  # the next reading may go better; without any, readiness would stay as it is
+                traceback.print_exc()
 
     # --- processes --------------------------------------------------------------------------------
 
@@ -261,6 +291,7 @@ class Model:
 
     def _answer_with(self, handle: Handle) -> None:
         assert handle.facts is not None
+        self._known = handle.facts
         handle.on_beat = lambda beat: self.metrics.beat(self.label, beat)
         self.metrics.info(self.label, handle.facts)
 
@@ -274,14 +305,14 @@ class Model:
             failures = 0 if time.monotonic() - begin > CALM_S else failures
             await asyncio.sleep(RESTARTS_S[min(failures, len(RESTARTS_S) - 1)])
             failures += 1
-            self.restarts += 1
-            self.metrics.restarted(self.label, live.reason or "died")
-            self.wrong = 0
-            self.live = self._new(self.path)
-            self._say(["it is being loaded"])
             try:
-                await self.live.ready()
-            except InputError as error:
+                self.live = self._new(self.path)
+                self.restarts += 1
+                self.metrics.restarted(self.label, live.reason or "died")
+                self.wrong = min(self.wrong, 1)  # after wrong answers none is given before a right one
+                self._say(["it is being loaded"])
+                await self.live.load()
+            except (InputError, OSError, RuntimeError) as error:  # no more processes, files or threads, say
                 print(f"vitrail: {self.label}: {error}", file=sys.stderr, flush=True)
                 self._say(["it cannot be loaded again; the server's log says why"])
                 continue

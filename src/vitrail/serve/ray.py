@@ -38,7 +38,7 @@ HOLDER = "the command that serves"
 CLAIM_S = 10.0
 """A command that was killed holds on for a moment."""
 LEAVE_S = 5.0
-"""Beyond the deadline of requests, at a replica's end."""
+"""Beyond what receiving and answering a request may take."""
 DRAIN_LOOK_S = 0.5
 HEALTH_S = 5.0
 """Between health checks, which also find replicas that died: three in a row that fail replace a replica."""
@@ -297,7 +297,7 @@ class _Application:
             health_check_period_s=HEALTH_S,
             health_check_timeout_s=max(TRY_S, asked.deadline_ms / 1e3) + LEAVE_S,
             graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
-            graceful_shutdown_timeout_s=asked.deadline_ms / 1e3 + LEAVE_S,
+            graceful_shutdown_timeout_s=self._longest_s(),
             max_constructor_retry_count=STARTS,
             logging_config={"enable_access_log": False},
             **many,

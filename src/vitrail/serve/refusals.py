@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CODES", "Refusal"]
+__all__ = ["CODES", "FAILED", "Refusal"]
 
 CODES: dict[str, int] = {
     "bad_request": 400,
@@ -26,6 +26,9 @@ CODES: dict[str, int] = {
     "deadline": 504,
 }
 """code -> HTTP status. Those from 500 on are the only ones that a well-formed request can meet."""
+
+FAILED = "The server failed on this request; its log says more."
+"""With the code `failed`."""
 
 RETRY = ("queue_full", "uploads_full", "not_ready", "worker_died", "draining")
 

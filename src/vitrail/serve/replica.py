@@ -57,7 +57,7 @@ class Hosted:
         if self._site is not None:
             await self._site.close()
         if self._log is not None:
-            self._log.flush()
+            self._log.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:

@@ -31,9 +31,9 @@ def as_json(task: str, result: Any) -> bytes:
     return msgspec.json.encode(RESULTS[task](result))
 
 
-def error_json(message: str) -> bytes:
-    """In the place of a result: what was wrong with the image."""
-    return msgspec.json.encode({"error": {"code": "unusable_image", "message": message}})
+def error_json(code: str, message: str) -> bytes:
+    """In the place of a result: why the image has none."""
+    return msgspec.json.encode({"error": {"code": code, "message": message}})
 
 
 def agree(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> float | None:

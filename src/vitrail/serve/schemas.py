@@ -6,7 +6,7 @@ from typing import Any
 
 from vitrail.serve.refusals import CODES
 
-__all__ = ["ACTIVATE", "BODY", "INFER", "SCHEMAS", "answers", "parameters"]
+__all__ = ["ACTIVATE", "BODY", "INFER", "SCHEMAS", "parameters", "responses"]
 
 _BINARY = {"type": "string", "format": "binary"}
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
@@ -133,7 +133,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Inferred": _object(model_name=_STRING, model_version=_STRING, outputs=_array(_TENSOR)),
 }
-"""Schemas that `answers` refers to."""
+"""Schemas that `responses` refers to."""
 
 
 def parameters(*names: str) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def parameters(*names: str) -> list[dict[str, Any]]:
     return [*(_PARAMETERS[name] for name in names), _DEADLINE]
 
 
-def answers(schema: str, *, v2: bool = False) -> dict[str, Any]:
+def responses(schema: str, *, v2: bool = False) -> dict[str, Any]:
     """Arguments of a route: 200 with this schema, and every status that a refusal may have."""
     error = {
         "description": "Refused",

@@ -9,13 +9,12 @@ import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vitrail.serve.app import application
+from vitrail.serve.connection import Connection, sweep
 from vitrail.serve.log import AccessLog
 from vitrail.serve.site import Site
 
@@ -23,7 +22,7 @@ __all__ = ["run"]
 
 KEEP_ALIVE_S = 75
 LEAVE_S = 5.0
-"""Beyond the deadline of requests, at the end."""
+"""At the end, beyond what receiving and answering a request may take."""
 HEADER_S = 2.0
 """A connection may be slower than a body by this much: the application then says why it refuses."""
 
@@ -48,19 +47,23 @@ async def _run(site: Site, listener: socket.socket) -> int:
     server = _Server(_config(site, log), site)
     try:
         with server.signals():
-            starting = asyncio.ensure_future(site.start())
-            server.on_signal = starting.cancel
+            # Before the models are loaded: whoever asks for liveness or readiness gets an answer.
+            serving = asyncio.create_task(server.serve([listener]))
             try:
-                await starting
-            except asyncio.CancelledError:
-                return 0
-            server.on_signal = lambda: None
-            _tell(site, listener)
-            await server.serve([listener])
+                if await server.loaded():
+                    _tell(site, listener)
+                    await serving
+            except BaseException:
+                server.force_exit = True
+                raise
+            finally:
+                site.closed = server.should_exit = True
+                await serving
+                server.sweeping.cancel()
     finally:
         await site.close()
         if log is not None:
-            log.flush()
+            log.close()
     return 0
 
 
@@ -73,12 +76,10 @@ def _tell(site: Site, listener: socket.socket) -> None:
 
 def _config(site: Site, log: AccessLog | None) -> uvicorn.Config:
     settings = site.settings
-    connection = type(
-        "_Connection", (_Connection,), {"patience_s": settings.upload_timeout_ms / 1e3 + HEADER_S}
-    )
+    facts = {"patience_s": settings.upload_timeout_ms / 1e3 + HEADER_S, "most": settings.max_connections}
     return uvicorn.Config(
         application(site, log),
-        http=connection,
+        http=type("_Connection", (Connection,), facts),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -87,9 +88,8 @@ def _config(site: Site, log: AccessLog | None) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.deadline_ms / 1e3 + LEAVE_S),
+        timeout_graceful_shutdown=int((settings.upload_timeout_ms + settings.deadline_ms) / 1e3 + LEAVE_S),
     )
 
 
@@ -100,7 +100,23 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._site = site
         self._leaving: asyncio.Task[None] | None = None
-        self.on_signal: Any = lambda: None
+        self._loading: asyncio.Task[None] | None = None
+        self.sweeping = asyncio.create_task(sweep(self.server_state.connections))
+
+    async def loaded(self) -> bool:
+        """Wait until all models are; False: told to leave before that.
+
+        Raises:
+            InputError: a model cannot be served.
+        """
+        self._loading = asyncio.create_task(self._site.start())
+        try:
+            await self._loading
+        except asyncio.CancelledError:
+            return False
+        finally:
+            self._loading = None
+        return True
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -129,53 +145,14 @@ class _Server(uvicorn.Server):
         if self._leaving is not None:
             self.force_exit = self.force_exit or number == signal.SIGINT
             return
-        self.on_signal()
         self._site.leaving = True
         grace = self._site.settings.drain_grace_ms / 1e3 if number == signal.SIGTERM else 0.0
+        if self._loading is not None:
+            self._loading.cancel()
+            grace = 0.0
         self._leaving = asyncio.get_running_loop().create_task(self._leave(grace))
 
     async def _leave(self, grace: float) -> None:
         await asyncio.sleep(grace)
         self._site.closed = True
         self.should_exit = True
-
-
-class _Connection(HttpToolsProtocol):
-    """Ends a connection whose request does not arrive in time, be it the headers or a body nobody reads."""
-
-    patience_s = 30.0
-    _slow: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """A connection that says nothing does not stay."""
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
-        self._arrived()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        """The next request on a connection that was kept."""
-        super().on_message_begin()
-        if self._slow is None:
-            self._wait()
-
-    def on_message_complete(self) -> None:
-        """All of a request is here."""
-        self._arrived()
-        super().on_message_complete()
-
-    def _wait(self) -> None:
-        self._slow = self.loop.call_later(self.patience_s, self._give_up)
-
-    def _arrived(self) -> None:
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
-
-    def _give_up(self) -> None:
-        self._slow = None
-        if not self.transport.is_closing():
-            self.transport.close()

@@ -10,13 +10,11 @@ from typing import Any
 
 from vitrail.errors import InputError
 from vitrail.limits import RANGES
+from vitrail.names import model_name
 from vitrail.requirements import read_toml
 from vitrail.units import duration_ms, nearest
 
-__all__ = ["NAME_LETTERS", "Served", "Settings", "check", "from_toml", "served", "shadow_of"]
-
-NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-LONGEST_NAME = 100
+__all__ = ["Served", "Settings", "check", "from_toml", "served", "shadow_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +41,13 @@ class Settings:
     """What a request may take at the 95th percentile; None: what the artifact was selected for."""
     max_batch: int = 8
     deadline_ms: float = 10_000.0
-    """After this a request is given up."""
+    """A request is given up so long after it has arrived."""
     max_images: int = 16
     """Of one request."""
     max_body_mib: int = 64
     """Of one request."""
     max_uploads_mib: int = 256
-    """Of all requests that are being received."""
+    """Of all requests that are being received or worked on."""
     max_megapixels: int | None = None
     """Of one image; None: as everywhere (images/limits.py)."""
     upload_timeout_ms: float = 30_000.0
@@ -153,8 +151,14 @@ def _value(field: str, value: Any, said: str) -> Any:
 
 
 def _relative(text: str, folder: Path) -> str:
-    name, separator, place = text.rpartition("=")
-    return f"{name}{separator}{folder / place}"
+    name, place = _named(text)
+    return f"{folder / place}" if name is None else f"{name}={folder / place}"
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """`NAME=ARTIFACT` -> both; None: there is no name, and an equals sign is the path's own."""
+    name, separator, place = text.partition("=")
+    return (name, place) if separator and "/" not in name else (None, text)
 
 
 def check(settings: Settings) -> Settings:
@@ -176,6 +180,11 @@ def check(settings: Settings) -> Settings:
         )
     if settings.max_images > settings.max_queue:
         settings = replace(settings, max_images=settings.max_queue)
+    if settings.max_uploads_mib < settings.max_body_mib:
+        raise InputError(
+            f"max uploads mib is {settings.max_uploads_mib}, and one body may have {settings.max_body_mib}: "
+            "raise it, or lower max body mib."
+        )
     largest = settings.max_megapixels or 50
     if settings.max_queue_megapixels < largest:
         raise InputError(
@@ -206,15 +215,10 @@ def served(texts: tuple[str, ...] | list[str]) -> tuple[Served, ...]:
 
 
 def _served(text: str) -> Served:
-    name, separator, place = text.partition("=")
-    path = Path(place if separator and "/" not in name else text)
-    name = name if separator and "/" not in name else path.resolve().name
-    if not name or len(name) > LONGEST_NAME or not set(name) <= NAME_LETTERS or name.startswith("."):
-        raise InputError(
-            f"{name!r} cannot be a model's name: use letters, digits, dots, hyphens and underscores, "
-            f"as in model={path}."
-        )
-    return Served(name=name, path=path)
+    name, place = _named(text)
+    path = Path(place)
+    name = path.resolve().name if name is None else name
+    return Served(name=model_name(name, f"as in model={path}"), path=path)
 
 
 def shadow_of(text: str, names: Collection[str]) -> tuple[str, Path]:
@@ -223,8 +227,8 @@ def shadow_of(text: str, names: Collection[str]) -> tuple[str, Path]:
     Raises:
         InputError: no model has this name, or there are several and none is named.
     """
-    name, separator, place = text.partition("=")
-    if separator and "/" not in name:
+    name, place = _named(text)
+    if name is not None:
         if name not in names:
             raise InputError(f"--shadow names {name}, which is not served: use {' or '.join(names)}.")
         return name, Path(place)

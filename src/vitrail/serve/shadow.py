@@ -24,6 +24,7 @@ from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.results import AGREEMENT, agree
 from vitrail.serve.settings import Served, Settings
+from vitrail.serve.uploads import Upload
 
 __all__ = ["Shadow"]
 
@@ -64,15 +65,19 @@ class Shadow:
             task.cancel()
         await self.model.close()
 
-    def offer(self, images: Sequence[bytes], options: dict[str, Any], answered: Answered) -> None:
+    def offer(
+        self, images: Sequence[bytes], options: dict[str, Any], answered: Answered, upload: Upload
+    ) -> None:
         """A request that the live model has answered; its share of them is asked again."""
         self._due += self._share
         if self._due < 1.0:
             return
         self._due -= 1.0
-        task = asyncio.create_task(self._compare(images, options, answered))
+        upload.keep()  # at once: the request that it came with is about to end
+        task = asyncio.create_task(self._compare(images, options, answered, upload))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: upload.let_go())
 
     def said(self) -> dict[str, Any]:
         """For `/v1/models`."""
@@ -92,7 +97,9 @@ class Shadow:
         facts = self.model.live.facts
         return found if facts is None else {"version": facts.digest[:12], **facts.about, **found}
 
-    async def _compare(self, images: Sequence[bytes], options: dict[str, Any], ours: Answered) -> None:
+    async def _compare(
+        self, images: Sequence[bytes], options: dict[str, Any], ours: Answered, upload: Upload
+    ) -> None:
         deadline = time.monotonic() + self.model.settings.deadline_ms / 1e3
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
@@ -103,6 +110,7 @@ class Shadow:
                 images,
                 deadline=deadline,
                 gone=never,
+                upload=upload,
             )
         except Refusal as refusal:
             skipped = refusal.code in ("queue_full", "too_large")

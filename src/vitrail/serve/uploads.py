@@ -6,34 +6,69 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from email.message import Message as Headers
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from vitrail.serve.refusals import Refusal
 
-__all__ = ["Uploads", "images_of"]
+__all__ = ["Upload", "Uploads", "images_of"]
 
 RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 """Types of a body that is one image: curl's for --data-binary is among them."""
 MULTIPART = "multipart/form-data"
 PART_HEADERS, PART_HEADER_BYTES = 8, 4096
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+TYPE_LETTERS = 1024
+"""Of a Content-Type; some versions of its parser take time by its length squared."""
+SPARE_LINES, PADDING = 8, 64
+"""Lines of a form that begin as its boundary does and are none, and spaces after one, that are looked at."""
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+
+
+class Upload:
+    """A request's body. Its bytes count until everybody who was given it has let go of it."""
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+        self._parts: list[bytes] = []
+        self._users = 1
+        self.bytes = 0
+
+    def add(self, part: bytes) -> None:
+        """More of it has come."""
+        self._parts.append(part)
+        self.bytes += len(part)
+        self._uploads.bytes += len(part)
+
+    def whole(self) -> bytes:
+        """All of it."""
+        if len(self._parts) > 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
+
+    def keep(self) -> None:
+        """Somebody else needs it too; each call has its `let_go`."""
+        self._users += 1
+
+    def let_go(self) -> None:
+        """It is not needed here any more."""
+        self._users -= 1
+        if not self._users:
+            self._uploads.bytes -= self.bytes
 
 
 class Uploads:
-    """Reads bodies; all that are received and not yet answered share one budget of memory."""
+    """Reads bodies; all that are received and still needed share one budget of memory."""
 
     def __init__(self, *, body_bytes: int, all_bytes: int, timeout_s: float) -> None:
         self.body_bytes, self.all_bytes, self.timeout_s = body_bytes, all_bytes, timeout_s
         self.bytes = 0
 
     @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, which counts until the block ends.
+    async def body(self, request: Request) -> AsyncIterator[Upload]:
+        """The whole body, which the block may give to others that need it for longer.
 
         Raises:
             Refusal: it is too large, too slow, or too much has been received and is not yet answered.
@@ -42,30 +77,24 @@ class Uploads:
         declared = request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self.body_bytes:
             raise self._too_large()
-        parts: list[bytes] = []
+        upload = Upload(self)
         try:
             try:
-                await asyncio.wait_for(self._read(request, parts), self.timeout_s)
+                await asyncio.wait_for(self._read(request, upload), self.timeout_s)
             except asyncio.TimeoutError:
                 text = f"The body did not arrive within {self.timeout_s:g} s."
                 raise Refusal("upload_timeout", text) from None
-            if len(parts) > 1:
-                parts[:] = [b"".join(parts)]
-            yield parts[0]
+            yield upload
         finally:
-            self.bytes -= sum(map(len, parts))
+            upload.let_go()
 
-    async def _read(self, request: Request, parts: list[bytes]) -> None:
-        size = 0
+    async def _read(self, request: Request, upload: Upload) -> None:
         while True:
             message = await request.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            part = message.get("body", b"")
-            parts.append(part)
-            size += len(part)
-            self.bytes += len(part)
-            if size > self.body_bytes:
+            upload.add(message.get("body", b""))
+            if upload.bytes > self.body_bytes:
                 raise self._too_large()
             if self.bytes > self.all_bytes:
                 raise Refusal(
@@ -103,21 +132,20 @@ def images_of(body: bytes, content_type: str, most: int) -> list[bytes]:
     return images
 
 
-def _content_type(text: str) -> tuple[str, str]:
-    headers = Headers()
-    headers["content-type"] = text
-    if not text:
-        return "", ""
-    boundary = headers.get_param("boundary", "")
-    return headers.get_content_type(), boundary if isinstance(boundary, str) else ""
+def _content_type(text: str) -> tuple[str, bytes]:
+    if len(text) > TYPE_LETTERS:
+        raise Refusal("bad_request", f"The Content-Type has more than {TYPE_LETTERS} letters.")
+    kind, options = parse_options_header(text)
+    return kind.decode("latin-1"), options.get(b"boundary", b"")
 
 
-def _files(body: bytes, boundary: str, most: int) -> list[bytes]:
+def _files(body: bytes, boundary: bytes, most: int) -> list[bytes]:
     if not _BOUNDARY.fullmatch(boundary):
         raise Refusal("bad_request", "The form's boundary is missing or malformed.")
+    _check_lines(body, b"\r\n--" + boundary, most)
     form = _Form(most)
     parser = MultipartParser(
-        boundary.encode("ascii"),
+        boundary,
         form.callbacks(),  # type: ignore[arg-type]
         max_header_count=PART_HEADERS,
         max_header_size=PART_HEADER_BYTES,
@@ -130,6 +158,24 @@ def _files(body: bytes, boundary: str, most: int) -> list[bytes]:
     if not form.ended:
         raise Refusal("bad_request", "The form is cut: its last boundary is missing.")
     return form.files
+
+
+def _check_lines(body: bytes, line: bytes, most: int) -> None:
+    """Refuse a form over which the parser would go byte by byte.
+
+    It finds the end of a long part at once, but takes each false boundary, and each space after a true one,
+    by itself.
+    """
+    place = 0
+    for _ in range(most + SPARE_LINES):
+        place = body.find(line, place)
+        if place < 0:
+            return
+        place += len(line)
+        after = body[place : place + PADDING]
+        if len(after) == PADDING and not after.strip(b" \t"):
+            raise Refusal("bad_request", "The form is damaged: its parts do not follow RFC 7578.")
+    raise Refusal("too_large", f"A request may have at most {most} images.")
 
 
 class _Form:

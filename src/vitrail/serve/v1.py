@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -12,12 +13,11 @@ from vitrail.images.declared import declared_pixels
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.limits import RANGES
 from vitrail.serve import wire
-from vitrail.serve.asking import ask, deadline_of
+from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import visit
 from vitrail.serve.model import Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.schemas import ACTIVATE, BODY, answers, parameters
-from vitrail.serve.settings import NAME_LETTERS
+from vitrail.serve.schemas import ACTIVATE, BODY, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.serve.uploads import images_of
 
@@ -25,17 +25,18 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["images"])
 TOP = 5
+_FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @router.post(
-    "/classify", openapi_extra={**BODY, "parameters": parameters("model", "top")}, **answers("Classified")
+    "/classify", openapi_extra={**BODY, "parameters": parameters("model", "top")}, **responses("Classified")
 )
 async def classify(request: Request) -> Response:
     """The most probable labels of each image, in the order of the images."""
     return await _images(request, "classify", {"top": _top(request)})
 
 
-@router.post("/embed", openapi_extra={**BODY, "parameters": parameters("model")}, **answers("Embedded"))
+@router.post("/embed", openapi_extra={**BODY, "parameters": parameters("model")}, **responses("Embedded"))
 async def embed(request: Request) -> Response:
     """One vector for each image, in the order of the images."""
     return await _images(request, "embed", {})
@@ -44,7 +45,7 @@ async def embed(request: Request) -> Response:
 @router.post(
     "/models/{name}/activate",
     openapi_extra=ACTIVATE,
-    **answers("Activated"),
+    **responses("Activated"),
 )
 async def activate(request: Request, name: str) -> Response:
     """Let another artifact answer under this name, once it is verified and has answered as recorded."""
@@ -54,8 +55,8 @@ async def activate(request: Request, name: str) -> Response:
     if folder is None:
         raise Refusal("forbidden", "Models are not exchanged here: start the server with --allow-activate.")
     model = site.model(name)
-    async with site.uploads.body(request) as body:
-        path = folder / _artifact(body, request.headers.get("content-type", ""))
+    async with site.uploads.body(request) as upload:
+        path = folder / _artifact(upload.whole(), request.headers.get("content-type", ""))
     before = model.version
     try:
         await model.activate(path)
@@ -73,12 +74,12 @@ def _artifact(body: bytes, content_type: str) -> str:
         name = msgspec.json.decode(body, type=dict[str, str])["artifact"]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
         raise Refusal("bad_request", 'Name the artifact, as in {"artifact": "winner-2"}.') from None
-    if not set(name) <= NAME_LETTERS or not name or name.startswith("."):
+    if not _FOLDER.fullmatch(name):
         raise Refusal("bad_request", "The artifact is a folder's name, without a path.")
     return name
 
 
-@router.get("/models", **answers("Models"))
+@router.get("/models", **responses("Models"))
 async def models(request: Request) -> Response:
     """What is served: figures, evidence, batch sizes, queue, readiness."""
     here: Site = request.app.state.site
@@ -93,25 +94,28 @@ async def _images(request: Request, task: str, options: dict[str, Any]) -> Respo
     here = visit(request.scope)
     here.endpoint = task
     model = site.model(request.query_params.get("model"), task)
-    deadline = deadline_of(request, site.settings.deadline_ms)
+    patience_s = patience_of(request, site.settings.deadline_ms)
     model.queue.check(1, 0)  # before anything is received for nothing
-    async with site.uploads.body(request) as body:
-        images = images_of(body, request.headers.get("content-type", ""), site.settings.max_images)
+    async with site.uploads.body(request) as upload:
+        images = images_of(upload.whole(), request.headers.get("content-type", ""), site.settings.max_images)
         limits = _limits(site)
         answered = await ask(
             request,
             model,
             len(images),
             sum(declared_pixels(image, limits) for image in images),
-            lambda id: wire.Images(id=id, sizes=[*map(len, images)], options=options, deadline=deadline),
+            lambda id, deadline: wire.Images(
+                id=id, sizes=[*map(len, images)], options=options, deadline=deadline
+            ),
             images,
-            deadline,
+            patience_s,
+            upload,
         )
+        if model.shadow is not None and len(answered.answer.errors) < len(images):
+            model.shadow.offer(images, options, answered, upload)
     facts, answer, payload = answered
     if len(answer.errors) == len(images):
-        raise Refusal("unusable_image", answer.errors[0])
-    if model.shadow is not None:
-        model.shadow.offer(images, options, answered)
+        raise Refusal(*answer.errors[0])
     head = {
         "model": model.name,
         "version": facts.digest[:12],

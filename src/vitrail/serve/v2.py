@@ -6,19 +6,20 @@ Source: kserve.github.io, Open Inference Protocol, HTTP/REST; Triton's binary te
 from __future__ import annotations
 
 import math
-import time
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from vitrail.serve import wire
-from vitrail.serve.asking import ask, deadline_of
+from vitrail.errors import InputError
+from vitrail.serve import shapes, wire
+from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import visit
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.schemas import INFER, answers, parameters
+from vitrail.serve.schemas import INFER, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.version import __version__
 
@@ -59,19 +60,19 @@ class _Infer(msgspec.Struct, kw_only=True):
 _decode = msgspec.json.Decoder(_Infer).decode
 
 
-@router.get("", **answers("Server", v2=True))
+@router.get("", **responses("Server", v2=True))
 async def server(request: Request) -> Response:
     """What this server is, and which extensions it has."""
     return _json(request, {"name": "vitrail", "version": __version__, "extensions": EXTENSIONS})
 
 
-@router.get("/health/live", **answers("Live", v2=True))
+@router.get("/health/live", **responses("Live", v2=True))
 async def live(request: Request) -> Response:
     """Whether the HTTP process answers; it says nothing of the models."""
     return _json(request, {"live": True})
 
 
-@router.get("/health/ready", **answers("IsReady", v2=True))
+@router.get("/health/ready", **responses("IsReady", v2=True))
 async def ready(request: Request) -> Response:
     """Whether every model answers a recorded photo as recorded, asked through its queue just now."""
     site: Site = request.app.state.site
@@ -83,8 +84,8 @@ async def ready(request: Request) -> Response:
     return _json(request, {"ready": True})
 
 
-@router.get("/models/{name}", **answers("Model", v2=True))
-@router.get("/models/{name}/versions/{version}", **answers("Model", v2=True))
+@router.get("/models/{name}", **responses("Model", v2=True))
+@router.get("/models/{name}/versions/{version}", **responses("Model", v2=True))
 async def metadata(request: Request, name: str, version: str | None = None) -> Response:
     """A model's inputs and outputs; -1 stands for the number of images."""
     model = _model(request, name, version)
@@ -99,8 +100,8 @@ async def metadata(request: Request, name: str, version: str | None = None) -> R
     return _json(request, about)
 
 
-@router.get("/models/{name}/ready", **answers("IsReady", v2=True))
-@router.get("/models/{name}/versions/{version}/ready", **answers("IsReady", v2=True))
+@router.get("/models/{name}/ready", **responses("IsReady", v2=True))
+@router.get("/models/{name}/versions/{version}/ready", **responses("IsReady", v2=True))
 async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
     """Whether one model answers as recorded."""
     model = _model(request, name, version)
@@ -111,35 +112,35 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
 @router.post(
     "/models/{name}/infer",
     openapi_extra={**INFER, "parameters": parameters()},
-    **answers("Inferred", v2=True),
+    **responses("Inferred", v2=True),
 )
 @router.post(
     "/models/{name}/versions/{version}/infer",
     openapi_extra={**INFER, "parameters": parameters()},
-    **answers("Inferred", v2=True),
+    **responses("Inferred", v2=True),
 )
 async def infer(request: Request, name: str, version: str | None = None) -> Response:
     """Run the model on its own inputs; rows of all requests share batches."""
     site: Site = request.app.state.site
     model = _model(request, name, version)
     visit(request.scope).endpoint = "infer"
-    deadline = deadline_of(request, site.settings.deadline_ms)
+    patience_s = patience_of(request, site.settings.deadline_ms)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refusal("unsupported_media", "A compressed body is not accepted: send it as it is.")
     model.queue.check(1, 0)
-    async with site.uploads.body(request) as body:
-        asked, data = _asked(body, request.headers.get(HEADER))
-        tensors, parts, rows = _tensors(asked, data, site.settings.max_images)
+    async with site.uploads.body(request) as upload:
+        asked, data = _asked(upload.whole(), request.headers.get(HEADER))
+        tensors, parts, rows = _tensors(asked, data, model.facts.inputs, site.settings.max_images)
         outputs = _outputs(asked, model)
-        deadline = _sooner(deadline, asked.parameters.get("timeout"))
         answered = await ask(
             request,
             model,
             rows,
             rows * model.facts.row_pixels,
-            lambda id: wire.Tensors(id=id, inputs=tensors, deadline=deadline),
+            lambda id, deadline: wire.Tensors(id=id, inputs=tensors, deadline=deadline),
             parts,
-            deadline,
+            _sooner(patience_s, asked.parameters.get("timeout")),
+            upload,
         )
     return _answer(model.name, asked.id, outputs, answered)
 
@@ -183,17 +184,17 @@ def _asked(body: bytes, header: str | None) -> tuple[_Infer, memoryview]:
     return asked, view[length:]
 
 
-def _tensors(asked: _Infer, data: memoryview, most: int) -> tuple[list[wire.Tensor], list[Any], int]:
+def _tensors(
+    asked: _Infer, data: memoryview, wanted: Sequence[wire.Tensor], most: int
+) -> tuple[list[wire.Tensor], list[Any], int]:
     """What the model's process is told, the bytes, and the number of rows."""
     tensors: list[wire.Tensor] = []
     parts: list[Any] = []
-    rows = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
+    rows = _rows(asked.inputs, wanted)
+    if rows > most:
+        raise Refusal("too_large", f"A request may have at most {most} images.")
     place = 0
     for given in asked.inputs:
-        if not given.shape or any(not 0 < side <= 1 << 30 for side in given.shape):
-            raise Refusal("bad_request", f"The shape of {given.name[:50]} is not of numbers from 1.")
-        if given.datatype not in DATATYPES:
-            raise Refusal("bad_request", f"{given.name[:50]} is not {' or '.join(DATATYPES)}.")
         dtype, item_bytes, _ = DATATYPES[given.datatype]
         size = given.parameters.get("binary_data_size")
         text = bytes(given.data)
@@ -210,9 +211,24 @@ def _tensors(asked: _Infer, data: memoryview, most: int) -> tuple[list[wire.Tens
         )
     if place != len(data):
         raise Refusal("bad_request", "The binary data is longer or shorter than the inputs say.")
-    if rows > most:
-        raise Refusal("too_large", f"A request may have at most {most} images.")
     return tensors, parts, rows
+
+
+def _rows(inputs: Sequence[_Input], wanted: Sequence[wire.Tensor]) -> int:
+    """How many rows the inputs have, if they are the model's."""
+    for given in inputs:
+        if given.datatype not in DATATYPES:
+            raise Refusal("bad_request", f"{given.name[:50]} is not {' or '.join(DATATYPES)}.")
+    try:
+        return shapes.rows(
+            [
+                wire.Tensor(name=each.name, dtype=DATATYPES[each.datatype][0], shape=each.shape, size=0)
+                for each in inputs
+            ],
+            wanted,
+        )
+    except InputError as error:
+        raise Refusal("bad_request", str(error)) from None
 
 
 def _outputs(asked: _Infer, model: Model) -> dict[str, bool]:
@@ -231,11 +247,11 @@ def _outputs(asked: _Infer, model: Model) -> dict[str, bool]:
     return wanted
 
 
-def _sooner(deadline: float, timeout_us: object) -> float:
-    """The deadline, or the request's own in microseconds (Triton's `timeout`) if that is sooner."""
+def _sooner(patience_s: float, timeout_us: object) -> float:
+    """The patience, or the request's own in microseconds (Triton's `timeout`) if that is less."""
     if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us <= 0:
-        return deadline
-    return min(deadline, time.monotonic() + timeout_us / 1e6)
+        return patience_s
+    return min(patience_s * 1e6, timeout_us) / 1e6  # the smaller first: a timeout may have 4,000 digits
 
 
 # --- answering ------------------------------------------------------------------------------------

@@ -139,7 +139,9 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     """A sign of life, several times a second."""
 
     running_s: float
-    """How long the batch in the engine, or the oldest image in a decoder, has been there; 0: none."""
+    """How long the batch in the engine has been there; 0: none."""
+    decoding_s: float
+    """What the slowest image in a decoder has taken of a core so far; waiting counts a tenth."""
     resident_bytes: int
     batches: list[Batch]
     """Since the last beat."""
@@ -155,8 +157,8 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, kw_only=True):
     id: int
     outputs: list[Tensor]
     """Of `Tensors`; the results of images are JSON alone."""
-    errors: list[str]
-    """What was wrong with images that could not be used."""
+    errors: list[tuple[str, str]]
+    """Code and sentence for each image without a result."""
     prepare_s: float
     """Decoding and preprocessing, the longest of its images."""
     wait_s: float

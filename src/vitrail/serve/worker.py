@@ -43,6 +43,7 @@ def main() -> None:
     while True:
         message = wire.receive(connection)
         if message is None:
+            working.leave()
             os._exit(0)  # threads of engines may still be busy for nobody
         working.take(*message)
 

@@ -20,22 +20,24 @@ import numpy as np
 
 from vitrail import footprint
 from vitrail.artifact import Artifact, open_artifact
-from vitrail.errors import InputError
+from vitrail.errors import ClaimError, InputError
 from vitrail.hardware import usable_cores
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.predict import MOST_WORKERS
 from vitrail.serve import wire
 from vitrail.serve.describe import describe, digest_of, promise_ms, row_pixels
 from vitrail.serve.engines import Engines
+from vitrail.serve.refusals import FAILED
 from vitrail.serve.results import RESULTS, as_json, error_json
-from vitrail.serve.tensors import rows_of, said
+from vitrail.serve.tensors import packed, rows_of
 from vitrail.tasks import Arrays
 from vitrail.tasks.agreement import relative_errors
 
 __all__ = ["Working"]
 
 BEAT_S = 0.25
-INTERNAL = "The server failed on this request; its log says more."
+WAITING_SHARE = 0.1
+"""What a decoder's time counts for while it gets no processor: others may have it, but not for ever."""
 
 
 @dataclass(eq=False)
@@ -86,7 +88,8 @@ class Working:
         self._requests: dict[int, _Request] = {}
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._decoding: dict[int, float] = {}
+        self._decoding: dict[int, tuple[float, float]] = {}
+        """Thread -> when it began its image, and the processor time that it had spent by then, in s."""
         self._running_since = 0.0
         self._batches: list[wire.Batch] = []
         self._pool = ThreadPoolExecutor(min(usable_cores(), MOST_WORKERS), "prepare")
@@ -97,6 +100,10 @@ class Working:
         """Start the threads that run the engine, tell of life, and find the best batch."""
         for name, target in (("engine", self._run_all), ("beat", self._beat), ("tune", self._tune)):
             threading.Thread(target=self._or_die, args=(target,), name=name, daemon=True).start()
+
+    def leave(self) -> None:
+        """The process ends in peace."""
+        self._engines.leave()
 
     def take(self, message: wire.Request, payload: memoryview) -> None:
         """Begin a request; called by the reading thread alone."""
@@ -127,7 +134,7 @@ class Working:
             self._settle(job, None)
             return
         thread, begin = threading.get_ident(), time.monotonic()
-        self._decoding[thread] = begin
+        self._decoding[thread] = begin, time.thread_time()
         try:
             # Recorded outputs belong to photos that were decoded in full.
             scaled = not isinstance(job.request.message, wire.Try)
@@ -137,7 +144,7 @@ class Working:
             return
         except Exception:
             traceback.print_exc()
-            job.request.failure = ("failed", INTERNAL)
+            job.request.failure = ("failed", FAILED)
             self._settle(job, None)
             return
         finally:
@@ -153,11 +160,19 @@ class Working:
         try:
             rows = rows_of(message.inputs, payload, self.ready.inputs)
         except InputError as error:
-            request.failure, request.left = ("bad_request", str(error)), 1
-            self._settle(_Job(request, 0), None)
+            self._fail(request, "bad_request", str(error))
+            return
+        except Exception:
+            traceback.print_exc()
+            self._fail(request, "failed", FAILED)
             return
         spent = time.monotonic() - begin
         self._queue([_Job(request, index, row, spent) for index, row in enumerate(rows)])
+
+    def _fail(self, request: _Request, code: str, message: str) -> None:
+        """None of a request's rows can be run."""
+        request.failure, request.left = (code, message), 1
+        self._settle(_Job(request, 0), None)
 
     def _queue(self, jobs: Sequence[_Job]) -> None:
         with self._changed:
@@ -230,7 +245,7 @@ class Working:
             if isinstance(message, wire.Try):
                 self._send(wire.Tried(id=message.id, failures=self._compare(message, request.results[0])))
             elif isinstance(message, wire.Tensors):
-                tensors, parts = said(_stacked(request.results))
+                tensors, parts = packed(_stacked(request.results))
                 self._send(self._answered(request, tensors, []), *parts)
             else:
                 pieces, errors = self._finished(message, request.results)
@@ -239,9 +254,11 @@ class Working:
             self._send(wire.Failed(id=message.id, code="bad_request", message=str(error)))
         except Exception:
             traceback.print_exc()
-            self._send(wire.Failed(id=message.id, code="failed", message=INTERNAL))
+            self._send(wire.Failed(id=message.id, code="failed", message=FAILED))
 
-    def _answered(self, request: _Request, outputs: list[wire.Tensor], errors: list[str]) -> wire.Answer:
+    def _answered(
+        self, request: _Request, outputs: list[wire.Tensor], errors: list[tuple[str, str]]
+    ) -> wire.Answer:
         return wire.Answer(
             id=request.message.id,
             outputs=outputs,
@@ -251,14 +268,32 @@ class Working:
             run_s=request.run_s,
         )
 
-    def _finished(self, message: wire.Images, results: list[Any]) -> tuple[list[bytes], list[str]]:
+    def _finished(
+        self, message: wire.Images, results: list[Any]
+    ) -> tuple[list[bytes], list[tuple[str, str]]]:
+        """JSON for each image, and what those without a result have instead."""
         good = [result for result in results if not isinstance(result, str)]
-        finished = iter(self._task.finish(_stacked(good), **message.options) if good else ())
-        pieces = [
-            error_json(result) if isinstance(result, str) else as_json(self._task.name, next(finished))
-            for result in results
-        ]
-        return pieces, [result for result in results if isinstance(result, str)]
+        finished = iter(self._finish(good, message.options) if good else ())
+        pieces, errors = [], []
+        for result in results:
+            outcome = result if isinstance(result, str) else next(finished)
+            if isinstance(outcome, (str, ClaimError)):
+                error = ("unusable_image" if isinstance(outcome, str) else "failed", str(outcome))
+                errors.append(error)
+                pieces.append(error_json(*error))
+            else:
+                pieces.append(as_json(self._task.name, outcome))
+        return pieces, errors
+
+    def _finish(self, rows: list[Arrays], options: dict[str, Any]) -> list[Any]:
+        """A result for each row; where the numbers of one are not finite, an error for that one alone."""
+        try:
+            return list(self._task.finish(_stacked(rows), **options))
+        except ClaimError as error:
+            if len(rows) == 1:
+                print(f"vitrail: {error}", file=sys.stderr, flush=True)
+                return [error]
+            return [result for row in rows for result in self._finish([row], options)]
 
     def _compare(self, message: wire.Try, result: Arrays | str | None) -> list[str]:
         if result is None or isinstance(result, str):
@@ -277,12 +312,12 @@ class Working:
 
     def _beat(self) -> None:
         while True:
-            now, batches = time.monotonic(), self._batches
+            since, batches = self._running_since, self._batches
             self._batches = []
-            since = [begin for begin in (self._running_since, *list(self._decoding.values())) if begin]
             self._send(
                 wire.Beat(
-                    running_s=max((now - begin for begin in since), default=0.0),
+                    running_s=time.monotonic() - since if since else 0.0,
+                    decoding_s=self._decoding_s(),
                     resident_bytes=int(footprint.resident_mib() * 2**20),
                     batches=batches,
                     sizes=self._engines.sizes(),
@@ -290,6 +325,15 @@ class Working:
                 )
             )
             time.sleep(BEAT_S)
+
+    def _decoding_s(self) -> float:
+        """Of the image that has taken the most so far: of a core, or of a wait that never ends."""
+        now, found = time.monotonic(), 0.0
+        clock_of = getattr(time, "pthread_getcpuclockid", None)  # macOS has none: there only the wait counts
+        for thread, (begin, spent) in list(self._decoding.items()):
+            taken = time.clock_gettime(clock_of(thread)) - spent if clock_of is not None else 0.0
+            found = max(found, taken, WAITING_SHARE * (now - begin))
+        return found
 
     def _tune(self) -> None:
         if self._config.max_batch > 1:
