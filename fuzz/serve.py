@@ -2,12 +2,13 @@
 
     python fuzz/serve.py [--cases N] [--seed S] [--only INDEX]
 
-A real server with two tiny artifacts gets images that are damaged, forms and chunks that are malformed,
-tensors that lie about themselves, HTTP that is none, and connections that end early. Every case follows from
-the seed and its index alone. A fault is: an answer later than the deadline; a status that docs/serving.md
-does not list, or any from 500 on but a passed deadline's; an error without its code; a process that was
-started again; a good request, sent after every few cases, that is not answered as before. Memory is read from
-the system. The last line of stdout is one JSON document; exit code 1 for a fault.
+A real server with two tiny artifacts gets images that are damaged, forms and chunks that are malformed or
+large, tensors that lie about themselves, HTTP that is none, and connections that end early. The second half
+of the cases goes to a server with API keys, with the right one or another. Every case follows from the seed
+and its index alone. A fault is: an answer later than the deadline; a status that docs/serving.md does not
+list, or any from 500 on but a passed deadline's; an error without its code; a process that was started again;
+a good request, sent after every few cases, that is not answered as before. Memory is read from the system, as
+is the most that each process ever had. The last line of stdout is one JSON document; exit code 1 for a fault.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ import artifacts
 from images import MUTATIONS, whole_files
 from serving import Server
 
+from vitrail.serve.keys import new_key
 from vitrail.serve.refusals import CODES
 
 DEADLINE_S, PATIENCE_S = 5.0, 9.0
+BODY_MIB, UPLOADS_MIB = 8, 32
+"""Few, so that large bodies reach them."""
 SENDERS = 12
 PROBE_EVERY = 25
 GROWTH_MIB = 150
@@ -54,8 +58,8 @@ def request(path: str, body: bytes, kind: str = "image/png", method: str = "POST
 class Cases:
     """Case `index` of a seed: a name, and the bytes that are sent."""
 
-    def __init__(self, seed: int, photos: list[bytes]) -> None:
-        self.seed, self._photos, self._files = seed, photos, whole_files()
+    def __init__(self, seed: int, photos: list[bytes], key: str = "") -> None:
+        self.seed, self._photos, self._files, self._key = seed, photos, whole_files(), key
         side = artifacts.SIZE
         self._shape = [1, 3, side, side]
         self._values = 3 * side * side
@@ -66,9 +70,14 @@ class Cases:
         kinds: list[Callable[[random.Random], bytes]] = [
             *(self.image, self.image, self.image, self.form, self.form, self.tensors, self.tensors),
             *(self.binary, self.chunks, self.address, self.headers, self.noise, self.early),
+            *(self.shape, self.large),
         ]
         kind = rng.choice(kinds)
-        return kind.__name__, kind(rng)
+        data = kind(rng)
+        if self._key:
+            given = rng.choice([self._key] * 9 + ["", "x", self._key[:-1], "\xff", "y" * 70_000])
+            data = data.replace(b"\r\n", f"\r\nX-API-Key: {given}\r\n".encode("latin-1"), 1)
+        return kind.__name__, data
 
     def image(self, rng: random.Random) -> bytes:
         """A damaged image as the body."""
@@ -136,6 +145,49 @@ class Cases:
         extra = f"Inference-Header-Content-Length: {length}\r\n"
         return request("/v2/models/tiny/infer", body, "application/octet-stream", extra=extra)
 
+    def shape(self, rng: random.Random) -> bytes:
+        """A shape that no tensor has, with data that may fit it."""
+        shape = rng.choice(
+            (
+                [1] * rng.choice((5, 64, 65, 100, 10_000)),
+                [2**30] * rng.choice((2, 50, 200_000)),
+                [1, 2**30, 2**30, 2**30],
+                [10**4000],
+                [*self._shape[:-1], self._shape[-1] + 1],
+                [2**62, 4],
+            )
+        )
+        given = {"name": "images", "datatype": "FP32", "shape": shape}
+        if rng.random() < 0.5:
+            data = rng.choice(([], [1], [0] * self._values, [0] * 500_000))
+            text = json.dumps({"inputs": [{**given, "data": data}]}).encode()
+            return request("/v2/models/tiny/infer", text, "application/json")
+        size = rng.choice((0, 4, 4 * self._values))
+        head = json.dumps({"inputs": [{**given, "parameters": {"binary_data_size": size}}]}).encode()
+        extra = f"Inference-Header-Content-Length: {len(head)}\r\n"
+        return request("/v2/models/tiny/infer", head + bytes(size), "application/octet-stream", extra=extra)
+
+    def large(self, rng: random.Random) -> bytes:
+        """A body of megabytes that says little: a form of false boundaries, of spaces, numbers, nothing."""
+        size = rng.choice((1, 3, BODY_MIB)) * 2**20 - 2000
+        kind = "multipart/form-data; boundary=b"
+        start = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+        unit = rng.choice((b"\r\n--bx", b"\r\n--b", b"\r", b"\r\n", b"-", b" ", b"\r\n--b\r\n", b"\0"))
+        body = (
+            start
+            + rng.choice((b"", b"\r\n--b", b"\r\n--b--"))
+            + unit * (size // len(unit))
+            + b"\r\n--b--\r\n"
+        )
+        if rng.random() < 0.3:
+            numbers = b"0," * (size // 2)
+            shape = json.dumps(rng.choice((self._shape, [16, *self._shape[1:]], [1]))).encode()
+            body = b'{"inputs": [{"name": "images", "datatype": "FP32", "shape": %b, "data": [%b0]}]}'
+            return request("/v2/models/tiny/infer", body % (shape, numbers), "application/json")
+        if rng.random() < 0.3:
+            return request("/v1/classify", self._photos[0] + body)
+        return request("/v1/classify", body, kind)
+
     def chunks(self, rng: random.Random) -> bytes:
         """A chunked body that breaks the rules, or is in a thousand pieces."""
         head = HEAD.format(method="POST", path="/v1/classify") + "Content-Type: image/png\r\n"
@@ -193,7 +245,9 @@ class Cases:
         extra = rng.choice(
             (
                 "".join(f"X-{i}: y\r\n" for i in range(rng.choice((10, 500)))),
-                f"X: {'y' * rng.choice((100, 60_000))}\r\n",
+                f"X: {'y' * rng.choice((100, 60_000, 1_000_000))}\r\n",
+                f'Content-Type: multipart/form-data; x="{";" * rng.choice((900, 60_000))}\r\n',
+                f"Content-Type: multipart/form-data; boundary*{'9' * 500}*=x\r\n",
                 "Host: evil.example\r\n",
                 "Origin: http://evil.example\r\n",
                 "X-Request-Id: \xff\x00\r\n",
@@ -249,10 +303,10 @@ class Cases:
 class Campaign:
     """Sends cases, and keeps what was wrong with their answers."""
 
-    def __init__(self, server: Server, cases: Cases, photo: bytes) -> None:
+    def __init__(self, server: Server, cases: Cases, photo: bytes, key: str) -> None:
         self._server, self._cases, self._photo = server, cases, photo
         self._address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
-        self._good = request("/v1/classify?model=tiny&top=2", photo)
+        self._good = request("/v1/classify?model=tiny&top=2", photo, extra=f"X-API-Key: {key}\r\n")
         self._expected = self._labels(self.exchange(self._good))
         assert self._expected is not None
         self.faults: list[str] = []
@@ -293,9 +347,18 @@ class Campaign:
                 f"{name} {answer[:12].split(b' ')[1].decode() if answer[:5] == b'HTTP/' else 'closed'}"
             ] += 1
             self.faults += [f"{index} ({name}): {fault}" for fault in self._wrong(answer, spent)]
-        if index % PROBE_EVERY == 0 and self._labels(self.exchange(self._good)) != self._expected:
+        if index % PROBE_EVERY == 0 and not self._as_before():
             with self._lock:
                 self.faults.append(f"{index} ({name}): a good request is not answered as before")
+
+    def _as_before(self) -> bool:
+        """Whether a good request is answered as at first; it may have to wait for room."""
+        for _ in range(10):
+            answer = self.exchange(self._good)
+            if not answer.startswith(b"HTTP/1.1 429"):
+                break
+            time.sleep(0.5)
+        return self._labels(answer) == self._expected
 
     def exchange(self, data: bytes) -> bytes:
         """All that comes back before the connection ends; b"" where nothing does."""
@@ -334,7 +397,7 @@ class Campaign:
         if b"application/json" not in answer.partition(b"\r\n\r\n")[0].lower():
             return (
                 []
-                if status == 400 and b"Invalid HTTP" in body
+                if status == 400 and (b"Invalid HTTP" in body or b"headers are larger" in body)
                 else [f"{status} without JSON: {body[:100]!r}"]
             )
         if body:  # HEAD has none
@@ -359,25 +422,36 @@ def _whole(received: bytearray) -> bool:
     return length is not None and len(body) >= int(length[1])
 
 
-def resident_mib(server: Server) -> list[float]:
-    """Of the HTTP process and each model's process."""
+def resident_mib(server: Server, what: str = "VmRSS") -> list[float]:
+    """Of the HTTP process and each model's process; VmHWM: the most so far."""
     found = []
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     for pid in (str(server.process.pid), *children):
         status = Path(f"/proc/{pid}/status").read_text()
-        found.append(round(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024))
+        found.append(round(int(re.search(rf"{what}:\s+(\d+)", status)[1]) / 1024))
     return found
 
 
-def campaign(seed: int, indices: list[int], folder: Path) -> dict[str, object]:
+def campaign(seed: int, indices: list[int], folder: Path, *, keys: bool) -> dict[str, object]:
     """What happened to all these cases."""
+    folder.mkdir(exist_ok=True)
+    key, line = new_key("fuzz")
+    (folder / "keys").write_text(line)
     tiny = artifacts.make_artifact(folder / "tiny")
     vectors = artifacts.make_embed_artifact(folder / "vectors")
     photos = [photo.read_bytes() for photo in tiny.photos]
-    limits = {"--deadline": f"{DEADLINE_S:g}s", "--upload-timeout": "1s", "--max-queue": 1000}
+    limits = {
+        "--deadline": f"{DEADLINE_S:g}s",
+        "--upload-timeout": "1s",
+        "--max-queue": 1000,
+        "--max-body-mib": BODY_MIB,
+        "--max-uploads-mib": UPLOADS_MIB,
+        **({"--api-keys": folder / "keys"} if keys else {}),
+    }
     options = ("--no-access-log", *(each for pair in limits.items() for each in pair))
     with Server(f"tiny={tiny.path}", f"vectors={vectors.path}", *options, cache=folder / "cache") as server:
-        run = Campaign(server, Cases(seed, photos), photos[0])
+        server.client.headers["x-api-key"] = key
+        run = Campaign(server, Cases(seed, photos, key if keys else ""), photos[0], key)
         begin, size = time.monotonic(), max(1, len(indices) // 10)
         memory = [resident_mib(server)]
         for place in range(0, len(indices), size):
@@ -388,6 +462,7 @@ def campaign(seed: int, indices: list[int], folder: Path) -> dict[str, object]:
                 run.faults.append(f"the process of {name} was started again {model['restarts']} times")
             if model["queue"]["images"]:
                 run.faults.append(f"{model['queue']['images']} images of {name} were never given back")
+        peak = resident_mib(server, "VmHWM")
         if sum(memory[-1]) - sum(memory[1]) > GROWTH_MIB:
             run.faults.append(f"memory rose from {memory[1]} to {memory[-1]} MiB")
         if "Traceback" in "".join(server.said):
@@ -396,11 +471,13 @@ def campaign(seed: int, indices: list[int], folder: Path) -> dict[str, object]:
             run.faults.append("the server did not end with 0")
     return {
         "seed": seed,
+        "keys": keys,
         "cases": len(indices),
         "faults": run.faults,
         "seconds": round(time.monotonic() - begin, 1),
         "slowest_s": round(run.slowest_s, 3),
         "memory_mib": memory,
+        "peak_mib": peak,
         "statuses": dict(sorted(run.statuses.items())),
     }
 
@@ -414,12 +491,22 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="one case again")
     args = parser.parse_args()
     indices = [args.only] if args.only is not None else list(range(args.cases))
+    halves = {
+        keys: [index for index in indices if (2 * index >= args.cases) is keys] for keys in (False, True)
+    }
     with tempfile.TemporaryDirectory() as folder:
-        found = campaign(args.seed, indices, Path(folder))
-    for fault in found["faults"]:
+        found = [
+            campaign(args.seed, half, Path(folder) / str(keys), keys=keys)
+            for keys, half in halves.items()
+            if half
+        ]
+    faults = [fault for half in found for fault in half["faults"]]
+    for fault in faults:
         print("FAULT", fault)
+    for half in found:
+        print(f"{half['cases']} cases, keys {half['keys']}: peak {half['peak_mib']} MiB (server, models)")
     print(json.dumps(found))
-    return 1 if found["faults"] else 0
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
