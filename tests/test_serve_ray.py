@@ -78,13 +78,17 @@ def key(tmp_path_factory):
     return text, file
 
 
-@pytest.fixture(scope="module")
-def server(cluster, artifact, cache, key):
+def free_port() -> int:
+    """Of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(cluster, artifact, cache, key):
     asked = ("--ray", cluster.address, "--replicas", 2, "--threads", 1, "--max-queue", 4, "--max-batch", 1)
-    with Server(artifact.path, *asked, "--api-keys", key[1], cache=cache, port=port) as found:
+    with Server(artifact.path, *asked, "--api-keys", key[1], cache=cache, port=free_port()) as found:
         found.client.headers["x-api-key"] = key[0]
         yield found
         if found.process.poll() is None:
@@ -269,6 +273,23 @@ def test_another_ray_a_node_without_the_artifact_and_no_cluster_are_one_sentence
     monkeypatch.setattr(on_cluster, "_setup", setup)
     assert main(["serve", str(moved), "--ray", cluster.address]) == 2
     assert f"{moved} does not exist on" in capsys.readouterr().err
+
+
+def test_why_a_replica_does_not_start_is_one_sentence_and_nothing_stays(
+    cluster, artifact, tmp_path, capsys, monkeypatch
+):
+    """As on a node that joins later: none was there to be asked before."""
+    moved = shutil.copytree(artifact.path, tmp_path / "moved")
+    monkeypatch.setattr(on_cluster._Application, "_check_nodes", lambda self: shutil.rmtree(moved))
+    monkeypatch.setattr(on_cluster, "STARTS", 1)
+    port = free_port()
+    command = ["serve", str(moved), "--threads", "1", "--port", str(port), "--ray", cluster.address]
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"{moved} does not exist on" in said[0]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/-/healthz")
 
 
 def test_without_ray_serve_the_line_to_install_is_said(artifact, capsys, monkeypatch):

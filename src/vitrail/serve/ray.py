@@ -311,7 +311,7 @@ class _Application:
             if found.status == "RUNNING":
                 return
             if found.status == "DEPLOY_FAILED":
-                raise InputError(_reason(found.message))
+                raise InputError(_reason(_told(found)))
             if notice is not None and time.monotonic() > notice:
                 free = self.ray.available_resources().get("CPU", 0)
                 _say(
@@ -336,7 +336,7 @@ class _Application:
             time.sleep(LOOK_S)
             found = self._status()
             if found.status != before:
-                told = f": {_reason(found.message)}" if TOLD in found.message else ""
+                told = f": {_reason(_told(found))}" if TOLD in _told(found) else ""
                 _say(f"the application is {found.status.value.lower()}{told}")
                 before = found.status
 
@@ -354,6 +354,12 @@ class _Application:
 
 def _say(text: str) -> None:
     print(f"vitrail: {text}", file=sys.stderr, flush=True)
+
+
+def _told(application: Any) -> str:
+    """What Ray tells of an application and, where the reasons are, of its deployment."""
+    parts = (application, *application.deployments.values())
+    return "\n".join(part.message for part in parts)
 
 
 def _reason(message: str) -> str:
