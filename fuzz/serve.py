@@ -122,7 +122,7 @@ class Cases:
             "id": "1",
             "parameters": {"binary_data_output": False, "timeout": 10_000_000},
             "inputs": [
-                {"name": "images", "datatype": "FP32", "shape": self._shape, "data": [0.5] * self._values}
+                {"name": "images", "datatype": "FP32", "shape": [*self._shape], "data": [0.5] * self._values}
             ],
             "outputs": [{"name": "scores", "parameters": {"binary_data": False}}],
         }
