@@ -1,6 +1,7 @@
 """Whether others take the machine's processors: read, waited for, and marked."""
 
 import io
+import math
 import subprocess
 import sys
 import time
@@ -83,6 +84,12 @@ def test_a_log_shows_what_is_being_done_and_stops_with_it():
     assert stream.getvalue() == said
     assert len(said.splitlines()) >= 2
     assert all(line.endswith("s, exporting a\\nmodel, 1:30 left") for line in said.splitlines())
+
+
+def test_no_clock_runs_where_the_budget_does_not():
+    stream = io.StringIO()
+    Status(stream).doing("reading photos", math.inf)
+    assert stream.getvalue() == "  … reading photos"
 
 
 def test_a_terminal_shows_one_line_that_gives_way():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from vitrail import catalog, judge
 from vitrail.export.variants import Form, variants
 from vitrail.report.terminal import summary
 from vitrail.runtimes import RUNTIMES
+from vitrail.selection import select
 from vitrail.selection.prune import accuracy_ceiling, floor_ms, ruled_out
 from vitrail.selection.search import Search
 from vitrail.vocabulary import Memory, Requirements, RunnerFacts, SearchSettings, Workload
@@ -24,6 +26,24 @@ WORKLOAD = Workload(threads=2)
 PEAKS = {"openvino": {"fp32": 250.0, "bf16": 750.0}, "onnxruntime": {"fp32": 200.0}}
 MODELS = ("tf_efficientnet_lite*", "mobilenetv3_*", "resnet50.*", "vit_tiny*", "swin_tiny*", "convnext_nano*")
 FACTS = RunnerFacts(runtime="x", version="1", precision="fp32", threads=2, graphs=())
+
+
+def test_reading_the_images_takes_nothing_from_the_budget(monkeypatch):
+    class FoundError(Exception):
+        pass
+
+    def slow(sources, workload, layout):
+        time.sleep(0.5)
+        return workload, None, ()
+
+    def found(sources, context):
+        raise FoundError(context.left_s())
+
+    monkeypatch.setattr(select, "labelled_images", slow)
+    monkeypatch.setattr(select, "find", found)
+    with pytest.raises(FoundError) as left:
+        select.select(settings=SearchSettings(budget_s=10.0))
+    assert 9.7 < left.value.args[0] <= 10.0
 
 
 def grid_of(seed=0, models=MODELS, efficiency=(1.5, 6.0)):

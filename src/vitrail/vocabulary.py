@@ -134,7 +134,7 @@ class SearchSettings:
     implementations: tuple[str, ...] = ()
     """Whose code runs the weights; empty: ours where we have the architecture, else timm's."""
     budget_s: NonNegative = 300.0
-    """Wall time, exports included, downloads not."""
+    """Wall time, exports included; downloads and reading the person's images are not."""
     max_download_mib: NonNegative | None = None
     """Of all downloads together; None: 2 GiB."""
     offline: bool = False

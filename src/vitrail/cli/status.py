@@ -90,6 +90,8 @@ class Heartbeat:
 
 
 def _cut(text: str, left_s: float, width: int = 110) -> str:
+    if math.isinf(left_s):
+        return text[:width]
     clock = _clock(left_s)
     return f"{text[: width - len(clock) - 2]}  {clock}"
 

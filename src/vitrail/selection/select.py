@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,8 @@ class Watcher:
     progress: Callable[[SearchProgress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
     doing: Callable[[str, float], None] = lambda _, __: None
-    """Called when something begins that may last over a second: what it is, and the seconds left."""
+    """Called when something begins that may last over a second: what it is, and the seconds left;
+    infinite where the budget does not run."""
     judged: Callable[[Selection], None] = lambda _: None
     """Called with the result before anything ships, so that a failure to write does not lose it."""
 
@@ -164,11 +166,13 @@ class _Road:
     out: str | Path | None
     ship_provisional: bool
     optimise: Optimise | None
+    reading_s: float = 0.0
+    """What reading the person's images took, before the budget began."""
 
     @property
     def left_s(self) -> float:
-        """What is left of the budget; photos, peaks and probing belong to it too."""
-        return max(self.settings.budget_s - (time.monotonic() - self.begin), 0.0)
+        """What is left of the budget; peaks and probing belong to it too."""
+        return max(self.settings.budget_s + self.reading_s - (time.monotonic() - self.begin), 0.0)
 
     @property
     def _on(self) -> tuple[int, str]:
@@ -187,12 +191,14 @@ class _Road:
         """Everything up to the judged selection; with it the search, and text towers of zero-shot rows."""
         requirements, settings = self.requirements, self.settings
         self.watcher.note(hardware.one_line(self.machine))
-        self.doing("reading photos")
+        self.watcher.doing("reading photos", math.inf)
         workload, dataset, data_notes = labelled_images(given, self.workload, settings.layout)
         for source in given:
             source.check(requirements, settings, dataset)
         check_classes(requirements, dataset)
         photos = photos_of(workload, dataset)
+        # How long that takes is up to the person's images, and no shorter search would need less of it.
+        self.reading_s = time.monotonic() - self.begin
         found_by, photos = self._calibration(workload, photos, dataset)
         bench = self._bench(workload, photos, dataset, None if isinstance(found_by, str) else found_by)
         if dataset is not None:
