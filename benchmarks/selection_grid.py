@@ -1,6 +1,6 @@
 """Records and reads a grid of variants: what each export, launch and call took, on one machine.
 
-    python benchmarks/selection_grid.py FILE    resumable: start it again (an hour on a shared machine)
+    python benchmarks/selection_grid.py FILE    resumable: start it again (an hour on an idle machine)
 
 The candidates below in all engines and precisions, as they are exported and as the passes rewrite them; a
 row of JSON each. Weights that are not at hand are random, int8 is calibrated on the sample photos: both are
@@ -113,7 +113,7 @@ def record(path: Path, minutes: float) -> None:
                 for runtime, of in peaks[0].items()
             }
             header = {"machine": machine, "peaks": best, "photos": photos.evidence, "date": today()}
-            _append(path, header | {"shared": "other work took part of the machine", "launches": LAUNCHES})
+            _append(path, header | {"load_before": os.getloadavg()[0], "launches": LAUNCHES})
         for candidate in candidates():
             todo = [v for v in grid_variants([candidate]) if v.name not in done]
             if todo and time.monotonic() < until:

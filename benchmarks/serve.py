@@ -8,6 +8,8 @@
                 and of `Predictor.predict_each` on the same photos in a process of its own, by turns
     overload    three times that rate, whether answered or not: latency of what was accepted, what was
                 refused, memory; beside half the rate
+    litserve    images/s at saturation of this server and of LitServe with the same engine file, by turns, in
+                LitServe's best setting of three (`pip install litserve`; left out unless `--only` names it)
 
 Photos are mixed JPEGs of 500 to 2000 px. The client shares the cores, in a process of its own whose processor
 time is not counted. Arrivals of `overload` keep to their times, and latency counts from these. `--artifact`
@@ -19,11 +21,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import json
 import os
 import random
 import re
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -42,6 +47,8 @@ from vitrail.serve.batching import p95
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("start", "low", "saturation", "overload")
+LITSERVE = ((1, 1), (2, 1), (2, 8))
+"""(workers, largest batch) in which LitServe is tried."""
 PHOTOS, LONGEST_PX = 60, 2000
 CONNECTIONS = 8
 TIMES = 3
@@ -130,13 +137,27 @@ async def exchange(connection: tuple[Any, Any], request: bytes) -> int:
     return int(head[9:12])
 
 
-async def client(port: int, names: list[str], seconds: float, rate: float | None) -> dict[str, Any]:
+def posted(name: str, path: str, field: str | None) -> bytes:
+    """A request with one photo: as it is, or as a form's file."""
+    data, kind = Path(name).read_bytes(), "image/jpeg"
+    if field is not None:
+        part = f'--cut\r\nContent-Disposition: form-data; name="{field}"; filename="a.jpg"\r\n'
+        data = f"{part}Content-Type: {kind}\r\n\r\n".encode() + data + b"\r\n--cut--\r\n"
+        kind = "multipart/form-data; boundary=cut"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
+    return f"{head}Content-Type: {kind}\r\n\r\n".encode() + data
+
+
+async def client(
+    port: int,
+    names: list[str],
+    seconds: float,
+    rate: float | None,
+    path: str = "/v1/classify",
+    field: str | None = None,
+) -> dict[str, Any]:
     """Without a rate: each connection asks again at once. With one: arrivals at random times of this rate."""
-    requests = []
-    for name in names:
-        data = Path(name).read_bytes()
-        head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
-        requests.append(f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data)
+    requests = [posted(name, path, field) for name in names]
     rng, done = random.Random(0), []
     loop = asyncio.get_running_loop()
     if rate is None:
@@ -185,9 +206,11 @@ def summary(done: list[tuple[int, float]], seconds: float) -> dict[str, Any]:
     }
 
 
-def ask(port: int, names: list[str], seconds: float, rate: float | None = None) -> dict[str, Any]:
+def ask(
+    port: int, names: list[str], seconds: float, rate: float | None = None, **where: str
+) -> dict[str, Any]:
     """The client's figures, from a process of its own."""
-    said = json.dumps({"port": port, "names": names, "seconds": seconds, "rate": rate})
+    said = json.dumps({"port": port, "names": names, "seconds": seconds, "rate": rate, **where})
     command = [sys.executable, __file__, "--client", said]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -302,12 +325,64 @@ def overload(artifact: str, names: list[str], seconds: float) -> dict[str, Any]:
     }
 
 
+class LitServe:
+    """The artifact behind LitServe, once it answers."""
+
+    def __init__(self, artifact: str, workers: int, batch: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        script = str(Path(__file__).with_name("litserve_peer.py"))
+        command = [sys.executable, script, artifact, str(self.port)]
+        options = ["--workers", str(workers), "--batch", str(batch)]
+        self.process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> LitServe:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as there:
+                there.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                if b" 200 " in there.recv(64):
+                    return self
+            time.sleep(0.2)
+        self.__exit__()
+        raise SystemExit("LitServe did not start")
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # its workers are in its session
+        self.process.wait(30)
+
+
+def litserve(artifact: str, names: list[str], seconds: float, rounds: int) -> dict[str, Any]:
+    """Images/s of both at saturation, by turns; the ratio is to LitServe's best setting of the same round."""
+    found = []
+    for _ in range(rounds):
+        with Server(artifact) as server:
+            ask(server.port, names, 3.0)
+            mine = ask(server.port, names, seconds, path="/v1/classify", field="image")
+        theirs = {}
+        for workers, batch in LITSERVE:
+            with LitServe(artifact, workers, batch) as peer:
+                ask(peer.port, names, 2.0, path="/predict", field="request")
+                theirs[f"{workers} workers, batch {batch}"] = ask(
+                    peer.port, names, seconds, path="/predict", field="request"
+                )
+        best = max(each["per_s"] for each in theirs.values())
+        found.append({"vitrail": mine, "litserve": theirs, "ratio": mine["per_s"] / best})
+    return {"rounds": found, "ratio": statistics.median(each["ratio"] for each in found)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--artifact")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, "litserve"), default=PARTS)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", nargs="?", const="machine", metavar="NAME")
@@ -334,6 +409,8 @@ def main() -> int:
                 document[part] = low(args.artifact, names, args.rounds)
             elif part == "saturation":
                 document[part] = saturation(args.artifact, names, args.seconds, args.rounds)
+            elif part == "litserve":
+                document[part] = litserve(args.artifact, names, args.seconds, args.rounds)
             else:
                 document[part] = overload(args.artifact, names, args.seconds)
             print(f"{part} ({time.perf_counter() - begin:.0f} s)", file=sys.stderr)
