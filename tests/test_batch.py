@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import artifacts
@@ -443,6 +444,29 @@ def test_a_job_loads_no_torch_and_no_needless_libraries(winner, photos, tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
+
+
+def test_single_images_run_side_by_side_where_the_engine_and_the_graph_can(winner):
+    from vitrail.artifact import open_artifact
+    from vitrail.batch import settings
+
+    def usual(artifact, threads):
+        return settings.usual(artifact, threads=threads, workers=None, remote=False)
+
+    artifact = open_artifact(winner)
+    two, one = usual(artifact, 2), usual(artifact, 1)
+    assert (two.batch_size, two.engine) == (4, {settings.IMAGES: "1"})
+    assert (one.batch_size, one.engine) == (1, {})
+    rows = list(settings.candidates(artifact, two, fixed_workers=True))
+    assert [(row.batch_size, row.engine) for row in rows] == [
+        (4, {settings.IMAGES: "1"}),
+        (8, {}),
+        (8, {settings.IMAGES: "1"}),
+    ]
+    (graph,) = artifact.manifest.graphs
+    bound = replace(graph, inputs=tuple(replace(s, shape=(1, *s.shape[1:])) for s in graph.inputs))
+    artifact = replace(artifact, manifest=replace(artifact.manifest, graphs=(bound,)))
+    assert usual(artifact, 2).engine == {}
 
 
 def test_settings_are_measured_and_kept(winner, photos, tmp_path, monkeypatch):

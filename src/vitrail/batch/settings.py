@@ -27,6 +27,8 @@ SAMPLE = 48
 LONGEST_S = 6.0
 """No further setting is tried after so long."""
 BATCH = 8
+SIDE_BY_SIDE = 2
+"""Images of a batch for each thread of the engine, where each image has a stream of its own."""
 WORTH = 1.03
 """How much faster another setting must be than the artifact's own."""
 
@@ -46,15 +48,28 @@ class Settings:
 
 
 def usual(artifact: Artifact, *, threads: int | None, workers: int | None, remote: bool) -> Settings:
-    """Without a measurement: the artifact's batch, all cores, more threads where reading waits."""
+    """Without a measurement: all cores, more threads where reading waits, and single images side by side where
+    the engine can: in one call of several threads each layer waits for a thread that a decoder has displaced.
+    """
     workload = artifact.manifest.evidence.workload
     cores = usable_cores()
     most = min(4 * cores, 4 * MOST_WORKERS) if remote else min(cores, MOST_WORKERS)
-    return Settings(
+    plain = Settings(
         threads=threads or cores,
         batch_size=workload.batch_size,
         workers=most if workers is None else workers,
     )
+    return _side_by_side(artifact, plain) if plain.batch_size == 1 else plain
+
+
+def _side_by_side(artifact: Artifact, plain: Settings) -> Settings:
+    """Several images in one call, a stream of the engine for each thread; `plain` where that is not possible."""
+    variant, (graph,) = artifact.manifest.variant, artifact.manifest.graphs
+    takes = IMAGES in RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
+    if plain.threads == 1 or not takes or any(s.shape[0] != "B" for s in (*graph.inputs, *graph.outputs)):
+        return plain
+    batch_size = max(plain.batch_size, SIDE_BY_SIDE * plain.threads)
+    return replace(plain, batch_size=batch_size, engine={IMAGES: "1"})
 
 
 def single(artifact: Artifact, *, threads: int | None, workers: int | None) -> Settings:
@@ -77,21 +92,15 @@ def open_predictor(artifact: Artifact, settings: Settings, limits: Limits) -> Pr
 
 
 def candidates(artifact: Artifact, base: Settings, *, fixed_workers: bool) -> Iterator[Settings]:
-    """Settings worth a try, the usual one first: a batch, one that runs as single images side by side (a
-    stream of the engine for each thread), and more threads for decoding."""
-    yield base
-    runtime = RUNTIMES[artifact.manifest.variant.runtime]
-    batched = replace(base, batch_size=max(BATCH, base.batch_size))
-    if batched != base:
-        yield batched
-    if (
-        IMAGES in runtime.settings
-        and base.threads > 1
-        and IMAGES not in dict(artifact.manifest.variant.settings)
-    ):
-        yield replace(batched, engine={IMAGES: "1"})
-    if not fixed_workers:
-        yield replace(batched, workers=base.workers + max(base.workers // 2, 1))
+    """Settings worth a try, the usual one first: a batch in one call, single images side by side, and more
+    threads for decoding."""
+    plain = replace(base, batch_size=max(BATCH, base.batch_size), engine={})
+    more = () if fixed_workers else (replace(base, workers=base.workers + max(base.workers // 2, 1)),)
+    seen: list[Settings] = []
+    for each in (base, plain, _side_by_side(artifact, plain), *more):
+        if each not in seen:
+            seen.append(each)
+            yield each
 
 
 def measured(
