@@ -453,7 +453,11 @@ def test_single_images_run_side_by_side_where_the_engine_and_the_graph_can(winne
     def usual(artifact, threads):
         return settings.usual(artifact, threads=threads, workers=None, remote=False)
 
-    artifact = open_artifact(winner)
+    artifact = open_artifact(winner)  # for two images a call, which is then kept
+    assert (usual(artifact, 2).batch_size, usual(artifact, 2).engine) == (2, {})
+    evidence = artifact.manifest.evidence
+    evidence = replace(evidence, workload=replace(evidence.workload, batch_size=1))
+    artifact = replace(artifact, manifest=replace(artifact.manifest, evidence=evidence))
     two, one = usual(artifact, 2), usual(artifact, 1)
     assert (two.batch_size, two.engine) == (4, {settings.IMAGES: "1"})
     assert (one.batch_size, one.engine) == (1, {})
