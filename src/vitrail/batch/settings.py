@@ -48,8 +48,8 @@ class Settings:
 
 
 def usual(artifact: Artifact, *, threads: int | None, workers: int | None, remote: bool) -> Settings:
-    """Without a measurement: all cores, more threads where reading waits, and single images side by side where
-    the engine can: in one call of several threads each layer waits for a thread that a decoder has displaced.
+    """Without a measurement: all cores, more threads where reading waits, and single images side by side
+    where the engine can: in one call each layer waits for a thread that a decoder has displaced.
     """
     workload = artifact.manifest.evidence.workload
     cores = usable_cores()
@@ -63,7 +63,7 @@ def usual(artifact: Artifact, *, threads: int | None, workers: int | None, remot
 
 
 def _side_by_side(artifact: Artifact, plain: Settings) -> Settings:
-    """Several images in one call, a stream of the engine for each thread; `plain` where that is not possible."""
+    """Several images at a time, a stream of the engine for each thread; `plain` where it cannot."""
     variant, (graph,) = artifact.manifest.variant, artifact.manifest.graphs
     takes = IMAGES in RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
     if plain.threads == 1 or not takes or any(s.shape[0] != "B" for s in (*graph.inputs, *graph.outputs)):
