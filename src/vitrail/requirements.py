@@ -279,7 +279,7 @@ OPTIONS: dict[str, Option] = {
     "budget": Option(
         record=SearchSettings, field="budget_s", parse=_seconds, metavar="TIME", above=0,
         most=30 * DAY_MS / 1000,
-        help="wall time of the search with its exports, without downloads and reading your images (default 5m)",
+        help="wall time of the search with its exports, without downloads and reading images (default 5m)",
     ),
     "max-download": Option(
         record=SearchSettings, field="max_download_mib", parse=size_mib, metavar="SIZE", least=0,
