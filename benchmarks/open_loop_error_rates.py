@@ -19,7 +19,7 @@ import json
 import numpy as np
 
 from vitrail import stats
-from vitrail.load.open_loop import Sent, most_under_way, poisson
+from vitrail.traffic.open_loop import Sent, most_under_way, poisson
 from vitrail.vocabulary import Block
 
 SERVICE_S, SPREAD, STALL = 0.005, 0.3, 20.0

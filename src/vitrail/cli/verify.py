@@ -17,7 +17,7 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.artifact import Artifact, Manifest
-    from vitrail.load.serving import Served
+    from vitrail.traffic.serving import Served
     from vitrail.measure.quiet import BusyReading
     from vitrail.verify import Verification
 
@@ -146,7 +146,7 @@ def _served(
     threads: int | None,
 ) -> tuple[Verification, Served | None]:
     """The verification with the server's check, and what clients saw of it."""
-    from vitrail.load import serving
+    from vitrail.traffic import serving
     from vitrail.verify import Check
 
     if any(each.answer == "fail" for each in outcome.checks):

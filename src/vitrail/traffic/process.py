@@ -51,7 +51,7 @@ class Server:
         arguments = [f"model={artifact.absolute()}", "--port", "0", "--no-access-log", *options]
         # In a session of its own: Ctrl-C reaches this process alone, which then ends the server.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vitrail.load.child", str(os.getpid()), *arguments],
+            [sys.executable, "-m", "vitrail.traffic.child", str(os.getpid()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -23,9 +23,9 @@ import pytest
 from vitrail import stats
 from vitrail.cli import main
 from vitrail.errors import InputError
-from vitrail.load import serving
-from vitrail.load.http import Connections, body_of
-from vitrail.load.open_loop import Sent, most_under_way, open_loop, poisson
+from vitrail.traffic import serving
+from vitrail.traffic.http import Connections, body_of
+from vitrail.traffic.open_loop import Sent, most_under_way, open_loop, poisson
 from vitrail.measure import quiet
 from vitrail.measure.clients import closed_loop
 from vitrail.serve import installed
@@ -276,7 +276,7 @@ def test_a_server_that_is_too_slow_fails(served, artifact):
 
 
 def test_what_is_refused_or_fails_counts_as_too_late(served, artifact, monkeypatch):
-    monkeypatch.setattr("vitrail.load.http.PAUSE_S", 0.001)
+    monkeypatch.setattr("vitrail.traffic.http.PAUSE_S", 0.001)
     check, seen = served(artifact, limit=1000.0, statuses=(200, 200, 200, 429, 500))
     assert check.answer == "fail"
     assert check.observed is None
@@ -364,7 +364,7 @@ def test_without_its_libraries_the_install_line_is_said(artifact, capsys, monkey
 def test_verifying_without_it_imports_nothing_of_it(artifact):
     code = (
         "import sys; from vitrail.cli import main; main(['verify', sys.argv[1]]); "
-        "sys.exit(any(name.startswith(('vitrail.load', 'vitrail.serve', 'fastapi')) for name in sys.modules))"
+        "sys.exit(any(name.startswith(('vitrail.traffic', 'vitrail.serve', 'fastapi')) for name in sys.modules))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code, str(artifact.path)], capture_output=True).returncode == 0
@@ -433,7 +433,7 @@ def test_a_real_server_is_started_asked_and_ended(artifact, capsys, quick, tmp_p
     assert found["serving"]["requests"] == found["serving"]["answered"] > 0
     assert "holds its claims" in capsys.readouterr().out
     assert not [
-        each for each in psutil.Process().children(recursive=True) if "vitrail.load" in each.cmdline()
+        each for each in psutil.Process().children(recursive=True) if "vitrail.traffic" in each.cmdline()
     ]
 
 
@@ -448,7 +448,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 @pytest.mark.slow
 def test_a_server_ends_with_the_process_that_started_it(artifact):
     code = (
-        "import sys, time; from pathlib import Path; from vitrail.load.process import Server; "
+        "import sys, time; from pathlib import Path; from vitrail.traffic.process import Server; "
         "server = Server(Path(sys.argv[1])); print(server.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from vitrail.artifact import Artifact
 from vitrail.errors import InputError
 from vitrail.judge.answers import number, undecided_because
-from vitrail.load.http import PATHS, Answer, Body, Connections, body_of
-from vitrail.load.open_loop import most_under_way, open_loop, poisson
-from vitrail.load.process import Server
+from vitrail.traffic.http import PATHS, Answer, Body, Connections, body_of
+from vitrail.traffic.open_loop import most_under_way, open_loop, poisson
+from vitrail.traffic.process import Server
 from vitrail.measure import latency, quiet
 from vitrail.measure.clients import closed_loop
 from vitrail.measure.speed import SpeedReference, steal_s
