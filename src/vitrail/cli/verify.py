@@ -17,8 +17,8 @@ from vitrail.words import counted
 
 if TYPE_CHECKING:
     from vitrail.artifact import Artifact, Manifest
-    from vitrail.traffic.serving import Served
     from vitrail.measure.quiet import BusyReading
+    from vitrail.traffic.serving import Served
     from vitrail.verify import Verification
 
 SCHEMA_VERSION = 1

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from vitrail.artifact import Artifact
 from vitrail.errors import InputError
 from vitrail.judge.answers import number, undecided_because
-from vitrail.traffic.http import PATHS, Answer, Body, Connections, body_of
-from vitrail.traffic.open_loop import most_under_way, open_loop, poisson
-from vitrail.traffic.process import Server
 from vitrail.measure import latency, quiet
 from vitrail.measure.clients import closed_loop
 from vitrail.measure.speed import SpeedReference, steal_s
 from vitrail.stats import LAUNCHES_TO_PASS
+from vitrail.traffic.http import PATHS, Answer, Body, Connections, body_of
+from vitrail.traffic.open_loop import most_under_way, open_loop, poisson
+from vitrail.traffic.process import Server
 from vitrail.verify import Check, again, without_noise
 from vitrail.vocabulary import Block, LatencyFigures, Requirements, Stage, Workload
 from vitrail.words import counted
