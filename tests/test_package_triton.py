@@ -25,6 +25,7 @@ from packages import (
 import vitrail
 from vitrail.images.decode import decode
 from vitrail.package import TARGETS, package, pbtxt
+from vitrail.runtimes.openvino import core as one_core  # a second one would unload the plugin
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_triton_prepares_the_same_tensor(pixels, tmp_path, triton_utils):
     assert np.array_equal(tensor.values, expected)
     # The file of the next step gives the recorded outputs, at the batch that Triton compiles it for.
     again = ov.Core().read_model(models / "winner_model" / "1" / "model.xml")
-    compiled = ov.Core().compile_model(again, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = one_core().compile_model(again, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(expected_full)[0]
     assert np.allclose(found, artifact.own_outputs()["scores"], rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""`python -m vitrail.traffic.child PARENT ARGUMENTS...`: `vitrail serve` that leaves when its parent is gone."""
+"""`python -m vitrail.traffic.child PARENT ARGUMENTS...`: `vitrail serve` that ends with its parent."""
 
 from __future__ import annotations
 
