@@ -1,7 +1,8 @@
 """From images to results: the one pipeline that measuring, predicting, probing and embedding share.
 
 A request is decode -> prepare -> run -> finish, one after another. Many images are decoded and prepared by
-threads while the engine runs. What the tensors mean is the task's. n images at hand, B the loaded batch.
+threads while the engine runs; where it takes single images side by side, each thread runs its image too.
+What the tensors mean is the task's. n images at hand, B the loaded batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,11 @@ class Predictor:
         self.task = task
         self.limits = limits
         self.workers = min(usable_cores(), MOST_WORKERS) if workers is None else workers
+        self.lanes = runner.lanes if isinstance(runner, runtimes.Lanes) else 1
+        """Single images that may run at the same time, with `run_beside`; 1: none."""
+        self._free: SimpleQueue[int] = SimpleQueue()
+        for lane in range(self.lanes):
+            self._free.put(lane)
         (graph,) = runner.facts.graphs
         self.batch_size = int(graph.inputs[0].shape[0])
         wanted = runtimes.sized(task.graph(graph.entry), {"B": self.batch_size})
@@ -135,9 +142,15 @@ class Predictor:
                     failure = error
                 if not slots:
                     break
-                yield slots, self.run(_joined(parts)) if parts else None
+                rows = _joined(parts) if parts else None
+                yield slots, rows if rows is None or self.in_turn else self.run(rows)
         if failure is not None:
             raise failure
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the threads that prepare many images also run them: no core then waits for another."""
+        return 1 < self.lanes <= self.workers
 
     def all_outputs(self, images: Iterable[ImageInput]) -> Arrays:
         """Named outputs of n rows for n images, at least one.
@@ -188,6 +201,15 @@ class Predictor:
         ]
         return _joined(found)
 
+    def run_beside(self, inputs: Arrays) -> Arrays:
+        """As `run`, for one image, on one thread, while other threads run theirs; needs several `lanes`."""
+        lane = self._free.get()
+        try:
+            assert isinstance(self.runner, runtimes.Lanes)
+            return self.runner.run_lane(lane, inputs)
+        finally:
+            self._free.put(lane)
+
     def close(self) -> None:
         """Free the engine."""
         self.runner.close()
@@ -201,16 +223,21 @@ class Predictor:
     def _prepared(
         self, images: Iterator[Any], prepare: Callable[[Any], Arrays] | None = None
     ) -> Generator[Arrays | InputError | Cut]:
-        """Inputs of one row for each image, in order; files are prepared ahead by threads.
+        """Inputs of one row for each image, in order, or its outputs if all is done `in_turn`.
 
-        Everything else is decoded before the next one is asked for: its memory may be used again.
+        Files are prepared ahead by threads. Everything else is decoded before the next one is asked for:
+        its memory may be used again.
         """
 
-        def one(image: Any) -> Arrays | InputError:
+        def prepared(image: Any) -> Arrays | InputError:
             try:
                 return self.prepare([image]) if prepare is None else prepare(image)
             except InputError as error:
                 return error
+
+        def one(image: Any) -> Arrays | InputError:
+            row = prepared(image)
+            return self.run_beside(row) if self.in_turn and not isinstance(row, InputError) else row
 
         failure: Exception | None = None
         waiting: deque[Future[Arrays | InputError | Cut]] = deque()
@@ -230,8 +257,12 @@ class Predictor:
                     elif self.workers and (prepare is not None or isinstance(image, (str, Path, bytes))):
                         waiting.append(pool.submit(one, image))
                     else:
-                        waiting.append(Future())
-                        waiting[-1].set_result(one(image))
+                        row = prepared(image)
+                        if self.in_turn and not isinstance(row, InputError):
+                            waiting.append(pool.submit(self.run_beside, row))
+                        else:
+                            waiting.append(Future())
+                            waiting[-1].set_result(row)
                     if len(waiting) > (AHEAD * self.batch_size + self.workers if self.workers else 0):
                         yield waiting.popleft().result()
                 while waiting:

@@ -226,7 +226,8 @@ class _Job:
     def _do(self, missing: set[str], chosen: settings.Settings, here: Predictor | None) -> Timed:
         shards, inputs = plan.count(self.folder.path)
         before = self.results + self.errors.total()
-        timed = Timed(shards=shards, inputs=inputs, before=before, workers=chosen.workers)
+        in_turn = not chosen.workers or (here is not None and here.in_turn)
+        timed = Timed(shards=shards, inputs=inputs, before=before, workers=chosen.workers, in_turn=in_turn)
         if missing:
             tables = write.layouts(
                 self.artifact.task.columns(**self.options),

@@ -19,8 +19,8 @@ WORDS = {"read": "reading", "decode": "decoding", "model": "the model", "write":
 def busy(stages: dict[str, float], workers: int, elapsed: float, wall: float) -> dict[str, float]:
     """The share of its own threads' time in which each stage was at work.
 
-    Reading and decoding share the workers, so that the two together are at most 1; the model and putting rows
-    together have the thread of the loop, writing has one of its own.
+    Reading and decoding share the workers, so that the two together are at most 1, with the model where they
+    run it too; else the model has the thread of the loop, with putting rows together. Writing has its own.
 
     Args:
         stages: seconds by stage, of all threads together.
@@ -45,7 +45,7 @@ def held_back(shares: dict[str, float], *, in_turn: bool) -> tuple[str, float] |
 
     Args:
         shares: as `busy` gives them.
-        in_turn: whether reading, decoding and the model share one thread.
+        in_turn: whether reading, decoding and the model share threads.
     """
     if not any(shares.values()):
         return None

@@ -23,7 +23,7 @@ from vitrail.errors import ClaimError, InputError
 from vitrail.images.decode import ImageError
 from vitrail.predict import CUT, Cut, Predictor
 from vitrail.runtimes import Arrays as Tensors
-from vitrail.runtimes import Runner
+from vitrail.runtimes import Lanes, Runner
 from vitrail.tasks import Arrays
 from vitrail.vocabulary import RunnerFacts
 
@@ -61,6 +61,7 @@ class _TimedRunner:
 
     def __init__(self, runner: Runner, stages: Stages) -> None:
         self._runner, self._stages = runner, stages
+        self.lanes = runner.lanes if isinstance(runner, Lanes) else 1
 
     @property
     def facts(self) -> RunnerFacts:
@@ -70,6 +71,13 @@ class _TimedRunner:
         begin = time.perf_counter()
         outputs = self._runner.run(inputs)
         self._stages.add("model", time.perf_counter() - begin)
+        return outputs
+
+    def run_lane(self, lane: int, inputs: Tensors) -> dict[str, np.ndarray]:
+        assert isinstance(self._runner, Lanes)
+        begin = time.perf_counter()
+        outputs = self._runner.run_lane(lane, inputs)
+        self._stages.add("model", (time.perf_counter() - begin) / self.lanes)
         return outputs
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ class Timed:
     """Inputs that earlier runs have done."""
     workers: int
     """Threads that read and decode; 0: the one that runs the model does it."""
+    in_turn: bool
+    """Whether each image is read, decoded and run by one thread."""
     work: Stages | None = None
     begun: float = 0.0
     seconds: float = 0.0
@@ -59,7 +61,7 @@ class Timed:
 
     def held_back(self) -> tuple[str, float] | None:
         """As `progress.held_back`."""
-        return progress.held_back(self.busy(), in_turn=not self.workers)
+        return progress.held_back(self.busy(), in_turn=self.in_turn)
 
 
 def document(summary: Summary) -> dict[str, Any]:

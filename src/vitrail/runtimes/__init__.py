@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
@@ -39,6 +39,7 @@ __all__ = [
     "RUNTIMES",
     "Arrays",
     "EngineMismatch",
+    "Lanes",
     "Runner",
     "Runtime",
     "implementation",
@@ -69,6 +70,18 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory."""
+
+
+@runtime_checkable
+class Lanes(Protocol):
+    """A runner whose batch is single images side by side (parts.py); callers may also run them one by one."""
+
+    @property
+    def lanes(self) -> int:
+        """Threads that may be in `run_lane` at once, each with its own number below this; 1: use `run`."""
+
+    def run_lane(self, lane: int, inputs: Arrays) -> dict[str, np.ndarray]:
+        """As `run`, for one image, on one thread."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,20 +39,28 @@ class ONNXRunner:
         self._inputs, outputs = names
         self._outputs, self._keys = list(outputs), list(outputs.values())
         self._sizes = parts
+        self.lanes = parts.lanes
         self._helpers = ThreadPoolExecutor(parts.streams - 1) if parts.streams > 1 else None
         self.facts = facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs -> named outputs, new arrays."""
-        given = {theirs: inputs[ours] for theirs, ours in self._inputs.items()}
-        outputs = self._whole(given) if self._sizes.requests == 1 else self._in_parts(given)
-        return dict(zip(self._keys, outputs, strict=True))
+        if self._sizes.requests == 1:
+            return self.run_lane(0, inputs)
+        return dict(zip(self._keys, self._in_parts(self._given(inputs)), strict=True))
+
+    def run_lane(self, lane: int, inputs: Arrays) -> dict[str, np.ndarray]:
+        """One request's rows, on the calling thread where there are several lanes."""
+        return dict(zip(self._keys, self._whole(self._given(inputs)), strict=True))
 
     def close(self) -> None:
         """Drop the session and the threads that call it."""
         if self._helpers is not None:
             self._helpers.shutdown()
         del self._session
+
+    def _given(self, inputs: Arrays) -> Arrays:
+        return {theirs: inputs[ours] for theirs, ours in self._inputs.items()}
 
     def _whole(self, given: Arrays) -> list[np.ndarray]:
         return list(self._session.run(self._outputs, dict(given)))

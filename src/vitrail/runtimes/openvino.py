@@ -53,6 +53,7 @@ class OpenVINORunner:
         self._inputs, self._names = list(enumerate(inputs.values())), list(outputs.values())
         self._images = parts.images
         self._requests = [compiled.create_infer_request() for _ in range(parts.requests)]
+        self.lanes = parts.lanes
         self._outputs = [
             [request.get_output_tensor(i) for request in self._requests] for i in range(len(self._names))
         ]
@@ -60,11 +61,9 @@ class OpenVINORunner:
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs -> named outputs; the engine's own buffers are copied, never aliased."""
-        arrays = {name: np.ascontiguousarray(inputs[name]) for _, name in self._inputs}
         if len(self._requests) == 1:
-            self._bind(self._requests[0], arrays)
-            self._requests[0].infer()
-            return {name: np.array(part.data) for name, (part,) in self._parts()}
+            return self.run_lane(0, inputs)
+        arrays = {name: np.ascontiguousarray(inputs[name]) for _, name in self._inputs}
         for k, request in enumerate(self._requests):
             images = slice(k * self._images, (k + 1) * self._images)
             self._bind(request, {name: values[images] for name, values in arrays.items()})
@@ -72,6 +71,14 @@ class OpenVINORunner:
         for request in self._requests:
             request.wait()
         return {name: np.concatenate([part.data for part in parts]) for name, parts in self._parts()}
+
+    def run_lane(self, lane: int, inputs: Arrays) -> dict[str, np.ndarray]:
+        """One request's rows; as many threads as there are lanes may be here, each on its own."""
+        self._bind(
+            self._requests[lane], {name: np.ascontiguousarray(inputs[name]) for _, name in self._inputs}
+        )
+        self._requests[lane].infer()
+        return {name: np.array(parts[lane].data) for name, parts in self._parts()}
 
     def close(self) -> None:
         """Drop the requests; OpenVINO frees the compiled model with them."""

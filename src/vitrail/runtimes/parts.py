@@ -29,6 +29,11 @@ class Parts:
     streams: int
     """Requests that run at the same time, at least one thread for each."""
 
+    @property
+    def lanes(self) -> int:
+        """Single images that callers may run at the same time; 1: the batch is run as a whole."""
+        return self.streams if self.images == 1 else 1
+
     def part(self, graph: Graph) -> Graph:
         """The graph of one request, of that of the whole batch."""
         return _scaled(graph, lambda batch: batch // self.requests) if self.requests > 1 else graph

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["GAIN", "SIZES", "chosen", "largest", "p95"]
+__all__ = ["BESIDE", "GAIN", "SIZES", "beside_pays", "chosen", "largest", "p95"]
 
 SIZES = (1, 2, 4, 8, 16, 32)
 """Sizes that are tried, as far as `--max-batch` goes; 1 first, because it starts quickest."""
+
+BESIDE = 0
+"""In a table of sizes: as many single images as the engine has threads, each on one thread of its own."""
 
 GAIN = 0.95
 """A size must bring its time per image below this share of the smaller ones' to be worth its memory."""
@@ -40,12 +43,26 @@ def largest(table: Mapping[int, Sequence[float]], prepare_ms: float, promise_ms:
     """
     best = 1
     for size in sorted(table):
-        if size == 1 or not table[size]:
+        if size in (BESIDE, 1) or not table[size]:
             continue
         cheaper = 1 not in table or median(table[size]) / size <= GAIN * median(table[best]) / best
         if cheaper and keeps(table[size], prepare_ms, promise_ms):
             best = size
     return best
+
+
+def beside_pays(
+    table: Mapping[int, Sequence[float]], best: int, lanes: int, prepare_ms: float, promise_ms: float | None
+) -> bool:
+    """Whether single images side by side, if they keep the promise, take no longer than batches of `best`.
+
+    With batches each operation waits for the thread that a decoder or a request has displaced, which no
+    figure of an idle machine shows: at the same figure single images are better.
+    """
+    beside = table.get(BESIDE)
+    if not beside or not table.get(best) or not keeps(beside, prepare_ms, promise_ms):
+        return False
+    return median(beside) / lanes <= median(table[best]) / best
 
 
 def chosen(waiting: int, latencies_ms: Mapping[int, float]) -> int:

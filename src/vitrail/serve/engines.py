@@ -1,4 +1,5 @@
-"""The engines of one model: compiled for one image at once, and later for the batch that serves best.
+"""The engines of one model: compiled for one image at once, and later for what serves many best, a batch or
+single images side by side.
 
 Not the HTTP process: this loads the artifact. Sizes are timed between requests, one call at a time, and the
 figures are kept for the next start on this machine.
@@ -18,6 +19,7 @@ from vitrail.artifact import Artifact
 from vitrail.errors import VitrailError
 from vitrail.hardware import facts, fingerprint, usable_cores
 from vitrail.images.limits import Limits
+from vitrail.runtimes.parts import IMAGES
 from vitrail.serve import batching
 from vitrail.tasks import Arrays
 
@@ -36,7 +38,7 @@ KEPT = 64
 
 
 class Engines:
-    """One predictor per compiled batch size; `run` may be called from several threads."""
+    """One predictor per compiled batch size; `run` and `run_beside` may be called from several threads."""
 
     def __init__(self, artifact: Artifact, *, threads: int | None, limits: Limits) -> None:
         # One thread over a container's quota makes the kernel stop all of them.
@@ -47,6 +49,10 @@ class Engines:
         self.most = 1
         self._loaded = {1: self.first}
         self._latencies: dict[int, deque[float]] = {1: deque(maxlen=KEPT)}
+        self.beside: predict.Predictor | None = None
+        """Runs as many single images at the same time as it has threads; None: not known yet, or batches are
+        better."""
+        self._beside_ms: deque[float] = deque(maxlen=KEPT)
         self._running = threading.Lock()
         self._figures: _Figures | None = None
 
@@ -57,6 +63,15 @@ class Engines:
         return batching.chosen(
             waiting, {size: batching.median(self._latencies[size] or [size]) for size in self._loaded}
         )
+
+    @property
+    def lanes(self) -> int:
+        """Images that `run_beside` takes at the same time; 0: none."""
+        return 0 if self.beside is None else self.beside.lanes
+
+    def beside_ms(self) -> float:
+        """The 95th percentile of the latency of an image beside others; 0: not known."""
+        return batching.p95(list(self._beside_ms)) if self._beside_ms else 0.0
 
     def sizes(self) -> dict[int, float]:
         """Compiled sizes with the 95th percentile of their latency in ms; 0: not known yet."""
@@ -75,8 +90,17 @@ class Engines:
             self._latencies[size].append(seconds * 1e3)
         return outputs, seconds
 
+    def run_beside(self, inputs: Arrays) -> tuple[Arrays, float]:
+        """Outputs of one image on one thread, and the seconds until they were there."""
+        assert self.beside is not None
+        begin = time.perf_counter()
+        outputs = self.beside.run_beside(inputs)
+        seconds = time.perf_counter() - begin
+        self._beside_ms.append(seconds * 1e3)
+        return outputs, seconds
+
     def tune(self, most: int, promise_ms: float | None, idle: Callable[[], bool]) -> None:
-        """Find the largest batch that keeps the promise, and load it; takes seconds, in its own thread.
+        """Find what serves many best within the promise, and load it; takes seconds, in its own thread.
 
         Figures of an earlier start are used if artifact, machine, engine and threads are the same. A size
         that cannot be loaded has none, also where the attempt ended the process.
@@ -88,38 +112,54 @@ class Engines:
         self._figures = kept = _Figures(self._key())
         table = kept.table
         held: predict.Predictor | None = None  # each has its own copy of the weights: one at a time
-        held_size = 0
-        for size in (size for size in batching.SIZES if size <= most):
+        held_size = 1
+        for size in (*self._side_by_side(), *(size for size in batching.SIZES if size <= most)):
             if not kept.known(size):
                 if held is not None:
                     held.close()
-                    held, held_size = None, 0
+                    held, held_size = None, 1
                 predictor = self.first
-                if size > 1:
+                if size != 1:
                     kept.begin(size)
                     found = self._load_if_possible(size)
                     if found is None:
                         kept.put(size, [])
+                        if size == batching.BESIDE:
+                            continue
                         break
                     predictor, held, held_size = found, found, size
-                kept.put(size, self._timed(predictor, row, size, idle))
+                kept.put(size, self._timed(predictor, row, predictor.batch_size, idle))
             if size > 1 and not (table[size] and batching.keeps(table[size], prepare_ms, promise_ms)):
                 break
         timed = {size: table[size] for size in table if size <= most and kept.known(size) and table[size]}
         best = batching.largest(timed, prepare_ms, promise_ms)
+        if batching.beside_pays(timed, best, self.threads, prepare_ms, promise_ms):
+            best = batching.BESIDE
         if held is not None and held_size != best:
             held.close()
             held = None
-        if best > 1:
-            kept.begin(best)
-            loaded = held if held is not None else self._load_if_possible(best)
-            kept.put(best, [] if loaded is None else timed[best])
-            if loaded is None:
-                return
+        if best == 1:
+            return
+        kept.begin(best)
+        loaded = held if held is not None else self._load_if_possible(best)
+        kept.put(best, [] if loaded is None else timed[best])
+        if loaded is None:
+            return
+        self._latencies[1].extend(timed[1])
+        if best == batching.BESIDE:
+            self._beside_ms.extend(timed[best])
+            self.beside = loaded
+        else:
             self._latencies[best] = deque(timed[best], maxlen=KEPT)
-            self._latencies[1].extend(timed[1])
             self._loaded[best] = loaded
             self.most = best
+
+    def _side_by_side(self) -> tuple[int, ...]:
+        """`BESIDE` where the engine can."""
+        variant, (graph,) = self._artifact.manifest.variant, self._artifact.manifest.graphs
+        takes = IMAGES in runtimes.RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
+        rows = all(spec.shape[0] == "B" for spec in (*graph.inputs, *graph.outputs))
+        return (batching.BESIDE,) if takes and rows and self.threads > 1 else ()
 
     def leave(self) -> None:
         """The process is about to end in peace: a size that is being tried may be tried again."""
@@ -131,12 +171,19 @@ class Engines:
         try:
             return self._load(size)
         except (VitrailError, MemoryError) as error:
-            print(f"vitrail: batches of {size} are not used: {error or 'not enough memory'}", file=sys.stderr)
+            what = f"batches of {size}" if size else "images side by side"
+            print(f"vitrail: {what} are not used: {error or 'not enough memory'}", file=sys.stderr)
             return None
 
     def _load(self, size: int) -> predict.Predictor:
+        beside = size == batching.BESIDE
         return predict.from_artifact(
-            self._artifact, batch_size=size, threads=self.threads, limits=self._limits, many=True
+            self._artifact,
+            batch_size=self.threads if beside else size,
+            threads=self.threads,
+            limits=self._limits,
+            many=True,
+            settings={IMAGES: "1"} if beside else None,
         )
 
     def _timed(

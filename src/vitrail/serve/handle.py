@@ -216,7 +216,7 @@ class Handle:
                 self.kill("stuck")
 
     def _hangs(self, beat: wire.Beat) -> bool:
-        slowest = max(beat.sizes.values(), default=0.0) / 1e3
+        slowest = max(beat.beside_ms, *beat.sizes.values()) / 1e3
         scale = max((self.config.megapixels or 0) / MEGAPIXELS, 1.0)
         decode_s = max(self._stuck_s, DECODE_S * scale)
         return beat.running_s > self._stuck_s + 4 * slowest or beat.decoding_s > decode_s

@@ -151,7 +151,10 @@ def _model(model: Model) -> dict[str, Any]:
         found |= {"version": model.version, "digest": live.facts.digest, **live.facts.about}
         found["promise_ms"] = live.facts.promise_ms
     if live.beat is not None:
-        found["batching"] = {"largest": live.beat.most, "p95_ms": live.beat.sizes}
+        beat = live.beat
+        found["batching"] = {"largest": beat.most, "p95_ms": beat.sizes}
+        if beat.beside:
+            found["side_by_side"] = {"images": beat.beside, "p95_ms": beat.beside_ms}
     found["queue"] = {"images": model.queue.images, "most": model.queue.most_images}
     found["restarts"] = model.restarts
     if model.shadow is not None:

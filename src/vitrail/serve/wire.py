@@ -149,6 +149,10 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     """Compiled batch sizes, with the 95th percentile of their latency in ms where it is known (else 0)."""
     most: int
     """The largest batch that keeps the promise."""
+    beside: int
+    """Single images that run at the same time when there is work for all threads; 0: batches are better."""
+    beside_ms: float
+    """The 95th percentile of the latency of one of them; 0: not known."""
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, kw_only=True):

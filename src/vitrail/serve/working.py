@@ -24,7 +24,7 @@ from vitrail.errors import ClaimError, InputError
 from vitrail.hardware import usable_cores
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.predict import MOST_WORKERS
-from vitrail.serve import wire
+from vitrail.serve import batching, wire
 from vitrail.serve.describe import describe, digest_of, promise_ms, row_pixels
 from vitrail.serve.engines import Engines
 from vitrail.serve.refusals import FAILED
@@ -90,8 +90,11 @@ class Working:
         self._changed = threading.Condition()
         self._decoding: dict[int, tuple[float, float]] = {}
         """Thread -> when it began its image, and the processor time that it had spent by then, in s."""
-        self._running_since = 0.0
-        self._batches: list[wire.Batch] = []
+        self._running: dict[int, float] = {}
+        """Thread -> since when the engine runs for it."""
+        self._images = 0
+        """Of all requests that are under way."""
+        self._batches: deque[wire.Batch] = deque()
         self._pool = ThreadPoolExecutor(min(usable_cores(), MOST_WORKERS), "prepare")
         self._promise_ms = config.promise_ms or promise_ms(artifact.manifest.evidence)
         self.ready = self._ready(artifact)
@@ -115,6 +118,8 @@ class Working:
         request = _Request(message, self._count(message), time.monotonic())
         request.results, request.left = [None] * request.count, request.count
         self._requests[message.id] = request
+        with self._changed:
+            self._images += request.count
         if isinstance(message, wire.Tensors):
             self._pool.submit(self._or_die, self._unpack, request, payload)
             return
@@ -150,7 +155,12 @@ class Working:
         finally:
             self._decoding.pop(thread, None)
         job.prepare_s = time.monotonic() - begin
-        self._queue([job])
+        # A thread that has the cores to itself runs its image quicker than several that share it: as long as
+        # there are as many images as threads.
+        if self._engines.lanes and self._images >= self._engines.lanes:
+            self._run([job])
+        else:
+            self._queue([job])
 
     def _unpack(self, request: _Request, payload: memoryview) -> None:
         """A request's tensors -> one job for each row."""
@@ -172,6 +182,8 @@ class Working:
     def _fail(self, request: _Request, code: str, message: str) -> None:
         """None of a request's rows can be run."""
         request.failure, request.left = (code, message), 1
+        with self._changed:
+            self._images -= request.count - 1
         self._settle(_Job(request, 0), None)
 
     def _queue(self, jobs: Sequence[_Job]) -> None:
@@ -198,7 +210,7 @@ class Working:
             size = self._engines.size_for(len(self._waiting))
             return [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))], size
 
-    def _run(self, jobs: list[_Job], size: int) -> None:
+    def _run(self, jobs: list[_Job], size: int = batching.BESIDE) -> None:
         first = jobs[0].inputs
         assert first is not None
         inputs = (
@@ -206,10 +218,14 @@ class Working:
             if len(jobs) == 1
             else {name: np.concatenate([job.inputs[name] for job in jobs]) for name in first}  # type: ignore[index]
         )
-        self._running_since = begin = time.monotonic()
-        outputs, seconds = self._engines.run(inputs, size)
-        self._running_since = 0.0
-        self._batches.append(wire.Batch(images=len(jobs), size=size, seconds=seconds))
+        thread = threading.get_ident()
+        self._running[thread] = begin = time.monotonic()
+        if size == batching.BESIDE:
+            outputs, seconds = self._engines.run_beside(inputs)
+        else:
+            outputs, seconds = self._engines.run(inputs, size)
+        del self._running[thread]
+        self._batches.append(wire.Batch(images=len(jobs), size=max(size, 1), seconds=seconds))
         for place, job in enumerate(jobs):
             request = job.request
             request.run_s = max(request.run_s, seconds)
@@ -231,6 +247,7 @@ class Working:
             request.results[job.index] = result
             request.prepare_s = max(request.prepare_s, job.prepare_s)
             request.left -= 1
+            self._images -= 1
             last = request.left == 0
         if last:
             self._requests.pop(request.message.id, None)
@@ -312,16 +329,18 @@ class Working:
 
     def _beat(self) -> None:
         while True:
-            since, batches = self._running_since, self._batches
-            self._batches = []
+            batches = [self._batches.popleft() for _ in range(len(self._batches))]
+            now = time.monotonic()
             self._send(
                 wire.Beat(
-                    running_s=time.monotonic() - since if since else 0.0,
+                    running_s=now - min(list(self._running.values()), default=now),
                     decoding_s=self._decoding_s(),
                     resident_bytes=int(footprint.resident_mib() * 2**20),
                     batches=batches,
                     sizes=self._engines.sizes(),
                     most=self._engines.most,
+                    beside=self._engines.lanes,
+                    beside_ms=self._engines.beside_ms(),
                 )
             )
             time.sleep(BEAT_S)
