@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -384,6 +385,67 @@ def test_what_the_sources_raise_comes_after_the_results_before_it(artifact):
     with pytest.raises(OSError, match="the camera is gone"):
         deque(map(found.append, predictions), maxlen=0)
     assert len(found) == 7
+
+
+class SideBySide(Recorder):
+    """Runs single images on two threads; the first of them takes long."""
+
+    lanes = 2
+
+    def __init__(self, batch):
+        super().__init__(batch)
+        self.busy, self.most, self.lock = set(), 0, threading.Lock()
+
+    def run_lane(self, lane, inputs):
+        with self.lock:
+            assert lane not in self.busy
+            self.busy.add(lane)
+            self.most = max(self.most, len(self.busy))
+        (mean,) = inputs["images"].mean(axis=(1, 2, 3))
+        time.sleep(0.05 if mean < -2 else 0.002)
+        with self.lock:
+            self.busy.remove(lane)
+        return {"scores": np.float32([[mean, 0, 0]])}
+
+
+def scores_of(predictor, sources):
+    found = []
+    for slots, outputs in predictor.outputs(sources):
+        rows = iter(() if outputs is None else outputs["scores"][:, 0])
+        found += [None if slot is not None else next(rows) for slot in slots]
+    return found
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_threads_that_prepare_also_run_where_the_engine_takes_single_images(tmp_path, as_files):
+    values = range(0, 250, 10)
+    sources = [flat(value) for value in values]
+    if as_files:
+        for value, source in zip(values, sources, strict=True):
+            Image.fromarray(source).save(tmp_path / f"{value}.png")
+        sources = [tmp_path / f"{value}.png" for value in values]
+    sources[7] = b"no image"
+    runner = SideBySide(4)
+    predictor = Predictor(runner, classify("abc"), workers=3)
+    assert predictor.in_turn
+    found = scores_of(predictor, sources)
+    assert found.pop(7) is None
+    assert found == sorted(found)
+    assert len(set(found)) == 24
+    assert (runner.most, len(runner.batches)) == (2, 0)
+    assert not Predictor(runner, classify("abc"), workers=1).in_turn  # one thread would leave a core idle
+    assert not Predictor(Recorder(4), classify("abc"), workers=3).in_turn
+
+
+def test_an_engine_that_fails_beside_others_frees_its_place(tmp_path):
+    class Failing(SideBySide):
+        def run_lane(self, lane, inputs):
+            raise RuntimeError("out of memory")
+
+    predictor = Predictor(Failing(4), classify("abc"), workers=2)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            scores_of(predictor, [flat(1)] * 9)
 
 
 def test_errors_are_not_held_back(tmp_path):

@@ -6,6 +6,7 @@ import functools
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -357,6 +358,28 @@ def test_a_batch_in_several_requests_gives_the_same(tiny_export, runtime, images
     parts.run(images(8, 6))
     assert np.array_equal(first, parts.run(given)["scores"])
     parts.close()
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_threads_run_single_images_at_the_same_time(tiny_export, runtime):
+    given = images(7, 40)
+    expected = load(tiny_export, runtime, batch=40).run(given)["scores"]
+    runner = load(tiny_export, runtime, batch=2, threads=2, settings={"images_per_request": "1"})
+    assert isinstance(runner, runtimes.Lanes)
+    assert runner.lanes == 2
+    found = np.empty_like(expected)
+
+    def work(lane):
+        for k in range(lane, 40, 2):
+            row = {name: values[k : k + 1] for name, values in given.items()}
+            found[k : k + 1] = runner.run_lane(lane, row)["scores"]
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, lane) for lane in range(2)]:
+            done.result()
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert load(tiny_export, runtime, batch=6, threads=2, settings={"images_per_request": "3"}).lanes == 1
+    assert load(tiny_export, runtime, batch=6, threads=2).lanes == 1
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])

@@ -256,7 +256,7 @@ def test_what_the_server_gives_up_at_the_end_is_told_so():
 
     async def leave():
         scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", b"localhost")]}
-        task = asyncio.create_task(Door(waits, site, None)(scope, None, send))
+        task = asyncio.create_task(Door(waits, {}, site, None)(scope, None, send))
         await asyncio.sleep(0.01)
         site.closed = True
         task.cancel()

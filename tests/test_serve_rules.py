@@ -17,7 +17,7 @@ from vitrail.images.limits import LIMITS
 from vitrail.names import model_name
 from vitrail.serve import scale, wire
 from vitrail.serve.admission import Queue
-from vitrail.serve.batching import chosen, largest, p95
+from vitrail.serve.batching import BESIDE, beside_pays, chosen, largest, p95
 from vitrail.serve.refusals import CODES, Refusal
 from vitrail.serve.settings import Settings, check, from_toml, served, shadow_of
 from vitrail.serve.tensors import rows_of
@@ -87,6 +87,17 @@ def test_the_largest_batch_that_keeps_the_promise_and_saves_time():
     assert largest(table, 5.0, 20.0) == 1
     assert largest({1: [10.0], 2: [21.0]}, 0.0, None) == 1
     assert largest({1: [10.0], 2: [21.0], 4: [20.0]}, 0.0, None) == 4
+
+
+def test_single_images_side_by_side_are_taken_where_they_are_as_quick_and_keep_the_promise():
+    table = {BESIDE: [12.0] * 20, 1: [10.0] * 20, 2: [15.0] * 20, 4: [24.0] * 20}
+    assert largest(table, 5.0, None) == 4  # side by side is no batch
+    assert beside_pays(table, 4, 2, 5.0, None)
+    assert beside_pays(table, 4, 2, 5.0, 29.0)
+    assert not beside_pays(table, 4, 2, 5.0, 28.9)
+    assert not beside_pays({**table, BESIDE: [12.1] * 20}, 4, 2, 5.0, None)
+    assert not beside_pays({**table, BESIDE: []}, 4, 2, 5.0, None)
+    assert not beside_pays({1: [10.0]}, 1, 2, 5.0, None)
 
 
 def test_a_batch_is_padded_only_where_that_takes_less_time():

@@ -21,7 +21,7 @@ from vitrail.serve.handle import Handle
 from vitrail.serve.working import Working
 
 COSTS_MS = {1: 10.0, 2: 12.0, 4: 14.0, 8: 60.0}
-"""Of a batch: four together are the best."""
+"""Of a batch: four together are the best on one thread, which has nothing beside it."""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def timed(monkeypatch, tmp_path):
 class Process:
     """A `Working`, and what it said."""
 
-    def __init__(self, artifact, most: int = 8) -> None:
+    def __init__(self, artifact, most: int = 8, threads: int = 1) -> None:
         config = wire.Config(
             artifact=str(artifact.path),
-            threads=1,
+            threads=threads,
             max_batch=most,
             promise_ms=None,
             megapixels=None,
@@ -116,6 +116,48 @@ def test_images_of_several_requests_share_batches_and_each_gets_its_own_answer(a
     until(lambda: sum(b.images for beat in process.said[wire.Beat] for b in beat.batches) == 11)
     batches = [batch for beat in process.said[wire.Beat] for batch in beat.batches]
     assert max(batch.images for batch in batches) == 4
+
+
+def test_at_saturation_each_thread_runs_the_image_that_it_prepared(artifact, monkeypatch, tmp_path):
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path))
+    costs, tried = {4: 40.0, 2: 11.0, 1: 10.0}, []
+
+    def cost(self, predictor, row, size, idle):
+        tried.append((size, predictor.lanes))
+        return [costs[size] + 10 * (predictor.lanes == 1)] * 20
+
+    monkeypatch.setattr(Engines, "_timed", cost)
+    monkeypatch.setattr("vitrail.serve.working.usable_cores", lambda: 3)
+    process = Process(artifact, most=4, threads=2)
+    process.working.start()
+    engines = process.working._engines
+    until(lambda: engines.lanes == 2)
+    assert tried == [(2, 2), (1, 1), (2, 1), (4, 1)]
+    assert engines.most == 1
+    plain, inside = Engines.run_beside, []
+    barrier = threading.Barrier(2, timeout=20)
+
+    def run_beside(self, inputs):
+        inside.append(threading.current_thread().name.partition("_")[0])
+        barrier.wait()  # two images are in the engine at the same time
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Engines, "run_beside", run_beside)
+    images = photos(4)
+    process.ask(1, images)
+    until(lambda: process.answers)
+    assert inside == ["prepare"] * 4
+    process.ask(2, images[:1])  # alone: all threads are for it
+    until(lambda: 2 in process.answers)
+    assert len(inside) == 4
+    with load(artifact.path, batch_size=1) as model:
+        expected = [each.top for each in model.predict(images, top=5)]
+    for top, result in zip([*expected, expected[0]], process.answers[1] + process.answers[2], strict=True):
+        assert [each["label"] for each in result["labels"]] == [each.label for each in top]
+        found = [each["probability"] for each in result["labels"]]
+        np.testing.assert_allclose(found, [each.probability for each in top], rtol=1e-4)
+    until(lambda: sum(b.images for beat in process.said[wire.Beat] for b in beat.batches) == 5)
+    assert (process.said[wire.Beat][-1].beside, process.working._images) == (2, 0)
 
 
 def test_numbers_that_are_not_finite_spoil_one_image_alone(artifact, timed, monkeypatch):
@@ -253,7 +295,9 @@ def test_stuck_allows_for_what_is_legal(running_s, decoding_s, megapixels, hangs
         decoding_s=decoding_s,
         resident_bytes=0,
         batches=[],
-        sizes={1: 100.0},
+        sizes={1: 50.0},
         most=1,
+        beside=2,
+        beside_ms=100.0,
     )
     assert handle._hangs(beat) is hangs

@@ -54,7 +54,7 @@ def application(site: Site, log: AccessLog | None = None) -> Door:
         return found
 
     app.openapi = described  # type: ignore[method-assign]
-    return Door(app, site, log)
+    return Door(app, v1.DIRECT, site, log)
 
 
 async def _metrics(request: Request) -> Response:

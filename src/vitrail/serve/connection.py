@@ -20,6 +20,9 @@ MOST_UNFINISHED = 64 << 10
 IDLE_S, SPARE = 1.0, 64
 """Above the most connections one that has asked nothing for so long makes room; so many more may come."""
 
+PIECE = 128 << 10
+"""Bytes of a body that are handed on together: to wake the request's task for each packet takes time."""
+
 # The body is wanted as soon as it is there, so a pause after every 64 KiB only costs time. Uploads are
 # bounded as they are read.
 httptools_impl.HIGH_WATER_LIMIT = 1 << 20
@@ -99,9 +102,13 @@ class Connection(HttpToolsProtocol):
         self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """A part of the body; the request's task hears of it when there is more, or all of it."""
         self._unfinished = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if len(cycle.body) + len(body) < PIECE and not cycle.response_complete:
+            cycle.body += body
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of a request is here."""

@@ -6,18 +6,23 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitrail.serve.log import AccessLog, report
 from vitrail.serve.refusals import FAILED, Refusal
 from vitrail.serve.site import Site
 
-__all__ = ["GONE", "HEALTH", "Door", "Visit", "refusal_parts", "visit"]
+__all__ = ["GONE", "HEALTH", "Direct", "Door", "Visit", "refusal_parts", "visit"]
+
+Direct: TypeAlias = "Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]]"
+"""Method and path -> what answers."""
 
 OPEN = (
     "/",
@@ -66,10 +71,18 @@ def visit(scope: Any) -> Visit:
 
 
 class Door:
-    """Around the whole application."""
+    """Around the whole application.
 
-    def __init__(self, app: ASGIApp, site: Site, log: AccessLog | None) -> None:
-        self._app, self._site, self._log = app, site, log
+    Args:
+        app: what answers.
+        direct: routes of `app` that are asked so often that its own way to them, a quarter of a millisecond
+            of the processor, is worth leaving out.
+        site: what is served.
+        log: gets a line for each request.
+    """
+
+    def __init__(self, app: ASGIApp, direct: Direct, site: Site, log: AccessLog | None) -> None:
+        self._app, self._direct, self._site, self._log = app, direct, site, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the server's start and end."""
@@ -99,7 +112,13 @@ class Door:
 
         try:
             self._admit(scope, headers, here)
-            await self._app(scope, hear, answer)
+            handler = self._direct.get((scope["method"], scope["path"]))
+            if handler is None:
+                await self._app(scope, hear, answer)
+            else:
+                scope["app"] = self._app
+                response = await handler(Request(scope, hear))
+                await response(scope, hear, answer)
         except Refusal as refusal:
             await _refuse(refusal, scope, answer)
         except ClientDisconnect:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -80,8 +80,9 @@ class Uploads:
         upload = Upload(self)
         try:
             try:
-                await asyncio.wait_for(self._read(request, upload), self.timeout_s)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(self.timeout_s):  # without a task for it
+                    await self._read(request, upload)
+            except TimeoutError:
                 text = f"The body did not arrive within {self.timeout_s:g} s."
                 raise Refusal("upload_timeout", text) from None
             yield upload

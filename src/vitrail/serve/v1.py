@@ -14,14 +14,14 @@ from vitrail.images.limits import LIMITS, Limits
 from vitrail.limits import RANGES
 from vitrail.serve import wire
 from vitrail.serve.asking import ask, patience_of
-from vitrail.serve.door import visit
+from vitrail.serve.door import Direct, visit
 from vitrail.serve.model import Model
 from vitrail.serve.refusals import Refusal
 from vitrail.serve.schemas import ACTIVATE, BODY, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.serve.uploads import images_of
 
-__all__ = ["router"]
+__all__ = ["DIRECT", "router"]
 
 router = APIRouter(prefix="/v1", tags=["images"])
 TOP = 5
@@ -40,6 +40,9 @@ async def classify(request: Request) -> Response:
 async def embed(request: Request) -> Response:
     """One vector for each image, in the order of the images."""
     return await _images(request, "embed", {})
+
+
+DIRECT: Direct = {("POST", "/v1/classify"): classify, ("POST", "/v1/embed"): embed}
 
 
 @router.post(

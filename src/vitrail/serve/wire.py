@@ -199,7 +199,7 @@ def pack(head: Request | Said, *parts: bytes | memoryview) -> list[bytes | memor
     return [_SIZES.pack(len(data), sum(map(len, parts))) + data, *parts]
 
 
-def receive(connection: socket.socket) -> tuple[Request, memoryview] | None:
+def receive(connection: socket.socket) -> tuple[Request, bytes] | None:
     """The next request in the model's process; None: the HTTP process is gone."""
     sizes = _exactly(connection, _SIZES.size)
     if sizes is None:
@@ -209,18 +209,19 @@ def receive(connection: socket.socket) -> tuple[Request, memoryview] | None:
     return None if head is None or payload is None else (_requests.decode(head), payload)
 
 
-def _exactly(connection: socket.socket, count: int) -> memoryview | None:
-    data = memoryview(bytearray(count))
-    place = 0
-    while place < count:
+def _exactly(connection: socket.socket, count: int) -> bytes | None:
+    parts: list[bytes] = []
+    left = count
+    while left:
         try:
-            got = connection.recv_into(data[place:])
+            part = connection.recv(left, socket.MSG_WAITALL)  # all at once, unless a signal comes
         except ConnectionError:
             return None
-        if not got:
+        if not part:
             return None
-        place += got
-    return data
+        parts.append(part)
+        left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def receive_from(reader: asyncio.StreamReader) -> tuple[Said, bytes] | None:

@@ -108,7 +108,7 @@ class Working:
         """The process ends in peace."""
         self._engines.leave()
 
-    def take(self, message: wire.Request, payload: memoryview) -> None:
+    def take(self, message: wire.Request, payload: bytes) -> None:
         """Begin a request; called by the reading thread alone."""
         if isinstance(message, wire.Cancel):
             request = self._requests.get(message.id)
@@ -121,13 +121,16 @@ class Working:
         with self._changed:
             self._images += request.count
         if isinstance(message, wire.Tensors):
-            self._pool.submit(self._or_die, self._unpack, request, payload)
+            writable = memoryview(bytearray(payload))  # which engines want their inputs to be
+            self._pool.submit(self._or_die, self._unpack, request, writable)
             return
-        place = 0
+        view, place = memoryview(payload), 0
         for index in range(request.count):
             if isinstance(message, wire.Images):
-                data: memoryview | bytes = payload[place : place + message.sizes[index]]
+                data: memoryview | bytes = view[place : place + message.sizes[index]]
                 place += message.sizes[index]
+                if request.count == 1:
+                    data = payload  # a decoder shares bytes, and copies what it sees through a view
             else:
                 data = self._photos[message.photo % len(self._photos)]
             self._pool.submit(self._or_die, self._prepare, _Job(request, index), data)
