@@ -90,6 +90,11 @@ def test_no_clock_runs_where_the_budget_does_not():
     stream = io.StringIO()
     Status(stream).doing("reading photos", math.inf)
     assert stream.getvalue() == "  … reading photos"
+    log = io.StringIO()
+    with Heartbeat(log, every_s=60.0) as heart:
+        heart.doing("reading photos", math.inf)
+        heart.say()
+    assert log.getvalue() == "vitrail: 0 s, reading photos\n"
 
 
 def test_a_terminal_shows_one_line_that_gives_way():

@@ -81,7 +81,8 @@ class Heartbeat:
         with self._lock:
             now = self._clock()
             left = self._left_s - (now - self._since)
-            line = f"vitrail: {now - self._begin:.0f} s, {shown(self._text)}, {_clock(left)}"
+            clock = f", {_clock(left)}" if math.isfinite(left) else ""
+            line = f"vitrail: {now - self._begin:.0f} s, {shown(self._text)}{clock}"
         print(line, file=self._stream, flush=True)
 
     def _beat(self) -> None:

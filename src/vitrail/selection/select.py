@@ -288,13 +288,15 @@ class _Road:
         """What int8 is calibrated on, or why nothing becomes int8; and the photos that judge."""
         settings = self.settings
         asked = "int8" in settings.precisions
+        # `optimize` asks it of every form (`least_accuracy`).
+        drop = settings.max_drop if self.optimise is None else None
         if settings.precisions and not asked:
-            for name, value in (("calibration", settings.calibration), ("max-drop", settings.max_drop)):
+            for name, value in (("calibration", settings.calibration), ("max-drop", drop)):
                 if value is not None:
                     raise InputError(f"--{name} is about int8, which --precisions leaves out: name it there.")
             return "int8 was not asked for", photos
         found, left = calibration(settings.calibration, workload.images, dataset, photos)
-        if isinstance(found, str) and (asked or settings.max_drop is not None):
+        if isinstance(found, str) and (asked or drop is not None):
             raise InputError(f"{found}.")
         return found, left
 

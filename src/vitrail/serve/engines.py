@@ -65,6 +65,11 @@ class Engines:
         )
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing runs on all threads."""
+        return not self._running.locked()
+
+    @property
     def lanes(self) -> int:
         """Images that `run_beside` takes at the same time; 0: none."""
         return 0 if self.beside is None else self.beside.lanes

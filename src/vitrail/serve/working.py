@@ -162,6 +162,8 @@ class Working:
         # there are as many images as threads.
         if self._engines.lanes and self._images >= self._engines.lanes:
             self._run([job])
+        elif self._engines.idle and not self._waiting:  # another thread would do the same, once it is awake
+            self._run([job], self._engines.size_for(1))
         else:
             self._queue([job])
 
