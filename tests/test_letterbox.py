@@ -61,7 +61,7 @@ def test_masks_equal_transformers(theirs):
 def test_a_rectangle_comes_back_to_its_place():
     """To one pixel, over random shapes: what was drawn into the square's quarter is found in the photo."""
     rng = np.random.default_rng(2)
-    for _ in range(200):
+    for _ in range(1000):
         frame = Letterbox(side=256, photo=tuple(int(n) for n in rng.integers(20, 400, 2)))
         height, width = frame.photo
         left, top = rng.integers(0, width // 2), rng.integers(0, height // 2)

@@ -67,6 +67,11 @@ TRANSPOSE = {
 }
 """EXIF orientation -> what turns the stored image upright (orientation 1 is upright)."""
 
+LABEL_MODES = ("1", "L", "P", "I;16", "I")
+"""Modes with one number a pixel; which of the last two 16 bits are depends on Pillow's version."""
+PNG_BITS_AT = 24
+"""Where a PNG says its bits a sample: after the signature, IHDR's length and name, width and height."""
+
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 UNSCALED = ("I", "F")
 _FRAME = "vitrail_frame"
@@ -152,6 +157,45 @@ def _decode(source: Any, short_side: int | None, limits: Limits, name: str | Non
         f"An image of type {type(source).__name__} is not supported: "
         "pass a path, bytes, a PIL image or a uint8 NumPy array."
     )
+
+
+def decode_labels(path: str | Path, *, limits: Limits = LIMITS) -> np.ndarray:
+    """The values that a PNG mask stores, upright (H, W), uint8 or uint16: indices or grey levels, no colours.
+
+    Of a palette these are the indices, and of grey with 1, 2 or 4 bits the stored numbers: 0 or 1, 0 to 3,
+    0 to 15.
+
+    Raises `ImageError`, naming the file and the fix, for anything that is not such a PNG, or is beyond the
+    limits.
+    """
+    name = str(path)
+    _refuse_leniency()
+    with open_file(path, limits) as file:
+        known = recognise(file.read(HEAD_BYTES))
+        if known is None or known.name != "PNG":
+            said = known.name if known else "not an image"
+            raise ImageError("unsupported", f"{name} is {said}: save the mask as PNG, which loses nothing.")
+        file.seek(0)
+        try:
+            image, _ = _opened("PNG", file, name, None, limits)
+            method = TRANSPOSE.get(_orientation(image))
+            values = np.asarray(image if method is None else image.transpose(method))
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise _damaged(name, "PNG", error) from None
+        file.seek(PNG_BITS_AT)
+        bits = file.read(1)[0]
+    if image.mode not in LABEL_MODES:
+        raise ImageError(
+            "unsupported",
+            f"{name} is a {image.mode} image, whose pixels are colours: save the mask with one value a "
+            "pixel, as grey or palette PNG.",
+        )
+    if image.mode == "L" and bits < 8:
+        # Pillow stretches these to 0 to 255.
+        values = values // (255 // (2**bits - 1))
+    return values.astype(np.uint8 if bits <= 8 else np.uint16)
 
 
 def frame_of(image: Image.Image) -> Frame:
