@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from vitrail.batch import job, plan
 from vitrail.batch.records import Input
 from vitrail.batch.request import Request
+from vitrail.batch.shard import Work
 from vitrail.errors import InputError
 from vitrail.predict import load
 
@@ -308,8 +310,23 @@ def test_nothing_usable_is_exit_code_2(winner, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("text")
     assert batch(winner, tmp_path / "photos", tmp_path / "out") == 2
-    assert "0 rows" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "0 rows" in said.out
+    assert "No input has a result" in said.err
     assert [row["reason"] for row in rows(tmp_path / "out", "errors")] == ["unsupported"]
+
+
+def test_an_interrupted_job_says_that_the_same_command_goes_on(winner, photos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert batch(winner, photos, out) == 1
+    assert "done before" not in capsys.readouterr().out
+    next((out / "done").iterdir()).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "run", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert batch(winner, photos, out) == 130
+    assert f"{out} keeps all finished parts: the same command goes on" in capsys.readouterr().err
+    assert batch(winner, photos, out) == 1
+    assert re.search(r"^\d+ done before, [36] done in 0:0\d, ", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,12 @@ def test_predict_writes_all_names_as_json_and_csv_and_text(artifact, strange, tm
         assert alone.stdout == files[option == "--csv"].read_bytes()
 
 
+def test_a_file_in_no_folder_is_refused_before_any_work(artifact, tmp_path, capsys):
+    for option in ("--json", "--csv"):
+        assert main(["predict", "no artifact", "no image", option, str(tmp_path / "none" / "file")]) == 2
+        assert f"There is no folder {tmp_path / 'none'} for {option}" in capsys.readouterr().err
+
+
 def test_csv_has_a_row_for_each_image_and_columns_for_each_rank(artifact, tmp_path, capsys):
     good, bad = str(artifact.photos[0]), tmp_path / "bad.png"
     bad.write_bytes(b"cut")

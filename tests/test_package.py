@@ -98,6 +98,7 @@ def test_an_earlier_package_is_replaced_and_nothing_else(winner, tmp_path, capsy
         ({"target": "docker", "name": "a b"}, "'a b' cannot be a model's name"),
         ({"target": "docker", "name": "../a"}, "'../a' cannot be a model's name"),
         ({"target": "docker", "wheel": __file__}, "is not a wheel of Vitrail"),
+        ({"target": "docker", "wheel": "none.whl"}, "There is no file none.whl"),
         ({"target": "docker", "max_batch": 4}, "max batch is Triton's"),
         ({"target": "triton", "max_batch": 0}, "max batch is 0"),
         ({"target": "docker", "artifact": "nowhere"}, "nowhere does not exist"),

@@ -134,6 +134,7 @@ def test_an_image_of_too_many_pixels_is_refused_and_harms_nothing(server, photos
     ("path", "status"),
     [
         ("/v1/classify?top=0", 400),
+        ("/v1/classify?topp=3", 400),
         ("/v1/classify?top=x", 400),
         ("/v1/classify?model=other", 404),
         ("/v1/classify?model=vectors", 400),

@@ -327,6 +327,7 @@ def test_a_key_file_holds_hashes_only(tmp_path):
         (["/nowhere/at/all"], "does not exist: name the folder"),
         (["{artifact}", "--port", "70000"], "'70000' is not a whole number from 0 to 65535"),
         (["{artifact}", "--max-latency", "50"], "has no unit"),
+        (["{artifact}", "--deadline", "5"], "write 5ms or 5s"),
         (["{artifact}", "--host", "192.0.2.7", "--api-keys", "{keys}"], "cannot be used"),
         (["{artifact}", "--api-keys", "/nowhere"], "cannot be read"),
         (["{artifact}", "--config", "{toml}"], "unknown key 'prot'. Did you mean port?"),

@@ -106,7 +106,8 @@ class LocalFiles:
         if not real.startswith(self._inside):
             raise FileError(
                 "outside",
-                f"{path} leads out of {self.root}: name a folder above all images with --root.",
+                f"{path} leads out of {self.root}: name a folder above all images with --root, "
+                "and write all paths from there.",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.batch.formats import FORMATS
@@ -99,15 +100,23 @@ def run(args: argparse.Namespace) -> int:
         retry_errors=args.retry_errors,
         ray=args.ray,
     )
-    with Progress(sys.stderr) as shown:
-        summary = job.run(request, shown)
+    try:
+        with Progress(sys.stderr) as shown:
+            summary = job.run(request, shown)
+    except KeyboardInterrupt:
+        if (Path(args.out) / "job.json").exists():
+            text = f"vitrail: {args.out} keeps all finished parts: the same command goes on from there"
+            print(text, file=sys.stderr)
+        raise
     if args.json is not None:
         write_json(document(summary), args.json)
     if args.json != STDOUT:
         write_lines(_lines(summary, args))
     if not summary.failed:
         return 0
-    return InputError.exit_code if not summary.results else 1
+    if summary.results:
+        return 1
+    raise InputError(f"No input has a result: {args.out}/errors says why for each.")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,6 +150,8 @@ def _lines(summary: Summary, args: argparse.Namespace) -> list[str]:
             if share >= 0.005
         )
         done = f"{summary.done_now} done in {clock(summary.seconds)}, {rate:.0f} images/s"
+        if summary.done_now < summary.inputs:
+            done = f"{summary.inputs - summary.done_now} done before, {done}"
         lines.append(f"{done} · busy: {busy}" if busy else done)
     if summary.shards_redone:
         lines.append(f"{counted(summary.shards_redone, 'shard')} done again")

@@ -31,7 +31,7 @@ def check_file_target(option: str, target: str) -> None:
     """Raise before the work, not after, if its result could not be written to this file; `-` is stdout.
 
     Raises:
-        InputError: it is a folder, has no name, or is in a place that cannot be written.
+        InputError: it is a folder, has no name, or is in a place that is not there or cannot be written.
     """
     path = Path(target)
     if not target:
@@ -40,6 +40,8 @@ def check_file_target(option: str, target: str) -> None:
         raise InputError(f"{option} {target} is a folder: name a file.")
     # Devices and pipes are written to, not replaced.
     if target != STDOUT and (path.is_file() or not path.exists()):
+        if not path.parent.is_dir():
+            raise InputError(f"There is no folder {path.parent} for {option}: make it, or name another.")
         check_target(path.parent / ".vitrail-probe")
 
 

@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that options say."""
-    from vitrail.serve.settings import Settings
+    from vitrail.serve.settings import EITHER, Settings
     from vitrail.units import duration_ms
 
     given: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         if value is None:
             continue
         if field.name.endswith("_ms"):
-            value = duration_ms(value, f"--{option.replace('_', '-')}")
+            value = duration_ms(value, f"--{option.replace('_', '-')}", EITHER)
         elif field.name in ("api_keys", "allow_activate"):
             value = Path(value)
         given[field.name] = value

@@ -26,7 +26,9 @@ def check_wheel(path: Path) -> Path:
     Raises:
         InputError: it is not.
     """
-    if _NAME.fullmatch(path.name) is None or not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
+        raise InputError(f"There is no file {path}: give the wheel that `make dist` builds.")
+    if _NAME.fullmatch(path.name) is None or not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is not a wheel of Vitrail: give a file such as vitrail-{__version__}-py3-none-any.whl, "
             "which `make dist` builds."

@@ -107,6 +107,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 """Of a TOML file's values; the others are whole numbers, or texts with a unit of time."""
 _PATHS = ("api_keys", "allow_activate")
+EITHER = "50ms or 5s"
+"""What a time without a unit may have meant: latencies are of milliseconds, deadlines of seconds."""
 
 
 def from_toml(path: str | Path) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -129,7 +131,8 @@ def from_toml(path: str | Path) -> tuple[tuple[str, ...], dict[str, Any]]:
             artifacts = tuple(_relative(each, path.parent) for each in value)
             continue
         if name not in known:
-            raise InputError(f"{path} has the unknown key {key!r}.{nearest(name, [*known, 'artifacts'])}")
+            written = [each.replace("_", "-") for each in (*known, "artifacts")]
+            raise InputError(f"{path} has the unknown key {key!r}.{nearest(name.replace('_', '-'), written)}")
         field = known[name]
         found[field] = _value(field, value, f"{key} in {path}")
         if field in _PATHS:
@@ -141,7 +144,7 @@ def from_toml(path: str | Path) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 def _value(field: str, value: Any, said: str) -> Any:
     if field.endswith("_ms"):
-        return duration_ms(value, said)
+        return duration_ms(value, said, EITHER)
     wanted = _KINDS.get(field, (int,))
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted != (bool,)):
         raise InputError(f"{said} is {value!r}, which is of the wrong kind: see vitrail serve --help.")

@@ -96,6 +96,10 @@ async def _images(request: Request, task: str, options: dict[str, Any]) -> Respo
     site: Site = request.app.state.site
     here = visit(request.scope)
     here.endpoint = task
+    unknown = set(request.query_params) - {"model", *options}
+    if unknown:
+        known = " and ".join(sorted({"model", *options}))
+        raise Refusal("bad_request", f"{min(unknown)!r} is no parameter of {task}, which takes {known}.")
     model = site.model(request.query_params.get("model"), task)
     patience_s = patience_of(request, site.settings.deadline_ms)
     model.queue.check(1, 0)  # before anything is received for nothing

@@ -164,7 +164,7 @@ def _check_file(file: str) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the ONNX file in it.")
     if not path.exists():
-        raise InputError(f"There is no ONNX file at {path}: check --onnx.")
+        raise InputError(f"There is no ONNX file at {path}: check its name.")
     if not path.is_file():
         raise InputError(f"{path} is no plain file: give an ONNX file.")
 
