@@ -26,7 +26,7 @@ def write(model: nn.Module, folder: Path, size: int, classes: int = 1000) -> Non
     """The ONNX file and what each engine builds of it; a compiled reference needs the weights as well."""
     onnx.write_onnx(model, graph_of(size, classes), folder / work.ONNX_FILE)
     for name, engine in runtimes.RUNTIMES.items():
-        if engine.builds and not engine.compiles:
+        if engine.builds and not engine.of_module:
             work.build({"folder": str(folder), "runtime": name, "target": str(folder / name)})
 
 

@@ -165,7 +165,7 @@ class Kitchen:
     ) -> Iterator[Variant]:
         for implementation in variants.implementations(which.candidate, ("vitrail", "timm")):
             for name, engine in runtimes.RUNTIMES.items():
-                if engine.reference or row.runtime not in ("", name):
+                if engine.reference or engine.named_only or row.runtime not in ("", name):
                     continue
                 for precision in precisions:
                     if precision in engine.precisions:

@@ -26,8 +26,8 @@ from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import Graph, Preprocess, Target, TensorSpec
 
 SIZE, CLASSES = 64, 10
-READY = {name: runtime for name, runtime in RUNTIMES.items() if not runtime.compiles}
-"""What compiles takes seconds a test: test_compiled.py."""
+READY = {name: runtime for name, runtime in RUNTIMES.items() if not (runtime.compiles or runtime.of_module)}
+"""What compiles, or is built of the module, takes seconds a test: test_compiled.py, test_executorch.py."""
 PAIRS = [(name, precision) for name, runtime in READY.items() for precision in runtime.precisions]
 EXACT = [name for name, precision in PAIRS if precision == "fp32"]
 CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -271,7 +271,7 @@ def test_tensors_read_back_otherwise_are_refused(tiny_export, monkeypatch, which
 
 def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
     asked = {"sizes": {"B": 2}, "threads": 2}
-    with pytest.raises(InputError, match=r"'tensorrt'.*openvino, onnxruntime, pytorch"):
+    with pytest.raises(InputError, match=r"'tensorrt'.*openvino, onnxruntime, executorch, pytorch"):
         runtimes.load(
             tiny_export, graph_of("model.xml"), Target(runtime="tensorrt", precision="fp32"), **asked
         )
@@ -287,7 +287,7 @@ def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
 def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, monkeypatch, runtime):
     from importlib import metadata
 
-    missing, real = RUNTIMES[runtime].distribution, metadata.version
+    missing, real, here_now = RUNTIMES[runtime].distribution, metadata.version, set(runtimes.installed())
 
     def version(name: str) -> str:
         if name == missing:
@@ -296,7 +296,7 @@ def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, mon
 
     monkeypatch.setattr(metadata, "version", version)
     assert runtime not in runtimes.installed()
-    rest = {name for name, engine in RUNTIMES.items() if engine.distribution != missing}
+    rest = {name for name in here_now if RUNTIMES[name].distribution != missing}
     assert set(runtimes.installed()) == rest
     with pytest.raises(MissingExtraError, match=r"is not installed: run `.*pip install ") as raised:
         load(tiny_export, runtime, RUNTIMES[runtime].precisions[0])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["here"]
+__all__ = ["extras_of", "here"]
 
 NAME = "vitrail"
 _LINE = re.compile(r'^pip install (?:"vitrail\[([\w,-]+)\]"|vitrail)$')
@@ -29,6 +29,12 @@ def here(line: str) -> str:
     found = _LINE.match(line)
     what = line.removeprefix("pip install ") if found is None else _requirement(found.group(1), _origin())
     return f"{_pip()} install {what}"
+
+
+def extras_of(line: str) -> tuple[str, ...]:
+    """The extras of Vitrail that such a line asks for."""
+    found = _LINE.match(line)
+    return tuple(found.group(1).split(",")) if found and found.group(1) else ()
 
 
 def _pip() -> str:

@@ -53,7 +53,7 @@ class Exports:
         finder: where weights come from.
         threads: of the process that exports.
         workshop: that process; closed by whoever made it, or by `close`.
-        batch_size: of what engines that compile build.
+        batch_size: of what engines build of the module.
         machine: fingerprint of this machine, for the same.
         calibration: the photos that int8 is calibrated on; None: nothing becomes int8.
         max_drop: what int8 may lose, in points; None: whatever it is.
@@ -245,15 +245,17 @@ class Exports:
         return folder / f"{variant.runtime}{mark}"
 
     def _form(self, variant: Variant) -> Form | None:
-        """What the engine compiles for; None: it does not compile."""
-        if not runtimes.RUNTIMES[variant.runtime].compiles:
+        """What the engine builds of the module for; None: it builds of the ONNX file, or nothing."""
+        engine = runtimes.RUNTIMES[variant.runtime]
+        if not engine.of_module:
             return None
         return Form(
             precision=variant.precision,
             batch_size=self._batch_size,
-            threads=self.threads,
+            threads=self.threads if engine.compiles else 0,
             settings=dict(variant.settings),
-            machine=self._machine,
+            machine=self._machine if engine.compiles else "",
+            engine="" if engine.reference else f"{variant.runtime} {runtimes.version(variant.runtime)}",
         )
 
     def discard(self, variant: Variant) -> None:

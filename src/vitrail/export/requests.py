@@ -109,14 +109,17 @@ class ReferenceRequest(ModuleRequest, frozen=True, kw_only=True):
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What compiled files hold for, and nothing else."""
+    """What files hold for that are built of the module, and nothing else."""
 
     precision: Precision
     batch_size: int
     threads: int
+    """0: any number."""
     settings: dict[str, str]
     machine: str = ""
-    """Fingerprint of the hardware: the code uses the instructions of the CPU that it was compiled on."""
+    """Fingerprint of the hardware, where the code uses the instructions of the CPU it was compiled on."""
+    engine: str = ""
+    """Version of what builds it, where no other key holds that."""
 
 
 class QuantiseRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +162,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     """The folder to make."""
     form: Form | None = None
-    """Of an engine that compiles."""
+    """Of an engine that builds of the module."""
     unsigned: bool = False
     """The files are the int8 graph itself, its activations unsigned."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from vitrail import runtimes
-from vitrail.errors import InputError
+from vitrail.errors import InputError, MissingExtraError
 from vitrail.export import passes
 from vitrail.export.passes import PASSES
 from vitrail.limits import whole
@@ -56,15 +56,20 @@ def variants(
         forms: how graphs are rewritten and engines set.
 
     Raises:
-        InputError: no installed runtime has an asked precision, only references are asked for, or none of
-            the asked implementations has any of the candidates.
+        MissingExtraError: of the asked runtimes none is installed.
+        InputError: no installed runtime has an asked precision, only references are asked for, none of the
+            asked implementations has any of the candidates, or none of the runtimes takes an ONNX file.
     """
+    candidates = tuple(candidates)
     pairs = _engines(settings.runtimes, settings.precisions, int8=int8)
     if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
         raise InputError(
             f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
         )
     if not pairs:
+        for name in settings.runtimes:
+            if name in RUNTIMES and runtimes.version(name) is None:
+                raise MissingExtraError(RUNTIMES[name].label, RUNTIMES[name].install)
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
         there = runtimes.installed()
         offers = "; ".join(
@@ -81,16 +86,21 @@ def variants(
             implementation=implementation,
             runtime=runtime,
             precision=precision,
-            passes=tuple(name for name in form.passes if passes.known(name).helps(runtime, precision)),
+            passes=tuple(name for name in form.passes if _reaches(name, runtime, precision)),
             settings=form.settings,
         )
         for candidate in candidates
         for implementation in implementations(candidate, settings.implementations)
         for runtime, precision in pairs
+        if not (implementation == "onnx" and RUNTIMES[runtime].of_module)
         for form in forms
         if form.runtime in ("", runtime)
     )
     unlike = tuple(dict.fromkeys(found))
+    own = [candidate.name for candidate in candidates if candidate.trained_with == "onnx"]
+    if not unlike and own and all(RUNTIMES[runtime].of_module for runtime, _ in pairs):
+        label = RUNTIMES[pairs[0][0]].label
+        raise InputError(f"{label} takes modules, and {own[0]} is an ONNX file: name another runtime.")
     if not unlike and "onnx" in settings.implementations:
         raise InputError("Only a file given with --onnx runs its own graph: give one, or name timm too.")
     if not unlike and settings.implementations == ("vitrail",):
@@ -160,12 +170,18 @@ def at_size(candidate: Candidate, image_size: int | None) -> Candidate:
     )
 
 
+def _reaches(name: str, runtime: str, precision: str) -> bool:
+    """Whether a pass can be applied to what the engine takes, and helps it."""
+    row = passes.known(name)
+    return row.helps(runtime, precision) and (row.of_module or not RUNTIMES[runtime].of_module)
+
+
 def _engines(names: Sequence[str], precisions: Sequence[str], *, int8: bool) -> list[tuple[str, Precision]]:
     there = runtimes.installed()
     return [
         (name, precision)
         for name, runtime in RUNTIMES.items()
-        if name in there and not runtime.reference and (name in names or not names)
+        if name in there and not runtime.reference and _asked(name, names)
         for precision in runtime.precisions
         if (not precisions or precision in precisions) and (int8 or precision != "int8")
     ]
@@ -177,5 +193,11 @@ def missing_runtimes(settings: SearchSettings) -> tuple[str, ...]:
     return tuple(
         f"{runtime.label} is not installed: `{runtime.install}`"
         for name, runtime in RUNTIMES.items()
-        if name not in there and (name in settings.runtimes or not (settings.runtimes or runtime.reference))
+        if name not in there
+        and (name in settings.runtimes or not (settings.runtimes or runtime.reference or runtime.named_only))
     )
+
+
+def _asked(name: str, names: Sequence[str]) -> bool:
+    """Whether a runtime is among the asked ones; none asked: all that need not be named."""
+    return name in names if names else not RUNTIMES[name].named_only

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 from vitrail.artifact import open_artifact
+from vitrail.install import extras_of
 from vitrail.package.order import Order
 from vitrail.package.pages import copy_file, write_page
 from vitrail.package.wheel import add_wheel
+from vitrail.runtimes import RUNTIMES
 from vitrail.words import shown
 
 __all__ = ["write"]
@@ -34,6 +36,7 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
         "port": PORT,
         "user": USER,
         "version": version,
+        "extras": ",".join(["serve", *extras_of(RUNTIMES[order.artifact.manifest.variant.runtime].install)]),
         "threads": order.threads,
     }
     write_page(folder / "Dockerfile", "docker/Dockerfile", facts)

@@ -51,7 +51,8 @@ def tiles(selection: Selection) -> list[Tile]:
         name = f"p{figures.judged.percentile:g} latency, {selection.workload.latency_scope}"
         shown.append(_limited(name, value, "ms", detail, asked.max_latency_ms))
     if seen.memory is not None:
-        shown.append(_limited("peak memory", seen.memory.peak, "MiB", "load included", asked.max_memory_mib))
+        detail = f"load included{phrases.beside_engine(winner)}"
+        shown.append(_limited("peak memory", seen.memory.peak, "MiB", detail, asked.max_memory_mib))
     if seen.throughput is not None:
         limit = f"≥ {phrases.number(asked.min_throughput)} /s" if asked.min_throughput is not None else ""
         shown.append(Tile(name="throughput", value=phrases.number(seen.throughput), unit="images/s",

@@ -42,7 +42,7 @@ def notes(selection: Selection) -> list[Markup]:
 
 def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
     """`top-1 77.5 published, p95 12.3 ms [11.9, 12.7] from 360 calls and 259 MiB peak memory`."""
-    figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
+    figures = phrases.judged_figures(entry, workload)
     parts = []
     if accuracy := phrases.named_accuracy(entry):
         parts.append(accuracy)
@@ -50,8 +50,8 @@ def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
         calls = f"from {counted(figures.calls, 'call')}" if figures.calls else "as declared"
         random = ", with random weights" if phrases.is_random(entry) else ""
         parts.append(f"{phrases.milliseconds(figures)} {calls}{random}")
-    if memory is not None:
-        parts.append(f"{phrases.number(memory.peak)} MiB peak memory")
+    if memory := phrases.peak(entry, "MiB peak memory"):
+        parts.append(memory)
     return phrases.listed(parts) or "no figures"
 
 

@@ -56,7 +56,14 @@ def render(selection: Selection, *, artifact: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=phrases.number, look=look, spelled=spelled, coded=options_as_code)
+    environment.globals.update(
+        number=phrases.number,
+        peak=phrases.peak,
+        beside=phrases.beside_engine,
+        look=look,
+        spelled=spelled,
+        coded=options_as_code,
+    )
     template = environment.get_template("page.html.j2")
     order = {status: i for i, status in enumerate(phrases.PLACES)}
     rows = sorted((_row(entry, selection) for entry in selection.ledger), key=lambda row: _order(row, order))
@@ -155,7 +162,7 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
             "above baseline": seen.memory.above_baseline,
         }
         said = [f"{name} {phrases.number(mib)}" for name, mib in parts.items() if mib is not None]
-        found.append(("memory", ", ".join(said) + " MiB"))
+        found.append(("memory", f"{', '.join(said)} MiB{phrases.beside_engine(entry)}"))
     if seen.quality is not None and (beside := phrases.beside(seen.quality)):
         found.append((f"{seen.quality.split} images", beside))
     if seen.parity is not None:

@@ -73,7 +73,7 @@ def _table(entries: Sequence[LedgerEntry], selection: Selection) -> Markup:
 
 
 def _row(entry: LedgerEntry, selection: Selection) -> Markup:
-    figures, memory = phrases.judged_figures(entry, selection.workload), entry.observation.memory
+    figures = phrases.judged_figures(entry, selection.workload)
     random = ", random weights" if phrases.is_random(entry) else ""
     status = "would win" if entry.would_win else entry.status
     cells = (
@@ -81,7 +81,7 @@ def _row(entry: LedgerEntry, selection: Selection) -> Markup:
         (_CELL + ";min-width:12em", entry.variant.name),
         (_CELL, phrases.accuracy(entry) or "–"),
         (_CELL, f"{phrases.milliseconds(figures)}{random}" if figures else "–"),
-        (_FIXED, phrases.number(memory.peak) if memory else "–"),
+        (_FIXED, phrases.peak(entry) or "–"),
         (_CELL + ";min-width:14em", phrases.reasons(entry)),
     )
     filled = (Markup('<td style="{}">{}</td>').format(style, cell) for style, cell in cells)

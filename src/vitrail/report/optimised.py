@@ -89,7 +89,7 @@ def _bar(entry: LedgerEntry, selection: Selection, slowest: float) -> Bar:
         request=phrases.number(other.p50) if other else "",
         parity=_parity(entry, selection),
         accuracy=f"{seen.accuracy.value:.4g} {seen.accuracy.provenance}" if seen.accuracy else "",
-        memory=phrases.number(seen.memory.peak) if seen.memory else "",
+        memory=phrases.peak(entry),
         size=phrases.number(seen.made.mib) if seen.made else "",
         made=f"{seen.made.seconds:.0f}" if seen.made and seen.made.seconds else "",
         share=100 * figures.judged.value / slowest,

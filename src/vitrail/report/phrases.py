@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 from vitrail import tasks
+from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import (
     LEAST,
     Accuracy,
@@ -66,6 +67,18 @@ def number(value: float) -> str:
     if value == 0 or abs(value) < 0.001:
         return f"{value:.1g}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def peak(entry: LedgerEntry, unit: str = "") -> str:
+    """`259`, with a unit `259 MiB`, of a process with more in it `259 MiB with PyTorch`; "": not known."""
+    memory = entry.observation.memory
+    return "" if memory is None else f"{number(memory.peak)}{unit and ' ' + unit}{beside_engine(entry)}"
+
+
+def beside_engine(entry: LedgerEntry) -> str:
+    """` with PyTorch` where the engine's process loads it, which figures of memory then hold; else ""."""
+    engine = RUNTIMES.get(entry.variant.runtime)
+    return f" with {engine.loads}" if engine is not None and engine.loads else ""
 
 
 def milliseconds(figures: LatencyFigures) -> str:

@@ -193,13 +193,13 @@ def columns(rows: list[list[str]]) -> list[str]:
 
 def _cells(entry: LedgerEntry, workload: Workload) -> list[str]:
     """Latency with its interval, accuracy with its provenance, memory; empty where not known."""
-    figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
+    figures = phrases.judged_figures(entry, workload)
     top1 = entry.observation.accuracy
     latency = phrases.milliseconds(figures).partition(" ")[2].replace(" ms", "") if figures else ""
     if latency and phrases.is_random(entry):
         latency += " random weights"
     accuracy = f"{top1.value:.4g} {top1.provenance}" if top1 else ""
-    return [latency, accuracy, phrases.number(memory.peak) if memory else ""]
+    return [latency, accuracy, phrases.peak(entry)]
 
 
 def _won(selection: Selection) -> list[str]:
@@ -213,15 +213,15 @@ def _won(selection: Selection) -> list[str]:
 
 
 def _facts(entry: LedgerEntry, workload: Workload) -> str:
-    figures, memory = phrases.judged_figures(entry, workload), entry.observation.memory
+    figures = phrases.judged_figures(entry, workload)
     said = []
     if figures is not None:
         mark = ", random weights" if phrases.is_random(entry) else ""
         said.append(f"{phrases.milliseconds(figures)} {phrases.scope(workload)}{mark}")
     if accuracy := phrases.named_accuracy(entry):
         said.append(accuracy)
-    if memory is not None:
-        said.append(f"{phrases.number(memory.peak)} MiB")
+    if memory := phrases.peak(entry, "MiB"):
+        said.append(memory)
     return "   ".join(said)
 
 

@@ -4,15 +4,15 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
     load(path, graph, target, *, threads, settings) -> Runner
     build(onnx, folder)               if the engine reads files other than ONNX
-    build(reference, folder, form)    if it compiles them of the module for one `export.requests.Form`
-    probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency
+    build(reference, folder, form)    if it builds them of the module, for one `export.requests.Form`
+    probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency; not
+                                      of an engine that is measured only where it is named
     memory(device) -> (peak, now)     in MiB, if its devices have memory of their own
 
 The places for future engines are given by their lines:
 
     "tensorrt"          runtimes/tensorrt.py                   needs an NVIDIA GPU
     "coreml"            runtimes/coreml.py                     needs macOS
-    "executorch"        runtimes/executorch.py                 its Python runtime imports torch
 
 A graph in int8 says so itself, in pairs of QuantizeLinear and DequantizeLinear (export/passes/quantize.py):
 an engine that has it in `precisions` reads them.
@@ -101,7 +101,9 @@ class Runtime:
     """The files the engine reads, first the one that it is given; the others may be absent. () where the
     model runs elsewhere."""
     builds: bool = False
-    """Whether these files are built by `build`, from the ONNX file unless the engine compiles."""
+    """Whether these files are built by `build`, from the ONNX file unless it says `of_module`."""
+    of_module: bool = False
+    """They are built of the module, for one batch: passes that rewrite the ONNX graph do not reach them."""
     compiles: bool = False
     """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
     unsigned: bool = False
@@ -115,7 +117,9 @@ class Runtime:
     reference: bool = False
     """Measured and shown, never shipped."""
     named_only: bool = False
-    """A reference that `select` measures only where `--runtimes` names it."""
+    """Measured only where `--runtimes` names it; `optimize` measures all references."""
+    loads: str = ""
+    """A library beside the engine that its process loads: figures of memory hold it, and are said to."""
 
     @property
     def entry(self) -> str:
@@ -146,6 +150,19 @@ RUNTIMES: dict[str, Runtime] = {
         unsigned=True,
         settings=(IMAGES, "session.intra_op.allow_spinning"),
         sharing=(("session.intra_op.allow_spinning", "0"),),
+    ),
+    "executorch": Runtime(
+        label="ExecuTorch",
+        code="vitrail.export.executorch",
+        distribution="executorch",
+        module="torch",  # what its Python runtime loads: the same for all models
+        install='pip install "vitrail[executorch]"',
+        precisions=("fp32",),
+        files=("model.pte", "lowered.json"),
+        builds=True,
+        of_module=True,
+        named_only=True,
+        loads="PyTorch",
     ),
     "pytorch": Runtime(
         label="PyTorch eager",
@@ -190,6 +207,7 @@ RUNTIMES: dict[str, Runtime] = {
         precisions=("fp32", "bf16"),
         files=("model.pt2", "compiled.json"),
         builds=True,
+        of_module=True,
         compiles=True,
         settings=("mode", "freezing"),
         reference=True,

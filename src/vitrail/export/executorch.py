@@ -1,0 +1,357 @@
+"""ExecuTorch with XNNPACK: a `.pte` of the module for one batch -> Runner, the engine of phones run here.
+
+`build` exports the module (torch.export), hands XNNPACK all it takes, and leaves the rest to ExecuTorch's
+own kernels. `load` needs only torch and ExecuTorch, not the rest of the workbench: the Python runtime takes
+and gives torch's tensors, so memory measured here is of a process with torch in it, unlike a phone's.
+
+Source: https://docs.pytorch.org/executorch (checked against the code of 1.5.1).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from vitrail import runtimes
+from vitrail.errors import InputError, MissingExtraError
+from vitrail.export.requests import ExportRequest, Form
+from vitrail.runtimes import Arrays, EngineMismatch
+from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
+from vitrail.words import counted
+
+try:
+    import torch
+except ModuleNotFoundError:  # ExecuTorch does not ask pip for it
+    raise MissingExtraError(
+        "PyTorch, which ExecuTorch's Python runtime loads,", runtimes.RUNTIMES["executorch"].install
+    ) from None
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+NAME, LABEL, BACKEND, METHOD = "executorch", "ExecuTorch", "XnnpackBackend", "forward"
+PROGRAM, FACTS = "model.pte", "lowered.json"
+MIB = 1024 * 1024
+
+TOLERANCE = 1e-4
+"""Largest relative difference between the file and the module it was made from."""
+RANDOM_TOLERANCE = 0.1
+"""The same for random weights, which are only timed (see onnx.RANDOM_TOLERANCE)."""
+
+KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+"""c10::ScalarType's numbers, which a program's tensors carry."""
+
+_LOADING = threading.Lock()
+_OPEN: weakref.WeakSet[ExecuTorchRunner] = weakref.WeakSet()
+"""Runners of this process: they share one pool of threads, and keep a pointer to it."""
+
+
+class Lowered(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept beside a program."""
+
+    form: Form
+    parts: int
+    """Parts of the graph that XNNPACK runs."""
+    left: dict[str, int]
+    """Operators that ExecuTorch's own kernels run, and how often each occurs."""
+    relative_difference: float
+    """From the module, on one batch of noise."""
+
+
+class ExecuTorchRunner:
+    """A loaded method; `run` is not thread-safe."""
+
+    def __init__(self, method: Any, facts: RunnerFacts) -> None:
+        self._method = method
+        self.facts = facts
+        _OPEN.add(self)
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named inputs -> named outputs, which the engine copies out of its memory."""
+        (graph,) = self.facts.graphs
+        outputs = self._method([torch.from_numpy(np.ascontiguousarray(inputs[s.name])) for s in graph.inputs])
+        return {spec.name: value.numpy() for spec, value in zip(graph.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        """Drop the method, and its program with it."""
+        _OPEN.discard(self)
+        del self._method
+
+
+# --- making a program -------------------------------------------------------------------------------
+
+
+def build(reference: Path, folder: Path, form: Form) -> None:
+    """Lower the module of an export's `reference.json` into `folder`, and compare the two on noise.
+
+    Raises:
+        InputError: the description or its weights are damaged, or the module cannot be exported; or an
+            operator that ExecuTorch does not have, named with the module it comes from.
+        EngineMismatch: the program computes something else than the module.
+    """
+    from vitrail.export import eager, passes  # timm: not to load what was built
+
+    request = _read(reference)
+    torch.set_num_threads(request.threads)
+    model = eager.module(request, request.image_size, features=request.features)
+    changed = passes.applied(model, request.passes)
+    assert changed is not None, "an export with nothing to do was refused before"
+    side = request.image_size
+    noise = np.random.default_rng(0).standard_normal((form.batch_size, 3, side, side), dtype=np.float32)
+    tolerance = RANDOM_TOLERANCE if request.weights is None or request.passes else TOLERANCE
+    lower(changed, noise, folder, form, tolerance)
+
+
+def lower(
+    model: nn.Module, images: np.ndarray, folder: Path, form: Form, tolerance: float = TOLERANCE
+) -> None:
+    """Write the program of a module for just the shape of `images`, (B, 3, H, W); raises as `build`."""
+    example = torch.from_numpy(images)
+    with torch.no_grad():
+        try:
+            exported = torch.export.export(model, (example,))
+        except Exception as error:
+            raise InputError(
+                f"PyTorch cannot export this model ({_first_line(error)}): use another engine."
+            ) from error
+        lowered = _lowered(exported)
+        edge = lowered.exported_program()
+        nodes = [node for node in edge.graph.nodes if node.op == "call_function"]
+        delegated = sum("executorch_call_delegate" in str(node.target) for node in nodes)
+        left = Counter(_operator(node.target) for node in nodes if hasattr(node.target, "_schema"))
+        try:
+            program = lowered.to_executorch()
+        except Exception as error:
+            raise _lacking(re.findall(r"'(\w+::[\w.]+)'", str(error)), edge, error) from error
+        with (folder / PROGRAM).open("wb") as file:
+            program.write_to_file(file)
+        expected = model(example).numpy()
+    method, _ = _opened(folder / PROGRAM)
+    difference = _difference(method([example])[0].numpy(), expected)
+    if not difference <= tolerance:
+        raise EngineMismatch(f"ExecuTorch's program differs from the module by {difference:.1e} (relative).")
+    kept = Lowered(form=form, parts=delegated, left=dict(left), relative_difference=difference)
+    (folder / FACTS).write_bytes(msgspec.json.encode(kept))
+
+
+def _lowered(exported: ExportedProgram) -> Any:
+    """The program with XNNPACK's parts cut out of it, in ExecuTorch's edge dialect."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+    # What depends on no image (resampled positions, gathered biases) would be computed anew in every call, by
+    # ExecuTorch's own kernels or, where these lack an operator, not at all.
+    exported = constant_prop_pass(exported)
+    try:
+        return to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    except Exception as error:
+        found = re.findall(r"Operator (?:torch\._ops\.)?(\w+\.\w+)(?:\.\w+)? is not", str(error))
+        raise _lacking(
+            [name.replace(".", "::", 1) for name in found], exported.run_decompositions(), error
+        ) from error
+
+
+def _lacking(operators: Iterable[str], program: ExportedProgram, error: Exception) -> InputError:
+    """One sentence that names operators and where they come from; what was raised, if it names none."""
+    wanted = [name.partition(".")[0] for name in dict.fromkeys(operators)]
+    if not wanted:
+        return InputError(f"ExecuTorch cannot lower this model ({_first_line(error)}): use another engine.")
+    said = [f"{name}{_origin(name, program)}" for name in wanted]
+    return InputError(
+        f"ExecuTorch has no operator {' and no '.join(said)}: use another engine, or rewrite that module."
+    )
+
+
+def _origin(operator: str, program: ExportedProgram) -> str:
+    """` (in blocks.0, an Attention)` of the first node with that operator; "" where it is not known."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _operator(node.target) == operator:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            if stack:
+                path, kind = stack[-1]
+                kind = kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+                return f" (used in {path or 'the model itself'}, a {kind})"
+    return ""
+
+
+def _operator(target: Any) -> str:
+    """`aten::lgamma` of an operator, in either dialect."""
+    schema = getattr(target, "_schema", None)
+    return str(schema.name) if schema is not None else str(target)
+
+
+def _difference(given: np.ndarray, expected: np.ndarray) -> float:
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(given - wide)) / (float(np.linalg.norm(wide)) or 1.0)
+
+
+def _read(path: Path) -> ExportRequest:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ExportRequest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"ExecuTorch cannot read {path.name}: export it again ({error}).") from None
+
+
+# --- running one ------------------------------------------------------------------------------------
+
+
+def load(
+    path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]
+) -> ExecuTorchRunner:
+    """Open a program; it takes no engine settings.
+
+    Raises:
+        InputError: the program is missing or damaged, or this ExecuTorch lacks something that it needs.
+        EngineMismatch: another number of threads, or another batch than it was made for.
+    """
+    assert not settings, settings
+    with _LOADING:
+        _use_threads(threads)
+        method, engine = _opened(path)
+    loaded = _graph(method.method_meta(), graph)
+    _check_batch(loaded, graph, path)
+    facts = RunnerFacts(
+        runtime=target.runtime,
+        version=str(runtimes.version(NAME)),
+        precision=target.precision,
+        threads=int(engine._threadpool_get_thread_count()),
+        graphs=(loaded,),
+        details=(("process", "with PyTorch in it"), *_kept(path.parent / FACTS)),
+    )
+    return ExecuTorchRunner(method, facts)
+
+
+def _engine() -> Any:
+    """The compiled runtime.
+
+    The public module (`executorch.runtime`) gives the same functions, and loads the exporter beside it: 8 s
+    and 220 MiB that only making a program needs.
+    """
+    try:
+        import executorch.extension.pybindings._C as engine
+    except ImportError:  # the module's name is ExecuTorch's own business
+        import executorch.extension.pybindings.portable_lib as engine
+    return engine
+
+
+def _use_threads(threads: int) -> None:
+    """Set and read back the number of threads, which is one for the process.
+
+    Raises:
+        EngineMismatch: another number than requested.
+    """
+    engine = _engine()
+    with _said():
+        now = int(engine._threadpool_get_thread_count())
+        if now != threads and _OPEN:  # a new pool would take away that of the programs that are open
+            raise EngineMismatch(
+                f"ExecuTorch has one number of threads for a process, and here it is {now}, not {threads}: "
+                f"ask for {now}, or close what is loaded."
+            )
+        if now != threads:
+            engine._unsafe_reset_threadpool(threads)
+        now = int(engine._threadpool_get_thread_count())
+    if now != threads:
+        raise EngineMismatch(f"ExecuTorch was asked for {counted(threads, 'thread')} and uses {now}.")
+
+
+def _opened(path: Path) -> tuple[Any, Any]:
+    """The program's one method, and the runtime that it is of."""
+    engine = _engine()
+    if not engine._is_available(BACKEND):
+        raise InputError("This ExecuTorch was built without XNNPACK: install the one on PyPI.")
+    with _said() as said:
+        try:
+            check = engine.Verification.InternalConsistency
+            method = engine._load_program(str(path), program_verification=check).load_method(METHOD)
+        except Exception as error:
+            why = said() or _first_line(error)
+            raise InputError(f"ExecuTorch cannot read {path.name}: export it again ({why}).") from None
+    return method, engine
+
+
+def _graph(meta: Any, asked: Graph) -> Graph:
+    """The graph with the shapes and types that the program has; it keeps the order of its tensors, no names.
+
+    Raises:
+        EngineMismatch: another number of inputs or outputs.
+    """
+    if (meta.num_inputs(), meta.num_outputs()) != (len(asked.inputs), len(asked.outputs)):
+        raise EngineMismatch(
+            f"ExecuTorch's program has {counted(meta.num_inputs(), 'input')} and "
+            f"{counted(meta.num_outputs(), 'output')}, not {len(asked.inputs)} and {len(asked.outputs)}."
+        )
+
+    def spec(named: TensorSpec, info: Any) -> TensorSpec:
+        kind = KINDS.get(info.dtype(), f"type {info.dtype()}")
+        return TensorSpec(name=named.name, shape=tuple(info.sizes()), dtype=kind)
+
+    return Graph(
+        name=asked.name,
+        entry=asked.entry,
+        inputs=tuple(spec(named, meta.input_tensor_meta(i)) for i, named in enumerate(asked.inputs)),
+        outputs=tuple(spec(named, meta.output_tensor_meta(i)) for i, named in enumerate(asked.outputs)),
+    )
+
+
+def _check_batch(loaded: Graph, asked: Graph, path: Path) -> None:
+    theirs, ours = loaded.inputs[0].shape, asked.inputs[0].shape
+    if theirs[1:] == ours[1:] and theirs[0] != ours[0]:
+        raise EngineMismatch(
+            f"{path.name} was made for {theirs[0]} at once, and {ours[0]} at once are asked for: "
+            f"ask for {theirs[0]}, or make it again with --batch-size {ours[0]}."
+        )
+
+
+def _kept(path: Path) -> tuple[tuple[str, str], ...]:
+    """What lowering did, for the facts; () where the file beside the program is gone."""
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=Lowered)
+    except (OSError, msgspec.DecodeError):
+        return ()
+    left = " ".join(f"{name.removeprefix('aten::')}:{count}" for name, count in sorted(kept.left.items()))
+    return ("XNNPACK runs", counted(kept.parts, "part")), ("own kernels run", left or "nothing")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first, or its kind."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:200] for line in lines if line), type(error).__name__)
+
+
+@contextmanager
+def _said() -> Iterator[Any]:
+    """Catch what the runtime writes to stderr: why a program cannot be loaded stands only there.
+
+    In every process it also tells there in which files it looked for the kind of CPU.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+
+        def last() -> str:
+            lines = os.pread(file.fileno(), MIB, 0).decode("utf-8", "replace").splitlines()
+            found = [re.sub(r"^\[[\w.]+:\d+\] ", "", line).strip().rstrip(".") for line in lines]
+            found = [line for line in found if line]
+            return found[-1][:200] if found else ""
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield last
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
