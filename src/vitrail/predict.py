@@ -19,6 +19,7 @@ import numpy as np
 
 from vitrail import runtimes, tasks
 from vitrail.artifact import Artifact, open_artifact
+from vitrail.closing import Closing
 from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
 from vitrail.images.decode import decode
@@ -43,7 +44,7 @@ class Cut:
 CUT = Cut()
 
 
-class Predictor:
+class Predictor(Closing):
     """A loaded export with its task. Not thread-safe: one request at a time.
 
     Args:
@@ -213,12 +214,6 @@ class Predictor:
     def close(self) -> None:
         """Free the engine."""
         self.runner.close()
-
-    def __enter__(self) -> Predictor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _prepared(
         self, images: Iterator[Any], prepare: Callable[[Any], Arrays] | None = None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NOT_AT_HAND", "counted", "is_utf8", "shown", "some_of", "utf8", "utf8_all"]
+__all__ = ["NOT_AT_HAND", "counted", "first_line", "is_utf8", "shown", "some_of", "utf8", "utf8_all"]
 
 NOT_AT_HAND = "weights not at hand"
 """The phrase for what could win but has no weights on this machine; notes about it begin with it."""
@@ -23,6 +23,12 @@ _LONE = re.compile("[\ud800-\udfff]")
 # A name must not reverse the text printed around it (Unicode's TR 36, 3.6).
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, at most 200 letters, or its kind."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:200] for line in lines if line), type(error).__name__)
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

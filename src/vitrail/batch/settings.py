@@ -15,7 +15,7 @@ from vitrail.errors import VitrailError
 from vitrail.hardware import usable_cores
 from vitrail.images.limits import Limits
 from vitrail.predict import MOST_WORKERS, Predictor, from_artifact
-from vitrail.runtimes import RUNTIMES
+from vitrail.runtimes import side_by_side
 from vitrail.runtimes.parts import IMAGES
 
 __all__ = ["MEASURED_FROM", "Settings", "candidates", "measured", "open_predictor", "single", "usual"]
@@ -65,8 +65,7 @@ def usual(artifact: Artifact, *, threads: int | None, workers: int | None, remot
 def _side_by_side(artifact: Artifact, plain: Settings) -> Settings:
     """Several images at a time, a stream of the engine for each thread; `plain` where it cannot."""
     variant, (graph,) = artifact.manifest.variant, artifact.manifest.graphs
-    takes = IMAGES in RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
-    if plain.threads == 1 or not takes or any(s.shape[0] != "B" for s in (*graph.inputs, *graph.outputs)):
+    if plain.threads == 1 or not side_by_side(variant, graph):
         return plain
     batch_size = max(plain.batch_size, SIDE_BY_SIDE * plain.threads)
     return replace(plain, batch_size=batch_size, engine={IMAGES: "1"})

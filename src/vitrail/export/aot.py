@@ -18,12 +18,12 @@ from torch import nn
 
 from vitrail.errors import InputError
 from vitrail.export import eager
-from vitrail.export.compiled import cannot_compile, compiler_options, described, first_line
+from vitrail.export.compiled import cannot_compile, compiler_options, described
 from vitrail.export.reference import DTYPES, ModuleRunner, check_precision, read, read_back, use_threads
 from vitrail.export.requests import Form
 from vitrail.runtimes import EngineMismatch, cxx
 from vitrail.vocabulary import Graph, Target
-from vitrail.words import counted
+from vitrail.words import counted, first_line
 
 LABEL = "PyTorch AOTInductor"
 PACKAGE, FACTS = "model.pt2", "compiled.json"

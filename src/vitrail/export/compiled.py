@@ -28,6 +28,7 @@ from vitrail.export.reference import (
 )
 from vitrail.runtimes import cxx
 from vitrail.vocabulary import Graph, RunnerFacts, Target
+from vitrail.words import first_line
 
 LABEL = "PyTorch compiled"
 MODES = ("default", "max-autotune")
@@ -120,12 +121,6 @@ def cannot_compile(error: Exception) -> InputError:
         f"PyTorch cannot compile this model here ({first_line(error)}): check that the C++ compiler works "
         f"and that Python's headers are installed (`{cxx.INSTALL} python3-dev`), or measure eager PyTorch."
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, or its kind."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line[:200] for line in lines if line), type(error).__name__)
 
 
 def _counted() -> tuple[tuple[str, str], ...]:

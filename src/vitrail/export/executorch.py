@@ -26,10 +26,10 @@ import numpy as np
 
 from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.export.requests import ExportRequest, Form
+from vitrail.export.requests import Form
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
-from vitrail.words import counted
+from vitrail.words import counted, first_line
 
 try:
     import torch
@@ -103,8 +103,9 @@ def build(reference: Path, folder: Path, form: Form) -> None:
         EngineMismatch: the program computes something else than the module.
     """
     from vitrail.export import eager, passes  # timm: not to load what was built
+    from vitrail.export.reference import read
 
-    request = _read(reference)
+    request = read(reference, LABEL)
     torch.set_num_threads(request.threads)
     model = eager.module(request, request.image_size, features=request.features)
     changed = passes.applied(model, request.passes)
@@ -125,7 +126,7 @@ def lower(
             exported = torch.export.export(model, (example,))
         except Exception as error:
             raise InputError(
-                f"PyTorch cannot export this model ({_first_line(error)}): use another engine."
+                f"PyTorch cannot export this model ({first_line(error)}): use another engine."
             ) from error
         lowered = _lowered(exported)
         edge = lowered.exported_program()
@@ -169,7 +170,7 @@ def _lacking(operators: Iterable[str], program: ExportedProgram, error: Exceptio
     """One sentence that names operators and where they come from; what was raised, if it names none."""
     wanted = [name.partition(".")[0] for name in dict.fromkeys(operators)]
     if not wanted:
-        return InputError(f"ExecuTorch cannot lower this model ({_first_line(error)}): use another engine.")
+        return InputError(f"ExecuTorch cannot lower this model ({first_line(error)}): use another engine.")
     said = [f"{name}{_origin(name, program)}" for name in wanted]
     return InputError(
         f"ExecuTorch has no operator {' and no '.join(said)}: use another engine, or rewrite that module."
@@ -197,13 +198,6 @@ def _operator(target: Any) -> str:
 def _difference(given: np.ndarray, expected: np.ndarray) -> float:
     wide = expected.astype(np.float64)
     return float(np.linalg.norm(given - wide)) / (float(np.linalg.norm(wide)) or 1.0)
-
-
-def _read(path: Path) -> ExportRequest:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ExportRequest)
-    except (OSError, msgspec.DecodeError) as error:
-        raise InputError(f"ExecuTorch cannot read {path.name}: export it again ({error}).") from None
 
 
 # --- running one ------------------------------------------------------------------------------------
@@ -279,7 +273,7 @@ def _opened(path: Path) -> tuple[Any, Any]:
             check = engine.Verification.InternalConsistency
             method = engine._load_program(str(path), program_verification=check).load_method(METHOD)
         except Exception as error:
-            why = said() or _first_line(error)
+            why = said() or first_line(error)
             raise InputError(f"ExecuTorch cannot read {path.name}: export it again ({why}).") from None
     return method, engine
 
@@ -325,12 +319,6 @@ def _kept(path: Path) -> tuple[tuple[str, str], ...]:
         return ()
     left = " ".join(f"{name.removeprefix('aten::')}:{count}" for name, count in sorted(kept.left.items()))
     return ("XNNPACK runs", counted(kept.parts, "part")), ("own kernels run", left or "nothing")
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says first, or its kind."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line[:200] for line in lines if line), type(error).__name__)
 
 
 @contextmanager

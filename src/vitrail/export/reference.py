@@ -98,8 +98,8 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
     return ModuleRunner(made.model, made.dtype, facts, autocast if cast else nullcontext)
 
 
-def read(path: Path) -> ExportRequest:
-    """What the export's `reference.json` describes.
+def read(path: Path, engine: str = "PyTorch") -> ExportRequest:
+    """What the export's `reference.json` describes; errors say that `engine` cannot read it.
 
     Raises:
         InputError: it is missing or damaged.
@@ -107,7 +107,7 @@ def read(path: Path) -> ExportRequest:
     try:
         return msgspec.json.decode(path.read_bytes(), type=ExportRequest)
     except (OSError, msgspec.DecodeError) as error:
-        raise InputError(f"PyTorch cannot read {path.name}: export it again ({error}).") from None
+        raise InputError(f"{engine} cannot read {path.name}: export it again ({error}).") from None
 
 
 def prepared(request: ExportRequest, graph: Graph, precision: str) -> Prepared:

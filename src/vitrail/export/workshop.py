@@ -6,11 +6,11 @@ alone; the next job starts a new one.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
 
+from vitrail.closing import Closing
 from vitrail.measure.sandbox import Child, ChildFailure
 
 MEMORY_MIB = 12_288.0
@@ -22,7 +22,7 @@ LOAD_TIMEOUT_S = 120.0
 Job = Literal["export", "rewrite", "build", "write_head", "reference_outputs"]
 
 
-class Workshop:
+class Workshop(Closing):
     """Runs jobs of `export/work.py`; `close` ends the process.
 
     Args:
@@ -33,17 +33,6 @@ class Workshop:
         self._function = function
         self._child: Child | None = None
         self._loaded = False
-
-    def __enter__(self) -> Workshop:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def start(self) -> None:
         """Begin to load the libraries, in the background, unless that was done."""

@@ -17,12 +17,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import psutil
 
 from vitrail import privacy, store
+from vitrail.closing import Closing
 from vitrail.errors import VitrailError
 
 __all__ = ["Child", "ChildFailure", "ChildTimeout", "call"]
@@ -41,7 +41,7 @@ class ChildTimeout(ChildFailure):
     """A child was ended because its time was up: nothing is known about what it did not finish."""
 
 
-class Child:
+class Child(Closing):
     """A child process that called `function(payload)` and answers to calls on what it returned.
 
     Args:
@@ -72,17 +72,6 @@ class Child:
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
         self._send({"function": function, "payload": dict(payload)})
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def result(self, timeout_s: float) -> Any:
         """Wait for the answer to the function call itself (a session answers None).

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
 from vitrail.runtimes.parts import IMAGES
-from vitrail.vocabulary import Graph, Precision, RunnerFacts, Target, TensorSpec
+from vitrail.vocabulary import Graph, Precision, RunnerFacts, Target, TensorSpec, Variant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ __all__ = [
     "installed",
     "load",
     "memory",
+    "side_by_side",
     "sized",
     "version",
 ]
@@ -221,6 +222,16 @@ def implementation(name: str) -> ModuleType:
     return importlib.import_module(RUNTIMES[name].code)
 
 
+def side_by_side(variant: Variant, graph: Graph) -> bool:
+    """Whether the engine can run a batch as single images, which the variant does not settle by itself."""
+    takes = IMAGES in RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
+    return takes and _has_batch(graph)
+
+
+def _has_batch(graph: Graph) -> bool:
+    return all(spec.shape[0] == "B" for spec in (*graph.inputs, *graph.outputs))
+
+
 def version(name: str) -> str | None:
     """Version of a runtime's library by its package metadata; None if it is not installed."""
     from importlib import metadata
@@ -293,7 +304,7 @@ def load(
     whole("threads", threads)
     if "B" in sizes:
         whole("batch_size", sizes["B"])
-    if IMAGES in (settings or {}) and not all(s.shape[0] == "B" for s in (*graph.inputs, *graph.outputs)):
+    if IMAGES in (settings or {}) and not _has_batch(graph):
         raise InputError(f"{graph.name} has tensors without a batch: run it without the setting {IMAGES}.")
     asked = sized(graph, sizes)
     input_bytes([[int(side) for side in spec.shape] for spec in asked.inputs])

@@ -49,10 +49,10 @@ class Engines:
         self.most = 1
         self._loaded = {1: self.first}
         self._latencies: dict[int, deque[float]] = {1: deque(maxlen=KEPT)}
+        """Of each loaded size, and of `BESIDE` where that is used, in ms."""
         self.beside: predict.Predictor | None = None
         """Runs as many single images at the same time as it has threads; None: not known yet, or batches are
         better."""
-        self._beside_ms: deque[float] = deque(maxlen=KEPT)
         self._running = threading.Lock()
         self._figures: _Figures | None = None
 
@@ -76,14 +76,15 @@ class Engines:
 
     def beside_ms(self) -> float:
         """The 95th percentile of the latency of an image beside others; 0: not known."""
-        return batching.p95(list(self._beside_ms)) if self._beside_ms else 0.0
+        return self._p95(batching.BESIDE)
 
     def sizes(self) -> dict[int, float]:
         """Compiled sizes with the 95th percentile of their latency in ms; 0: not known yet."""
-        return {
-            size: batching.p95(self._latencies[size]) if self._latencies[size] else 0.0
-            for size in list(self._loaded)
-        }
+        return {size: self._p95(size) for size in list(self._loaded)}
+
+    def _p95(self, size: int) -> float:
+        latencies = list(self._latencies.get(size, ()))  # other threads add to it
+        return batching.p95(latencies) if latencies else 0.0
 
     def run(self, inputs: Arrays, size: int) -> tuple[Arrays, float]:
         """Outputs of at most `size` rows, and the seconds in the engine."""
@@ -101,7 +102,7 @@ class Engines:
         begin = time.perf_counter()
         outputs = self.beside.run_beside(inputs)
         seconds = time.perf_counter() - begin
-        self._beside_ms.append(seconds * 1e3)
+        self._latencies[batching.BESIDE].append(seconds * 1e3)
         return outputs, seconds
 
     def tune(self, most: int, promise_ms: float | None, idle: Callable[[], bool]) -> None:
@@ -151,20 +152,17 @@ class Engines:
         if loaded is None:
             return
         self._latencies[1].extend(timed[1])
+        self._latencies[best] = deque(timed[best], maxlen=KEPT)
         if best == batching.BESIDE:
-            self._beside_ms.extend(timed[best])
             self.beside = loaded
         else:
-            self._latencies[best] = deque(timed[best], maxlen=KEPT)
             self._loaded[best] = loaded
             self.most = best
 
     def _side_by_side(self) -> tuple[int, ...]:
         """`BESIDE` where the engine can."""
         variant, (graph,) = self._artifact.manifest.variant, self._artifact.manifest.graphs
-        takes = IMAGES in runtimes.RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
-        rows = all(spec.shape[0] == "B" for spec in (*graph.inputs, *graph.outputs))
-        return (batching.BESIDE,) if takes and rows and self.threads > 1 else ()
+        return (batching.BESIDE,) if self.threads > 1 and runtimes.side_by_side(variant, graph) else ()
 
     def leave(self) -> None:
         """The process is about to end in peace: a size that is being tried may be tried again."""

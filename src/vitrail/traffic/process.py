@@ -14,10 +14,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
+from vitrail.closing import Closing
 from vitrail.errors import InputError
 
 __all__ = ["Server"]
@@ -32,7 +32,7 @@ LEAVE_S = 5.0
 _SERVING = re.compile(r"serving .* on http://127\.0\.0\.1:(\d+)")
 
 
-class Server:
+class Server(Closing):
     """A started server, which answers as recorded when the constructor returns; close it when done.
 
     Args:
@@ -64,17 +64,6 @@ class Server:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def alive(self) -> bool:
