@@ -168,7 +168,7 @@ class Kitchen:
                 if engine.reference or engine.named_only or row.runtime not in ("", name):
                     continue
                 for precision in precisions:
-                    if precision in engine.precisions:
+                    if precision in engine.on("cpu"):
                         yield Variant(
                             candidate=which.candidate,
                             image_size=which.candidate.preprocess.image_size,

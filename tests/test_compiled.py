@@ -286,4 +286,4 @@ def test_a_damaged_description_is_one_sentence(tiny_export, tmp_path, runtime):
     if cxx.found() is None and RUNTIMES[runtime].compiles:
         pytest.skip("needs a C++ compiler")
     with pytest.raises(InputError, match=r"cannot read reference.json: export it again"):
-        load(folder, runtime, RUNTIMES[runtime].precisions[-1], size=64, classes=10)
+        load(folder, runtime, RUNTIMES[runtime].on("cpu")[-1], size=64, classes=10)

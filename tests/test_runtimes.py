@@ -28,7 +28,7 @@ from vitrail.vocabulary import Graph, Preprocess, Target, TensorSpec
 SIZE, CLASSES = 64, 10
 READY = {name: runtime for name, runtime in RUNTIMES.items() if not (runtime.compiles or runtime.of_module)}
 """What compiles, or is built of the module, takes seconds a test: test_compiled.py, test_executorch.py."""
-PAIRS = [(name, precision) for name, runtime in READY.items() for precision in runtime.precisions]
+PAIRS = [(name, precision) for name, runtime in READY.items() for precision in runtime.on("cpu")]
 EXACT = [name for name, precision in PAIRS if precision == "fp32"]
 CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -299,7 +299,7 @@ def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, mon
     rest = {name for name in here_now if RUNTIMES[name].distribution != missing}
     assert set(runtimes.installed()) == rest
     with pytest.raises(MissingExtraError, match=r"is not installed: run `.*pip install ") as raised:
-        load(tiny_export, runtime, RUNTIMES[runtime].precisions[0])
+        load(tiny_export, runtime, RUNTIMES[runtime].on("cpu")[0])
     assert raised.value.install == here(RUNTIMES[runtime].install)
 
 

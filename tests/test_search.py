@@ -396,7 +396,7 @@ def with_references(grid):
         for variant in variants(catalog.find(MODELS), WORKLOAD, SearchSettings(runtimes=("openvino",)))
         for name, engine in RUNTIMES.items()
         if engine.reference
-        for precision in engine.precisions
+        for precision in engine.on("cpu")
     }
 
 

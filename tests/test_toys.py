@@ -54,7 +54,7 @@ def toy_runtime(monkeypatch):
         distribution="numpy",
         module="numpy",
         install="pip install toy",
-        precisions=("fp32",),
+        precisions={"cpu": ("fp32",)},
         files=("toy.txt",),
         builds=True,
     )
@@ -133,7 +133,9 @@ def test_an_engine_is_one_file_and_one_row(toy_runtime, tmp_path):
 
 
 def test_an_engine_is_probed_on_its_devices_alone(toy_runtime, monkeypatch):
-    monkeypatch.setitem(runtimes.RUNTIMES, "toy", replace(runtimes.RUNTIMES["toy"], devices=("toy",)))
+    monkeypatch.setitem(
+        runtimes.RUNTIMES, "toy", replace(runtimes.RUNTIMES["toy"], precisions={"toy": ("fp32",)})
+    )
     asked = []
 
     class Here:
@@ -184,7 +186,7 @@ def test_an_engine_may_have_no_files(monkeypatch, tmp_path):
         distribution="numpy",
         module="numpy",
         install="pip install endpoint",
-        precisions=("fp32",),
+        precisions={"cpu": ("fp32",)},
         files=(),
     )
     monkeypatch.setitem(runtimes.RUNTIMES, "endpoint", row)

@@ -20,7 +20,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=0)]
 
 Implementation = Literal["vitrail", "timm", "onnx"]
 """Whose graph a variant is: ours, timm's, or that of a person's own ONNX file."""
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
 """The stages whose latency can be limited."""
 Stage: TypeAlias = str

@@ -7,7 +7,7 @@ the package, and needs no compiler any more.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vitrail.export import eager
 from vitrail.export.compiled import cannot_compile, compiler_options, described
 from vitrail.export.reference import DTYPES, ModuleRunner, check_precision, read, read_back, use_threads
 from vitrail.export.requests import Form
-from vitrail.runtimes import EngineMismatch, cxx
+from vitrail.runtimes import Arrays, EngineMismatch, cxx
 from vitrail.vocabulary import Graph, Target
 from vitrail.words import counted, first_line
 
@@ -38,7 +38,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """Exporting and compiling."""
 
 
-def build(reference: Path, folder: Path, form: Form) -> None:
+def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Arrays] = ()) -> None:
     """Compile the module of an export's `reference.json` into `folder`.
 
     Raises:

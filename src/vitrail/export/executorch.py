@@ -16,7 +16,7 @@ import tempfile
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +94,7 @@ class ExecuTorchRunner:
 # --- making a program -------------------------------------------------------------------------------
 
 
-def build(reference: Path, folder: Path, form: Form) -> None:
+def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Arrays] = ()) -> None:
     """Lower the module of an export's `reference.json` into `folder`, and compare the two on noise.
 
     Raises:

@@ -30,6 +30,7 @@ from vitrail.export.requests import (
 )
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import evenly_spaced
+from vitrail.measure.sandbox import ChildFailure
 from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import Candidate, Export, Rewriting, Variant
 from vitrail.weights.find import Located, WeightsFinder, WeightsUnavailable
@@ -191,6 +192,17 @@ class Exports:
             batch=self._own[variant.candidate.name][1].batch if variant.candidate.name in self._own else None,
         )
 
+    def _quantise_module(self, variant: Variant) -> QuantiseRequest | None:
+        """How an engine that builds of the module makes int8 of it; None: it makes none."""
+        engine = runtimes.RUNTIMES[variant.runtime]
+        if variant.precision != "int8" or not engine.of_module:
+            return None
+        if self._max_drop is not None:
+            raise ChildFailure(
+                f"{engine.label} cannot keep layers of int8 in higher precision: no --max-drop"
+            )
+        return msgspec.structs.replace(self._quantise(variant), batch=self._batch_size)
+
     def _graph_passes(self, variant: Variant) -> list[str]:
         before = passes.of_module(variant.passes)
         return [name for name in variant.passes if name not in before]
@@ -209,12 +221,12 @@ class Exports:
             assert self.calibration is not None, "int8 needs photos to be calibrated on"
             judged = self.dataset.digest if self.dataset else None
             control = None if self._max_drop is None else {"max_drop": self._max_drop, "data": judged}
-            key |= {"calibration": self.calibration.digest, "control": control, **work.quantiser()}
+            key |= {"calibration": self.calibration.digest, "control": control, **_quantiser(variant)}
         return key
 
     def _graph_folder(self, variant: Variant, base: Path) -> Path:
         key = self.rewrite_key(variant)
-        if not key:
+        if not key or runtimes.RUNTIMES[variant.runtime].of_module:
             return base
         names = [*self._graph_passes(variant), *(["int8"] if variant.precision == "int8" else [])]
         return base / "rewritten" / f"{'-'.join(names)}-{store.digest_of(key)[:16]}"
@@ -228,6 +240,7 @@ class Exports:
                 runtime=variant.runtime,
                 target=str(target),
                 form=self._form(variant),
+                quantise=self._quantise_module(variant),
                 unsigned=_takes_unsigned(variant),
             )
             with store.swept(folder):
@@ -249,6 +262,7 @@ class Exports:
         engine = runtimes.RUNTIMES[variant.runtime]
         if not engine.of_module:
             return None
+        calibration = self.calibration if variant.precision == "int8" else None
         return Form(
             precision=variant.precision,
             batch_size=self._batch_size,
@@ -256,6 +270,7 @@ class Exports:
             settings=dict(variant.settings),
             machine=self._machine if engine.compiles else "",
             engine="" if engine.reference else f"{variant.runtime} {runtimes.version(variant.runtime)}",
+            calibration=calibration.digest if calibration is not None else "",
         )
 
     def discard(self, variant: Variant) -> None:
@@ -273,7 +288,7 @@ class Exports:
     def _read_export(self, folder: Path, variant: Variant, files_at: Path) -> Export:
         manifest = _export_facts(folder)
         engine = runtimes.RUNTIMES[variant.runtime]
-        toolchain = manifest["toolchain"] | (work.quantiser() if variant.precision == "int8" else {})
+        toolchain = manifest["toolchain"] | _quantiser(variant)
         return Export(
             folder=str(files_at),
             files=tuple(name for name in engine.files if (files_at / name).is_file()),
@@ -288,7 +303,7 @@ class Exports:
     def _rewriting(self, variant: Variant, base: Path) -> Rewriting | None:
         graph = self._graph_folder(variant, base)
         if graph == base:
-            return None
+            return self._module_quantised(variant)
         facts = msgspec.json.decode((graph / REWRITTEN_FILE).read_bytes())
         found = Rewriting(places=tuple(facts["places"].items()), seconds=float(facts["seconds"]))
         if variant.precision != "int8":
@@ -302,6 +317,17 @@ class Exports:
             calibration_photos=int8["photos"],
             kept=tuple(int8["kept"]),
             tried=tuple((int(layers), float(drop)) for layers, drop in int8["tried"]),
+        )
+
+    def _module_quantised(self, variant: Variant) -> Rewriting | None:
+        """What an engine did that made int8 of the module; None: it did not."""
+        if variant.precision != "int8":
+            return None
+        assert self.calibration is not None
+        return Rewriting(
+            calibration=self.calibration.digest,
+            calibrated_on=self.calibration.source,
+            calibration_photos=len(self.calibration.photos),
         )
 
     def _export_folder(self, variant: Variant) -> Path:
@@ -339,6 +365,12 @@ class Exports:
 
 def _takes_unsigned(variant: Variant) -> bool:
     return variant.precision == "int8" and runtimes.RUNTIMES[variant.runtime].unsigned
+
+
+def _quantiser(variant: Variant) -> dict[str, str]:
+    """The versions of what made int8 of its graph; empty: it is not, or its engine did."""
+    by_engine = runtimes.RUNTIMES[variant.runtime].of_module
+    return work.quantiser() if variant.precision == "int8" and not by_engine else {}
 
 
 def _refuse_idle(made: dict[str, Any]) -> None:

@@ -120,6 +120,8 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprint of the hardware, where the code uses the instructions of the CPU it was compiled on."""
     engine: str = ""
     """Version of what builds it, where no other key holds that."""
+    calibration: str = ""
+    """Digest of the photos that int8 is calibrated on; "": it is not int8."""
 
 
 class QuantiseRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +165,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The folder to make."""
     form: Form | None = None
     """Of an engine that builds of the module."""
+    quantise: QuantiseRequest | None = None
+    """How such an engine makes int8 of it."""
     unsigned: bool = False
     """The files are the int8 graph itself, its activations unsigned."""
 

@@ -58,14 +58,19 @@ def write_unsigned(int8: Path, folder: Path) -> None:
     onnx_run.save(quantize.unsigned(onnx.load(int8 / ONNX_FILE)), folder / ONNX_FILE)
 
 
+def calibrating(request: QuantiseRequest) -> list[tasks.Arrays]:
+    """The named inputs that int8 is calibrated on: a batch for each photo."""
+    task = tasks.unpack(request.task)
+    views = (task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos)
+    return [next(tasks.batches(view, request.batch or CALIBRATION_CROPS))[0] for view in views]
+
+
 def _quantised(
     model: onnx.ModelProto, request: QuantiseRequest, threads: int
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     from vitrail.export.passes import control, quantize
 
-    task = tasks.unpack(request.task)
-    views = (task.views(decode(photo), CALIBRATION_CROPS) for photo in request.photos)
-    inputs = [next(tasks.batches(view, request.batch or CALIBRATION_CROPS))[0] for view in views]
+    task, inputs = tasks.unpack(request.task), calibrating(request)
     found, spared = control.spare_the_last(model, quantize.quantize(model, inputs), inputs[:RANKED_ON])
     if request.max_drop is None:
         return found, {"photos": len(inputs), "kept": spared, "tried": []}

@@ -61,7 +61,7 @@ def variants(
             asked implementations has any of the candidates, or none of the runtimes takes an ONNX file.
     """
     candidates = tuple(candidates)
-    pairs = _engines(settings.runtimes, settings.precisions, int8=int8)
+    pairs = _engines(settings, workload.device, int8=int8)
     if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
         raise InputError(
             f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
@@ -73,9 +73,9 @@ def variants(
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
         there = runtimes.installed()
         offers = "; ".join(
-            f"{name} has {', '.join(runtime.precisions)}"
+            f"{name} has {', '.join(offered)}"
             for name, runtime in RUNTIMES.items()
-            if name in there and not runtime.reference
+            if name in there and not runtime.reference and (offered := runtime.on(workload.device))
         )
         install = "`vitrail doctor` says what to install"
         raise InputError(f"No installed runtime offers {asked}: {offers or install}.")
@@ -176,14 +176,14 @@ def _reaches(name: str, runtime: str, precision: str) -> bool:
     return row.helps(runtime, precision) and (row.of_module or not RUNTIMES[runtime].of_module)
 
 
-def _engines(names: Sequence[str], precisions: Sequence[str], *, int8: bool) -> list[tuple[str, Precision]]:
+def _engines(settings: SearchSettings, device: str, *, int8: bool) -> list[tuple[str, Precision]]:
     there = runtimes.installed()
     return [
         (name, precision)
         for name, runtime in RUNTIMES.items()
-        if name in there and not runtime.reference and _asked(name, names)
-        for precision in runtime.precisions
-        if (not precisions or precision in precisions) and (int8 or precision != "int8")
+        if name in there and not runtime.reference and _asked(name, settings.runtimes)
+        for precision in runtime.on(device)
+        if (not settings.precisions or precision in settings.precisions) and (int8 or precision != "int8")
     ]
 
 

@@ -112,7 +112,8 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
         if request.form is None:
             engine.build(Path(request.folder) / ONNX_FILE, folder)
         else:
-            engine.build(Path(request.folder) / REFERENCE_FILE, folder, request.form)
+            inputs = [] if request.quantise is None else rewrite.calibrating(request.quantise)
+            engine.build(Path(request.folder) / REFERENCE_FILE, folder, request.form, inputs)
         facts = {"seconds": time.perf_counter() - begin}
         (folder / BUILT).write_bytes(msgspec.json.encode(facts))
     return facts

@@ -46,7 +46,7 @@ def _key(machine: dict[str, object], threads: int, device: str) -> dict[str, obj
     key: dict[str, object] = {
         "peaks": hardware.fingerprint(machine),
         "engines": runtimes.installed(),
-        "precisions": {name: list(runtime.precisions) for name, runtime in runtimes.RUNTIMES.items()},
+        "precisions": {name: list(runtime.on(device)) for name, runtime in runtimes.RUNTIMES.items()},
         "threads": threads,
     }
     return key if device == "cpu" else key | {"device": device}
@@ -59,13 +59,13 @@ def peaks(threads: int, device: str) -> dict[str, dict[str, float]]:
     """
     speeds: dict[str, dict[str, float]] = {}
     for name, runtime in runtimes.RUNTIMES.items():
-        if runtimes.version(name) is None or runtime.reference or device not in runtime.devices:
+        if runtimes.version(name) is None or runtime.reference:
             continue
         if runtime.named_only:  # nobody asked for it here, and its bound would prune nothing else
             continue
         with sandbox.Child("vitrail.measure.peaks:probes", {}, memory_mib=MEMORY_MIB, name="peak") as child:
             child.result(TIMEOUT_S)
-            for precision in runtime.precisions:
+            for precision in runtime.on(device):
                 where = {"runtime": name, "precision": precision, "device": device}
                 try:
                     speed = child.call("peak", TIMEOUT_S, threads=threads, **where)

@@ -4,7 +4,8 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
     load(path, graph, target, *, threads, settings) -> Runner
     build(onnx, folder)               if the engine reads files other than ONNX
-    build(reference, folder, form)    if it builds them of the module, for one `export.requests.Form`
+    build(reference, folder, form, calibration)    if it builds them of the module, for one `requests.Form`;
+                                      int8 is calibrated on named inputs, a batch for each photo
     probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency; not
                                       of an engine that is measured only where it is named
     memory(device) -> (peak, now)     in MiB, if its devices have memory of their own
@@ -44,6 +45,7 @@ __all__ = [
     "Runtime",
     "implementation",
     "installed",
+    "kind_of",
     "load",
     "memory",
     "side_by_side",
@@ -96,8 +98,8 @@ class Runtime:
     """The PyPI distribution whose version is part of every measurement's key."""
     module: str
     install: str
-    precisions: tuple[Precision, ...]
-    devices: tuple[str, ...] = ("cpu",)
+    precisions: Mapping[str, tuple[Precision, ...]]
+    """On each kind of device."""
     files: tuple[str, ...]
     """The files the engine reads, first the one that it is given; the others may be absent. () where the
     model runs elsewhere."""
@@ -123,9 +125,23 @@ class Runtime:
     """A library beside the engine that its process loads: figures of memory hold it, and are said to."""
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The kinds of devices it runs on."""
+        return tuple(self.precisions)
+
+    def on(self, device: str) -> tuple[Precision, ...]:
+        """Its precisions on a device; () where it does not run there."""
+        return self.precisions.get(kind_of(device), ())
+
+    @property
     def entry(self) -> str:
         """The file that the engine is given; "": none."""
         return self.files[0] if self.files else ""
+
+
+def kind_of(device: str) -> str:
+    """`cuda` of `cuda:1`."""
+    return device.partition(":")[0]
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -135,7 +151,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="openvino",
         module="openvino",
         install="pip install vitrail",
-        precisions=("fp32", "bf16", "int8"),
+        precisions={"cpu": ("fp32", "bf16", "int8")},
         files=("model.xml", "model.bin"),
         builds=True,
         settings=(IMAGES, "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
@@ -146,7 +162,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="onnxruntime",
         module="onnxruntime",
         install="pip install vitrail",
-        precisions=("fp32", "int8"),
+        precisions={"cpu": ("fp32", "int8")},
         files=("model.onnx", "model.onnx.data"),
         unsigned=True,
         settings=(IMAGES, "session.intra_op.allow_spinning"),
@@ -158,7 +174,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="executorch",
         module="torch",  # what its Python runtime loads: the same for all models
         install='pip install "vitrail[executorch]"',
-        precisions=("fp32",),
+        precisions={"cpu": ("fp32",)},
         files=("model.pte", "lowered.json"),
         builds=True,
         of_module=True,
@@ -171,7 +187,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions=("fp32", "bf16"),
+        precisions={"cpu": ("fp32", "bf16")},
         files=("reference.json",),
         reference=True,
     ),
@@ -181,7 +197,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions=("bf16",),
+        precisions={"cpu": ("bf16",)},
         files=("reference.json",),
         reference=True,
         named_only=True,
@@ -192,7 +208,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions=("fp32", "bf16"),
+        precisions={"cpu": ("fp32", "bf16")},
         files=("reference.json",),
         compiles=True,
         settings=("mode", "freezing"),
@@ -205,7 +221,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions=("fp32", "bf16"),
+        precisions={"cpu": ("fp32", "bf16")},
         files=("model.pt2", "compiled.json"),
         builds=True,
         of_module=True,
@@ -293,7 +309,8 @@ def load(
     if runtime not in RUNTIMES:
         raise InputError(f"Unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}.")
     engine = RUNTIMES[runtime]
-    for asked_for, offered in ((target.precision, engine.precisions), (target.device, engine.devices)):
+    offers = ((kind_of(target.device), engine.devices), (target.precision, engine.on(target.device)))
+    for asked_for, offered in offers:
         if asked_for not in offered:
             raise InputError(f"{engine.label} has no {asked_for} here: choose {' or '.join(offered)}.")
     unknown = [name for name in settings or {} if name not in engine.settings]

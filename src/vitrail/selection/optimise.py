@@ -31,7 +31,7 @@ COMPARE_LEAST_S = 6.0
 """What taking turns with the baseline needs at least."""
 
 
-def rows(variants: Sequence[Variant], settings: SearchSettings) -> tuple[Variant, ...]:
+def rows(variants: Sequence[Variant], settings: SearchSettings, device: str = "cpu") -> tuple[Variant, ...]:
     """The variants, plain ones first, with the references of their candidate among them: a row for each.
 
     The baseline comes first, references that compile come last.
@@ -44,13 +44,13 @@ def rows(variants: Sequence[Variant], settings: SearchSettings) -> tuple[Variant
     ordered = sorted(variants, key=place)
     if not ordered or ordered[0].implementation == "onnx":
         return tuple(ordered)
-    found = _references(ordered[0], settings)
+    found = _references(ordered[0], settings, device)
     quick = [each for each in found if not runtimes.RUNTIMES[each.runtime].compiles]
     slow = [each for each in found if runtimes.RUNTIMES[each.runtime].compiles]
     return (*quick, *ordered, *slow)
 
 
-def _references(variant: Variant, settings: SearchSettings) -> list[Variant]:
+def _references(variant: Variant, settings: SearchSettings, device: str) -> list[Variant]:
     """What of PyTorch was asked for, or all; eager fp32, with which the others are compared, always."""
     named = [name for name in settings.runtimes if runtimes.RUNTIMES[name].reference]
     plain = replace(variant.plain, settings=(), reference=True)
@@ -58,7 +58,7 @@ def _references(variant: Variant, settings: SearchSettings) -> list[Variant]:
         replace(plain, runtime=name, precision=precision)
         for name, runtime in runtimes.RUNTIMES.items()
         if runtime.reference and runtimes.version(name) is not None
-        for precision in runtime.precisions
+        for precision in runtime.on(device)
         if (name, precision) == (EAGER, "fp32")
         or ((name in named or not named) and (precision in settings.precisions or not settings.precisions))
     ]

@@ -17,7 +17,7 @@ FLOOR_FACTOR = 2.0
 PROCESS_MIB = 24.0
 """A Python process with numpy; with an engine imported, which all have, at least 46 were seen."""
 MIB = 1024 * 1024
-WEIGHT_BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
+WEIGHT_BYTES: dict[str, float] = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
 
 LEFT_BY_MERGING = 0.25
 """Share of the arithmetic that merging tokens leaves at the least that makes sense: no prediction."""

@@ -396,7 +396,7 @@ class Search:
             if not (runtime.reference and asked) or runtimes.version(name) is None:
                 continue
             needed_s = 3 * REFERENCE_SCREEN_S + (COMPILE_LEAST_S if runtime.compiles else 0.0)
-            for precision in runtime.precisions:
+            for precision in runtime.on(self.bench.workload.device):
                 variant = replace(
                     winner.variant.plain, runtime=name, precision=precision, settings=(), reference=True
                 )

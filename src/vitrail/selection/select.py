@@ -218,7 +218,7 @@ class _Road:
         )
         if self.optimise is not None:
             requirements = least_accuracy(requirements, settings, found.candidates)
-            everything = rows(everything, settings)
+            everything = rows(everything, settings, workload.device)
         reserve = min(SHIP_SHARE * settings.budget_s, SHIP_MOST_S) if self.out is not None else 0.0
         kept = f" ({reserve:.0f} s of the budget kept for shipping)" if reserve else ""
         self.watcher.note(

@@ -21,7 +21,12 @@ MIN_DECIDED_PHOTOS = 8
 Agreement: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Reference and outputs (P photos, C crops, ...) -> (P,) which photos are decided, and (P,) which agree."""
 
-ELSEWHERE: dict[str, tuple[float, float]] = {"bf16": (0.5, 300.0), "fp16": (0.5, 300.0), "int8": (1.0, 99.0)}
+ELSEWHERE: dict[str, tuple[float, float]] = {
+    "bf16": (0.5, 300.0),
+    "fp16": (0.5, 300.0),
+    "tf32": (0.5, 300.0),
+    "int8": (1.0, 99.0),
+}
 """(changed, kept) decided photos of other models in this precision: what is assumed of one that is new, as if
 it had been seen on so many photos before. docs/measurement.md says where the numbers come from."""
 COST_POINTS = 30.0
@@ -34,6 +39,7 @@ BOUNDS: dict[str, Bounds] = {
     "fp32": Bounds(cosine=0.999_999, relative_error=2e-4, agreement=1.0),
     # One crop of a plain texture (no class leads) may stray this far in bf16. Decided photos do so rarely.
     "bf16": Bounds(cosine=0.97, relative_error=0.25, agreement=0.99),
+    "tf32": Bounds(cosine=0.999, relative_error=0.05, agreement=1.0),
     "fp16": Bounds(cosine=0.999, relative_error=0.05, agreement=1.0),
     "int8": Bounds(cosine=0.97, relative_error=0.25, agreement=0.97),
     # What changes answers on purpose is judged by its accuracy; only what is broken is refused here.
