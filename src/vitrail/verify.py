@@ -88,6 +88,8 @@ class Verification:
     checks: tuple[Check, ...]
     facts: RunnerFacts
     differences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was not claimed, and what was measured instead of being compared."""
 
     @property
     def holds(self) -> bool:
@@ -139,7 +141,7 @@ def verify(
     check(*(record for record in (requirements, workload) if record is not None))
     artifact = open_artifact(path)
     manifest = artifact.manifest
-    checks = [_files(manifest)]
+    checks, notes = [_files(manifest)], _unclaimed(manifest.evidence)
     with from_artifact(artifact, threads=threads) as predictor:
         facts = predictor.runner.facts
         differences = _differences(manifest, facts)
@@ -152,9 +154,23 @@ def verify(
         same_load = not differences and workload == evidence.workload
         verdicts = judge(observation, requirements, workload)
         checks += _measured(manifest.evidence, artifact.measurement(), observation, verdicts, same_load)
+        notes += () if evidence.figures else (_seen(observation),)
     return Verification(
-        artifact=str(path), name=manifest.name, checks=tuple(checks), facts=facts, differences=differences
+        artifact=str(path),
+        name=manifest.name,
+        checks=tuple(checks),
+        facts=facts,
+        differences=differences,
+        notes=notes,
     )
+
+
+def _unclaimed(evidence: Evidence) -> tuple[str, ...]:
+    """What `vitrail export` wrote does not claim."""
+    if evidence.figures:
+        return ()
+    run = "and run on its reference photos" if evidence.run else "where its engine does not run"
+    return (f"it was built {run}, never timed: no figures are claimed",)
 
 
 def _files(manifest: Manifest) -> Check:
@@ -177,6 +193,8 @@ def _differences(manifest: Manifest, facts: RunnerFacts) -> tuple[str, ...]:
     from vitrail import hardware
 
     claimed, environment = manifest.evidence.facts, manifest.evidence.environment
+    if not manifest.evidence.run:
+        return ()  # nothing was made that may come out otherwise here
     if claimed is None or environment is None:
         return ("the manifest does not say where its outputs were made",)
     pairs = (
@@ -204,10 +222,10 @@ def _outputs(artifact: Artifact, predictor: Predictor, *, same_place: bool) -> l
         ]
     bounds = artifact.manifest.reference.bounds
     against_fp32 = predictor.task.checks(artifact.fp32_outputs(), outputs, bounds)
-    return [
-        *map(_answered, against_fp32),
-        _against_own(artifact, outputs, bounds, same_place=same_place),
-    ]
+    checks = list(map(_answered, against_fp32))
+    if artifact.manifest.evidence.run:
+        checks.append(_against_own(artifact, outputs, bounds, same_place=same_place))
+    return checks
 
 
 def _answered(found: agreement.Comparison) -> Check:
@@ -264,8 +282,22 @@ def _measured(
     if checks:
         taken = observation.measurement
         return without_noise(checks, (*observation.flags, *(taken.flags if taken else ())))
+    if not evidence.figures:
+        return []  # nothing to compare: `_seen` says what was measured
     reason = "no limit was given and the claimed figures are from another machine: give limits with --against"
     return [Check(name="measured", answer="not assessed", observed=None, limit=None, reason=reason)]
+
+
+def _seen(observation: Observation) -> str:
+    """The figures of a measurement that nothing was claimed of, in one line."""
+    said = [
+        f"{scope} p50 {figures.p50:.3g} ms, p95 {figures.p95:.3g} ms"
+        for scope, figures in observation.latency.items()
+    ]
+    said += [] if observation.memory is None else [f"peak {observation.memory.peak:.4g} MiB"]
+    taken = observation.measurement
+    flags = dict.fromkeys((*observation.flags, *(taken.flags if taken else ())))
+    return f"measured here: {'; '.join([*said, *flags])}"
 
 
 def again(reason: str) -> str:

@@ -12,9 +12,11 @@ from vitrail.artifact.bundle import (
     write,
 )
 from vitrail.artifact.manifest import SCHEMA_VERSION
-from vitrail.artifact.records import Evidence, FileEntry, Manifest, Reference
+from vitrail.artifact.records import NOT_RUN, NOT_TIMED, Evidence, FileEntry, Manifest, Reference
 
 __all__ = [
+    "NOT_RUN",
+    "NOT_TIMED",
     "SCHEMA_VERSION",
     "Artifact",
     "Bundle",

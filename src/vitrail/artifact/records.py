@@ -22,6 +22,10 @@ from vitrail.vocabulary import (
     Workload,
 )
 
+NOT_RUN = "built here, not run: no figures are claimed"
+NOT_TIMED = "run on its reference photos, not timed: no figures of speed, memory or accuracy are claimed"
+"""Flags of an artifact that `vitrail export` wrote."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
@@ -58,6 +62,17 @@ class Evidence:
     hardware: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
+    @property
+    def run(self) -> bool:
+        """Whether the engine has run these files, if only on the reference photos."""
+        return NOT_RUN not in self.flags
+
+    @property
+    def figures(self) -> bool:
+        """Whether anything is claimed of speed, memory or accuracy."""
+        claimed = (self.accuracy, self.throughput, self.memory, self.quality, self.test)
+        return bool(self.latency or self.verdicts) or any(each is not None for each in claimed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
@@ -67,7 +82,8 @@ class Reference:
     fp32_outputs: dict[str, str]
     """{output: `.npy`}, float32 (photos, ...): the fp32 eager reference's output for each photo."""
     own_outputs: dict[str, str]
-    """{output: `.npy`}, float32 (photos, ...): this artifact's output when it was written."""
+    """{output: `.npy`}, float32 (photos, ...): this artifact's output when it was written; {} where it was
+    not run (`NOT_RUN`)."""
     bounds: Bounds
 
 

@@ -117,6 +117,7 @@ def _rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     yield "reference.bounds.relative_error is above 0 and below 1", 0 < bounds.relative_error < 1
     yield "reference.bounds.agreement is from 0 to 1", 0 <= bounds.agreement <= 1
     yield from _evidence_rules(manifest.evidence)
+    yield from _run_rules(manifest)
     facts = manifest.evidence.facts
     if facts is not None:
         yield from _facts_rules(facts, manifest)
@@ -135,6 +136,16 @@ def _evidence_rules(evidence: Evidence) -> Iterator[tuple[str, bool]]:
     yield "evidence.throughput is above 0", evidence.throughput is None or _figure(evidence.throughput)
 
 
+def _run_rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """What was never run has no outputs of its own, and nothing that only running it could tell."""
+    evidence = manifest.evidence
+    if evidence.run:
+        return
+    yield "what was not run has no own_outputs", not manifest.reference.own_outputs
+    told = (evidence.facts, evidence.environment, evidence.parity, manifest.measurement)
+    yield "what was not run has no figures", not evidence.figures and all(each is None for each in told)
+
+
 def _figure(value: float) -> bool:
     return 0 < value <= LARGEST and math.isfinite(value)
 
@@ -148,7 +159,7 @@ def _graph_rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
         all(s.isidentifier() if isinstance(s, str) else 1 <= s <= 1_000_000 for s in sides),
     )
     outputs = {spec.name for spec in manifest.graphs[-1].outputs} if manifest.graphs else set()
-    for name in ("fp32_outputs", "own_outputs"):
+    for name in ("fp32_outputs", *(["own_outputs"] if manifest.evidence.run else [])):
         yield f"reference.{name} are the last graph's", set(getattr(manifest.reference, name)) == outputs
 
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vitrail.cli.optimize",
         "make one model faster on this machine, and show what each way brings",
     ),
+    "export": ("vitrail.cli.export", "build one engine's files of one model, for another machine"),
     "compare": ("vitrail.cli.compare", "show what moved beyond noise between two selections, and fail a CI"),
     "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
     "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),

@@ -212,6 +212,7 @@ def _lines(outcome: Verification, served: Served | None) -> list[str]:
     lines = [f"{outcome.name}  ({facts.runtime} {facts.version}, {counted(facts.threads, 'thread')})"]
     lines += [f"  {check.name:<{width}}  {MARKS[check.answer]}  {check.reason}" for check in outcome.checks]
     lines += [f"  differs: {difference}" for difference in outcome.differences]
+    lines += [f"  note: {note}" for note in outcome.notes]
     lines += _served_lines(served) if served else []
     lines.append(outcome.answer)
     return lines

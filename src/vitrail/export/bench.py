@@ -87,6 +87,7 @@ class Bench(Exports):
         max_drop: float | None = None,
     ) -> None:
         assert workload.threads is not None
+        self.machine = machine
         self._fingerprint = hardware.fingerprint(machine)
         super().__init__(
             finder,
@@ -311,20 +312,19 @@ class Bench(Exports):
     # --- shipping ---------------------------------------------------------------------------------
 
     def bundle(
-        self, variant: Variant, export: Export, measurement: Measurement, evidence: Evidence
+        self, variant: Variant, export: Export, measurement: Measurement | None, evidence: Evidence
     ) -> Bundle:
-        """What the winner ships: its files, evidence, and reference photos with both sets of outputs."""
+        """What ships: its files, evidence, and reference photos with both sets of outputs.
+
+        What its evidence says was not run has no outputs of its own.
+        """
         located = self.weights(variant.candidate)
         assert located is not None, "random weights are never shipped"
         found = self.reference_outputs(variant)
         reference = {name: values[:MAX_REFERENCE_PHOTOS, 0] for name, values in found.items()}
         photos = self._parity_photos[: len(next(iter(reference.values())))]
         subject = self.subject(variant, export)
-        launch = subject.launch(0)
-        try:
-            own = {name: values[:, 0] for name, values in launch.outputs(photos, 1).items()}
-        finally:
-            launch.close()
+        own = self._own_outputs(subject, photos) if evidence.run else {}
         candidate = dataclasses.replace(variant.candidate, weights=located.weights)
         return Bundle(
             variant=dataclasses.replace(variant, candidate=candidate),
@@ -338,6 +338,14 @@ class Bench(Exports):
             measurement=measurement,
             splits=None if self.dataset is None else splits_of(self.dataset),
         )
+
+    @staticmethod
+    def _own_outputs(subject: ExportSubject, photos: tuple[str, ...]) -> dict[str, np.ndarray]:
+        launch = subject.launch(0)
+        try:
+            return {name: values[:, 0] for name, values in launch.outputs(photos, 1).items()}
+        finally:
+            launch.close()
 
 
 def workload_key(workload: Workload) -> dict[str, object]:

@@ -22,6 +22,7 @@ an engine that has it in `precisions` reads them.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
     "Lanes",
     "Runner",
     "Runtime",
+    "elsewhere",
     "implementation",
     "installed",
     "kind_of",
@@ -123,6 +125,10 @@ class Runtime:
     """Measured only where `--runtimes` names it; `optimize` measures all references."""
     loads: str = ""
     """A library beside the engine that its process loads: figures of memory hold it, and are said to."""
+    platforms: tuple[str, ...] = ()
+    """Where it runs, as in `sys.platform`; (): everywhere. Elsewhere its files can only be built."""
+    on_phones: bool = False
+    """Whether phones have it too, and read the same files."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -139,9 +145,21 @@ class Runtime:
         return self.files[0] if self.files else ""
 
 
+SYSTEMS = {"darwin": "macOS", "linux": "Linux", "win32": "Windows"}
+"""What people call the platforms."""
+
+
 def kind_of(device: str) -> str:
     """`cuda` of `cuda:1`."""
     return device.partition(":")[0]
+
+
+def elsewhere(name: str) -> str:
+    """Where an engine runs that does not run on this platform, e.g. "macOS"; "": it may run here."""
+    platforms = RUNTIMES[name].platforms
+    if not platforms or sys.platform in platforms:
+        return ""
+    return " or ".join(SYSTEMS.get(each, each) for each in platforms)
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -180,6 +198,7 @@ RUNTIMES: dict[str, Runtime] = {
         of_module=True,
         named_only=True,
         loads="PyTorch",
+        on_phones=True,
     ),
     "pytorch": Runtime(
         label="PyTorch eager",
@@ -259,8 +278,8 @@ def version(name: str) -> str | None:
 
 
 def installed() -> dict[str, str]:
-    """Installed runtimes and the versions of their libraries, without importing any of them."""
-    versions = {name: version(name) for name in RUNTIMES}
+    """Installed runtimes that run on this platform, and the versions of their libraries; none is imported."""
+    versions = {name: version(name) for name in RUNTIMES if not elsewhere(name)}
     return {name: found for name, found in versions.items() if found is not None}
 
 
@@ -300,8 +319,8 @@ def load(
         settings: further engine options, as the variant names them.
 
     Raises:
-        InputError: unknown runtime, a precision, device or setting that it does not have, or a number out of
-            range.
+        InputError: unknown runtime, one that does not run on this platform, a precision, device or setting
+            that it does not have, or a number out of range.
         MissingExtraError: the engine is not installed.
         EngineMismatch: device, precision, threads, names or shapes read back differ from the request.
     """
@@ -309,6 +328,11 @@ def load(
     if runtime not in RUNTIMES:
         raise InputError(f"Unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}.")
     engine = RUNTIMES[runtime]
+    if there := elsewhere(runtime):
+        raise InputError(
+            f"{engine.label} runs on {there} and this is {SYSTEMS.get(sys.platform, sys.platform)}: use the "
+            "artifact there, where `vitrail verify DIR --measure` checks it."
+        )
     offers = ((kind_of(target.device), engine.devices), (target.precision, engine.on(target.device)))
     for asked_for, offered in offers:
         if asked_for not in offered:

@@ -26,7 +26,7 @@ from vitrail.measure.peaks import kept_peaks, known_peaks
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.report import notebook
 from vitrail.requirements import check
-from vitrail.runtimes import RUNTIMES
+from vitrail.runtimes import RUNTIMES, elsewhere
 from vitrail.selection import prune
 from vitrail.selection.labelled import calibrated, check_classes, described, doubts, photos_of, tested
 from vitrail.selection.optimise import Optimisation, Optimise, least_accuracy, rows
@@ -94,7 +94,8 @@ def select(
 
     Raises:
         MissingExtraError: the workbench is not installed.
-        InputError: bad requirements, unknown models, unreadable photos, or `out` cannot be written.
+        InputError: bad requirements, unknown models, an engine of another platform, unreadable photos, or
+            `out` cannot be written.
     """
     requirements, settings = requirements or Requirements(), settings or SearchSettings()
     watcher = watcher or Watcher()
@@ -106,11 +107,12 @@ def select(
         _refuse_classes(settings, requirements, workload)
     stated = (license for source in sources for license in source.licenses())
     catalog.check_requirement(requirements.license, also=tuple(stated))
-    _need_workbench()
-    _check_places(out, overwrite=overwrite)
+    _refuse_elsewhere(settings)
+    need_workbench()
+    check_places(out, overwrite=overwrite)
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES)
-    workload = _resolved(workload or Workload(), machine)
+    workload = resolved(workload or Workload())
     with Workshop() as workshop:
         road = _Road(
             requirements,
@@ -150,6 +152,16 @@ def _refuse_classes(settings: SearchSettings, requirements: Requirements, worklo
     for name, wanted in given.items():
         if wanted:
             raise InputError(f"--{name} is about classes, and --task {task} has none: leave it out.")
+
+
+def _refuse_elsewhere(settings: SearchSettings) -> None:
+    """What does not run here cannot be measured here."""
+    for name in settings.runtimes:
+        if there := elsewhere(name):
+            raise InputError(
+                f"{RUNTIMES[name].label} runs on {there}: build it here with `vitrail export MODEL "
+                f"--runtimes {name} --out DIR`, and measure it there with `vitrail verify DIR --measure`."
+            )
 
 
 @dataclass
@@ -388,7 +400,7 @@ def ship(
     )
 
 
-def _check_places(out: str | Path | None, *, overwrite: bool) -> None:
+def check_places(out: str | Path | None, *, overwrite: bool) -> None:
     """Say before any work what would stop the exports or the artifact from being written."""
     if out is not None:
         artifact.check_target(out, overwrite=overwrite)
@@ -396,13 +408,15 @@ def _check_places(out: str | Path | None, *, overwrite: bool) -> None:
         store.check_room(place, LEAST_FREE_MIB)
 
 
-def _need_workbench() -> None:
+def need_workbench() -> None:
+    """Raise a MissingExtraError without the libraries that export models."""
     for module in WORKBENCH:
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(f"{module}, which exports models,", 'pip install "vitrail[workbench]"')
 
 
-def _resolved(workload: Workload, machine: dict[str, object]) -> Workload:
+def resolved(workload: Workload) -> Workload:
+    """The workload with a number of threads. Raises InputError for more than there are processors."""
     cores = hardware.usable_cores()
     threads, most = workload.threads or cores, max(cores, os.cpu_count() or cores)
     if threads > most:
