@@ -307,8 +307,8 @@ def test_what_is_not_installed_is_said_only_where_it_is_named(monkeypatch):
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert variants.missing_runtimes(SearchSettings()) == ()
-    (said,) = variants.missing_runtimes(SearchSettings(runtimes=(NAME,)))
+    assert variants.missing_runtimes(SearchSettings(), "cpu") == ()
+    (said,) = variants.missing_runtimes(SearchSettings(runtimes=(NAME,)), "cpu")
     assert "ExecuTorch is not installed" in said
     assert "vitrail[executorch]" in said
     with pytest.raises(InputError, match=r"ExecuTorch is not installed: run `.*executorch") as raised:

@@ -327,9 +327,12 @@ def test_engines_have_the_versions_they_report_themselves():
     class Row:
         label: str
         distribution: str
+        carried_by: tuple[str, ...] = ()
         install: str = "pip install it"
         reference: bool = False
 
+    carried = Row("ONNX Runtime", "no-such-distribution", carried_by=("onnxruntime",))
+    assert hardware.version_of(carried) == onnxruntime.__version__
     table = {"ort": Row("ONNX Runtime", "onnxruntime"), "none": Row("Nothing", "no-such-distribution")}
     found = hardware.engines(table)
     assert found["ort"]["version"] == onnxruntime.__version__

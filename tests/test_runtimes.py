@@ -271,9 +271,9 @@ def test_tensors_read_back_otherwise_are_refused(tiny_export, monkeypatch, which
 
 def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
     asked = {"sizes": {"B": 2}, "threads": 2}
-    with pytest.raises(InputError, match=r"'tensorrt'.*openvino, onnxruntime, executorch, pytorch"):
+    with pytest.raises(InputError, match=r"'tensorlight'.*openvino, onnxruntime, .*executorch, .*pytorch"):
         runtimes.load(
-            tiny_export, graph_of("model.xml"), Target(runtime="tensorrt", precision="fp32"), **asked
+            tiny_export, graph_of("model.xml"), Target(runtime="tensorlight", precision="fp32"), **asked
         )
     with pytest.raises(InputError, match="ONNX Runtime has no bf16 here: choose fp32 or int8"):
         load(tiny_export, "onnxruntime", "bf16")
@@ -288,6 +288,7 @@ def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, mon
     from importlib import metadata
 
     missing, real, here_now = RUNTIMES[runtime].distribution, metadata.version, set(runtimes.installed())
+    device, (precision, *_) = next(iter(RUNTIMES[runtime].precisions.items()))
 
     def version(name: str) -> str:
         if name == missing:
@@ -299,7 +300,7 @@ def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, mon
     rest = {name for name in here_now if RUNTIMES[name].distribution != missing}
     assert set(runtimes.installed()) == rest
     with pytest.raises(MissingExtraError, match=r"is not installed: run `.*pip install ") as raised:
-        load(tiny_export, runtime, RUNTIMES[runtime].on("cpu")[0])
+        load(tiny_export, runtime, precision, device=device)
     assert raised.value.install == here(RUNTIMES[runtime].install)
 
 

@@ -6,6 +6,7 @@ Nothing here imports an engine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,7 +19,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["engines", "facts", "fingerprint", "free_memory_mib", "one_line", "usable_cores"]
+from vitrail import gpu
+
+__all__ = ["engines", "facts", "fingerprint", "free_memory_mib", "one_line", "usable_cores", "version_of"]
 
 ROOT = Path("/")
 
@@ -59,20 +62,30 @@ class EngineInfo(Protocol):
     @property
     def distribution(self) -> str: ...
     @property
+    def carried_by(self) -> tuple[str, ...]: ...
+    @property
     def install(self) -> str: ...
     @property
     def reference(self) -> bool: ...
 
 
-def facts(root: Path = ROOT, table: Mapping[str, EngineInfo] | None = None) -> dict[str, Any]:
+def facts(
+    root: Path = ROOT, table: Mapping[str, EngineInfo] | None = None, *, device: str = "cpu"
+) -> dict[str, Any]:
     """All facts, as plain JSON data: `cpu`, `memory` (MiB), `gpus`, `virtualised`, `os`, `python`, `engines`.
 
     Args:
         root: the folder that holds proc/ and sys/.
         table: the runtimes whose installed versions are wanted (`vitrail.runtimes.RUNTIMES`).
+        device: where models are to run; of a GPU there is `card` too (`gpu.Card`).
+
+    Raises:
+        MissingExtraError: what reads the GPU is not installed.
+        InputError: there is no such GPU.
     """
     info = _cpuinfo(root)
-    return {
+    card = {} if device == "cpu" else {"card": gpu.card(device).facts()}
+    return card | {
         "cpu": _cpu(root, info),
         "memory": {"total_mib": _total_memory(root), "limit_mib": _memory_limit(root)},
         "gpus": _gpus(root),
@@ -85,21 +98,25 @@ def facts(root: Path = ROOT, table: Mapping[str, EngineInfo] | None = None) -> d
 
 def engines(table: Mapping[str, EngineInfo]) -> dict[str, dict[str, Any]]:
     """{name: label, version (None: not installed), install, reference}, from package metadata alone."""
-    from importlib import metadata
-
-    found = {}
-    for name, engine in table.items():
-        try:
-            version = metadata.version(engine.distribution)
-        except metadata.PackageNotFoundError:
-            version = None
-        found[name] = {
+    return {
+        name: {
             "label": engine.label,
-            "version": version,
+            "version": version_of(engine),
             "install": engine.install,
             "reference": engine.reference,
         }
-    return found
+        for name, engine in table.items()
+    }
+
+
+def version_of(engine: EngineInfo) -> str | None:
+    """Version of the engine's library by its package metadata; None if it is not installed."""
+    from importlib import metadata
+
+    for distribution in (engine.distribution, *engine.carried_by):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return None
 
 
 def fingerprint(known: Mapping[str, Any]) -> str:
@@ -117,6 +134,8 @@ def fingerprint(known: Mapping[str, Any]) -> str:
         "virtualised": known["virtualised"],
         "system": known["os"]["system"],
     }
+    if "card" in known:
+        matter["card"] = known["card"]
     return hashlib.sha256(json.dumps(matter, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -90,7 +90,7 @@ def measure_artifact(
     measurement = Measurement(
         variant=manifest.name,
         workload=workload,
-        environment=_environment(artifact, photos),
+        environment=_environment(artifact, photos, workload.device),
         facts=seen.facts,
         blocks=outcome.blocks,
         memory=seen.memory,
@@ -111,9 +111,9 @@ def _photos(artifact: Artifact, workload: Workload) -> PhotoSet:
     )
 
 
-def _environment(artifact: Artifact, photos: PhotoSet) -> Environment:
+def _environment(artifact: Artifact, photos: PhotoSet, device: str) -> Environment:
     return Environment(
-        hardware=hardware.fingerprint(hardware.facts()),
+        hardware=hardware.fingerprint(hardware.facts(device=device)),
         engine=artifact.manifest.variant.runtime,
         vitrail=__version__,
         photos=photos.digest,

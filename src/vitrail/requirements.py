@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from vitrail import gpu
 from vitrail.errors import InputError
 from vitrail.limits import RANGES
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
@@ -41,7 +42,6 @@ __all__ = [
     "resolve",
 ]
 
-DEVICES = ("cpu",)
 DAY_MS = 86_400_000.0
 PIB_MIB = float(1 << 30)
 
@@ -64,6 +64,15 @@ def _one_of(*choices: str) -> Callable[[object, str], str]:
         return str(value)
 
     return parse
+
+
+def _device(value: object, name: str) -> str:
+    if value != "cpu":
+        try:
+            gpu.number_of(str(value))
+        except InputError:
+            raise InputError(f"{name}: unknown device {str(value)!r}: use cpu, cuda or cuda:N.") from None
+    return str(value)
 
 
 def _task(value: object, name: str) -> str:
@@ -218,8 +227,8 @@ OPTIONS: dict[str, Option] = {
         help="inference threads; without it, all usable cores",
     ),
     "device": Option(
-        record=Workload, field="device", parse=_one_of(*DEVICES), metavar="|".join(DEVICES),
-        help="where the model runs (default cpu)",
+        record=Workload, field="device", parse=_device, metavar="cpu|cuda|cuda:N",
+        help="where the model runs: the CPU, or an NVIDIA GPU (default cpu)",
     ),
     "latency-scope": Option(
         record=Workload, field="latency_scope", parse=_one_of(*get_args(Scope)),

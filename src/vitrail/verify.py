@@ -201,7 +201,7 @@ def _differences(manifest: Manifest, facts: RunnerFacts) -> tuple[str, ...]:
         ("engine", f"{claimed.runtime} {claimed.version}", f"{facts.runtime} {facts.version}"),
         ("threads", claimed.threads, facts.threads),
         ("sizes", _sizes(claimed), _sizes(facts)),
-        ("hardware", environment.hardware, hardware.fingerprint(hardware.facts())),
+        ("hardware", environment.hardware, hardware.fingerprint(hardware.facts(device=facts.device))),
     )
     return tuple(f"{what}: {now} here, {then} there" for what, then, now in pairs if then != now)
 

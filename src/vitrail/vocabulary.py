@@ -407,18 +407,24 @@ class Block:
     involuntary_switches: int = 0
     clients: Annotated[int, Meta(ge=1)] = 1
     """How many called at once: the calls of n clients overlap, and n neighbouring ones share their waits."""
+    held_back: tuple[str, ...] = ()
+    """What kept the clocks of the GPU low just before or after it, e.g. `the power cap`."""
+    others: Count = 0
+    """Other processes that computed on the GPU just before or after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Memory of the measuring process in MiB; the pool of input photos is not in it."""
+    """Memory of the measuring process in MiB, or of a GPU; the pool of input photos is not in it."""
 
     peak: NonNegative
-    """Absolute peak (VmHWM), load included."""
+    """Absolute peak (VmHWM; of a GPU what its driver says), load included."""
     steady: NonNegative | None = None
     """Resident after the last call; None: a hand-written record does not say."""
     above_baseline: float | None = None
     """Peak less what the interpreter and libraries held before the export was loaded."""
+    process: NonNegative | None = None
+    """Peak of the process beside a GPU, which no limit is about; None: there is no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ EXTRAS = {
     "text": "tokenizing texts for CLIP's text towers without the workbench",
     "siglip": "the vocabulary of SigLIP's text towers",
     "sign": "signing artifacts and checking signatures (`vitrail sign`, `vitrail verify --public-key`)",
+    "cuda": "NVIDIA GPUs (`--device cuda`): what they are, their clocks and memory",
     "executorch": "files for phones, run here with XNNPACK (`--runtimes executorch`)",
     "heif": "HEIC photos, as phones take them",
 }

@@ -24,6 +24,7 @@ from vitrail.export.reference import (
     prepared,
     read,
     read_back,
+    told,
     use_threads,
 )
 from vitrail.runtimes import cxx
@@ -59,9 +60,10 @@ def load(
         EngineMismatch: a different number of threads or precision than requested.
     """
     options = compiler_options(settings)
-    cxx.require(LABEL)
+    if target.device == "cpu":
+        cxx.require(LABEL)  # on a GPU, Triton compiles
     use_threads(threads)
-    made = prepared(read(path), graph, target.precision)
+    made = prepared(read(path), graph, target.precision, target.device)
     # The process serves only this runner, so the compiler's state and counters are its own.
     torch.compiler.reset()
     counters.clear()
@@ -74,7 +76,12 @@ def load(
         for _ in range(2):
             begin = time.perf_counter()
             try:
-                output = call(*made.inputs)
+                with told(made.device):
+                    output = call(*made.inputs)
+                    if made.device.type == "cuda":
+                        torch.cuda.synchronize(made.device)
+            except InputError:
+                raise
             except Exception as error:
                 raise cannot_compile(error) from error
             seconds.append(time.perf_counter() - begin)

@@ -1,16 +1,21 @@
 """Eager PyTorch as a Runner: a reference that is measured and shown, never shipped.
 
-In fp32, with weights and activations in bf16 (`pytorch`), or with fp32 weights under torch's autocast, which
-casts products and convolutions to bf16 and keeps the rest (`pytorch-amp`). The references that compile start
-from the same module (`prepared`).
+In fp32, with weights and activations in bf16 or fp16 (`pytorch`), or with fp32 weights under torch's
+autocast, which casts products and convolutions to half of the bits and keeps the rest (`pytorch-amp`). The
+references that compile start from the same module (`prepared`).
+
+On a GPU, fp32 means products of fp32 numbers; `tf32` lets its matrix units round them to ten bits first, as
+torch does only where it is told. A call takes arrays and gives arrays there too: the copies to and from the
+device are in its time, and the last one waits until all is computed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vitrail import gpu
 from vitrail.errors import InputError
 from vitrail.export import eager
 from vitrail.export.requests import ExportRequest
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.vocabulary import Graph, RunnerFacts, Target
+from vitrail.words import first_line
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 AUTOCAST = "pytorch-amp"
 
 
@@ -37,6 +49,7 @@ class Prepared:
     model: nn.Module
     inputs: tuple[Tensor, ...]
     dtype: torch.dtype
+    device: torch.device
 
 
 class ModuleRunner:
@@ -50,7 +63,7 @@ class ModuleRunner:
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._call = call
-        self._dtype = dtype
+        self._dtype, self._device = dtype, place_of(facts.device)
         self._facts = facts
         self._around = around
 
@@ -62,10 +75,12 @@ class ModuleRunner:
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs in the order of the module's arguments -> its one output."""
         (graph,) = self._facts.graphs
-        given = [torch.from_numpy(inputs[spec.name]).to(self._dtype) for spec in graph.inputs]
-        with torch.inference_mode(), self._around():
-            output = self._call(*given)
-        return {graph.outputs[0].name: np.array(output.float().numpy())}
+        with torch.inference_mode(), self._around(), told(self._device):
+            given = [
+                torch.from_numpy(inputs[spec.name]).to(self._device, self._dtype) for spec in graph.inputs
+            ]
+            output = self._call(*given).float().cpu()
+        return {graph.outputs[0].name: np.array(output.numpy())}
 
     def close(self) -> None:
         """Drop the module."""
@@ -82,12 +97,15 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
     assert not settings, settings
     use_threads(threads)
     cast = target.runtime == AUTOCAST
-    made = prepared(read(path), graph, "fp32" if cast else target.precision)
+    made = prepared(read(path), graph, "fp32" if cast else target.precision, target.device)
+    around = partial(autocast, target) if cast else nullcontext
     seen: Counter[str] = Counter()
-    with torch.inference_mode(), autocast() if cast else nullcontext(), _Dtypes(seen):
+    with torch.inference_mode(), around(), _Dtypes(seen), told(made.device):
         output = made.model(*made.inputs)
-    if cast and not seen["bfloat16"]:
-        raise EngineMismatch("PyTorch was asked for autocast to bf16 and ran no operation in it.")
+    if cast and not seen[str(DTYPES[target.precision]).removeprefix("torch.")]:
+        raise EngineMismatch(
+            f"PyTorch was asked for autocast to {target.precision} and ran no operation in it."
+        )
     if not cast:
         check_precision(output, target.precision)
     details = (
@@ -95,7 +113,7 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
         ("operations", " ".join(f"{name}:{count}" for name, count in sorted(seen.items()))),
     )
     facts = read_back(target, graph, output, details)
-    return ModuleRunner(made.model, made.dtype, facts, autocast if cast else nullcontext)
+    return ModuleRunner(made.model, made.dtype, facts, around)
 
 
 def read(path: Path, engine: str = "PyTorch") -> ExportRequest:
@@ -110,21 +128,62 @@ def read(path: Path, engine: str = "PyTorch") -> ExportRequest:
         raise InputError(f"{engine} cannot read {path.name}: export it again ({error}).") from None
 
 
-def prepared(request: ExportRequest, graph: Graph, precision: str) -> Prepared:
-    """The module with its parameters in `precision`, and inputs of the graph's sizes.
+def prepared(request: ExportRequest, graph: Graph, precision: str, device: str = "cpu") -> Prepared:
+    """The module on the device with its parameters in `precision`, and inputs of the graph's sizes.
 
     Raises:
-        InputError: the weights are missing or damaged.
+        InputError: the weights are missing or damaged; or the device has too little memory left.
     """
-    dtype = DTYPES[precision]
-    model = eager.module(request, request.image_size, features=request.features).to(dtype)
-    inputs = tuple(torch.zeros(*map(int, spec.shape), dtype=dtype) for spec in graph.inputs)
-    return Prepared(model=model, inputs=inputs, dtype=dtype)
+    dtype, place = DTYPES[precision], place_of(device)
+    if place.type == "cuda":
+        use_tf32(precision == "tf32")
+    with told(place):
+        model = eager.module(request, request.image_size, features=request.features).to(place, dtype)
+        inputs = tuple(torch.zeros(*map(int, spec.shape), dtype=dtype, device=place) for spec in graph.inputs)
+    return Prepared(model=model, inputs=inputs, dtype=dtype, device=place)
 
 
-def autocast() -> torch.autocast:
-    """Mixed precision as people use it on a CPU."""
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+def place_of(device: str) -> torch.device:
+    """torch's device of this name, with its number. Raises InputError for another name."""
+    return torch.device("cpu") if device == "cpu" else torch.device("cuda", gpu.number_of(device))
+
+
+def autocast(target: Target) -> torch.autocast:
+    """Mixed precision as people use it on the device."""
+    return torch.autocast(place_of(target.device).type, dtype=DTYPES[target.precision])
+
+
+def use_tf32(on: bool) -> None:
+    """Set and read back whether fp32 products on a GPU may be rounded to TF32 on the way.
+
+    Raises:
+        EngineMismatch: torch does otherwise.
+    """
+    # The process serves only this runner, so torch's process-wide switches are its own.
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
+    if (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) != (on, on):
+        raise EngineMismatch(f"PyTorch was asked for TF32 {'on' if on else 'off'} and keeps it otherwise.")
+
+
+@contextmanager
+def told(device: torch.device) -> Iterator[None]:
+    """Whatever the device refuses in this block, as one sentence.
+
+    Raises:
+        InputError: its memory is full, or it was lost.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{device} has too little memory left ({first_line(error)}): end what else uses it, or ask for a "
+            "smaller batch or image."
+        ) from None
+    except torch.AcceleratorError as error:
+        raise InputError(
+            f"{device} was lost or refused to go on ({first_line(error)}): see `nvidia-smi`, and start again."
+        ) from None
 
 
 def use_threads(threads: int) -> None:
@@ -154,11 +213,14 @@ def read_back(
 ) -> RunnerFacts:
     """The facts of a runner whose first call gave `output`."""
     (result,) = graph.outputs
+    if output.device.type == "cuda":
+        details += (("TF32", "on" if torch.backends.cuda.matmul.allow_tf32 else "off"),)
     return RunnerFacts(
         runtime=target.runtime,
         version=str(torch.__version__),
         precision=target.precision,
         threads=torch.get_num_threads(),
+        device=target.device if output.device == place_of(target.device) else str(output.device),
         graphs=(replace(graph, outputs=(replace(result, shape=tuple(output.shape)),)),),
         details=details,
     )

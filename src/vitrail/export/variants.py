@@ -187,14 +187,17 @@ def _engines(settings: SearchSettings, device: str, *, int8: bool) -> list[tuple
     ]
 
 
-def missing_runtimes(settings: SearchSettings) -> tuple[str, ...]:
-    """One note per asked (or shipping) runtime that is not installed, with its install line."""
+def missing_runtimes(settings: SearchSettings, device: str) -> tuple[str, ...]:
+    """One note per runtime that was asked for, or ships on the device, and is not installed."""
     there = runtimes.installed()
     return tuple(
         f"{runtime.label} is not installed: `{runtime.install}`"
         for name, runtime in RUNTIMES.items()
         if name not in there
-        and (name in settings.runtimes or not (settings.runtimes or runtime.reference or runtime.named_only))
+        and (
+            name in settings.runtimes
+            or not (settings.runtimes or runtime.reference or runtime.named_only or not runtime.on(device))
+        )
     )
 
 

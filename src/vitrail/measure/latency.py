@@ -375,7 +375,7 @@ class _Track:
         return True
 
     def _block(self, scope: Stage, calls: int) -> tuple[float, bool]:
-        """Measure and keep one block; how far the speed reference moved, and whether it was interrupted."""
+        """Measure and keep one block; how far the speed reference moved, and whether it was disturbed."""
         assert self.session is not None
         begin = self.clock()
         block = self.session.block(scope, calls)
@@ -385,7 +385,7 @@ class _Track:
         bracket = (block.speed_before_ms, block.speed_after_ms)
         self.references += bracket
         usual = statistics.median(self.references)
-        return max(abs(speed / usual - 1) for speed in bracket), _interrupted(block)
+        return max(abs(speed / usual - 1) for speed in bracket), _disturbed(block)
 
     def _calls(self, scope: Stage) -> int:
         each = FIRST_CALLS
@@ -463,12 +463,33 @@ class _Track:
                 f"noise: other processes interrupted {len(noisy)} of {len(self.blocks)} blocks "
                 f"({switches} switches in {total:.1f} s of calls)"
             )
+        return (*flags, *self._card_flags())
+
+    def _card_flags(self) -> tuple[str, ...]:
+        """What a GPU's driver said, of more blocks than one that was measured again would explain."""
+        flags = []
+        held = [block for block in self.blocks if block.held_back]
+        if len(held) > NOISY_SHARE * len(self.blocks):
+            by = " and ".join(sorted({word for block in held for word in block.held_back}))
+            flags.append(
+                f"throttled: {by} held the GPU's clocks back in {len(held)} of {len(self.blocks)} blocks"
+            )
+        shared = [block for block in self.blocks if block.others]
+        if len(shared) > NOISY_SHARE * len(self.blocks):
+            flags.append(
+                f"noise: other processes computed on the GPU in {len(shared)} of {len(self.blocks)} blocks"
+            )
         return tuple(flags)
 
 
 def _seconds(block: Block) -> float:
     """How long the timed calls took; those of several clients overlap."""
     return sum(block.samples_ms) / 1000 / block.clients
+
+
+def _disturbed(block: Block) -> bool:
+    """Whether a block is measured once more, because others had the processors or a GPU was held back."""
+    return _interrupted(block) or bool(block.held_back or block.others)
 
 
 def _interrupted(block: Block) -> bool:

@@ -124,6 +124,8 @@ class Launch:
             steal_s=answer["steal_s"],
             involuntary_switches=answer["involuntary_switches"],
             clients=answer["clients"],
+            held_back=tuple(answer["held_back"]),
+            others=answer["others"],
         )
 
     def outputs(self, photos: tuple[str, ...], crops_per_photo: int) -> Arrays:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vitrail import runtimes, tasks
+from vitrail import footprint, gpu, runtimes, tasks
 from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
 from vitrail.measure.clients import closed_loop
@@ -105,7 +105,7 @@ class ExportSession:
         """
         clients = self._request.clients if scope == "request" else 1
         batches = [self._photos() for _ in range(calls)] if scope == "request" and clients == 1 else []
-        steal, switches = steal_s(), _involuntary_switches()
+        steal, switches, card = steal_s(), _involuntary_switches(), self._card()
         before = self._speed.measure_ms()
         collecting = gc.isenabled()
         gc.disable()
@@ -119,6 +119,7 @@ class ExportSession:
             if collecting:
                 gc.enable()
         after = self._speed.measure_ms()
+        cards = [each for each in (card, self._card()) if each is not None]
         return {
             "samples_ms": (samples * 1e3).tolist(),
             "speed_before_ms": before,
@@ -126,7 +127,14 @@ class ExportSession:
             "steal_s": max(steal_s() - steal, 0.0),
             "involuntary_switches": _involuntary_switches() - switches,
             "clients": clients,
+            "held_back": list(dict.fromkeys(word for each in cards for word in each.held_back)),
+            "others": max((each.others for each in cards), default=0),
         }
+
+    def _card(self) -> gpu.Reading | None:
+        """How the GPU runs now; None: the CPU runs the model."""
+        device = self._request.target.device
+        return gpu.reading(device) if runtimes.kind_of(device) == "cuda" else None
 
     def _timed_runs(self, calls: int) -> np.ndarray:
         clock, samples = time.perf_counter, np.empty(calls)
@@ -154,10 +162,12 @@ class ExportSession:
     def memory(self) -> dict[str, float]:
         """Peak, steady and above-baseline memory in MiB, of this process or the engine's device."""
         peak, steady = runtimes.memory(self._request.target)
+        on_gpu = runtimes.kind_of(self._request.target.device) == "cuda"
         return {
             "peak": peak,
             "steady": steady,
             "above_baseline": max(peak - self._baseline, 0.0),
+            **({"process": footprint.peak_mib()} if on_gpu else {}),
         }
 
     def outputs(self, photos: list[str], crops_per_photo: int, target: str) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def peak(entry: LedgerEntry, unit: str = "") -> str:
 
 
 def beside_engine(entry: LedgerEntry) -> str:
-    """` with PyTorch` where the engine's process loads it, which figures of memory then hold; else ""."""
+    """What a figure of memory is of, unless it is the engine's process: ` with PyTorch`, ` on the GPU`."""
+    if entry.observation.memory is not None and entry.observation.memory.process is not None:
+        return " on the GPU"
     engine = RUNTIMES.get(entry.variant.runtime)
     return f" with {engine.loads}" if engine is not None and engine.loads else ""
 

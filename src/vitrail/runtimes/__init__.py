@@ -8,7 +8,7 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
                                       int8 is calibrated on named inputs, a batch for each photo
     probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency; not
                                       of an engine that is measured only where it is named
-    memory(device) -> (peak, now)     in MiB, if its devices have memory of their own
+    memory(device) -> (peak, now)     in MiB, if its devices have memory of their own; a GPU's by default
 
 The places for future engines are given by their lines:
 
@@ -29,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from vitrail import gpu, hardware
 from vitrail.errors import InputError, MissingExtraError, VitrailError
 from vitrail.limits import input_bytes, whole
 from vitrail.runtimes.parts import IMAGES
@@ -99,6 +100,8 @@ class Runtime:
     distribution: str
     """The PyPI distribution whose version is part of every measurement's key."""
     module: str
+    carried_by: tuple[str, ...] = ()
+    """Other distributions that hold the same library, and are installed in its place."""
     install: str
     precisions: Mapping[str, tuple[Precision, ...]]
     """On each kind of device."""
@@ -179,12 +182,22 @@ RUNTIMES: dict[str, Runtime] = {
         code="vitrail.runtimes.onnxruntime",
         distribution="onnxruntime",
         module="onnxruntime",
+        carried_by=("onnxruntime-gpu",),
         install="pip install vitrail",
         precisions={"cpu": ("fp32", "int8")},
         files=("model.onnx", "model.onnx.data"),
         unsigned=True,
         settings=(IMAGES, "session.intra_op.allow_spinning"),
         sharing=(("session.intra_op.allow_spinning", "0"),),
+    ),
+    "onnxruntime-cuda": Runtime(
+        label="ONNX Runtime CUDA",
+        code="vitrail.runtimes.onnxruntime_cuda",
+        distribution="onnxruntime-gpu",
+        module="onnxruntime",
+        install="pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+        precisions={"cuda": ("fp32", "tf32")},
+        files=("model.onnx", "model.onnx.data"),
     ),
     "executorch": Runtime(
         label="ExecuTorch",
@@ -206,7 +219,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions={"cpu": ("fp32", "bf16")},
+        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
         files=("reference.json",),
         reference=True,
     ),
@@ -216,7 +229,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions={"cpu": ("bf16",)},
+        precisions={"cpu": ("bf16",), "cuda": ("bf16", "fp16")},
         files=("reference.json",),
         reference=True,
         named_only=True,
@@ -227,7 +240,7 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="torch",
         module="torch",
         install='pip install "vitrail[workbench]"',
-        precisions={"cpu": ("fp32", "bf16")},
+        precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
         files=("reference.json",),
         compiles=True,
         settings=("mode", "freezing"),
@@ -269,12 +282,7 @@ def _has_batch(graph: Graph) -> bool:
 
 def version(name: str) -> str | None:
     """Version of a runtime's library by its package metadata; None if it is not installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version(RUNTIMES[name].distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    return hardware.version_of(RUNTIMES[name])
 
 
 def installed() -> dict[str, str]:
@@ -342,6 +350,8 @@ def load(
         raise InputError(f"{engine.label} does not take the setting {unknown[0]} here: check the settings.")
     if version(runtime) is None:
         raise MissingExtraError(engine.label, engine.install)
+    if kind_of(target.device) == "cuda":
+        gpu.card(target.device)  # refused here in the same words for every engine
     whole("threads", threads)
     if "B" in sizes:
         whole("batch_size", sizes["B"])
@@ -365,11 +375,14 @@ def load(
 
 
 def memory(target: Target) -> tuple[float, float]:
-    """Peak and present memory in MiB: of the device where the engine reads it there, else of this process."""
+    """Peak and present memory in MiB: of a GPU where it runs there, else of this process."""
     engine = implementation(target.runtime)
     if hasattr(engine, "memory"):
         peak, now = engine.memory(target.device)
         return float(peak), float(now)
+    if kind_of(target.device) == "cuda":
+        now = gpu.memory_mib(target.device)
+        return now, now
     from vitrail import footprint  # psutil: not for every command
 
     return footprint.peak_mib(), footprint.resident_mib()

@@ -104,11 +104,8 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
             f"ONNX Runtime cannot read {path.name}: export it again ({str(error).splitlines()[0]})."
         ) from None
     _check_quantised(path, target.precision)
-    names = (
-        matched(part.inputs, [node.name for node in session.get_inputs()]),
-        matched(part.outputs, [node.name for node in session.get_outputs()]),
-    )
-    facts = _facts(session, names, part, target.precision, threads, parts)
+    names = tensor_names(session, part)
+    facts = _facts(session, part, target.precision, threads, parts)
     return ONNXRunner(session, names, parts, facts)
 
 
@@ -135,7 +132,7 @@ def probe(n: int, target: Target, threads: int) -> float:
 
 
 def _facts(
-    session: ort.InferenceSession, names: _Names, graph: Graph, precision: str, threads: int, parts: Parts
+    session: ort.InferenceSession, graph: Graph, precision: str, threads: int, parts: Parts
 ) -> RunnerFacts:
     providers = session.get_providers()
     if providers != [PROVIDER]:
@@ -145,21 +142,33 @@ def _facts(
     real_threads = session.get_session_options().intra_op_num_threads + parts.streams - 1
     if real_threads != threads:
         raise EngineMismatch(f"ONNX Runtime was asked for {threads} threads and uses {real_threads}.")
-    inputs, outputs = names
-    free = _free_sizes(session, inputs, graph)
-    loaded = Graph(
-        name=graph.name,
-        entry=graph.entry,
-        inputs=tuple(_spec(node, inputs, free) for node in session.get_inputs()),
-        outputs=tuple(_spec(node, outputs, free) for node in session.get_outputs()),
-    )
     return RunnerFacts(
         runtime="onnxruntime",
         version=ort.__version__,
         precision=precision,
         threads=real_threads,
-        graphs=(parts.whole(loaded),),
+        graphs=(parts.whole(loaded_graph(session, graph)),),
         details=(("provider", PROVIDER), *parts.details),
+    )
+
+
+def tensor_names(session: ort.InferenceSession, graph: Graph) -> _Names:
+    """What the file calls the graph's inputs and outputs."""
+    return (
+        matched(graph.inputs, [node.name for node in session.get_inputs()]),
+        matched(graph.outputs, [node.name for node in session.get_outputs()]),
+    )
+
+
+def loaded_graph(session: ort.InferenceSession, graph: Graph) -> Graph:
+    """Names and shapes as the session has them, under the graph's names."""
+    inputs, outputs = tensor_names(session, graph)
+    free = _free_sizes(session, inputs, graph)
+    return Graph(
+        name=graph.name,
+        entry=graph.entry,
+        inputs=tuple(_spec(node, inputs, free) for node in session.get_inputs()),
+        outputs=tuple(_spec(node, outputs, free) for node in session.get_outputs()),
     )
 
 

@@ -111,7 +111,7 @@ def select(
     need_workbench()
     check_places(out, overwrite=overwrite)
     begin = time.monotonic()
-    machine = hardware.facts(table=RUNTIMES)
+    machine = hardware.facts(table=RUNTIMES, device=(workload or Workload()).device)
     workload = resolved(workload or Workload())
     with Workshop() as workshop:
         road = _Road(
@@ -265,7 +265,7 @@ class _Road:
                 *found.notes,
                 *search.notes(),
                 *([found_by] if isinstance(found_by, str) and not settings.precisions else []),
-                *missing_runtimes(settings),
+                *missing_runtimes(settings, workload.device),
                 photos.evidence,
                 *doubts(dataset),
             ),

@@ -214,7 +214,7 @@ class Engines:
         return {
             "what": "latency of batch sizes",
             "files": {name: entry.sha256 for name, entry in self._artifact.manifest.files.items()},
-            "machine": fingerprint(facts()),
+            "machine": fingerprint(facts(device=self._artifact.manifest.evidence.workload.device)),
             "engine": f"{variant.runtime} {runtimes.version(variant.runtime)}",
             "settings": dict(variant.settings),
             "threads": self.threads,
