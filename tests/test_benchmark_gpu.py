@@ -1,15 +1,20 @@
 """benchmarks/gpu.py with the CPU as its device: its sections find what they should, and none loses others."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import gpu
+import gpu_engines
 import gpu_sections
 import gpu_training
 import pytest
 import torch
 from gpu_timing import Contender, Setting, in_turns, kernels, median_interval
+
+from vitrail import runtimes
+from vitrail.cli import command_parser
 
 
 @pytest.fixture
@@ -151,3 +156,50 @@ def test_checkpoints_are_compared_by_their_values_and_not_by_their_clocks():
     assert found["model"] == pytest.approx(0.1)
     later = gpu_training.differences(state(4.0, 1.0), state(4.0, 1.0, 4))
     assert later["values"] == ["progress/step: 3 and 4"]
+
+
+def described(runtime: str, precision: str, ms: float | None, **changes) -> dict:
+    """A row of a document of `vitrail optimize`, as far as it is read."""
+    figures = {"model": {"p50": ms}} if ms else None
+    row = {"runtime": runtime, "precision": precision, "latency_ms": figures, "memory_mib": 9.0}
+    return (
+        row
+        | {"settings": {}, "flags": [], "engine": {}, "made": {}, "failure": None, "reasons": []}
+        | changes
+    )
+
+
+def test_the_engines_of_the_device_are_measured_by_the_command(here, monkeypatch):
+    """The command is one that the command line takes; what it does, test_optimise.py tries."""
+    asked = []
+
+    def run(command, **_):
+        asked.append(command_parser("optimize").parse_args(command[4:]))
+        variants = [described("onnxruntime", "fp32", 2.5), described("pytorch", "fp32", 10.0)]
+        Path(asked[0].json).write_text(json.dumps({"variants": variants}))
+        return subprocess.CompletedProcess(command, 3, "the table", "")
+
+    monkeypatch.setattr(gpu_engines.subprocess, "run", run)
+    gpu_engines.engines(here)
+    assert (asked[0].device, asked[0].random_weights, asked[0].runtimes) == (
+        "cpu", True, ["pytorch", "onnxruntime"],
+    )  # fmt: skip
+    onnx, eager = rows(here, "engine")
+    assert (onnx["over_eager"], eager["over_eager"]) == (4.0, 1.0)
+    assert "4.00 × eager fp32" in onnx["said"]
+    assert rows(here, "printed")[0]["printed"] == "the table"
+
+
+def test_an_engine_that_failed_is_a_row_that_says_why():
+    variant = described("tensorrt", "fp16", None, failure="measuring failed: cuda was lost")
+    (row,) = gpu_engines.rows({"variants": [variant]})
+    assert (row["ms"], row["over_eager"]) == (None, None)
+    assert row["said"].endswith("not measured, measuring failed: cuda was lost")
+
+
+def test_references_come_first_and_only_what_runs_on_the_device(monkeypatch):
+    monkeypatch.setattr(runtimes, "installed", lambda: dict.fromkeys(runtimes.RUNTIMES, "1"))
+    on_gpu = gpu_engines.names("cuda:0")
+    assert on_gpu[:3] == ["pytorch", "pytorch-amp", "pytorch-compiled"]
+    assert "onnxruntime-cuda" in on_gpu
+    assert "openvino" not in on_gpu
