@@ -170,7 +170,7 @@ def _table(here: Setting, shape: tuple[int, ...], precision: str, backward: bool
                 del contenders[name]
                 reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
                 here.row(**what, kernel=name, unavailable=[str(error)[:200], *reasons][:6])
-    seconds = 0.1 if here.small else 1.0
+    seconds = 0.1 if here.small else 0.5
     for name, timing in in_turns(contenders, here.device, seconds).items():
         here.row(**what, kernel=name, **timing, **facts[name], said=_line(what, name, timing, facts[name]))
 
@@ -240,7 +240,7 @@ def swin(here: Setting) -> None:
             for who, contender in contenders.items():
                 with contender.context():
                     out[who] = contender.call()
-            times = in_turns(contenders, here.device, 0.2 if here.small else 3.0)
+            times = in_turns(contenders, here.device, 0.2 if here.small else 1.5)
             after = clocks()
             row: dict[str, Any] = {"kind": "swin", "model": name, "batch": batch, "precision": precision}
             for who, contender in contenders.items():
@@ -313,7 +313,7 @@ def growth(here: Setting) -> None:
 def _grown(here: Setting, built: dict[str, nn.Module], size: int, batch: int, precision: str) -> None:
     images, context = _images(batch, size, here.device), amp(precision, here.device)
     contenders = {who: Contender(_inferring(model, images), context) for who, model in built.items()}
-    for who, timing in in_turns(contenders, here.device, 0.1 if here.small else 1.0).items():
+    for who, timing in in_turns(contenders, here.device, 0.1 if here.small else 0.5).items():
         what: dict[str, Any] = {"model": who, "size": size, "batch": batch, "precision": precision}
         if "error" in timing:
             here.row(kind="growth", **what, **timing)
@@ -462,10 +462,10 @@ def compiled(here: Setting, who: str) -> None:
             contenders[mode] = Contender(call, context)
             here.row(kind="compiling", who=who, mode=mode, **taken[mode])
     here.row(ready=True)
-    quiet = Path(here.folder) / f"compiled-{who}.quiet"
+    quiet = Path(here.folder) / ("compiled.quiet" if who == "ours" else f"compiled-{who}.quiet")
     while not quiet.exists():
         time.sleep(0.05)
-    times = in_turns({"eager": eager, **contenders}, here.device, 0.2 if here.small else 3.0)
+    times = in_turns({"eager": eager, **contenders}, here.device, 0.2 if here.small else 1.5)
     for mode, timing in times.items():
         if "error" in timing:
             here.row(kind="compiled", who=who, mode=mode, **timing)

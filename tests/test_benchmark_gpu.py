@@ -139,7 +139,7 @@ def test_a_section_has_its_share_of_the_cores(tmp_path):
     code += 'open(sys.argv[2], "a").write(json.dumps(row))'
     command = [sys.executable, "-c", code]
     assert gpu.Section("one", command, tmp_path, 30, threads=3).result()["rows"] == [{"threads": "3"}]
-    at_once = [name for name in gpu.SHARES if not name.startswith("compiled")] + ["compiled-ours"]
+    at_once = [name for name in gpu.SHARES if name not in gpu.BY_NAME]
     assert sum(gpu.SHARES[name] for name in at_once) <= 16
 
 
@@ -200,6 +200,7 @@ def test_an_engine_that_failed_is_a_row_that_says_why():
 def test_references_come_first_and_only_what_runs_on_the_device(monkeypatch):
     monkeypatch.setattr(runtimes, "installed", lambda: dict.fromkeys(runtimes.RUNTIMES, "1"))
     on_gpu = gpu_engines.names("cuda:0")
-    assert on_gpu[:3] == ["pytorch", "pytorch-amp", "pytorch-compiled"]
+    assert on_gpu[:2] == ["pytorch", "pytorch-amp"]
+    assert not {"pytorch-compiled", "pytorch-aot"} & set(on_gpu)
     assert "onnxruntime-cuda" in on_gpu
     assert "openvino" not in on_gpu
