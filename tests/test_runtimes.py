@@ -27,7 +27,8 @@ from vitrail.vocabulary import Graph, Preprocess, Target, TensorSpec
 
 SIZE, CLASSES = 64, 10
 READY = {name: runtime for name, runtime in RUNTIMES.items() if not (runtime.compiles or runtime.of_module)}
-"""What compiles, or is built of the module, takes seconds a test: test_compiled.py, test_executorch.py."""
+"""What compiles, or is built of the module, takes seconds a test: test_compiled.py, test_executorch.py,
+test_litert.py."""
 PAIRS = [(name, precision) for name, runtime in READY.items() for precision in runtime.on("cpu")]
 EXACT = [name for name, precision in PAIRS if precision == "fp32"]
 CPU_HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

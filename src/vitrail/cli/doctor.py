@@ -32,6 +32,8 @@ EXTRAS = {
     "sign": "signing artifacts and checking signatures (`vitrail sign`, `vitrail verify --public-key`)",
     "cuda": "NVIDIA GPUs (`--device cuda`): what they are, their clocks and memory",
     "executorch": "files for phones, run here with XNNPACK (`--runtimes executorch`)",
+    "litert": "running `.tflite` files, also without the workbench",
+    "litert-torch": "making `.tflite` files for phones (`--runtimes litert`)",
     "heif": "HEIC photos, as phones take them",
 }
 

@@ -269,7 +269,7 @@ class Exports:
             threads=self.threads if engine.compiles else 0,
             settings=dict(variant.settings),
             machine=self._machine if engine.compiles else "",
-            engine="" if engine.reference else f"{variant.runtime} {runtimes.version(variant.runtime)}",
+            engine="" if engine.reference else str(runtimes.building(variant.runtime)),
             calibration=calibration.digest if calibration is not None else "",
         )
 

@@ -68,8 +68,8 @@ def variants(
         )
     if not pairs:
         for name in settings.runtimes:
-            if name in RUNTIMES and runtimes.version(name) is None:
-                raise MissingExtraError(RUNTIMES[name].label, RUNTIMES[name].install)
+            if name in RUNTIMES and (missing := runtimes.missing(name)) is not None:
+                raise MissingExtraError(*missing)
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
         there = runtimes.installed()
         offers = "; ".join(
@@ -177,7 +177,7 @@ def _reaches(name: str, runtime: str, precision: str) -> bool:
 
 
 def _engines(settings: SearchSettings, device: str, *, int8: bool) -> list[tuple[str, Precision]]:
-    there = runtimes.installed()
+    there = [name for name in runtimes.installed() if runtimes.missing(name) is None]
     return [
         (name, precision)
         for name, runtime in RUNTIMES.items()
@@ -189,16 +189,14 @@ def _engines(settings: SearchSettings, device: str, *, int8: bool) -> list[tuple
 
 def missing_runtimes(settings: SearchSettings, device: str) -> tuple[str, ...]:
     """One note per runtime that was asked for, or ships on the device, and is not installed."""
-    there = runtimes.installed()
-    return tuple(
-        f"{runtime.label} is not installed: `{runtime.install}`"
+    names = (
+        name
         for name, runtime in RUNTIMES.items()
-        if name not in there
-        and (
-            name in settings.runtimes
-            or not (settings.runtimes or runtime.reference or runtime.named_only or not runtime.on(device))
-        )
+        if name in settings.runtimes
+        or not (settings.runtimes or runtime.reference or runtime.named_only or not runtime.on(device))
     )
+    lacking = filter(None, map(runtimes.missing, names))
+    return tuple(f"{what} is not installed: `{install}`" for what, install in lacking)
 
 
 def _asked(name: str, names: Sequence[str]) -> bool:

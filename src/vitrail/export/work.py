@@ -108,7 +108,7 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
         if request.unsigned:
             rewrite.write_unsigned(Path(request.folder), folder)
             return {"seconds": time.perf_counter() - begin}
-        engine = runtimes.implementation(request.runtime)
+        engine = runtimes.builder(request.runtime)
         if request.form is None:
             engine.build(Path(request.folder) / ONNX_FILE, folder)
         else:

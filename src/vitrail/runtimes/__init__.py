@@ -41,16 +41,20 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNTIMES",
     "Arrays",
+    "Builder",
     "EngineMismatch",
     "Lanes",
     "Runner",
     "Runtime",
+    "builder",
+    "building",
     "elsewhere",
     "implementation",
     "installed",
     "kind_of",
     "load",
     "memory",
+    "missing",
     "side_by_side",
     "sized",
     "version",
@@ -91,6 +95,19 @@ class Lanes(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Builder:
+    """What builds an engine's files, where running them does not need it."""
+
+    label: str
+    code: str
+    """The module that has `build`."""
+    distribution: str
+    """Its version is part of the key of what it builds."""
+    install: str
+    """Of the builder and the engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
     """One engine: where its code is, what it can do, and how to install it."""
 
@@ -126,6 +143,8 @@ class Runtime:
     """Measured and shown, never shipped."""
     named_only: bool = False
     """Measured only where `--runtimes` names it; `optimize` measures all references."""
+    builder: Builder | None = None
+    """None: the engine builds its files itself, in `code`."""
     loads: str = ""
     """A library beside the engine that its process loads: figures of memory hold it, and are said to."""
     platforms: tuple[str, ...] = ()
@@ -213,6 +232,25 @@ RUNTIMES: dict[str, Runtime] = {
         loads="PyTorch",
         on_phones=True,
     ),
+    "litert": Runtime(
+        label="LiteRT",
+        code="vitrail.runtimes.litert",
+        builder=Builder(
+            label="litert-torch",
+            code="vitrail.export.litert",
+            distribution="litert-torch",
+            install='pip install "vitrail[litert,litert-torch]"',
+        ),
+        distribution="ai-edge-litert",
+        module="ai_edge_litert",
+        install='pip install "vitrail[litert]"',
+        precisions={"cpu": ("fp32", "int8")},
+        files=("model.tflite", "converted.json"),
+        builds=True,
+        of_module=True,
+        named_only=True,
+        on_phones=True,
+    ),
     "pytorch": Runtime(
         label="PyTorch eager",
         code="vitrail.export.reference",
@@ -270,6 +308,12 @@ def implementation(name: str) -> ModuleType:
     return importlib.import_module(RUNTIMES[name].code)
 
 
+def builder(name: str) -> ModuleType:
+    """The module that builds a runtime's files; importing it imports what that takes."""
+    separate = RUNTIMES[name].builder
+    return importlib.import_module(RUNTIMES[name].code if separate is None else separate.code)
+
+
 def side_by_side(variant: Variant, graph: Graph) -> bool:
     """Whether the engine can run a batch as single images, which the variant does not settle by itself."""
     takes = IMAGES in RUNTIMES[variant.runtime].settings and IMAGES not in dict(variant.settings)
@@ -283,6 +327,32 @@ def _has_batch(graph: Graph) -> bool:
 def version(name: str) -> str | None:
     """Version of a runtime's library by its package metadata; None if it is not installed."""
     return hardware.version_of(RUNTIMES[name])
+
+
+def building(name: str) -> str | None:
+    """What builds a runtime's files, and its version; None if it is not installed."""
+    separate = RUNTIMES[name].builder
+    found = version(name) if separate is None else _version(separate.distribution)
+    return None if found is None else f"{name if separate is None else separate.distribution} {found}"
+
+
+def missing(name: str) -> tuple[str, str] | None:
+    """What of making and running a runtime's files is not installed, and its install line; None: nothing."""
+    engine, separate = RUNTIMES[name], RUNTIMES[name].builder
+    if version(name) is None:
+        return engine.label, engine.install if separate is None else separate.install
+    if separate is not None and building(name) is None:
+        return f"{separate.label}, which makes {engine.label}'s files,", separate.install
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def installed() -> dict[str, str]:

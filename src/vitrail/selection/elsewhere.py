@@ -120,8 +120,8 @@ def _target(settings: SearchSettings) -> tuple[str, Precision, str]:
     precision = settings.precisions[0] if settings.precisions else offered[0]
     if precision not in offered:
         raise InputError(f"{engine.label} has no {precision}: choose {' or '.join(offered)}.")
-    if engine.builds and runtimes.version(name) is None:
-        raise MissingExtraError(engine.label, engine.install)
+    if engine.builds and (missing := runtimes.missing(name)) is not None:
+        raise MissingExtraError(*missing)
     return name, precision, device
 
 
