@@ -20,14 +20,25 @@ from torch import nn
 
 from vitrail import gpu, hardware, runtimes
 from vitrail.cli import main
+from vitrail.cli.doctor import doctor_document
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.export import reference
 from vitrail.export.variants import variants
+from vitrail.measure import peaks
 from vitrail.measure.latency import Plan, screen
 from vitrail.replay import judge_recorded
 from vitrail.requirements import resolve
 from vitrail.runtimes import RUNTIMES, EngineMismatch, onnxruntime_cuda
 from vitrail.selection import optimise
-from vitrail.vocabulary import Requirements, SearchSettings, Target, Workload
+from vitrail.vocabulary import (
+    Graph,
+    Requirements,
+    RunnerFacts,
+    SearchSettings,
+    Target,
+    TensorSpec,
+    Workload,
+)
 
 # --- what the driver says -------------------------------------------------------------------------
 
@@ -129,6 +140,22 @@ def test_a_device_has_one_way_to_be_written(device):
         resolve(flags={"device": device})
     with pytest.raises(InputError, match="use cpu, cuda or cuda:N"):
         gpu.number_of(device)
+
+
+def test_doctor_describes_each_card(monkeypatch, capsys):
+    fake_nvml.install(
+        monkeypatch, fake_nvml.gpu(), fake_nvml.gpu("NVIDIA L4", power_limit=None, memory=23034)
+    )
+    assert [each["device"] for each in doctor_document(peaks=False)["cards"]] == ["cuda:0", "cuda:1"]
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    facts = "capability 9.0, driver 580.65.06"
+    assert f"cuda:0       NVIDIA H100 80GB HBM3, {facts}, 79.6 GiB, capped at 700 W" in said
+    assert f"cuda:1       NVIDIA L4, {facts}, 22.5 GiB\n" in said
+    fake_nvml.install(monkeypatch, error="Driver Not Loaded")
+    assert doctor_document(peaks=False)["cards"] == []
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert doctor_document(peaks=False)["cards"] == []
 
 
 def test_without_the_binding_its_install_line_is_said(monkeypatch):
@@ -333,3 +360,73 @@ def test_figures_of_a_machine_that_is_gone_can_be_judged(tmp_path):
     found = judge_recorded(path, Requirements(max_latency_ms=28.0), Workload(), SearchSettings())
     assert found.winner is not None
     assert (found.workload.device, found.workload.batch_size) == ("cuda", 32)
+
+
+def test_no_bound_is_taken_from_a_product_that_leaves_a_gpu_idle(monkeypatch):
+    monkeypatch.setattr(runtimes, "version", lambda _: "1.0")
+    monkeypatch.setattr(peaks.sandbox, "Child", None)  # no process is begun
+    assert peaks.peaks(1, "cuda:1") == {}
+
+
+# --- PyTorch on it --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+            "too little memory left.*batch",
+        ),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "lost or refused.*nvidia-smi"),
+    ],
+)
+def test_what_a_gpu_refuses_pytorch_is_one_sentence(error, said):
+    def call(_):
+        raise error
+
+    spec = TensorSpec(name="images", shape=(1, 3, 8, 8))
+    facts = RunnerFacts(
+        runtime="pytorch", version="2", precision="fp32", threads=1,
+        graphs=(Graph(inputs=(spec,), outputs=(spec,)),),
+    )  # fmt: skip
+    runner = reference.ModuleRunner(call, torch.float32, facts)
+    with pytest.raises(InputError, match=said):
+        runner.run({"images": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+def test_tf32_of_pytorch_is_set_and_read_back():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for on in (True, False):
+            reference.use_tf32(on)
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (on, on)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert [str(reference.place_of(name)) for name in ("cpu", "cuda", "cuda:3")] == [
+        "cpu",
+        "cuda:0",
+        "cuda:3",
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", RUNTIMES["pytorch"].on("cuda"))
+def test_pytorch_answers_on_a_gpu_as_on_the_cpu(tmp_path, precision):
+    request = {
+        "architecture": "vit_tiny_patch16_224", "implementation": "vitrail", "labels": "imagenet-1k",
+        "weights": None, "threads": 1, "image_size": 64, "folder": str(tmp_path),
+    }  # fmt: skip
+    (tmp_path / "reference.json").write_text(json.dumps(request))
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32)
+    found = {}
+    for device, asked in (("cpu", "fp32"), ("cuda", precision)):
+        runner = runtimes.load(
+            tmp_path, replace(engines.graph_of(64, 1000), entry="reference.json"),
+            Target(runtime="pytorch", precision=asked, device=device), sizes={"B": 2}, threads=1,
+        )  # fmt: skip
+        assert runner.facts.device == device
+        found[device] = runner.run({"images": images})["scores"]
+    far = np.linalg.norm(found["cuda"] - found["cpu"]) / np.linalg.norm(found["cpu"])
+    assert far < {"fp32": 1e-5, "tf32": 5e-3, "bf16": 5e-2, "fp16": 5e-3}[precision]
+    assert precision == "fp32" or far > 1e-6

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import textwrap
 from importlib import metadata
 from typing import Any
 
-from vitrail import hardware
+from vitrail import gpu, hardware
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
+from vitrail.errors import InputError
 from vitrail.install import here
 from vitrail.runtimes import RUNTIMES, cxx
 
@@ -57,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def doctor_document(*, peaks: bool) -> dict[str, Any]:
-    """The `--json` document: `hardware`, `fingerprint`, `peaks_gflops` (None: not measured), `missing`."""
+    """The `--json` document: `hardware`, `fingerprint`, `cards` (NVIDIA's, as their driver describes them),
+    `peaks_gflops` (None: not measured), `missing`."""
     known = hardware.facts(table=RUNTIMES)
     measured = None
     if peaks:
@@ -69,9 +72,18 @@ def doctor_document(*, peaks: bool) -> dict[str, Any]:
         "summary": hardware.one_line(known),
         "fingerprint": hardware.fingerprint(known),
         "hardware": known,
+        "cards": _cards(),
         "peaks_gflops": measured,
         "missing": missing(known),
     }
+
+
+def _cards() -> list[dict[str, Any]]:
+    """The GPUs that `--device` can name; none where nothing that reads them is installed, or no driver is."""
+    with contextlib.suppress(InputError):
+        devices = [f"cuda:{number}" for number in range(gpu.count())]
+        return [{"device": device, **gpu.card(device).facts()} for device in devices]
+    return []
 
 
 def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
@@ -122,6 +134,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
         ("caches", ", ".join(_cache(cache) for cache in cpu["caches"] or []) or "unknown"),
         ("memory", _memory(memory)),
         ("GPU", ", ".join(known["gpus"]) or "no GPU"),
+        *((card["device"], _card(card)) for card in document["cards"]),
         ("system", f"{system['system']} {system['kernel']}, Python {known['python']}"),
         ("fingerprint", document["fingerprint"]),
     ]
@@ -135,6 +148,15 @@ def _lines(document: dict[str, Any]) -> list[str]:
     if not document["missing"]:
         lines.append("  nothing")
     return lines
+
+
+def _card(card: dict[str, Any]) -> str:
+    capped = "" if card["power_limit_w"] is None else f", capped at {card['power_limit_w']:.0f} W"
+    divided = ", divided (MIG)" if card["partitioned"] else ""
+    return (
+        f"{card['name']}, capability {card['capability']}, driver {card['driver']}, "
+        f"{card['memory_mib'] / 1024:.1f} GiB{capped}{divided}"
+    )
 
 
 def _virtual(virtualised: bool | None) -> str:

@@ -55,9 +55,12 @@ def _key(machine: dict[str, object], threads: int, device: str) -> dict[str, obj
 def peaks(threads: int, device: str) -> dict[str, dict[str, float]]:
     """GFLOP/s by runtime and precision of the installed runtimes that ship on the device, a process for each.
 
-    A probe that fails is left out: its bound is then unknown, and nothing is pruned by it.
+    A probe that fails is left out: its bound is then unknown, and nothing is pruned by it. So it is on GPUs:
+    one product with its copies leaves most of a GPU idle, and would call too much too slow.
     """
     speeds: dict[str, dict[str, float]] = {}
+    if runtimes.kind_of(device) == "cuda":
+        return speeds
     for name, runtime in runtimes.RUNTIMES.items():
         if runtimes.version(name) is None or runtime.reference:
             continue

@@ -7,7 +7,7 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
     build(reference, folder, form, calibration)    if it builds them of the module, for one `requests.Form`;
                                       int8 is calibrated on named inputs, a batch for each photo
     probe(n, target, threads)         seconds of one n x n matrix product, for lower bounds on latency; not
-                                      of an engine that is measured only where it is named
+                                      of an engine that is measured only where it is named, nor of a GPU's
     memory(device) -> (peak, now)     in MiB, if its devices have memory of their own; a GPU's by default
 
 The places for future engines are given by their lines:

@@ -21,7 +21,6 @@ from vitrail import gpu
 from vitrail.errors import InputError
 from vitrail.privacy import import_engine
 from vitrail.runtimes import RUNTIMES, Arrays, EngineMismatch
-from vitrail.runtimes.matmul import MATMUL, fastest, square
 from vitrail.runtimes.onnxruntime import loaded_graph, tensor_names
 from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
 from vitrail.words import first_line
@@ -130,15 +129,6 @@ def opened(path: Path, graph: Graph, target: Target, place: Place, threads: int)
         return BoundRunner(session, place, facts)
     except RuntimeError as error:
         raise refused(error, target.device) from None
-
-
-def probe(n: int, target: Target, threads: int) -> float:
-    """Seconds of one product of n x n matrices, with the copies of both and of the result."""
-    spec = [TensorSpec(name=name, shape=(n, n)) for name in ("a", "b", "c")]
-    graph = Graph(inputs=tuple(spec[:2]), outputs=(spec[2],))
-    runner = load(MATMUL["fp32"], graph, target, threads=threads, settings={})
-    inputs = {"a": square(n), "b": square(n)}
-    return fastest(lambda: runner.run(inputs))
 
 
 def refused(error: Exception, device: str) -> InputError:
