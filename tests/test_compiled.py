@@ -111,7 +111,7 @@ def test_autocast_computes_products_in_bf16_and_keeps_the_weights(tiny_export, t
 
 
 def test_autocast_that_casts_nothing_is_refused(tiny_export, monkeypatch):
-    monkeypatch.setattr(reference, "autocast", lambda: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(reference, "autocast", lambda _: torch.autocast("cpu", enabled=False))
     with pytest.raises(EngineMismatch, match="ran no operation in it"):
         load(tiny_export, "pytorch-amp", "bf16", size=64, classes=10)
 

@@ -395,6 +395,13 @@ def test_what_a_gpu_refuses_pytorch_is_one_sentence(error, said):
         runner.run({"images": np.zeros((1, 3, 8, 8), np.float32)})
 
 
+def test_a_pytorch_that_cannot_use_the_gpu_says_so(monkeypatch):
+    """Also where the driver shows one: torch may be built without CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"There is no cuda here, .*: use cpu"):
+        reference.prepared(None, graph(2), "fp32", "cuda")
+
+
 def test_tf32_of_pytorch_is_set_and_read_back():
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:

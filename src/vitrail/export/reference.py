@@ -29,6 +29,7 @@ from vitrail import gpu
 from vitrail.errors import InputError
 from vitrail.export import eager
 from vitrail.export.requests import ExportRequest
+from vitrail.profiling import kernels
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.vocabulary import Graph, RunnerFacts, Target
 from vitrail.words import first_line
@@ -75,11 +76,13 @@ class ModuleRunner:
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named inputs in the order of the module's arguments -> its one output."""
         (graph,) = self._facts.graphs
-        with torch.inference_mode(), self._around(), told(self._device):
+        with told(self._device):
+            # Outside of inference mode, as the inputs were with which it was compiled.
             given = [
                 torch.from_numpy(inputs[spec.name]).to(self._device, self._dtype) for spec in graph.inputs
             ]
-            output = self._call(*given).float().cpu()
+            with torch.inference_mode(), self._around():
+                output = self._call(*given).float().cpu()
         return {graph.outputs[0].name: np.array(output.numpy())}
 
     def close(self) -> None:
@@ -132,9 +135,10 @@ def prepared(request: ExportRequest, graph: Graph, precision: str, device: str =
     """The module on the device with its parameters in `precision`, and inputs of the graph's sizes.
 
     Raises:
-        InputError: the weights are missing or damaged; or the device has too little memory left.
+        InputError: the weights are missing or damaged; or torch cannot use the device, or that has too little
+            memory left.
     """
-    dtype, place = DTYPES[precision], place_of(device)
+    dtype, place = DTYPES[precision], place_of(kernels.check_device(device))
     if place.type == "cuda":
         use_tf32(precision == "tf32")
     with told(place):

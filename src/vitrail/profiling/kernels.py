@@ -21,7 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from vitrail import hardware
+from vitrail import gpu, hardware
 from vitrail.errors import InputError
 from vitrail.measure.sandbox import Child, ChildFailure
 from vitrail.models.attention import attend, choose
@@ -108,12 +108,11 @@ def check_device(device: str) -> str:
     """
     if device == "cpu":
         return device
-    if not re.fullmatch(r"cuda(:\d+)?", device):
-        raise InputError(f"There is no device {device!r}: use cpu, cuda or cuda:N.")
+    number = gpu.number_of(device)
     reason = no_gpu()
     if reason is not None:
         raise InputError(f"There is no {device} here, {reason}: use cpu.")
-    if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+    if number >= torch.cuda.device_count():
         raise InputError(f"There is no {device}: use cuda:0 to cuda:{torch.cuda.device_count() - 1}.")
     return device
 
