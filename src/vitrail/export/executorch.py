@@ -1,7 +1,7 @@
 """ExecuTorch with XNNPACK: a `.pte` of the module for one batch -> Runner, the engine of phones run here.
 
-`build` exports the module (torch.export), hands XNNPACK all it takes, and leaves the rest to ExecuTorch's
-own kernels. `load` needs only torch and ExecuTorch, not the rest of the workbench: the Python runtime takes
+`build` exports the module (torch.export), for int8 puts it between quantisers (pt2e.py), hands XNNPACK all it
+takes, and leaves the rest to ExecuTorch's own kernels. `load` needs only torch and ExecuTorch, not the rest of the workbench: the Python runtime takes
 and gives torch's tensors, so memory measured here is of a process with torch in it, unlike a phone's.
 
 Source: https://docs.pytorch.org/executorch (checked against the code of 1.5.1).
@@ -9,6 +9,7 @@ Source: https://docs.pytorch.org/executorch (checked against the code of 1.5.1).
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ import numpy as np
 
 from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.export import pte
 from vitrail.export.requests import Form
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
@@ -50,6 +52,10 @@ TOLERANCE = 1e-4
 """Largest relative difference between the file and the module it was made from."""
 RANDOM_TOLERANCE = 0.1
 """The same for random weights, which are only timed (see onnx.RANDOM_TOLERANCE)."""
+INT8_TOLERANCE = 0.7
+"""The same for int8, over the photos that calibrate: beyond it something is broken. Parity judges the rest."""
+COMPARED = 16
+"""Of the photos that calibrate, on how many a program in int8 is compared with the module."""
 
 KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
 """c10::ScalarType's numbers, which a program's tensors carry."""
@@ -68,7 +74,7 @@ class Lowered(msgspec.Struct, frozen=True, kw_only=True):
     left: dict[str, int]
     """Operators that ExecuTorch's own kernels run, and how often each occurs."""
     relative_difference: float
-    """From the module, on one batch of noise."""
+    """From the fp32 module: on one batch of noise, or in int8 on photos that calibrate."""
 
 
 class ExecuTorchRunner:
@@ -95,12 +101,16 @@ class ExecuTorchRunner:
 
 
 def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Arrays] = ()) -> None:
-    """Lower the module of an export's `reference.json` into `folder`, and compare the two on noise.
+    """Lower the module of an export's `reference.json` into `folder`, and compare the two.
+
+    Args:
+        calibration: named inputs, a batch for each photo; they calibrate int8.
 
     Raises:
         InputError: the description or its weights are damaged, or the module cannot be exported; or an
             operator that ExecuTorch does not have, named with the module it comes from.
-        EngineMismatch: the program computes something else than the module.
+        EngineMismatch: the program computes something else than the module, or not in int8 where that is
+            asked for.
     """
     from vitrail.export import eager, passes  # timm: not to load what was built
     from vitrail.export.reference import read
@@ -113,21 +123,32 @@ def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Array
     side = request.image_size
     noise = np.random.default_rng(0).standard_normal((form.batch_size, 3, side, side), dtype=np.float32)
     tolerance = RANDOM_TOLERANCE if request.weights is None or request.passes else TOLERANCE
-    lower(changed, noise, folder, form, tolerance)
+    if form.precision == "int8":
+        tolerance = math.inf if request.weights is None else INT8_TOLERANCE
+    photos = [next(iter(inputs.values())) for inputs in calibration]
+    lower(changed, noise, folder, form, tolerance, photos)
 
 
 def lower(
-    model: nn.Module, images: np.ndarray, folder: Path, form: Form, tolerance: float = TOLERANCE
+    model: nn.Module,
+    images: np.ndarray,
+    folder: Path,
+    form: Form,
+    tolerance: float = TOLERANCE,
+    photos: Sequence[np.ndarray] = (),
 ) -> None:
-    """Write the program of a module for just the shape of `images`, (B, 3, H, W); raises as `build`."""
+    """Write the program of a module for just the shape of `images`, (B, 3, H, W); raises as `build`.
+
+    `photos`, of the same shape each, calibrate int8.
+    """
     example = torch.from_numpy(images)
     with torch.no_grad():
-        try:
-            exported = torch.export.export(model, (example,))
-        except Exception as error:
-            raise InputError(
-                f"PyTorch cannot export this model ({first_line(error)}): use another engine."
-            ) from error
+        exported = _folded(_exported(model, example))
+        if form.precision == "int8":
+            from vitrail.export import pt2e  # torchao
+
+            # Not folded again: that would make floating point of the weights.
+            exported = _exported(pt2e.quantised(exported, photos), example)
         lowered = _lowered(exported)
         edge = lowered.exported_program()
         nodes = [node for node in edge.graph.nodes if node.op == "call_function"]
@@ -139,24 +160,47 @@ def lower(
             raise _lacking(re.findall(r"'(\w+::[\w.]+)'", str(error)), edge, error) from error
         with (folder / PROGRAM).open("wb") as file:
             program.write_to_file(file)
-        expected = model(example).numpy()
-    method, _ = _opened(folder / PROGRAM)
-    difference = _difference(method([example])[0].numpy(), expected)
+        _check_stored(folder / PROGRAM, form.precision)
+        difference = _off(model, folder / PROGRAM, photos[:COMPARED] if form.precision == "int8" else [images])
     if not difference <= tolerance:
         raise EngineMismatch(f"ExecuTorch's program differs from the module by {difference:.1e} (relative).")
     kept = Lowered(form=form, parts=delegated, left=dict(left), relative_difference=difference)
     (folder / FACTS).write_bytes(msgspec.json.encode(kept))
 
 
+def _exported(model: nn.Module, example: torch.Tensor) -> ExportedProgram:
+    try:
+        return torch.export.export(model, (example,))
+    except Exception as error:
+        raise InputError(
+            f"PyTorch cannot export this model ({first_line(error)}): use another engine."
+        ) from error
+
+
+def _folded(exported: ExportedProgram) -> ExportedProgram:
+    """The program without what depends on no image (resampled positions, gathered biases).
+
+    It would be computed anew in every call, by ExecuTorch's own kernels or, where these lack an operator,
+    not at all.
+    """
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+    return constant_prop_pass(exported)
+
+
+def _off(model: nn.Module, path: Path, batches: Sequence[np.ndarray]) -> float:
+    """How far a program is from the module over all batches, relative to the module's outputs."""
+    method, _ = _opened(path)
+    given = [method([torch.from_numpy(np.ascontiguousarray(each))])[0].numpy() for each in batches]
+    expected = [model(torch.from_numpy(each)).numpy() for each in batches]
+    return _difference(np.stack(given), np.stack(expected))
+
+
 def _lowered(exported: ExportedProgram) -> Any:
     """The program with XNNPACK's parts cut out of it, in ExecuTorch's edge dialect."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
-    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    # What depends on no image (resampled positions, gathered biases) would be computed anew in every call, by
-    # ExecuTorch's own kernels or, where these lack an operator, not at all.
-    exported = constant_prop_pass(exported)
     try:
         return to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     except Exception as error:
@@ -195,6 +239,25 @@ def _operator(target: Any) -> str:
     return str(schema.name) if schema is not None else str(target)
 
 
+def _check_stored(path: Path, precision: str) -> pte.Stored:
+    """What a program's parts compute in, which must be the precision.
+
+    Raises:
+        InputError: it is damaged.
+        EngineMismatch: it is another.
+    """
+    try:
+        stored = pte.read_stored(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"ExecuTorch cannot read {path.name}: export it again ({error}).") from None
+    if stored.int8 != (precision == "int8"):
+        found = ", ".join(f"{count:,} in {kind}" for kind, count in sorted(stored.weights.items())) or "none"
+        raise EngineMismatch(
+            f"{path.name} is not in {precision}: of its weights XNNPACK has {found}. Export it again."
+        )
+    return stored
+
+
 def _difference(given: np.ndarray, expected: np.ndarray) -> float:
     wide = expected.astype(np.float64)
     return float(np.linalg.norm(given - wide)) / (float(np.linalg.norm(wide)) or 1.0)
@@ -210,12 +273,13 @@ def load(
 
     Raises:
         InputError: the program is missing or damaged, or this ExecuTorch lacks something that it needs.
-        EngineMismatch: another number of threads, or another batch than it was made for.
+        EngineMismatch: another number of threads, or another batch or precision than it was made for.
     """
     assert not settings, settings
     with _LOADING:
         _use_threads(threads)
         method, engine = _opened(path)
+    stored = _check_stored(path, target.precision)
     loaded = _graph(method.method_meta(), graph)
     _check_batch(loaded, graph, path)
     facts = RunnerFacts(
@@ -224,7 +288,12 @@ def load(
         precision=target.precision,
         threads=int(engine._threadpool_get_thread_count()),
         graphs=(loaded,),
-        details=(("process", "with PyTorch in it"), *_kept(path.parent / FACTS)),
+        details=(
+            ("process", "with PyTorch in it"),
+            ("weights", _counts(stored.weights)),
+            ("tensors", _counts(stored.tensors)),
+            *_kept(path.parent / FACTS),
+        ),
     )
     return ExecuTorchRunner(method, facts)
 
@@ -309,6 +378,10 @@ def _check_batch(loaded: Graph, asked: Graph, path: Path) -> None:
             f"{path.name} was made for {theirs[0]} at once, and {ours[0]} at once are asked for: "
             f"ask for {theirs[0]}, or make it again with --batch-size {ours[0]}."
         )
+
+
+def _counts(kinds: dict[str, int]) -> str:
+    return " ".join(f"{kind}:{count}" for kind, count in sorted(kinds.items())) or "none"
 
 
 def _kept(path: Path) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,63 @@
+"""int8 for ExecuTorch: an exported program -> the same between quantisers, calibrated on photos (PT2E).
+
+Weights get a scale for each channel, activations one range a tensor: the extremes over all photos, which is
+what docs/decisions/int8.md found best for the other engines too. XNNPACK's own quantiser chooses the operators.
+
+Source: torchao.quantization.pt2e and executorch.backends.xnnpack.quantizer (checked against 0.18.0 and 1.5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from vitrail.errors import InputError
+from vitrail.words import first_line
+
+__all__ = ["quantised"]
+
+
+def quantised(exported: ExportedProgram, photos: Sequence[np.ndarray]) -> nn.Module:
+    """The program's module with int8 weights and quantisers; it still computes in floating point.
+
+    Args:
+        photos: inputs of exactly the program's shape.
+
+    Raises:
+        InputError: no photos, or the quantiser cannot take this model.
+    """
+    if not photos:
+        raise InputError("int8 needs photos to be calibrated on: give --images, --data or --calibration.")
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    try:
+        watched = prepare_pt2e(exported.module(), XNNPACKQuantizer().set_global(_configuration()))
+        for images in photos:
+            watched(torch.from_numpy(np.ascontiguousarray(images)))
+        return convert_pt2e(watched)
+    except Exception as error:
+        raise InputError(
+            f"ExecuTorch's quantiser cannot take this model ({first_line(error)}): use fp32, or another engine."
+        ) from error
+
+
+def _configuration() -> object:
+    """XNNPACK's own for static int8, but extremes instead of histograms, which take longer than the model."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
+    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
+
+    usual = get_symmetric_quantization_config(is_per_channel=True)
+    activations = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12),
+    )
+    return QuantizationConfig(activations, activations, usual.weight, usual.bias)
