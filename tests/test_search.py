@@ -12,7 +12,9 @@ import pytest
 from replay import Clock, Recording, ReplayBench
 
 from vitrail import catalog, judge
+from vitrail import runtimes as engines
 from vitrail.export.variants import Form, variants
+from vitrail.measure.sandbox import ChildTimeout
 from vitrail.report.terminal import summary
 from vitrail.runtimes import RUNTIMES
 from vitrail.selection import select
@@ -573,3 +575,92 @@ def test_a_graph_with_nothing_to_rewrite_is_asked_for_once():
     rewritten = [entry for entry in found.ledger if entry.variant.passes]
     assert len(rewritten) == len(everything) / 2
     assert all(entry.reasons == ("nothing to do",) for entry in rewritten)
+
+
+# --- engines that take long to build --------------------------------------------------------------
+
+
+class Lowering(ReplayBench):
+    """Building for ExecuTorch takes its time, beyond the export that the engines share."""
+
+    seconds = 40.0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.begun = []
+        self.built = set()
+
+    def exported(self, variant):
+        ready = super().exported(variant)
+        return ready and (variant.runtime != "executorch" or variant.name in self.built)
+
+    def export(self, variant, timeout_s):
+        begin = self._clock.now
+        export = super().export(variant, timeout_s)
+        if variant.runtime != "executorch" or variant.name in self.built:
+            return export
+        self.begun.append(variant.name)
+        left_s = timeout_s - (self._clock.now - begin)
+        self._clock.now += min(self.seconds, left_s)
+        if self.seconds > left_s:
+            raise ChildTimeout(f"building timed out after {timeout_s:.0f} s")
+        self.built.add(variant.name)
+        return replace(export, built_s=self.seconds)
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """Runs a search among OpenVINO, where the grid has it, and ExecuTorch, which is the fastest."""
+    real = engines.version
+    monkeypatch.setattr(engines, "version", lambda name: "1.5.1" if name == "executorch" else real(name))
+
+    def searched(budget_s, *, seconds=40.0, names=("openvino", "executorch"), **limits):
+        grid = grid_of()
+        asked = SearchSettings(models=MODELS, runtimes=("executorch",), precisions=("fp32",))
+        for variant in variants(catalog.find(MODELS), WORKLOAD, asked):
+            grid[variant.name] = recording(1.0)
+        grid = {name: each for name, each in grid.items() if any(runtime in name for runtime in names)}
+        bench = Lowering(grid, WORKLOAD, Clock())
+        bench.seconds = seconds
+        found, search, _ = run(grid, bench=bench, budget_s=budget_s, runtimes=names, **limits)
+        return found, search, bench
+
+    return searched
+
+
+def reasons_of(found, runtime):
+    return [entry.observation.pruned or "" for entry in found.ledger if entry.variant.runtime == runtime]
+
+
+def test_a_short_budget_is_not_spent_on_one_lowering(lowered):
+    found, search, bench = lowered(70.0, objective="latency", min_accuracy=70.0)
+    assert found.winner.variant.runtime == "openvino"
+    assert bench.begun == []
+    assert "too little of the budget was left: raise --budget" in reasons_of(found, "executorch")
+    assert search.clock() <= search.deadline
+    found, _, bench = lowered(1000.0, objective="latency", min_accuracy=70.0)
+    assert found.winner.variant.runtime == "executorch"
+    assert bench.begun
+
+
+def test_what_is_lowered_waits_for_a_first_winner(lowered):
+    found, search, bench = lowered(1000.0, max_latency_ms=1000.0)
+    alone, first, _ = lowered(1000.0, max_latency_ms=1000.0, names=("openvino",))
+    assert search.first_winner_s == first.first_winner_s
+    assert bench.begun
+    assert alone.winner is not None
+
+
+def test_what_a_lowering_took_is_expected_of_the_next(lowered):
+    """The first takes longer than the engine's row says, so there is no time for a second one."""
+    found, _, bench = lowered(260.0, seconds=150.0, names=("executorch",), exhaustive=True)
+    assert len(bench.begun) == 1
+    assert found.winner.variant.name == bench.begun[0]
+    assert "too little of the budget was left: raise --budget" in reasons_of(found, "executorch")
+
+
+def test_a_lowering_that_cannot_come_in_time_is_not_begun(lowered):
+    found, _, bench = lowered(30.0, names=("executorch",), max_latency_ms=1000.0)
+    assert found.winner is None
+    assert bench.begun == []
+    assert set(reasons_of(found, "executorch")) == {"too little of the budget was left: raise --budget"}

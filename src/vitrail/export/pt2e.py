@@ -9,6 +9,7 @@ Source: torchao.quantization.pt2e and executorch.backends.xnnpack.quantizer (che
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from vitrail.errors import InputError
 from vitrail.words import first_line
 
 __all__ = ["quantised"]
+
+aten = torch.ops.aten
+CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default)
+LAYERS = (aten.conv2d.default, aten.linear.default)
 
 
 def quantised(exported: ExportedProgram, photos: Sequence[np.ndarray]) -> nn.Module:
@@ -32,11 +37,10 @@ def quantised(exported: ExportedProgram, photos: Sequence[np.ndarray]) -> nn.Mod
     """
     if not photos:
         raise InputError("int8 needs photos to be calibrated on: give --images, --data or --calibration.")
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     try:
-        watched = prepare_pt2e(exported.module(), XNNPACKQuantizer().set_global(_configuration()))
+        watched = prepare_pt2e(exported.module(), _quantiser())
         for images in photos:
             watched(torch.from_numpy(np.ascontiguousarray(images)))
         return convert_pt2e(watched)
@@ -46,7 +50,34 @@ def quantised(exported: ExportedProgram, photos: Sequence[np.ndarray]) -> nn.Mod
         ) from error
 
 
-def _configuration() -> object:
+def _quantiser() -> Any:
+    """XNNPACK's, which also knows layers that end in a clamp (ReLU6).
+
+    By itself it measures the range before the clamp, though XNNPACK computes the two as one: most of the 256
+    levels of EfficientNet-Lite0 would lie where nothing comes out.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+
+    class Quantiser(XNNPACKQuantizer):  # type: ignore[misc]
+        def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            clamps = {node: node.target for node in model.graph.nodes if _ends_layer(node)}
+            for node in clamps:
+                node.target = aten.relu.default  # what it looks for
+            try:
+                return super().annotate(model)
+            finally:
+                for node, target in clamps.items():
+                    node.target = target
+
+    return Quantiser().set_global(_configuration())
+
+
+def _ends_layer(node: torch.fx.Node) -> bool:
+    """Whether a node is a clamp that XNNPACK computes as part of the layer before it."""
+    return node.op == "call_function" and node.target in CLAMPS and node.all_input_nodes[0].target in LAYERS
+
+
+def _configuration() -> Any:
     """XNNPACK's own for static int8, but extremes instead of histograms, which take longer than the model."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
     from torchao.quantization.pt2e import MinMaxObserver

@@ -131,6 +131,8 @@ class Runtime:
     """They are built of the module, for one batch: passes that rewrite the ONNX graph do not reach them."""
     compiles: bool = False
     """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
+    build_s: float = 0.0
+    """Seconds that building of the module is expected to take before it did once; 0: little beside an export."""
     unsigned: bool = False
     """It is quick in int8 where activations are unsigned, and slow where they are not."""
     settings: tuple[str, ...] = ()
@@ -228,6 +230,7 @@ RUNTIMES: dict[str, Runtime] = {
         files=("model.pte", "lowered.json"),
         builds=True,
         of_module=True,
+        build_s=40.0,
         named_only=True,
         loads="PyTorch",
         on_phones=True,

@@ -1,8 +1,8 @@
 """The search of `vitrail optimize`: one candidate in every form, each beside a baseline.
 
 First the baseline (fp32 in eager PyTorch; of a person's own ONNX file, ONNX Runtime in fp32), then the
-engines, PyTorch's other ways, and the engines with passes and settings; then the winner's finals, with the
-baseline among the finalists. What compiles comes late, for it takes longest. With the time that is left, rows
+engines, PyTorch's other ways, the engines with passes and settings, and engines that take long to build; then
+the winner's finals, with the baseline among the finalists. What compiles comes late, for it takes longest. With the time that is left, rows
 take turns with the baseline, so that a machine that slows down slows both.
 """
 
@@ -15,7 +15,7 @@ from vitrail import runtimes, stats
 from vitrail.errors import InputError
 from vitrail.measure.latency import finals
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.selection.search import COMPILE_LEAST_S, REFERENCE_SCREEN_S, RIVALS, Search, Trial
+from vitrail.selection.search import COMPILE_LEAST_S, CUT, REFERENCE_SCREEN_S, RIVALS, Search, Trial
 from vitrail.sources.source import Context
 from vitrail.vocabulary import Block, Candidate, Requirements, SearchSettings, SpeedUp, Variant
 
@@ -26,7 +26,6 @@ OWN_BASELINE = ("onnxruntime", "fp32")
 """Of a person's own ONNX file, which is no module."""
 TURN_CALLS, TURN_ROUNDS, TURN_S = 18, 3, 20.0
 """Of a row beside the baseline: calls and rounds at least, and a cap of the seconds of its calls."""
-CUT = "too little of the budget was left: raise --budget"
 COMPARE_LEAST_S = 6.0
 """What taking turns with the baseline needs at least."""
 
@@ -125,9 +124,11 @@ class Optimisation(Search):
                 self.bench.discard(trial.variant)  # only what has random weights
 
     def _turn(self, trial: Trial) -> int:
-        """The baseline, plain forms, PyTorch's other ways, forms with passes or settings."""
+        """The baseline, plain forms, PyTorch's other ways, forms with passes or settings, what is built slowly."""
         if trial is self.baseline:
             return 0
+        if runtimes.RUNTIMES[trial.variant.runtime].build_s:
+            return 4
         changed = trial.variant.passes or trial.variant.settings
         return 2 if trial.variant.reference else 3 if changed else 1
 
@@ -155,7 +156,7 @@ class Optimisation(Search):
             if reference:
                 self.cut.append(f"{trial.variant.runtime} {trial.variant.precision}")
                 del self.trials[trial.variant.name]
-            elif not trial.at_hand:
+            elif not trial.at_hand or self._costs.builds(trial.variant):
                 trial.pruned = CUT
             return
         plan = replace(self._plan, screen_s=REFERENCE_SCREEN_S) if reference else self._plan

@@ -46,7 +46,10 @@ QUANTISE_TIMEOUT_S = 900.0
 """Accuracy control runs all judged images for every number of layers that it tries."""
 EXPORT_GRACE_S = 5.0
 """What an export may take however little of the budget is left."""
+BUILD_TIMEOUT_S = 600.0
+"""What an engine may take that builds of the module, and has other things to do meanwhile."""
 LACKS_WEIGHTS = "its weights are not at hand"
+CUT = "too little of the budget was left: raise --budget"
 EARLY_SHARE, EARLY_S = 1 / 3, 30.0
 """By when, as a part of the budget and in seconds, exploring gives way to the finals of a first winner."""
 WAIT_SHARE, WAIT_MOST_S = 0.05, 10.0
@@ -260,10 +263,12 @@ class Search:
             until = self._until(trial, best) if at_hand else self.deadline
             # With nothing in hand a try that may come too late loses nothing.
             latest = self.deadline if best is None else until
-            if self.clock() + self._costs.needed_s(trial) >= latest:
-                if at_hand:
+            ready = self.clock() + self._costs.needed_s(trial)
+            if ready >= latest:
+                for_good = self.first_winner_s is not None or ready >= self.deadline
+                if at_hand and not (for_good and self._costs.builds(trial.variant)):
                     return best
-                trial.pruned = LACKS_WEIGHTS  # a smaller one may still come in time
+                trial.pruned = CUT if at_hand else LACKS_WEIGHTS  # another one may still come in time
                 continue
             self._measure(trial, until)
             self._tell(trial)
@@ -301,8 +306,8 @@ class Search:
         """What is measured next is the trial with the least of these."""
         key = rank_key(trial.variant, self.requirements, self._model, photos=len(self.bench.photos.paths))
         unlikely, *rest = key
-        # Until a first winner is confirmed, what must be quantised waits for what needs seconds.
-        waits = self.first_winner_s is None and "quantise" in self._costs.missing(trial.variant)
+        # Until a first winner is confirmed, what must be quantised or built waits for what needs seconds.
+        waits = self.first_winner_s is None and self._costs.slow(trial.variant)
         return unlikely, waits, *rest, trial.variant.name
 
     def _excluded(self, trial: Trial, rival: Observation | None, memory_baseline: float) -> str | None:
@@ -405,7 +410,7 @@ class Search:
                     self._measure(trial, self.deadline, plan=replace(self._plan, screen_s=REFERENCE_SCREEN_S))
                     self._tell(trial)
                 elif trial.open and by_name:
-                    self._late.append(f"{variant.name}: too little of the budget was left: raise --budget")
+                    self._late.append(f"{variant.name}: {CUT}")
                 if trial.open:
                     del self.trials[variant.name]
 
@@ -488,18 +493,21 @@ class Search:
             self._say(f"exporting {trial.variant.candidate.name}")
         # What the budget cuts is no failure (see `_failed`); a hang is cut by a time of its own.
         left_s = max(self.deadline - begin, EXPORT_GRACE_S)
-        compiles = runtimes.RUNTIMES[trial.variant.runtime].compiles
-        hang_s = COMPILE_TIMEOUT_S if compiles else EXPORT_TIMEOUT_S
+        engine = runtimes.RUNTIMES[trial.variant.runtime]
+        hang_s = COMPILE_TIMEOUT_S if engine.compiles else EXPORT_TIMEOUT_S
+        if engine.build_s:
+            hang_s = BUILD_TIMEOUT_S
         if trial.variant.precision == "int8":
             hang_s = QUANTISE_TIMEOUT_S
         export = self.bench.export(trial.variant, min(hang_s, left_s))
         trial.subject = self.bench.subject(trial.variant, export)
-        if compiles:
+        if engine.compiles:
             left_s = max(self.deadline - self.clock(), EXPORT_GRACE_S)
             limit_s = min(trial.subject.load_timeout_s, left_s)
             trial.subject = replace(trial.subject, load_timeout_s=limit_s)
         else:  # what compiling takes says nothing of the exports to come
-            self._costs.observe(trial.variant, missing, self.clock() - begin)
+            seconds = self.clock() - begin
+            self._costs.observe(trial.variant, missing, seconds, built_s=min(export.built_s, seconds))
 
     def _ready(self, trial: Trial) -> bool:
         """Have the trial's export at hand, also when its figures came from an earlier run."""
