@@ -22,17 +22,18 @@ from test_compiled import NoWeights, described, graph_of, labels_of, noise
 from test_search import MODELS, WORKLOAD
 from torch import nn
 
-from vitrail import catalog, hardware, models, runtimes
+from vitrail import catalog, hardware, models, runtimes, tasks
 from vitrail.errors import InputError
 from vitrail.export import variants, work
 from vitrail.export.exports import Exports
-from vitrail.export.requests import BuildRequest, Form
+from vitrail.export.requests import BuildRequest, Form, QuantiseRequest
 from vitrail.install import extras_of, here
 from vitrail.measure import peaks
 from vitrail.models import timm
 from vitrail.report import phrases
 from vitrail.runtimes import RUNTIMES, EngineMismatch
-from vitrail.vocabulary import LedgerEntry, Memory, Observation, SearchSettings, Target
+from vitrail.tasks.classify import Classify
+from vitrail.vocabulary import LedgerEntry, Memory, Observation, Preprocess, SearchSettings, Target
 
 NAME, TARGET = "executorch", Target(runtime="executorch", precision="fp32")
 ROW = RUNTIMES[NAME]
@@ -44,13 +45,22 @@ needs = pytest.mark.skipif(
 )
 
 
-def form(batch: int = 2) -> Form:
-    return Form(precision="fp32", batch_size=batch, threads=0, settings={})
+def form(batch: int = 2, precision: str = "fp32") -> Form:
+    return Form(precision=precision, batch_size=batch, threads=0, settings={})
 
 
-def load(folder: Path, *, size: int = 64, classes: int = 10, batch: int = 2, threads: int = 1):
+def load(
+    folder: Path,
+    *,
+    size: int = 64,
+    classes: int = 10,
+    batch: int = 2,
+    threads: int = 1,
+    precision: str = "fp32",
+):
     graph = graph_of(size, classes, ROW.entry)
-    return runtimes.load(folder, graph, TARGET, sizes={"B": batch}, threads=threads)
+    target = replace(TARGET, precision=precision)
+    return runtimes.load(folder, graph, target, sizes={"B": batch}, threads=threads)
 
 
 def randomised(model: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -184,6 +194,142 @@ def test_the_file_is_hardly_larger_than_its_weights(vit_program, tmp_path):
     assert (tmp_path / ROW.entry).stat().st_size <= 1.05 * weights
 
 
+# --- int8 -----------------------------------------------------------------------------------------
+
+
+class Clamped(nn.Module):
+    """A convolution and a linear layer that end in ReLU6, most of whose values lie far above 6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 64, 8, 8), nn.BatchNorm2d(64), nn.ReLU6(), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(4096, 500), nn.ReLU6(), nn.Linear(500, 10))
+        with torch.no_grad():
+            self.body[0].weight *= 30
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images))
+
+
+@pytest.fixture(scope="session")
+def clamped(tmp_path_factory) -> tuple[nn.Module, list[np.ndarray], Path]:
+    """A module, inputs and its program in int8, which 12 of the inputs calibrated."""
+    from vitrail.export import executorch
+
+    model = Clamped()
+    inputs = [np.random.default_rng(seed).standard_normal((2, 3, 64, 64), np.float32) for seed in range(16)]
+    folder = tmp_path_factory.mktemp("int8")
+    executorch.lower(model, inputs[0], folder, form(precision="int8"), 0.2, inputs[:12])
+    return model, inputs[12:], folder
+
+
+@needs
+@pytest.mark.slow
+def test_int8_is_near_the_module_and_says_what_it_holds(clamped):
+    model, inputs, folder = clamped
+    runner = load(folder, precision="int8")
+    with torch.inference_mode():
+        expected = np.stack([model(torch.from_numpy(each)).numpy() for each in inputs])
+    given = np.stack([runner.run({"images": each})["scores"] for each in inputs])
+    difference = np.linalg.norm(given - expected) / np.linalg.norm(expected)
+    # Ranges before the clamps instead of behind them give 0.2.
+    assert 1e-4 < difference < 0.05
+    said = dict(runner.facts.details)
+    layers = sum(value.numel() for name, value in model.named_parameters() if value.dim() > 1)
+    assert said["weights"].startswith(f"int32:{64 + 500 + 10} int8:{layers}")
+    assert runner.facts.precision == "int8"
+    runner.close()
+    assert (folder / ROW.entry).stat().st_size <= 1.05 * sum(each.numel() for each in model.parameters())
+
+
+@needs
+@pytest.mark.slow
+def test_types_are_read_as_executorch_itself_reads_them(clamped, vit_program, tmp_path):
+    from importlib import resources
+
+    import executorch.backends.xnnpack.serialization as schemas
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+    from executorch.exir._serialize import _flatbuffer, _program
+
+    from vitrail.export import pte
+
+    schema = tmp_path / "schema.fbs"
+    schema.write_bytes(resources.files(schemas).joinpath("schema.fbs").read_bytes())
+    for folder in (clamped[2], vit_program):
+        data = (folder / ROW.entry).read_bytes()
+        tensors, weights, index = {}, {}, 0
+        while (part := _program._extract_delegate_payload(data, "xnnpack", index)) is not None:
+            header = XNNHeader.from_bytes(part[: XNNHeader.EXPECTED_LENGTH])
+            (tmp_path / "schema.bin").write_bytes(part[header.flatbuffer_offset :][: header.flatbuffer_size])
+            _flatbuffer._flatc_decompile(
+                str(tmp_path), str(schema), str(tmp_path / "schema.bin"), ["--raw-binary"]
+            )
+            for value in json.loads((tmp_path / "schema.json").read_bytes())["xvalues"]:
+                tensor = value["xvalue_union"]
+                tensor = tensor.get("tensor_value", tensor)
+                kind = pte.TYPES[getattr(schemas.xnnpack_graph_schema.XNNDatatype, tensor["datatype"]).value]
+                tensors[kind] = tensors.get(kind, 0) + 1
+                if tensor.get("constant_buffer_idx"):
+                    weights[kind] = weights.get(kind, 0) + int(np.prod(tensor.get("dims", [])))
+            index += 1
+        assert index
+        assert pte.read_stored(folder / ROW.entry) == pte.Stored(tensors=tensors, weights=weights)
+
+
+@needs
+@pytest.mark.slow
+def test_a_program_of_another_precision_is_refused(clamped, vit_program, tmp_path, monkeypatch):
+    from vitrail.export import executorch, pt2e
+
+    model, inputs, folder = clamped
+    with pytest.raises(
+        EngineMismatch, match=r"model.pte is not in fp32: of its weights XNNPACK has 574 in int32"
+    ):
+        load(folder)
+    with pytest.raises(EngineMismatch, match=r"model.pte is not in int8: .* in fp32. Export it again"):
+        load(vit_program, precision="int8")
+    asked = form(precision="int8")
+    with pytest.raises(InputError, match=r"int8 needs photos to be calibrated on: give --images"):
+        executorch.lower(model, inputs[0], tmp_path, asked)
+    with pytest.raises(EngineMismatch, match="differs from the module by"):
+        executorch.lower(nn.Sequential(nn.Conv2d(3, 10, 8)), inputs[0], tmp_path, asked, 1e-6, inputs)
+    monkeypatch.setattr(pt2e, "quantised", lambda exported, photos: exported.module())
+    with pytest.raises(EngineMismatch, match="is not in int8"):
+        executorch.lower(nn.Sequential(nn.Conv2d(3, 10, 8)), inputs[0], tmp_path, asked, 1.0, inputs)
+
+
+@needs
+@pytest.mark.slow
+def test_int8_of_a_vit_is_built_as_the_exporter_does(tiny_export, tiny_weights, tmp_path, coloured):
+    folder = described(tmp_path, "test_vit", 64, tiny_weights, labels_of(tiny_export))
+    task = Classify(preprocess=Preprocess(image_size=64), labels=tuple("abcdefghij"))
+    quantise = QuantiseRequest(
+        task=tasks.pack(task), photos=[str(each) for each in sorted(coloured.rglob("*.png"))[:10]], batch=2
+    )
+    target = folder / NAME
+    request = {"folder": str(folder), "runtime": NAME, "target": str(target)}
+    asked = {"form": form(precision="int8"), "quantise": quantise}
+    work.build({**request, **{name: msgspec.to_builtins(each) for name, each in asked.items()}})
+    runner = load(target, precision="int8")
+    assert np.isfinite(runner.run({"images": noise(64)})["scores"]).all()
+    runner.close()
+
+
+def test_a_part_that_is_cut_off_is_damaged(tmp_path):
+    from vitrail.export import pte
+
+    file = tmp_path / "model.pte"
+    file.write_bytes(b"weights with XH00 in the middle of them" * 100)
+    assert pte.read_stored(file) == pte.Stored(tensors={}, weights={})
+    head = bytes(4) + b"XH00" + (30).to_bytes(2, "little") + (32).to_bytes(4, "little")
+    graph = (1000).to_bytes(4, "little") + b"XN01"
+    file.write_bytes(head.ljust(32, b"\0") + graph)
+    with pytest.raises(ValueError, match=r"a part of model.pte is damaged"):
+        pte.read_stored(file)
+
+
 # --- what a person can get wrong ------------------------------------------------------------------
 
 
@@ -206,7 +352,8 @@ def test_a_program_of_another_batch_or_cut_off_is_one_sentence(vit_program, tmp_
         load(folder)
     (folder / "model.pte").write_bytes(whole)
     (folder / "lowered.json").unlink()
-    assert [name for name, _ in load(folder).facts.details] == ["process"], "it says only how it was made"
+    details = [name for name, _ in load(folder).facts.details]
+    assert details == ["process", "weights", "tensors"], "it says only how it was made"
 
 
 class Lacks(nn.Module):
@@ -293,7 +440,7 @@ def test_it_is_measured_only_where_it_is_named(installed):
     rows = catalog.find(MODELS)
     assert NAME not in {each.runtime for each in variants.variants(rows, WORKLOAD, SearchSettings())}
     found = variants.variants(rows, WORKLOAD, SearchSettings(runtimes=(NAME,)))
-    assert {(each.runtime, each.precision) for each in found} == {(NAME, "fp32")}
+    assert {(each.runtime, each.precision) for each in found} == {(NAME, "fp32"), (NAME, "int8")}
     everywhere = [name for name, row in RUNTIMES.items() if not row.reference and not row.named_only]
     assert everywhere == ["openvino", "onnxruntime"]
 

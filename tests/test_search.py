@@ -644,7 +644,7 @@ def test_a_short_budget_is_not_spent_on_one_lowering(lowered):
 
 
 def test_what_is_lowered_waits_for_a_first_winner(lowered):
-    found, search, bench = lowered(1000.0, max_latency_ms=1000.0)
+    _, search, bench = lowered(1000.0, max_latency_ms=1000.0)
     alone, first, _ = lowered(1000.0, max_latency_ms=1000.0, names=("openvino",))
     assert search.first_winner_s == first.first_winner_s
     assert bench.begun

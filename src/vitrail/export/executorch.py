@@ -1,8 +1,9 @@
 """ExecuTorch with XNNPACK: a `.pte` of the module for one batch -> Runner, the engine of phones run here.
 
 `build` exports the module (torch.export), for int8 puts it between quantisers (pt2e.py), hands XNNPACK all it
-takes, and leaves the rest to ExecuTorch's own kernels. `load` needs only torch and ExecuTorch, not the rest of the workbench: the Python runtime takes
-and gives torch's tensors, so memory measured here is of a process with torch in it, unlike a phone's.
+takes, and leaves the rest to ExecuTorch's own kernels. `load` needs only torch and ExecuTorch, not the rest
+of the workbench: the Python runtime takes and gives torch's tensors, so memory measured here is of a process
+with torch in it, unlike a phone's.
 
 Source: https://docs.pytorch.org/executorch (checked against the code of 1.5.1).
 """
@@ -53,7 +54,7 @@ TOLERANCE = 1e-4
 RANDOM_TOLERANCE = 0.1
 """The same for random weights, which are only timed (see onnx.RANDOM_TOLERANCE)."""
 INT8_TOLERANCE = 0.7
-"""The same for int8, over the photos that calibrate: beyond it something is broken. Parity judges the rest."""
+"""The same for int8, over photos that calibrate: beyond it something is broken; parity judges the rest."""
 COMPARED = 16
 """Of the photos that calibrate, on how many a program in int8 is compared with the module."""
 
@@ -161,7 +162,9 @@ def lower(
         with (folder / PROGRAM).open("wb") as file:
             program.write_to_file(file)
         _check_stored(folder / PROGRAM, form.precision)
-        difference = _off(model, folder / PROGRAM, photos[:COMPARED] if form.precision == "int8" else [images])
+        difference = _off(
+            model, folder / PROGRAM, photos[:COMPARED] if form.precision == "int8" else [images]
+        )
     if not difference <= tolerance:
         raise EngineMismatch(f"ExecuTorch's program differs from the module by {difference:.1e} (relative).")
     kept = Lowered(form=form, parts=delegated, left=dict(left), relative_difference=difference)

@@ -199,7 +199,7 @@ class Exports:
             return None
         if self._max_drop is not None:
             raise ChildFailure(
-                f"{engine.label} cannot keep layers of int8 in higher precision: no --max-drop"
+                f"{engine.label} keeps no layers of int8 in higher precision: leave --max-drop out"
             )
         return msgspec.structs.replace(self._quantise(variant), batch=self._batch_size)
 

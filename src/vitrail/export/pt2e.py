@@ -1,9 +1,9 @@
 """int8 for ExecuTorch: an exported program -> the same between quantisers, calibrated on photos (PT2E).
 
-Weights get a scale for each channel, activations one range a tensor: the extremes over all photos, which is
-what docs/decisions/int8.md found best for the other engines too. XNNPACK's own quantiser chooses the operators.
+Weights get a scale for each channel, activations one range a tensor: the extremes over all photos, as for the
+other engines (docs/decisions/int8.md). XNNPACK's own quantiser chooses the operators.
 
-Source: torchao.quantization.pt2e and executorch.backends.xnnpack.quantizer (checked against 0.18.0 and 1.5.1).
+Source: torchao.quantization.pt2e 0.18.0 and executorch.backends.xnnpack.quantizer 1.5.1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def quantised(exported: ExportedProgram, photos: Sequence[np.ndarray]) -> nn.Mod
         return convert_pt2e(watched)
     except Exception as error:
         raise InputError(
-            f"ExecuTorch's quantiser cannot take this model ({first_line(error)}): use fp32, or another engine."
+            f"ExecuTorch's quantiser cannot take this model ({first_line(error)}): name another engine."
         ) from error
 
 
@@ -58,7 +58,7 @@ def _quantiser() -> Any:
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
-    class Quantiser(XNNPACKQuantizer):  # type: ignore[misc]
+    class Quantiser(XNNPACKQuantizer):
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             clamps = {node: node.target for node in model.graph.nodes if _ends_layer(node)}
             for node in clamps:

@@ -1,4 +1,4 @@
-"""What the XNNPACK parts of a `.pte` compute in, read from the file itself; neither torch nor ExecuTorch is needed.
+"""What the XNNPACK parts of a `.pte` compute in, read from the file itself, without torch or ExecuTorch.
 
 A part is a segment of the program: a header of 30 bytes (`XH00` at byte 4), and a flatbuffer of its graph
 (`XN01`), in which every tensor has a type. ExecuTorch has no function that tells it.
@@ -19,8 +19,8 @@ __all__ = ["Stored", "read_stored"]
 
 MAGIC, GRAPH_MAGIC, HEADER = b"XH00", b"XN", 30
 TYPES = {
-    1: "fp32", 2: "fp16", 3: "int8", 4: "uint8", 5: "int32", 6: "int8", 7: "int32", 8: "int4", 9: "int8 as needed",
-    10: "int4", 11: "int8 as needed", 12: "int32", 13: "fp32", 14: "bf16",
+    1: "fp32", 2: "fp16", 3: "int8", 4: "uint8", 5: "int32", 6: "int8", 7: "int32", 8: "int4",
+    9: "int8 as needed", 10: "int4", 11: "int8 as needed", 12: "int32", 13: "fp32", 14: "bf16",
 }  # fmt: skip
 """XNNDatatype's numbers; a range a channel or a tensor is the same type here."""
 QUANTISED = 2

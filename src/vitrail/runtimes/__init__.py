@@ -132,7 +132,7 @@ class Runtime:
     compiles: bool = False
     """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
     build_s: float = 0.0
-    """Seconds that building of the module is expected to take before it did once; 0: little beside an export."""
+    """Seconds that building of the module is expected to take before it did once; 0: little."""
     unsigned: bool = False
     """It is quick in int8 where activations are unsigned, and slow where they are not."""
     settings: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from vitrail.vocabulary import Variant
 __all__ = ["Costs"]
 
 Step = tuple[str, ...]
-"""`export`, `rewrite` or `quantise`; of an engine that builds of the module `build`, its name and precision."""
+"""`export`, `rewrite` or `quantise`; or `build`, an engine that builds of the module, its precision."""
 EXPORT, REWRITE, QUANTISE = ("export",), ("rewrite",), ("quantise",)
 BUILD = "build"
 LEAST_S: dict[Step, float] = {EXPORT: 8.0, REWRITE: 1.0, QUANTISE: 15.0}

@@ -1,9 +1,9 @@
 """The search of `vitrail optimize`: one candidate in every form, each beside a baseline.
 
 First the baseline (fp32 in eager PyTorch; of a person's own ONNX file, ONNX Runtime in fp32), then the
-engines, PyTorch's other ways, the engines with passes and settings, and engines that take long to build; then
-the winner's finals, with the baseline among the finalists. What compiles comes late, for it takes longest. With the time that is left, rows
-take turns with the baseline, so that a machine that slows down slows both.
+engines, PyTorch's other ways, the engines with passes and settings, and what takes long to build; then the
+winner's finals, with the baseline among the finalists. What compiles comes last, for it takes longest. With
+the time that is left, rows take turns with the baseline, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Optimisation(Search):
                 self.bench.discard(trial.variant)  # only what has random weights
 
     def _turn(self, trial: Trial) -> int:
-        """The baseline, plain forms, PyTorch's other ways, forms with passes or settings, what is built slowly."""
+        """The baseline, plain forms, PyTorch's other ways, forms with passes or settings, slow builds."""
         if trial is self.baseline:
             return 0
         if runtimes.RUNTIMES[trial.variant.runtime].build_s:

@@ -466,11 +466,15 @@ class Search:
                 )
 
     def _share_failure(self, trial: Trial) -> None:
-        """What cannot become int8 cannot for any engine: they would quantise the same graph again."""
-        if trial.failure is None or trial.variant.precision != "int8" or trial.subject is not None:
+        """A graph that cannot become int8 cannot for any engine: it would be quantised again."""
+
+        def quantises(variant: Variant) -> bool:
+            return variant.precision == "int8" and not runtimes.RUNTIMES[variant.runtime].of_module
+
+        if trial.failure is None or not quantises(trial.variant) or trial.subject is not None:
             return
         for same in self._of_one_graph(trial.variant):
-            if same.variant.precision == "int8":
+            if quantises(same.variant):
                 same.failure = trial.failure
 
     def _screen(self, trial: Trial, until: float, plan: Plan) -> None:
