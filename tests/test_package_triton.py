@@ -24,8 +24,10 @@ from packages import (
 
 import vitrail
 from vitrail.images.decode import decode
-from vitrail.package import TARGETS, package, pbtxt
+from vitrail.package import package, pbtxt
 from vitrail.runtimes.openvino import core as one_core  # a second one would unload the plugin
+
+SERVERS = ("docker", "triton", "openvino-model-server")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +44,9 @@ def onnx(tmp_path_factory):
 def packages(winner, tmp_path_factory):
     """{target: folder} of the same artifact."""
     place = tmp_path_factory.mktemp("packages")
-    for target in TARGETS:
+    for target in SERVERS:
         package(winner.path, target, place / target, name="tiny")
-    return {target: place / target for target in TARGETS}
+    return {target: place / target for target in SERVERS}
 
 
 # --- triton -----------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ def test_triton_s_client_says_what_predict_says(packages, triton_utils, winner):
 
 def test_an_embedder_has_no_labels(tmp_path):
     embedder = named(tmp_path / "made", embed=True)
-    for target in TARGETS:
+    for target in SERVERS:
         package(embedder.path, target, tmp_path / target, name="embedder")
     found = config(tmp_path / "triton" / "models" / "embedder_model")
     assert (found.output[0].name, found.output[0].label_filename) == ("vectors", "")

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="target",
         metavar="TARGET",
         required=True,
-        help="what will serve it: docker (with vitrail serve), triton or openvino-model-server",
+        help="what will serve it: docker (with vitrail serve), triton, openvino-model-server or phone",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier package")

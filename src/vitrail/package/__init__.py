@@ -1,4 +1,4 @@
-"""An artifact as what other servers take: a folder for each target, written whole or not at all.
+"""An artifact as what other servers, or an app, take: a folder for each target, written whole or not at all.
 
 Adding a target is one new file with `write(folder, order)` and one line in `TARGETS` (docs/packaging.md).
 """
@@ -27,6 +27,7 @@ TARGETS = {
     "docker": "vitrail.package.docker",
     "triton": "vitrail.package.triton",
     "openvino-model-server": "vitrail.package.model_server",
+    "phone": "vitrail.package.phone",
 }
 """Target -> the module that writes its folder."""
 

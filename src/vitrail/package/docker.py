@@ -26,6 +26,7 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
     open_artifact(folder / "artifact")
     version, note = add_wheel(folder, order.wheel)
     copy_file("healthcheck.py", folder / "healthcheck.py")
+    engine = RUNTIMES[order.artifact.manifest.variant.runtime]
     facts = {
         "name": order.name,
         "image": order.name.lower(),
@@ -36,7 +37,8 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
         "port": PORT,
         "user": USER,
         "version": version,
-        "extras": ",".join(["serve", *extras_of(RUNTIMES[order.artifact.manifest.variant.runtime].install)]),
+        "extras": ",".join(["serve", *extras_of(engine.install)]),
+        "torch": engine.loads == "PyTorch",
         "threads": order.threads,
     }
     write_page(folder / "Dockerfile", "docker/Dockerfile", facts)

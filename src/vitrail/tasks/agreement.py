@@ -55,7 +55,7 @@ def relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """
     difference = np.linalg.norm(scores.astype(np.float64) - reference, axis=-1)
     norms = np.linalg.norm(reference.astype(np.float64), axis=-1)
-    return np.asarray(difference / np.maximum(norms, _usual(norms)))
+    return np.asarray(difference / np.maximum(norms, usual_norm(norms)))
 
 
 def cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -63,10 +63,11 @@ def cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     a, b = reference.astype(np.float64), scores.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1)
     product = norms * np.linalg.norm(b, axis=-1)
-    return np.asarray(1 - (product - (a * b).sum(-1)) / np.maximum(product, _usual(norms) ** 2))
+    return np.asarray(1 - (product - (a * b).sum(-1)) / np.maximum(product, usual_norm(norms) ** 2))
 
 
-def _usual(norms: np.ndarray) -> float:
+def usual_norm(norms: np.ndarray) -> float:
+    """What differences are relative to where a row's own norm is smaller: the median of the reference's."""
     return max(float(np.median(norms)), 1e-12)
 
 
