@@ -102,7 +102,7 @@ def _photos(folder: Path, order: Order, graph: Graph) -> list[dict[str, Any]]:
 
 
 def _row(outputs: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
-    return {name: values[row : row + 1] for name, values in order.artifact.fp32_outputs().items()}
+    return {name: values[row : row + 1] for name, values in outputs.items()}
 
 
 def _write(
