@@ -36,7 +36,7 @@ HERE = runtimes.version(NAME) is not None and util.find_spec("litert_torch") is 
 needs = pytest.mark.skipif(
     not HERE,
     reason="litert-torch is not installed: with JAX, torchao and others that it asks for, it takes "
-    f"800 MB, too much for the extra dev: {ROW.install}",
+    "770 MB, too much for the extra dev: docs/decisions/litert.md says how to install it",
 )
 
 
@@ -123,8 +123,12 @@ def test_the_file_names_its_tensors_as_the_task_does(vit):
     from ai_edge_litert.interpreter import Interpreter
 
     with caught():
-        signatures = Interpreter(model_path=str(vit / ROW.entry)).get_signature_list()
+        interpreter = Interpreter(model_path=str(vit / ROW.entry))
+    signatures = interpreter.get_signature_list()
     assert signatures == {"serving_default": {"inputs": ["images"], "outputs": ["scores"]}}
+    names = [each["name"] for each in interpreter.get_tensor_details()]
+    assert any(name.startswith("blocks.0.attn:Attention") for name in names)
+    assert not [name for name in names if "timm." in name or "torch." in name], "full names of classes"
 
 
 def our_swin() -> nn.Module:
