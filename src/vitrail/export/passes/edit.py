@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Editor", "attributes"]
+__all__ = ["Editor", "attributes", "name_nodes"]
 
 
 class Editor:
@@ -136,3 +136,14 @@ def _rewrite(field: Any, messages: list[Any]) -> None:
 def attributes(node: onnx.NodeProto) -> Mapping[str, Any]:
     """A node's attributes as Python values."""
     return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give each node that has no name one of its own, by its place."""
+    names = {node.name for node in graph.node}
+    for place, node in enumerate(graph.node):
+        if not node.name:
+            node.name = f"node_{place}"
+            while node.name in names:
+                node.name += "_"
+            names.add(node.name)

@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from vitrail.export.passes.edit import name_nodes
 from vitrail.privacy import import_engine
 
-__all__ = ["quantised_nodes", "quantize", "unsigned"]
+__all__ = ["quantised_nodes", "quantize", "symmetric", "unsigned"]
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -91,6 +92,37 @@ def unsigned(quantised: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def symmetric(quantised: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with activations as signed integers around zero, the only ones that TensorRT has.
+
+    Each range that the photos gave becomes the smallest one around zero that holds it, in 255 levels. What
+    was never negative keeps half of its levels; biases that were corrected stay as they are.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(quantised)
+    graph = result.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    changed = set[str]()
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or len(node.input) < 3:
+            continue
+        scale, zero = (tensors[name] for name in node.input[1:3])
+        points = numpy_helper.to_array(zero)
+        signed = points.dtype == np.int8
+        if zero.name in changed or (signed and not points.any()):
+            continue
+        limits = np.iinfo(points.dtype)
+        steps = np.maximum(points.astype(np.int64) - limits.min, limits.max - points.astype(np.int64))
+        wide = numpy_helper.to_array(scale) * (steps / 127.0)
+        scale.CopyFrom(numpy_helper.from_array(wide.astype(np.float32), scale.name))
+        zero.CopyFrom(numpy_helper.from_array(np.zeros_like(points, np.int8), zero.name))
+        changed.update((scale.name, zero.name, node.output[0]))
+    for info in graph.value_info:
+        if info.name in changed:
+            info.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    return result
+
+
 def dequantised(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
     """The DequantizeLinear that tensor `name` comes from, through nodes that only move numbers."""
     node = producers.get(name)
@@ -119,21 +151,11 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that NNCF and the engines read rightly; all tensors of `model` keep their names."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    _name_nodes(copy.graph)
+    name_nodes(copy.graph)
     _own_biases(copy.graph)
     _keep_dimensions(copy)
     _know_attention(copy.graph)
     return copy
-
-
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    names = {node.name for node in graph.node}
-    for place, node in enumerate(graph.node):
-        if not node.name:
-            node.name = f"node_{place}"
-            while node.name in names:
-                node.name += "_"
-            names.add(node.name)
 
 
 def _own_biases(graph: onnx.GraphProto) -> None:
