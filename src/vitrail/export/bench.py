@@ -113,6 +113,7 @@ class Bench(Exports):
 
     def subject(self, variant: Variant, export: Export) -> ExportSubject:
         """The variant as something to launch."""
+        engine = runtimes.RUNTIMES[variant.runtime]
         return ExportSubject(
             variant=variant,
             export=export,
@@ -120,9 +121,7 @@ class Bench(Exports):
             task=self.task(variant),
             photos=self.photos,
             threads=self.threads,
-            load_timeout_s=COMPILE_TIMEOUT_S
-            if runtimes.RUNTIMES[variant.runtime].compiles
-            else LOAD_TIMEOUT_S,
+            load_timeout_s=COMPILE_TIMEOUT_S if engine.compiles or engine.plans else LOAD_TIMEOUT_S,
         )
 
     def made(self, subject: ExportSubject) -> Made:

@@ -39,6 +39,8 @@ __all__ = ["Exports", "NothingToRewrite", "labels_key"]
 
 MOST_JUDGED = 500
 """Labelled images on which accuracy control measures a drop, again for every number of layers it tries."""
+MOST_MEASURED = 8
+"""Photos on which the ranges of a graph's numbers are measured before it becomes fp16."""
 BUILD_LEAST_S = 5.0
 """What an engine may take to build its files of an export that took all of the time."""
 
@@ -192,6 +194,18 @@ class Exports:
             batch=self._own[variant.candidate.name][1].batch if variant.candidate.name in self._own else None,
         )
 
+    def _typed_key(self) -> dict[str, object]:
+        """What decides how a typed graph differs from the one it is made of."""
+        photos = None if self.calibration is None else self.calibration.digest
+        return {"method": work.TYPED_METHOD, "photos": photos}
+
+    def _measured(self, variant: Variant) -> QuantiseRequest | None:
+        """The photos that say where a typed graph stays in float32; None: there are none."""
+        if not _takes_typed(variant) or self.calibration is None:
+            return None
+        request = self._quantise(variant)
+        return msgspec.structs.replace(request, photos=evenly_spaced(request.photos, MOST_MEASURED))
+
     def _quantise_module(self, variant: Variant) -> QuantiseRequest | None:
         """How an engine that builds of the module makes int8 of it; None: it makes none."""
         engine = runtimes.RUNTIMES[variant.runtime]
@@ -242,6 +256,8 @@ class Exports:
                 form=self._form(variant),
                 quantise=self._quantise_module(variant),
                 unsigned=_takes_unsigned(variant),
+                typed=variant.precision if _takes_typed(variant) else None,
+                measured=self._measured(variant),
             )
             with store.swept(folder):
                 self.workshop.run("build", request, timeout_s=timeout_s, name="building")
@@ -251,6 +267,8 @@ class Exports:
         """Where the files that the variant's engine reads are, or will be."""
         if _takes_unsigned(variant):
             return folder / "unsigned"
+        if _takes_typed(variant):
+            return folder / f"typed-{variant.precision}-{store.digest_of(self._typed_key())[:12]}"
         if not runtimes.RUNTIMES[variant.runtime].builds:
             return folder
         form = self._form(variant)
@@ -296,7 +314,7 @@ class Exports:
             seconds=float(manifest["seconds"]),
             random_weights=bool(manifest["random_weights"]),
             toolchain=tuple(sorted(toolchain.items())),
-            rewriting=self._rewriting(variant, folder),
+            rewriting=_with_islands(self._rewriting(variant, folder), files_at),
             built_s=_built_s(files_at),
         )
 
@@ -367,6 +385,10 @@ def _takes_unsigned(variant: Variant) -> bool:
     return variant.precision == "int8" and runtimes.RUNTIMES[variant.runtime].unsigned
 
 
+def _takes_typed(variant: Variant) -> bool:
+    return variant.precision in ("fp16", "int8") and runtimes.RUNTIMES[variant.runtime].typed
+
+
 def _quantiser(variant: Variant) -> dict[str, str]:
     """The versions of what made int8 of its graph; empty: it is not, or its engine did."""
     by_engine = runtimes.RUNTIMES[variant.runtime].of_module
@@ -388,6 +410,16 @@ def _built_s(folder: Path) -> float:
     """What the engine took to build its files; 0 where it reads the export's."""
     file = folder / work.BUILT
     return float(msgspec.json.decode(file.read_bytes())["seconds"]) if file.is_file() else 0.0
+
+
+def _with_islands(rewriting: Rewriting | None, folder: Path) -> Rewriting | None:
+    """What was done to a graph, with the nodes of its typed form that stay in float32."""
+    file = folder / work.BUILT
+    kept = msgspec.json.decode(file.read_bytes()).get("kept") if file.is_file() else None
+    if kept is None:
+        return rewriting
+    found = rewriting or Rewriting()
+    return replace(found, kept=(*found.kept, *kept))
 
 
 def labels_key(labels: str) -> str:

@@ -169,6 +169,10 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How such an engine makes int8 of it."""
     unsigned: bool = False
     """The files are the int8 graph itself, its activations unsigned."""
+    typed: Precision | None = None
+    """The files are the graph with this precision in the types of its tensors (passes/typed.py)."""
+    measured: QuantiseRequest | None = None
+    """The photos on which such a graph's islands are measured; None: kinds of nodes alone decide."""
 
 
 class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,10 @@ RANKED_ON = 16
 BATCH = 8
 
 
+class NotTyped(VitrailError):
+    """TensorRT would not compute a graph in the precision that it was given."""
+
+
 class DropTooLarge(VitrailError):
     """No number of layers in higher precision brings the loss within what is allowed."""
 
@@ -56,6 +60,28 @@ def write_unsigned(int8: Path, folder: Path) -> None:
     from vitrail.export.passes import quantize
 
     onnx_run.save(quantize.unsigned(onnx.load(int8 / ONNX_FILE)), folder / ONNX_FILE)
+
+
+def write_typed(
+    graph: Path, folder: Path, precision: str, measured: QuantiseRequest | None
+) -> tuple[str, ...]:
+    """Write the graph in folder `graph` with its precision in its types; names of the nodes left in float32.
+
+    Raises:
+        NotTyped: TensorRT would refuse what comes out, or compute it in another precision.
+    """
+    from vitrail.export.passes import islands, quantize, typed
+
+    model = onnx.load(graph / ONNX_FILE)
+    if precision == "int8":
+        model = quantize.symmetric(model)
+    kept = islands.islands(model, [] if measured is None else calibrating(measured))
+    narrow = typed.half(model, kept=kept)
+    if found := typed.check(narrow, precision):
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        raise NotTyped(f"this graph has no {precision} form for TensorRT: {found[0]}{more}")
+    onnx_run.save(narrow, folder / ONNX_FILE)
+    return kept
 
 
 def calibrating(request: QuantiseRequest) -> list[tasks.Arrays]:

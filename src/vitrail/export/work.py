@@ -32,6 +32,8 @@ LABELS_FILE = "labels.txt"
 BUILT = "built.json"
 """Beside what an engine built: how long that took."""
 EXPORT_VERSION = 4
+TYPED_METHOD = "1"
+"""Changes whenever the same graph and photos would become another typed graph."""
 INT8_METHOD = "2"
 """Changes whenever the same model, photos and libraries would become another int8 graph."""
 """Part of an export's key: raise it when the same weights give different files."""
@@ -108,6 +110,11 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
         if request.unsigned:
             rewrite.write_unsigned(Path(request.folder), folder)
             return {"seconds": time.perf_counter() - begin}
+        if request.typed is not None:
+            kept = rewrite.write_typed(Path(request.folder), folder, request.typed, request.measured)
+            typed = {"seconds": time.perf_counter() - begin, "kept": list(kept)}
+            (folder / BUILT).write_bytes(msgspec.json.encode(typed))
+            return typed
         engine = runtimes.builder(request.runtime)
         if request.form is None:
             engine.build(Path(request.folder) / ONNX_FILE, folder)

@@ -399,4 +399,6 @@ def rewritten(what: Rewriting) -> list[tuple[str, str]]:
             tried = ", ".join(f"{layers}: {drop:.2g}" for layers, drop in what.tried)
             said += f" (points lost with so many: {tried})"
         found.append(("int8", said))
+    elif what.kept:
+        found.append(("fp16", f"{counted(len(what.kept), 'node')} kept in fp32"))
     return found

@@ -12,7 +12,6 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
 
 The places for future engines are given by their lines:
 
-    "tensorrt"          runtimes/tensorrt.py                   needs an NVIDIA GPU
     "coreml"            runtimes/coreml.py                     needs macOS
 
 A graph in int8 says so itself, in pairs of QuantizeLinear and DequantizeLinear (export/passes/quantize.py):
@@ -133,6 +132,10 @@ class Runtime:
     """It compiles C++ for one precision, batch and number of threads: this takes a compiler, and minutes."""
     build_s: float = 0.0
     """Seconds that building of the module is expected to take before it did once; 0: little."""
+    plans: bool = False
+    """Where it is first loaded, it compiles the graph for that GPU and batch: this takes minutes."""
+    typed: bool = False
+    """It takes the precision from the types of the graph's tensors alone, and int8 around zero alone."""
     unsigned: bool = False
     """It is quick in int8 where activations are unsigned, and slow where they are not."""
     settings: tuple[str, ...] = ()
@@ -253,6 +256,32 @@ RUNTIMES: dict[str, Runtime] = {
         of_module=True,
         named_only=True,
         on_phones=True,
+    ),
+    "tensorrt": Runtime(
+        label="TensorRT",
+        code="vitrail.runtimes.tensorrt",
+        distribution="tensorrt",
+        carried_by=("tensorrt-cu13", "tensorrt-cu12"),
+        module="tensorrt",
+        install='pip install "vitrail[tensorrt]"',
+        precisions={"cuda": ("fp32", "tf32", "fp16", "int8")},
+        files=("model.onnx", "model.onnx.data"),
+        plans=True,
+        typed=True,
+        named_only=True,
+    ),
+    "tensorrt-rtx": Runtime(
+        label="TensorRT for RTX",
+        code="vitrail.runtimes.tensorrt_rtx",
+        distribution="onnxruntime-ep-nv-tensorrt-rtx",
+        carried_by=("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
+        module="onnxruntime",
+        install='pip install "vitrail[tensorrt-rtx]"',
+        precisions={"cuda": ("tf32", "fp16", "int8")},  # its provider has no option for TF32, which is on
+        files=("model.onnx", "model.onnx.data"),
+        plans=True,
+        typed=True,
+        named_only=True,
     ),
     "pytorch": Runtime(
         label="PyTorch eager",

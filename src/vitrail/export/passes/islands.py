@@ -2,8 +2,8 @@
 
 float16 ends at 65504 and has 11 bits. For each node, one run of the fp32 graph gives the largest number that
 it reads or writes, and how far its own result moves when what it reads and writes is rounded to float16.
-Engines on CPUs tell nothing of this: ONNX Runtime computes float16 in float32 and takes out the Casts between,
-so a graph that overflows on a GPU does not here. `rounded` writes the rounding down.
+Engines on CPUs tell nothing of this: ONNX Runtime computes float16 in float32 and takes out the Casts
+between, so a graph that overflows on a GPU does not here. `rounded` writes the rounding down.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BY_KIND = frozenset(
         *("GroupNormalization", "InstanceNormalization", "MeanVarianceNormalization"),
     }
 )
-"""They leave float16's range with ordinary inputs, or add many numbers up in a precision that ONNX leaves open.
-Not here, because islands there changed nothing that could be measured (docs/decisions/tensorrt.md):
+"""They leave float16's range with ordinary inputs, or add many numbers up in a precision that ONNX does not
+name. Not here, because islands there changed nothing that could be measured (docs/decisions/tensorrt.md):
 LayerNormalization, whose statistics ONNX computes in float32 (`stash_type`), Softmax, Gelu, and means."""
 MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 """Their sums, which an engine may keep in float16, count as numbers that they write."""

@@ -23,7 +23,7 @@ LARGEST, SMALLEST = 65504.0, 2.0**-14
 LOST = 1e-2
 """A constant that float16 changes by more than this, relative to its norm, keeps its node in float32."""
 ALWAYS_FLOAT = {"Resize": (1, 2)}
-"""Inputs that ONNX wants in float32, or that no engine reads in another type (a Resize's region and scales)."""
+"""Inputs that ONNX wants in float32, or engines read in no other type: a Resize's region and scales."""
 DTYPES = {"dtype", "output_dtype"}
 """Attributes that name the type of what a node makes."""
 
@@ -51,7 +51,7 @@ def half(model: onnx.ModelProto, *, kept: Collection[str] = ()) -> onnx.ModelPro
 
 
 def kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """The type of every tensor, as TensorProto numbers it; of outputs that ONNX does not know, their input's."""
+    """The type of every tensor, as TensorProto numbers it; what ONNX does not know has its input's."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model)
     del skeleton.graph.initializer[:]
@@ -90,9 +90,7 @@ def wide_nodes(model: onnx.ModelProto) -> set[str]:
         if name in constants and _is_outside(numpy_helper.to_array(constants[name]))
     }
     return {
-        node.name
-        for node in model.graph.node
-        if set(node.input) & (lost | scales) or _says_its_type(node)
+        node.name for node in model.graph.node if set(node.input) & (lost | scales) or _says_its_type(node)
     }
 
 
@@ -225,17 +223,17 @@ def _set_type(node: onnx.NodeProto, kind: int) -> None:
     for each in node.attribute:
         if node.op_type == "Cast" and each.name == "to" and each.i == TensorProto.FLOAT:
             each.i = kind
-        if node.op_type in ("Constant", "ConstantOfShape") and each.name == "value":
-            if each.t.data_type == TensorProto.FLOAT and kind == TensorProto.FLOAT16:
-                values = numpy_helper.to_array(each.t).astype(np.float16)
-                each.t.CopyFrom(numpy_helper.from_array(values, each.t.name))
+        makes = node.op_type in ("Constant", "ConstantOfShape") and each.name == "value"
+        if makes and each.t.data_type == TensorProto.FLOAT and kind == TensorProto.FLOAT16:
+            values = numpy_helper.to_array(each.t).astype(np.float16)
+            each.t.CopyFrom(numpy_helper.from_array(values, each.t.name))
 
 
 # --- what TensorRT 11 would refuse, or compute in another precision ---------------------------------
 
 
 def check(model: onnx.ModelProto, precision: str) -> tuple[str, ...]:
-    """What in a graph TensorRT 11 would refuse, or compute otherwise than `precision`: a sentence for each node.
+    """What in a graph TensorRT 11 would refuse, or compute otherwise than `precision`: a sentence each.
 
     Args:
         precision: `fp32` (and `tf32`, which is a flag of the builder), `fp16` or `int8`.
@@ -282,7 +280,7 @@ def _zero(node: onnx.NodeProto, zero: TensorProto | None) -> Iterator[str]:
         return
     if zero.data_type == TensorProto.UINT8:
         # The parser only warns, and reads the numbers from 128 on as 127.
-        yield f"{node.name} is uint8, which TensorRT reads as int8 and cuts off at 127: quantise symmetrically"
+        yield f"{node.name} is uint8: TensorRT reads it as int8, cut off at 127"
     elif zero.data_type != TensorProto.INT8:
         kind = TensorProto.DataType.Name(zero.data_type).lower()
         yield f"{node.name} is {kind}: TensorRT has int8 alone"
