@@ -54,7 +54,7 @@ class DeviceArrays:
             there = int(self._checked(self._cuda.cudaMalloc(size)))
             self._memory[spec.name] = (there, 0, np.empty(0))
             here = int(self._checked(self._cuda.cudaMallocHost(size)))
-            view = np.ndarray(shape, kind, (ctypes.c_char * size).from_address(here))
+            view = np.ndarray(shape, kind, memoryview((ctypes.c_char * size).from_address(here)))
             self._memory[spec.name] = (there, here, view)
 
     def address(self, name: str) -> int:

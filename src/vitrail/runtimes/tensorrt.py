@@ -102,6 +102,7 @@ def load(
     try:
         folder, built = tensorrt_plan.kept(path, graph, target, bound)
         said = tensorrt_plan.logger(trt)
+        said.last = ""
         engine = trt.Runtime(said).deserialize_cuda_engine(tensorrt_plan.trusted(folder, bound))
         if engine is None:
             raise InputError(

@@ -6,6 +6,7 @@ file with its digest and what it was built for: loading one runs what it holds.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,7 @@ def build(onnx: Path, folder: Path, *, shapes: Mapping[str, tuple[int, ...]], ta
     """
     trt, bound, begin = engine(), bound_to(target.device), time.perf_counter()
     said = logger(trt)
+    said.last = ""
     builder = trt.Builder(said)
     # Since TensorRT 11 the flag changes nothing; it says what is meant.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -217,8 +219,12 @@ def bound_to(device: str) -> Bound:
     return Bound(gpu=card.name, capability=card.capability, driver=card.driver, tensorrt=version)
 
 
+@functools.cache
 def logger(trt: Any) -> Any:
-    """A logger that keeps the last error and says nothing."""
+    """The process's one logger, which keeps the last error and says nothing.
+
+    TensorRT keeps the first one that it is given, and ignores all others.
+    """
 
     class Said(trt.ILogger):
         def __init__(self) -> None:

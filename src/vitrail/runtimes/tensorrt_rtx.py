@@ -68,7 +68,7 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
 
     Raises:
         MissingExtraError: the plug-in is not installed.
-        InputError: it cannot be loaded, has no such device, or cannot read the file; or a GPU that is too old.
+        InputError: it cannot be loaded, has no such device, or cannot read the file; the GPU is too old
         EngineMismatch: part of the graph would run elsewhere.
     """
     assert not settings, settings

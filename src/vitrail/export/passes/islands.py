@@ -52,9 +52,14 @@ class Range:
     """||result in float16 - result|| / ||result||, of its first result, with exact numbers before it."""
 
     @property
+    def fits(self) -> bool:
+        """Whether its numbers are in float16's range, with room for other photos."""
+        return self.largest * ROOM <= LARGEST
+
+    @property
     def narrow(self) -> bool:
         """Whether float16 will do."""
-        return self.largest * ROOM <= LARGEST and self.error <= LARGEST_ERROR
+        return self.fits and self.error <= LARGEST_ERROR
 
 
 def by_kind(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -72,9 +77,14 @@ def islands(model: onnx.ModelProto, inputs: Sequence[Mapping[str, np.ndarray]]) 
     kinds_alone = by_kind(model)
     if not inputs:
         return kinds_alone
-    outside = {each.node for each in ranges(model, inputs) if not each.narrow}
-    found = outside | set(kinds_alone)
-    return tuple(node.name for node in _named(model).graph.node if node.name in found)
+    nodes = _named(model).graph.node
+    table = ranges(model, inputs)
+    found = {each.node for each in table if not each.narrow} | set(kinds_alone)
+    # What such a node reads has lost its digits already where it was written.
+    blunt = {each.node for each in table if each.error > LARGEST_ERROR and each.fits}
+    reads = {name for node in nodes if node.name in blunt for name in node.input}
+    found |= {node.name for node in nodes if reads & set(node.output)}
+    return tuple(node.name for node in nodes if node.name in found)
 
 
 def ranges(model: onnx.ModelProto, inputs: Sequence[Mapping[str, np.ndarray]]) -> tuple[Range, ...]:

@@ -102,21 +102,22 @@ def symmetric(quantised: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(quantised)
     graph = result.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    changed = set[str]()
+    done, changed = set[str](), set[str]()
     for node in graph.node:
         if node.op_type != "QuantizeLinear" or len(node.input) < 3:
             continue
         scale, zero = (tensors[name] for name in node.input[1:3])
         points = numpy_helper.to_array(zero)
         signed = points.dtype == np.int8
-        if zero.name in changed or (signed and not points.any()):
+        if zero.name in done or (signed and not points.any()):
             continue
         limits = np.iinfo(points.dtype)
         steps = np.maximum(points.astype(np.int64) - limits.min, limits.max - points.astype(np.int64))
         wide = numpy_helper.to_array(scale) * (steps / 127.0)
         scale.CopyFrom(numpy_helper.from_array(wide.astype(np.float32), scale.name))
         zero.CopyFrom(numpy_helper.from_array(np.zeros_like(points, np.int8), zero.name))
-        changed.update((scale.name, zero.name, node.output[0]))
+        done.add(zero.name)
+        changed.update((zero.name, node.output[0]))
     for info in graph.value_info:
         if info.name in changed:
             info.type.tensor_type.elem_type = onnx.TensorProto.INT8
