@@ -21,13 +21,13 @@ from test_typed import run
 from vitrail import cards, hardware, runtimes
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.export import work
-from vitrail.export.calibration import Calibration
-from vitrail.export.exports import Exports
+from vitrail.export.exports import MOST_MEASURED, Exports
 from vitrail.export.passes.islands import islands
 from vitrail.export.passes.quantize import quantize, symmetric
 from vitrail.export.passes.typed import check, half
 from vitrail.export.requests import BuildRequest
 from vitrail.export.variants import variants
+from vitrail.images.photos import sample_photos
 from vitrail.report import phrases
 from vitrail.runtimes import RUNTIMES, EngineMismatch
 from vitrail.runtimes.tensorrt import check_layers, layers
@@ -294,9 +294,9 @@ def test_both_are_measured_on_gpus_where_they_are_named_and_fp16_is_no_cpus(monk
 class Kept(Exports):
     """Exports whose graph is there already."""
 
-    def __init__(self, folder: Path, calibration: Calibration | None) -> None:
+    def __init__(self, folder: Path, photos: tuple[str, ...] = ()) -> None:
         self.asked: list[BuildRequest] = []
-        super().__init__(NoWeights(), 1, SimpleNamespace(run=self._run), calibration=calibration)
+        super().__init__(NoWeights(), 1, SimpleNamespace(run=self._run), photos=photos)
         self._folder = folder
 
     def _run(self, job: str, request: BuildRequest, **_: object) -> None:
@@ -311,8 +311,8 @@ def test_a_typed_graph_is_an_export_of_its_own(tiny_export, monkeypatch, tmp_pat
     import shutil
 
     folder = Path(shutil.copytree(tiny_export, tmp_path / "copied"))
-    exports = Kept(folder, None)
-    variant = replace(artifacts.make_variant(), runtime=NAME, precision="fp16")
+    exports = Kept(folder)
+    variant = replace(artifacts.make_variant(), runtime=NAME, precision="fp16", image_size=64)
     export = exports.export(variant, 60.0)
     assert export.files == ("model.onnx",)
     model = onnx.load(Path(export.folder) / "model.onnx")
@@ -327,6 +327,12 @@ def test_a_typed_graph_is_an_export_of_its_own(tiny_export, monkeypatch, tmp_pat
     others = [replace(variant, runtime=name, precision="fp32") for name in ("onnxruntime", "openvino")]
     assert [exports.export(each, 60.0).files[0] for each in others] == ["model.onnx", "model.xml"]
     assert len(exports.asked) == 1
+    measured = Kept(folder, sample_photos().paths)
+    assert measured.export(variant, 60.0).folder != export.folder
+    assert len(measured.asked[0].measured.photos) == MOST_MEASURED
+    rewriting = measured.export(variant, 60.0).rewriting
+    assert rewriting is not None
+    assert set(rewriting.kept) <= {node.name for node in model.graph.node}
 
 
 def test_islands_that_photos_gave_are_in_the_record(tmp_path) -> None:

@@ -96,6 +96,7 @@ class Bench(Exports):
             batch_size=workload.batch_size,
             machine=self._fingerprint,
             calibration=calibration,
+            photos=photos.paths,
             max_drop=max_drop,
             dataset=dataset,
         )

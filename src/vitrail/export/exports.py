@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from vitrail.export.requests import (
     RewriteRequest,
 )
 from vitrail.export.workshop import Workshop
-from vitrail.images.photos import evenly_spaced
+from vitrail.images.photos import digest_of, evenly_spaced
 from vitrail.measure.sandbox import ChildFailure
 from vitrail.tasks.classify import Classify
 from vitrail.vocabulary import Candidate, Export, Rewriting, Variant
@@ -59,6 +61,7 @@ class Exports:
         batch_size: of what engines build of the module.
         machine: fingerprint of this machine, for the same.
         calibration: the photos that int8 is calibrated on; None: nothing becomes int8.
+        photos: where none calibrate, a few of these say how large a typed graph's numbers become.
         max_drop: what int8 may lose, in points; None: whatever it is.
         dataset: labelled images, on whose validation split that loss is measured; None: on the photos that
             calibrate, against fp32's own answers.
@@ -73,11 +76,14 @@ class Exports:
         batch_size: int = 1,
         machine: str = "",
         calibration: Calibration | None = None,
+        photos: Sequence[str] = (),
         max_drop: float | None = None,
         dataset: Dataset | None = None,
     ) -> None:
         self.calibration = calibration
         self.dataset = dataset
+        seen = calibration.photos if calibration is not None else photos
+        self._ranges_of = evenly_spaced([str(photo) for photo in seen], MOST_MEASURED)
         self._max_drop = max_drop
         self.workshop = workshop or Workshop()
         self.threads = threads
@@ -194,17 +200,20 @@ class Exports:
             batch=self._own[variant.candidate.name][1].batch if variant.candidate.name in self._own else None,
         )
 
+    @cached_property
     def _typed_key(self) -> dict[str, object]:
         """What decides how a typed graph differs from the one it is made of."""
-        photos = None if self.calibration is None else self.calibration.digest
-        return {"method": work.TYPED_METHOD, "photos": photos}
+        return {"method": work.TYPED_METHOD, "photos": digest_of(self._ranges_of)}
 
     def _measured(self, variant: Variant) -> QuantiseRequest | None:
         """The photos that say where a typed graph stays in float32; None: there are none."""
-        if not _takes_typed(variant) or self.calibration is None:
+        if not _takes_typed(variant) or not self._ranges_of:
             return None
-        request = self._quantise(variant)
-        return msgspec.structs.replace(request, photos=evenly_spaced(request.photos, MOST_MEASURED))
+        return QuantiseRequest(
+            task=tasks.pack(self.task(variant)),
+            photos=self._ranges_of,
+            batch=self._own[variant.candidate.name][1].batch if variant.candidate.name in self._own else None,
+        )
 
     def _quantise_module(self, variant: Variant) -> QuantiseRequest | None:
         """How an engine that builds of the module makes int8 of it; None: it makes none."""
@@ -268,7 +277,7 @@ class Exports:
         if _takes_unsigned(variant):
             return folder / "unsigned"
         if _takes_typed(variant):
-            return folder / f"typed-{variant.precision}-{store.digest_of(self._typed_key())[:12]}"
+            return folder / f"typed-{variant.precision}-{store.digest_of(self._typed_key)[:12]}"
         if not runtimes.RUNTIMES[variant.runtime].builds:
             return folder
         form = self._form(variant)

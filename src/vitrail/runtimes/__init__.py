@@ -10,7 +10,7 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
                                       of an engine that is measured only where it is named, nor of a GPU's
     memory(device) -> (peak, now)     in MiB, if its devices have memory of their own; a GPU's by default
 
-The places for future engines are given by their lines:
+The place for a future engine is given by its line:
 
     "coreml"            runtimes/coreml.py                     needs macOS
 
