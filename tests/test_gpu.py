@@ -152,6 +152,10 @@ def test_doctor_describes_each_card(monkeypatch, capsys):
     facts = "capability 9.0, driver 580.65.06"
     assert f"cuda:0       NVIDIA H100 80GB HBM3, {facts}, 79.6 GiB, capped at 700 W" in said
     assert f"cuda:1       NVIDIA L4, {facts}, 22.5 GiB\n" in said
+    fake_nvml.install(monkeypatch, fake_nvml.gpu("Tesla V100-SXM2-16GB", capability=(7, 0)))
+    assert main(["doctor"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "TensorRT supports up to 10.4, CUDA up to 12.9 and drivers up to R580" in said
     fake_nvml.install(monkeypatch, error="Driver Not Loaded")
     assert doctor_document(peaks=False)["cards"] == []
     monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -298,7 +302,10 @@ def test_what_ships_on_a_gpu_and_what_is_measured_beside_it(monkeypatch):
     monkeypatch.setattr(runtimes, "installed", lambda: here)
     monkeypatch.setattr(runtimes, "version", here.get)
     found = variants([candidate], Workload(device="cuda:0"), SearchSettings())
-    assert {(v.runtime, v.precision) for v in found} >= {("onnxruntime-cuda", "fp32")}
+    assert {(v.runtime, v.precision) for v in found} >= {
+        ("onnxruntime-cuda", "fp32"),
+        ("onnxruntime-cuda", "fp16"),
+    }
     assert all(RUNTIMES[v.runtime].on("cuda") for v in found)
     rows = optimise.rows(found, SearchSettings(), "cuda:0")
     assert {(v.runtime, v.precision) for v in rows} >= {

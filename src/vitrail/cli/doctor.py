@@ -9,7 +9,7 @@ import textwrap
 from importlib import metadata
 from typing import Any
 
-from vitrail import gpu, hardware
+from vitrail import cards, gpu, hardware
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
 from vitrail.install import here
@@ -153,9 +153,11 @@ def _lines(document: dict[str, Any]) -> list[str]:
 def _card(card: dict[str, Any]) -> str:
     capped = "" if card["power_limit_w"] is None else f", capped at {card['power_limit_w']:.0f} W"
     divided = ", divided (MIG)" if card["partitioned"] else ""
+    refused = cards.unsupported(card["capability"])
+    left_behind = "" if refused is None else f"; {refused}"
     return (
         f"{card['name']}, capability {card['capability']}, driver {card['driver']}, "
-        f"{card['memory_mib'] / 1024:.1f} GiB{capped}{divided}"
+        f"{card['memory_mib'] / 1024:.1f} GiB{capped}{divided}{left_behind}"
     )
 
 

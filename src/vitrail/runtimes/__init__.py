@@ -220,8 +220,9 @@ RUNTIMES: dict[str, Runtime] = {
         distribution="onnxruntime-gpu",
         module="onnxruntime",
         install="pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
-        precisions={"cuda": ("fp32", "tf32")},
+        precisions={"cuda": ("fp32", "tf32", "fp16")},
         files=("model.onnx", "model.onnx.data"),
+        typed=True,
     ),
     "executorch": Runtime(
         label="ExecuTorch",

@@ -3,7 +3,8 @@
 A call copies its inputs to the GPU, runs, and copies the outputs back, so that its time is that of a caller
 who has arrays and wants arrays. Memory on the GPU is taken once, for the sizes that were asked for. fp32
 means products of fp32 numbers; `tf32` lets the matrix units round them to ten bits first, which is ONNX
-Runtime's own default.
+Runtime's own default. `fp16` is in the file (export/passes/typed.py, which also checks it): the provider
+computes in the types that it finds.
 
 Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html (checked against 1.31.1).
 """
