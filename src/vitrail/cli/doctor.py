@@ -36,6 +36,8 @@ EXTRAS = {
     "executorch": "files for phones, run here with XNNPACK (`--runtimes executorch`)",
     "litert": "running `.tflite` files, also without the workbench",
     "litert-torch": "making `.tflite` files for phones (`--runtimes litert`)",
+    "tensorrt": "building and running TensorRT's plans on an NVIDIA GPU (`--runtimes tensorrt`)",
+    "tensorrt-rtx": "TensorRT for RTX, through ONNX Runtime (`--runtimes tensorrt-rtx`)",
     "heif": "HEIC photos, as phones take them",
 }
 
