@@ -25,6 +25,7 @@ class Colour:
     metric_name: ClassVar[str] = "mean IoU"
     request: ClassVar[str] = "decode, preprocess, run, compare"
     kept: ClassVar[str] = "colour"
+    most_views: ClassVar[int] = 8
     shell: ClassVar[str] = "vitrail paint {folder}"
     python: ClassVar[str] = "print(model)"
     table_options: ClassVar[Mapping[str, Any]] = {}
@@ -86,7 +87,15 @@ class Colour:
         """By the numbers."""
         return agreement.numeric(reference["channels"], outputs["channels"], bounds)
 
-    def score(self, outputs: Mapping[str, np.ndarray], *_: object, **__: object) -> None:
+    def bounds(self, precision: str) -> Bounds:
+        """A classifier's."""
+        return agreement.BOUNDS[precision]
+
+    def lost(self, *_: object) -> float:
+        """Nothing."""
+        return 0.0
+
+    def score(self, *_: object, **__: object) -> None:
         """Nothing."""
 
     def facts(self) -> dict[str, Any]:

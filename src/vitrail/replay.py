@@ -181,4 +181,6 @@ def _check_classes(
         known = sorted({figure.label for figure in seen if figure.metric == least.metric})
         if least.label not in known:
             what = f"use {' or '.join(known)}." if known else "it was recorded without labelled images."
-            raise InputError(f"{least.option}: {least.label!r} is not a class of {path}: {what}")
+            raise InputError(
+                f"{least.option}: {least.label or 'the mean'!r} is not a class of {path}: {what}"
+            )

@@ -109,6 +109,27 @@ def _recalls(value: object, name: str) -> tuple[tuple[str, float], ...]:
     return tuple(found.items())
 
 
+def _ious(value: object, name: str) -> tuple[tuple[str, float], ...]:
+    """`80`, of the mean, and `class=percent`; records built in Python hold (class or "", percent) pairs."""
+    items: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+    mean: list[object] = []
+    named: list[object] = []
+    for item in items:
+        if isinstance(item, tuple) and item[:1] == ("",):
+            mean.append(item[1])
+        elif isinstance(item, tuple) or "=" in str(item):
+            named.append(item)
+        else:
+            mean.append(item)
+    if len(mean) > 1:
+        raise InputError(f"{name}: {mean[0]} and {mean[1]} are both about the mean: keep one.")
+    found = [("", percent(least, name)) for least in mean]
+    for _, least in found:
+        if not 1 < least <= 100:
+            raise InputError(f"{name}: {least:g} is not a percentage: give one in (1, 100].")
+    return (*found, *(_recalls(named, name) if named else ()))
+
+
 def _passes(value: object, name: str) -> tuple[str, ...]:
     """Names, or `none`; records built in Python say that as ()."""
     if value == ():
@@ -197,6 +218,10 @@ OPTIONS: dict[str, Option] = {
         record=Requirements, field="min_recall", parse=_recalls, metavar="CLASS=PERCENT", many=True,
         help="least recall of a class on your labelled images, e.g. defect=95; needs --data",
     ),
+    "min-iou": Option(
+        record=Requirements, field="min_iou", parse=_ious, metavar="[CLASS=]PERCENT", many=True,
+        help="least mean IoU, or IoU of a class, on your photos with masks, e.g. 80; needs --data",
+    ),
     "license": Option(
         record=Requirements, field="license", parse=_licenses, metavar="NAME", many=True,
         help="permissive, any, or names of licenses of the weights (default permissive)",
@@ -255,7 +280,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "task": Option(
         record=SearchSettings, field="task", parse=_task, metavar="|".join(TASKS),
-        help="what the winner is for: to classify, or to embed images as vectors (default classify)",
+        help="what the winner is for: classify, embed (vectors) or segment (masks) (default classify)",
     ),
     "models": Option(
         record=SearchSettings, field="models", parse=_names, metavar="GLOB", many=True,

@@ -240,7 +240,10 @@ def _answered(found: agreement.Comparison) -> Check:
 
 def _against_own(artifact: Artifact, outputs: Arrays, bounds: Bounds, *, same_place: bool) -> Check:
     before = artifact.own_outputs()
-    error = max(float(agreement.relative_errors(before[name], outputs[name]).max()) for name in before)
+    rows = {name: (before[name].reshape(len(before[name]), -1), outputs[name]) for name in before}
+    error = max(
+        float(agreement.relative_errors(then, now.reshape(then.shape)).max()) for then, now in rows.values()
+    )
     # Another engine version or CPU may round differently, but never by more than the precision's tolerance.
     tight = OWN_TOLERANCE[artifact.manifest.variant.precision]
     limit = min(tight, bounds.relative_error) if same_place else bounds.relative_error

@@ -37,6 +37,7 @@ Pixels = Literal["normalised", "uint8"]
 TASKS: dict[str, str] = {
     "classify": "vitrail.tasks.classify:Classify",
     "embed": "vitrail.tasks.embed:Embed",
+    "segment": "vitrail.tasks.segment:Segment",
 }
 """What a model can be for: name -> `module:class`, imported only when the task is used."""
 
@@ -63,6 +64,8 @@ class Requirements:
     min_throughput: NonNegative | None = None
     min_recall: tuple[tuple[str, Percent], ...] = ()
     """(class, least recall in %) on the user's labelled images; needs `Workload.data`."""
+    min_iou: tuple[tuple[str, Percent], ...] = ()
+    """(class, least IoU in %) on the user's photos with masks; of the class "": the mean IoU."""
     license: tuple[str, ...] = ("permissive",)
     """`("any",)`, or license classes and names of which the weights' license must match one."""
     objective: Objective = "accuracy"
@@ -71,14 +74,23 @@ class Requirements:
     def least(self) -> tuple[Least, ...]:
         """What is asked of figures on the user's labelled images, class by class."""
         return tuple(
-            Least(requirement=name, metric=metric, label=label, value=value)
+            Least(
+                requirement=name,
+                metric=metric if label else OF_ALL.get(name, metric),
+                label=label,
+                value=value,
+            )
             for name, metric in LEAST.items()
             for label, value in getattr(self, name)
         )
 
 
-LEAST: dict[str, str] = {"min_recall": "recall"}
+LEAST: dict[str, str] = {"min_recall": "recall", "min_iou": "IoU"}
 """Limit of `Requirements` -> the metric in `Quality.figures` that it is about."""
+OF_ALL: dict[str, str] = {"min_iou": "mean IoU"}
+"""The same where no class is named; a limit that is not here needs one."""
+LEAST_OF: dict[str, str] = {"min_recall": "classify", "min_iou": "segment"}
+"""The task that measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +199,8 @@ class Preprocess:
 class Accuracy:
     """The task's main figure in % with where it comes from; it belongs to its resolution.
 
-    Of a classifier top-1; of an embedder the ImageNet top-1 of the classifier that its weights come from.
+    Of a classifier top-1; of masks the mean IoU; of an embedder the ImageNet top-1 of the classifier that its
+    weights come from.
     """
 
     value: Percent
@@ -459,7 +472,9 @@ class Parity:
     """One-sided 95 % upper bound of `loss`; None below the number of photos that supports one."""
     reason: str = ""
     worst: str = ""
-    """The photo that differs most, by `relative_error`."""
+    """The photo that differs most: by `relative_error`, or as the task says."""
+    figures: tuple[Figure, ...] = ()
+    """What else the task says of the comparison, the main one first; of masks their least IoU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -575,7 +590,8 @@ class Verdict:
     """One requirement's answer for one variant; only `pass` lets a variant win."""
 
     requirement: str
-    """`max_latency`, `min_accuracy`, `min_recall`, `max_memory`, `min_throughput`, `license` or `parity`."""
+    """`max_latency`, `min_accuracy`, `min_recall`, `min_iou`, `max_memory`, `min_throughput`, `license` or
+    `parity`."""
     answer: Answer
     observed: float | str | None
     limit: float | str | None

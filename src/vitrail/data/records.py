@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from vitrail.vocabulary import Layout
 from vitrail.words import counted
@@ -127,6 +127,14 @@ class Dataset:
     def of(self, split: Split) -> tuple[Example, ...]:
         """The examples of one split, sorted by path."""
         return tuple(example for example in self.examples if example.split == split)
+
+    def truth(self, example: Example) -> Any:
+        """What a model should say of an example: the number of its class."""
+        return example.label
+
+    def answer(self, example: Example) -> str:
+        """The same as a text that records hold: the name of its class."""
+        return self.classes[example.label]
 
     def doubts(self) -> tuple[str, ...]:
         """Counts of what is wrong with the files: those not used, and those that count once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import metadata
@@ -28,7 +28,7 @@ from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import sandbox
 from vitrail.measure.launch import COMPILE_TIMEOUT_S, LOAD_TIMEOUT_S, ExportSubject
-from vitrail.tasks.agreement import BOUNDS, CHANGED, MIN_DECIDED_PHOTOS
+from vitrail.tasks.agreement import CHANGED, MIN_DECIDED_PHOTOS
 from vitrail.version import __version__
 from vitrail.vocabulary import (
     Environment,
@@ -51,10 +51,15 @@ REFERENCE_LEAST_SECONDS = 10.0
 REFERENCE_MANY_SECONDS = 90.0
 """With enough photos to measure what a lower precision loses, the reference gets the time to see them."""
 PARITY_IMAGES = 96
-"""Crops that parity looks at when there are few photos; each photo gives at most `MAX_CROPS`."""
-MAX_CROPS = 8
-MAX_REFERENCE_PHOTOS = 11
+"""Crops that parity looks at when there are few photos; each photo gives at most the task's `most_views`."""
+PARITY_MIB = 256.0
+"""What the outputs that parity compares may take: of dense ones, fewer photos are compared."""
+MAX_REFERENCE_PHOTOS, LEAST_REFERENCE_PHOTOS = 11, 2
 """Photos that ship with an artifact, so that it can be verified without torch."""
+REFERENCE_MIB = 16.0
+"""What their outputs may take, so that an artifact stays small; the least number ships anyway."""
+PART_MIB = 256.0
+"""Outputs of labelled images that are held at a time."""
 SPEED_TOLERANCE = 0.10
 """Recorded figures are used again only while the reference workload takes as long as then, within this."""
 
@@ -199,27 +204,26 @@ class Bench(Exports):
 
     # --- labelled images --------------------------------------------------------------------------
 
-    def classify(self, variant: Variant, export: Export, split: Split) -> Quality:
+    def quality(self, variant: Variant, export: Export, split: Split) -> Quality:
         """How good the export's own outputs are on a split of the labelled images, in a launch of its own.
 
         Raises:
             ChildFailure: the export cannot be launched, or fails.
         """
         assert self.dataset is not None, "there are no labelled images"
-        examples = self.dataset.of(split)
-        subject = self.subject(variant, export)
+        dataset, subject = self.dataset, self.subject(variant, export)
         launch = subject.launch(0)
+
+        def answered() -> Iterator[tasks.Answered]:
+            for part in tasks.parts(dataset.of(split), subject.task, PART_MIB):
+                outputs = launch.outputs(tuple(example.path for example in part), 1)
+                rows = {name: values[:, 0] for name, values in outputs.items()}
+                yield rows, [dataset.truth(example) for example in part]
+
         try:
-            outputs = launch.outputs(tuple(example.path for example in examples), 1)
+            found = subject.task.score(answered(), dataset.classes, split=split, data=dataset.digest)
         finally:
             launch.close()
-        found = subject.task.score(
-            {name: values[:, 0] for name, values in outputs.items()},
-            [example.label for example in examples],
-            self.dataset.classes,
-            split=split,
-            data=self.dataset.digest,
-        )
         assert found is not None, "labels say nothing about this task"
         return found
 
@@ -255,14 +259,17 @@ class Bench(Exports):
         variant = variant.plain  # the model that passes have not touched
         located = self.weights(variant.candidate)
         assert located is not None, "random weights have no parity"
-        crops = max(1, min(MAX_CROPS, PARITY_IMAGES // len(self.photos.paths)))
+        task = self.task(variant)
+        crops = max(1, min(task.most_views, PARITY_IMAGES // len(self.photos.paths)))
+        fit = max(tasks.fitting(task, PARITY_MIB), 2 * MIN_DECIDED_PHOTOS)
+        compared = self._parity_photos[:fit]
         key = {
             "weights": self.weights_key(variant.candidate),
             "architecture": variant.candidate.architecture,
             "implementation": variant.implementation,
             "preprocess": msgspec.to_builtins(variant.preprocess),
             "labels": labels_key(variant.candidate.labels),
-            "photos": list(self._parity_photos),
+            "photos": list(compared),
             "digest": self.photos.digest,
             "crops": crops,
             "toolchain": work.toolchain(),
@@ -274,15 +281,21 @@ class Bench(Exports):
         digest = store.digest_of(key)[:24]
         target = self._cache / "references" / f"{digest}.npz"
         if not target.is_file():
-            self._make_reference(variant, located, crops, target, left_s)
+            self._make_reference(variant, located, compared, crops, target, left_s)
         try:
             return tasks.read_arrays(target)
         except (ValueError, EOFError, zipfile.BadZipFile):  # cut off by a crash of the machine
-            self._make_reference(variant, located, crops, target, left_s)
+            self._make_reference(variant, located, compared, crops, target, left_s)
             return tasks.read_arrays(target)
 
     def _make_reference(
-        self, variant: Variant, located: Located, crops: int, target: Path, left_s: float
+        self,
+        variant: Variant,
+        located: Located,
+        photos: tuple[str, ...],
+        crops: int,
+        target: Path,
+        left_s: float,
     ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -293,10 +306,10 @@ class Bench(Exports):
                 task=tasks.pack(self.task(variant)),
                 labels=variant.candidate.labels,
                 weights=self.weights_file(located),
-                photos=list(self._parity_photos),
+                photos=list(photos),
                 crops_per_photo=crops,
                 seconds=min(self._reference_s, max(left_s / 2, 1.0)),
-                minimum=min(len(self.photos.paths), 2 * MIN_DECIDED_PHOTOS),
+                minimum=min(len(photos), 2 * MIN_DECIDED_PHOTOS),
                 target=str(partial),
                 threads=self.threads,
                 own=self.own_file(variant),
@@ -321,9 +334,11 @@ class Bench(Exports):
         located = self.weights(variant.candidate)
         assert located is not None, "random weights are never shipped"
         found = self.reference_outputs(variant)
-        reference = {name: values[:MAX_REFERENCE_PHOTOS, 0] for name, values in found.items()}
-        photos = self._parity_photos[: len(next(iter(reference.values())))]
         subject = self.subject(variant, export)
+        fit = max(tasks.fitting(subject.task, REFERENCE_MIB), LEAST_REFERENCE_PHOTOS)
+        shipped = min(fit, MAX_REFERENCE_PHOTOS)
+        reference = {name: values[:shipped, 0] for name, values in found.items()}
+        photos = self._parity_photos[: len(next(iter(reference.values())))]
         own = self._own_outputs(subject, photos) if evidence.run else {}
         candidate = dataclasses.replace(variant.candidate, weights=located.weights)
         return Bundle(
@@ -334,7 +349,7 @@ class Bench(Exports):
             photos=tuple(Path(photo) for photo in photos),
             fp32_outputs=reference,
             own_outputs=own,
-            bounds=BOUNDS[_held_to(variant)],
+            bounds=subject.task.bounds(_held_to(variant)),
             measurement=measurement,
             splits=None if self.dataset is None else splits_of(self.dataset),
         )
@@ -369,6 +384,5 @@ def image_libraries() -> dict[str, str]:
 def splits_of(dataset: Dataset) -> dict[str, dict[str, str]]:
     """{split: {sha256 of an image: its class}}: which images were fitted, chosen on and tested on."""
     return {
-        split: {example.digest: dataset.classes[example.label] for example in dataset.of(split)}
-        for split in SPLITS
+        split: {example.digest: dataset.answer(example) for example in dataset.of(split)} for split in SPLITS
     }

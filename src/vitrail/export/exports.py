@@ -19,7 +19,7 @@ from vitrail import runtimes, store, tasks
 from vitrail.data import Dataset
 from vitrail.errors import VitrailError
 from vitrail.export import passes, work
-from vitrail.export.calibration import Calibration
+from vitrail.export.calibration import LEAST_PHOTOS, Calibration
 from vitrail.export.requests import (
     REWRITTEN_FILE,
     BuildRequest,
@@ -43,6 +43,8 @@ MOST_JUDGED = 500
 """Labelled images on which accuracy control measures a drop, again for every number of layers it tries."""
 MOST_MEASURED = 8
 """Photos on which the ranges of a graph's numbers are measured before it becomes fp16."""
+HELD_MIB = 1024.0
+"""What inputs and outputs of photos that calibrate or judge int8 may take: of large ones there are fewer."""
 BUILD_LEAST_S = 5.0
 """What an engine may take to build its files of an export that took all of the time."""
 
@@ -186,14 +188,17 @@ class Exports:
     def _quantise(self, variant: Variant) -> QuantiseRequest:
         assert self.calibration is not None, "int8 needs photos to be calibrated on"
         task = self.task(variant)
-        judged, labels = list(self.calibration.photos), None
-        if self.dataset is not None and isinstance(task, Classify):
-            examples = evenly_spaced(list(self.dataset.of("validation")), MOST_JUDGED)
+        fit = max(tasks.fitting(task, HELD_MIB, inputs=True), LEAST_PHOTOS)
+        photos = evenly_spaced(list(self.calibration.photos), fit)
+        judged, labels = photos, None
+        if self.dataset is not None:
+            examples = evenly_spaced(list(self.dataset.of("validation")), min(MOST_JUDGED, fit))
             judged = [example.path for example in examples]
-            labels = [task.labels.index(self.dataset.classes[example.label]) for example in examples]
+            if isinstance(task, Classify):
+                labels = [task.labels.index(self.dataset.answer(example)) for example in examples]
         return QuantiseRequest(
             task=tasks.pack(task),
-            photos=list(self.calibration.photos),
+            photos=photos,
             max_drop=self._max_drop,
             judged=judged,
             labels=labels,

@@ -3,7 +3,7 @@
 What the copy does to its images before the file's own graph sees them (channels, layout, type),
 `as_the_file_takes` does in NumPy for the file itself, so that comparing the two checks the copy.
 
-Shapes: B images, K classes, S image size.
+Shapes: B images, K classes, S image size, h w a map.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from vitrail.export.onnx_file import graphs, names_used
 from vitrail.export.requests import OwnGraph
 from vitrail.tasks.classify import IMAGES, SCORES, Probability
+from vitrail.tasks.segment import MASKS
 
 __all__ = [
     "DYNAMIC",
     "NUMPY",
     "Scores",
     "as_the_file_takes",
+    "as_the_task_gives",
     "dependencies",
     "normalised",
     "scores_of",
@@ -51,7 +53,7 @@ class Scores:
 
     tensor: str
     ended_in: str = ""
-    """The operator after it that only turns scores into probabilities: Softmax or Sigmoid."""
+    """The operator after it that only turns scores into answers: Softmax, Sigmoid or, of maps, ArgMax."""
 
     @property
     def probability(self) -> Probability:
@@ -59,16 +61,23 @@ class Scores:
         return "sigmoid" if self.ended_in == "Sigmoid" else "softmax"
 
 
-def scores_of(graph: onnx.GraphProto, output: str) -> Scores:
-    """The tensor behind an output (B, K), before a Softmax over classes or a Sigmoid that ends the graph."""
+def scores_of(graph: onnx.GraphProto, output: str, *, dense: bool = False) -> Scores:
+    """The tensor behind an output (B, K), before a Softmax over classes or a Sigmoid that ends the graph.
+
+    `dense`: the output has maps, (B, K, h, w) or (B, h, w, K), of which the best class may be taken too.
+    """
     made_by = {name: node for node in graph.node for name in node.output}
     name = output
-    while (node := made_by.get(name)) is not None and node.op_type == "Identity":
+    passing = ("Identity", "Cast") if dense else ("Identity",)
+    while (node := made_by.get(name)) is not None and node.op_type in passing:
         name = node.input[0]
     if node is None or node.domain not in ("", "ai.onnx"):
         return Scores(output)
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    if node.op_type == "Sigmoid" or (node.op_type == "Softmax" and axis in (-1, 1)):
+    over_classes = axis in ((-3, -1, 1, 3) if dense else (-1, 1))
+    if node.op_type == "Sigmoid" or (node.op_type == "Softmax" and over_classes):
+        return Scores(node.input[0], ended_in=node.op_type)
+    if dense and node.op_type == "ArgMax" and over_classes:
         return Scores(node.input[0], ended_in=node.op_type)
     return Scores(output)
 
@@ -105,11 +114,18 @@ def as_the_file_takes(images: np.ndarray, own: OwnGraph) -> np.ndarray:
     return np.ascontiguousarray(images.astype(kind))
 
 
+def as_the_task_gives(scores: np.ndarray, own: OwnGraph) -> np.ndarray:
+    """What the file gives -> (B, K) as it is, or maps as (B, K, h, w)."""
+    if own.maps == "NHWC":
+        return np.ascontiguousarray(scores.transpose(0, 3, 1, 2))
+    return scores[:, None] if own.maps == "NHW" else scores
+
+
 def normalised(
     model: onnx.ModelProto, own: OwnGraph, *, size: int, classes: int, batch: int | None
 ) -> onnx.ModelProto:
-    """The copy: images (B, 3, S, S) -> scores (B, K) in float32; `batch` None: B is free."""
-    scores = scores_of(model.graph, own.output).tensor
+    """The copy: images (B, 3, S, S) -> scores (B, K) or masks (B, K, h, w), float32; `batch` None: any."""
+    scores = scores_of(model.graph, own.output, dense=bool(own.maps)).tensor
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _prune(copy.graph, scores)
@@ -121,7 +137,11 @@ def normalised(
         _free_batch(copy.graph, own)
     opset = max(each.version for each in copy.opset_import if each.domain in ("", "ai.onnx"))
     _set_input(copy.graph, own, size, batch, rounds=opset >= ROUND_SINCE)
-    _set_output(copy.graph, renamed.get(scores, scores), classes, batch)
+    scores = renamed.get(scores, scores)
+    if own.maps:
+        _set_maps(copy.graph, scores, own, classes, batch)
+    else:
+        _set_output(copy.graph, scores, classes, batch)
     return copy
 
 
@@ -160,7 +180,7 @@ def _free_names(graph: onnx.GraphProto) -> dict[str, str]:
     taken = {name for inner in graphs(graph) for node in inner.node for name in node.output}
     taken |= {value.name for inner in graphs(graph) for value in (*inner.input, *inner.initializer)}
     renamed = {}
-    for name in {IMAGES, SCORES} & taken:
+    for name in {IMAGES, SCORES, MASKS} & taken:
         renamed[name] = next(new for i in range(len(taken) + 1) if (new := f"{name}_{i}") not in taken)
     return renamed
 
@@ -278,3 +298,20 @@ def _set_output(graph: onnx.GraphProto, scores: str, classes: int, batch: int | 
     shape = [DYNAMIC if batch is None else batch, classes]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, shape))
+
+
+def _set_maps(graph: onnx.GraphProto, scores: str, own: OwnGraph, classes: int, batch: int | None) -> None:
+    """End in `masks` (B, K, h, w), however the file lays them out."""
+    name = scores
+    if own.maps == "NHWC":
+        graph.node.append(helper.make_node("Transpose", [name], ["vitrail_maps"], perm=[0, 3, 1, 2]))
+        name = "vitrail_maps"
+    elif own.maps == "NHW":
+        shape = numpy_helper.from_array(np.array([0, 1, *own.sides], np.int64), "vitrail_one_map")
+        graph.initializer.append(shape)
+        graph.node.append(helper.make_node("Reshape", [name, shape.name], ["vitrail_maps"]))
+        name = "vitrail_maps"
+    graph.node.append(helper.make_node("Cast", [name], [MASKS], to=TensorProto.FLOAT))
+    sides = [DYNAMIC if batch is None else batch, classes, *own.sides]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(MASKS, TensorProto.FLOAT, sides))

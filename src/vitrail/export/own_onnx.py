@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from vitrail import store
 from vitrail.errors import InputError
-from vitrail.export import onnx_copy
+from vitrail.export import onnx_copy, own_masks
 from vitrail.export.onnx_cost import cost
 from vitrail.export.onnx_ends import check_alone, chosen, read_input, shape_of, type_of
 from vitrail.export.onnx_file import constants, open_model, required_inputs
@@ -50,12 +50,14 @@ class OwnFile:
     scores: onnx_copy.Scores
 
     def runner(self, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """float32 images (B, 3, S, S) -> the file's own scores (B, K), from ONNX Runtime.
+        """float32 images (B, 3, S, S) -> the file's own scores (B, K), or maps (B, K, h, w).
 
         Raises:
             InputError: ONNX Runtime cannot run it.
         """
         kind = next(type_of(value) for value in self.model.graph.output if value.name == self.own.output)
+        if self.scores.ended_in == "ArgMax":  # its output counts classes, its input scores them
+            kind = TensorProto.FLOAT
         run = session(onnx_copy.with_output(self.model, self.scores.tensor, kind), threads, self.path)
 
         def answers(images: np.ndarray) -> np.ndarray:
@@ -66,7 +68,7 @@ class OwnFile:
                 padded = np.concatenate([part, np.repeat(part[:1], each - len(part), axis=0)])
                 given = onnx_copy.as_the_file_takes(padded, self.own)
                 rows.append(run({self.own.input: given})[: len(part)])
-            return np.concatenate(rows)
+            return onnx_copy.as_the_task_gives(np.concatenate(rows), self.own)
 
         return answers
 
@@ -104,7 +106,7 @@ def describe(payload: dict[str, Any]) -> dict[str, Any]:
     light = folded(copy, own.batch or 1)
     return {
         "own": msgspec.to_builtins(own),
-        "notes": list(_notes(file, own)),
+        "notes": list(_notes(file, own, request)),
         **cost(light, own.batch or 1),
     }
 
@@ -114,6 +116,14 @@ def write_copy(request: OwnRequest, target: Path) -> dict[str, Any]:
     file = open_own(request)
     _, copy, difference = _copied(file, request)
     save(copy, target)
+    if file.own.maps:
+        height, width = file.own.sides
+        return {
+            "relative_difference": difference,
+            "values": file.own.values,
+            "height": height,
+            "width": width,
+        }
     return {
         "relative_difference": difference,
         "probability": file.scores.probability,
@@ -125,13 +135,14 @@ def open_own(request: OwnRequest) -> OwnFile:
     """Open the file and find its images and scores.
 
     Raises:
-        InputError: as `open_model`, or its inputs and outputs are no classifier's of square images.
+        InputError: as `open_model`, or its inputs and outputs are not the task's, of square images.
     """
     path = Path(request.file)
     model = open_model(path)
     name = chosen("input", request.input, required_inputs(model.graph), path)
     output = chosen("output", request.output, list(model.graph.output), path)
-    scores = onnx_copy.scores_of(model.graph, output.name)
+    dense = request.task == "segment"
+    scores = onnx_copy.scores_of(model.graph, output.name, dense=dense)
     check_alone(model, scores.tensor, name.name, path)
     layout, batch = read_input(name, request, path)
     own = OwnGraph(
@@ -143,7 +154,11 @@ def open_own(request: OwnRequest) -> OwnFile:
         batch=batch,
         data=store.digest_of([_digest(tensor) for _, tensor in constants(model)]),
     )
-    return OwnFile(path, model, own, scores)
+    file = OwnFile(path, model, own, scores)
+    if not dense:
+        return file
+    given = file.runner(request.threads)(_noise(request.preprocess)[:1])
+    return replace(file, own=own_masks.placed(given, own, request, scores))
 
 
 # --- the copy -------------------------------------------------------------------------------------
@@ -155,7 +170,7 @@ def _copied(file: OwnFile, request: OwnRequest) -> tuple[OwnGraph, onnx.ModelPro
     A file that takes a fixed number of images gets a copy that takes any, where that answers the same.
 
     Raises:
-        InputError: the file is no classifier with these labels, or is bound to another batch.
+        InputError: the file does not answer with these labels, or is bound to another batch.
     """
     images = _noise(request.preprocess)
     expected = _expected(file, images, request)
@@ -186,14 +201,41 @@ def _copied(file: OwnFile, request: OwnRequest) -> tuple[OwnGraph, onnx.ModelPro
 
 
 def _expected(file: OwnFile, images: np.ndarray, request: OwnRequest) -> np.ndarray:
-    """The file's scores of some images, which must be a classifier's with these labels."""
+    """The file's scores of some images, which must be what the task needs, with these labels."""
     run = file.runner(request.threads)
-    given = run(images)
-    shape = f"({', '.join(map(str, ('B', *given.shape[1:])))})"
-    if given.ndim < 2 or given.shape[0] != len(images) or any(side != 1 for side in given.shape[2:]):
+    rows = run(images)
+    if not file.own.maps:
+        rows = _rows(file, rows, len(images), request)
+    if not np.isfinite(rows).all():
         raise InputError(
-            f"{file.path} gives {file.own.output} {shape}, not one row of scores for each image: only "
-            "classifiers can be selected, so name an output (B, K), or export one."
+            f"{file.path} gives scores that are not finite (NaN or infinity) for images of noise: check "
+            "mean, std and range in --preprocess, or export it again."
+        )
+    alone = np.concatenate([run(image[None]).reshape(1, *rows.shape[1:]) for image in images])
+    if not _relative(alone, rows) <= TOLERANCE:
+        raise InputError(
+            f"{file.path} gives an image other scores by itself than beside others: export it in "
+            "evaluation mode (model.eval())."
+        )
+    if file.scores.ended_in:
+        _check_ending(file, images, rows, request.threads)
+    elif not file.own.maps and (rows >= 0).all() and np.abs(rows.sum(axis=1) - 1).max() < SUMS_TO_ONE:
+        raise InputError(
+            f"{file.path} gives probabilities (they sum to 1) and does not end in a Softmax, before which "
+            "scores could be read: export it without its last step."
+        )
+    return rows
+
+
+def _rows(file: OwnFile, given: np.ndarray, count: int, request: OwnRequest) -> np.ndarray:
+    """A classifier's scores (B, K). Raises InputError if they are none."""
+    shape = f"({', '.join(map(str, ('B', *given.shape[1:])))})"
+    if given.ndim < 2 or given.shape[0] != count or any(side != 1 for side in given.shape[2:]):
+        maps = given.ndim == 4 and given.shape[0] == count
+        fix = "for masks, give --task segment" if maps else "name an output (B, K), or export one"
+        raise InputError(
+            f"{file.path} gives {file.own.output} {shape}, not one row of scores for each image, as "
+            f"classifiers do: {fix}."
         )
     if given.shape[1] == 1:
         raise InputError(f"{file.path} gives one score for each image: export it with one for each class.")
@@ -202,31 +244,18 @@ def _expected(file: OwnFile, images: np.ndarray, request: OwnRequest) -> np.ndar
             f"{file.path} gives {counted(given.shape[1], 'score')} and --labels holds "
             f"{counted(request.classes, 'label')}: give one label for each score, in their order."
         )
-    if not np.isfinite(given).all():
-        raise InputError(
-            f"{file.path} gives scores that are not finite (NaN or infinity) for images of noise: check "
-            "mean, std and range in --preprocess, or export it again."
-        )
-    rows = given.reshape(len(images), -1)
-    alone = np.concatenate([run(image[None]).reshape(1, -1) for image in images])
-    if not _relative(alone, rows) <= TOLERANCE:
-        raise InputError(
-            f"{file.path} gives an image other scores by itself than beside others: export it in "
-            "evaluation mode (model.eval())."
-        )
-    if file.scores.ended_in:
-        _check_ending(file, images, rows, request.threads)
-    elif (rows >= 0).all() and np.abs(rows.sum(axis=1) - 1).max() < SUMS_TO_ONE:
-        raise InputError(
-            f"{file.path} gives probabilities (they sum to 1) and does not end in a Softmax, before which "
-            "scores could be read: export it without its last step."
-        )
-    return rows
+    return given.reshape(count, -1)
 
 
 def _check_ending(file: OwnFile, images: np.ndarray, scores: np.ndarray, threads: int) -> None:
     """The probabilities of the scores must be what the file gives."""
-    given = replace(file, scores=onnx_copy.Scores(file.own.output)).runner(threads)(images)
+    itself = replace(file, scores=onnx_copy.Scores(file.own.output))
+    if file.own.maps:
+        plain = msgspec.structs.replace(file.own, maps="")
+        given = replace(itself, own=plain).runner(threads)(images)
+        own_masks.check_ending(file.scores.ended_in, given, scores, file.path)
+        return
+    given = itself.runner(threads)(images)
     wanted = probabilities(scores, file.scores.probability)
     if not np.abs(given.reshape(wanted.shape) - wanted).max() <= TOLERANCE:
         raise InputError(
@@ -249,10 +278,10 @@ def _difference(given: np.ndarray, expected: np.ndarray, path: Path) -> float:
     return difference
 
 
-def _notes(file: OwnFile, own: OwnGraph) -> list[str]:
+def _notes(file: OwnFile, own: OwnGraph, request: OwnRequest) -> list[str]:
     name = file.path.name
-    notes = []
-    if file.scores.ended_in:
+    notes = own_masks.notes(name, own, file.scores, request) if own.maps else []
+    if file.scores.ended_in and not own.maps:
         notes.append(
             f"{name} ends in a {file.scores.ended_in}: its scores are read before it, which changes no answer"
         )

@@ -43,6 +43,9 @@ class OwnRequest(msgspec.Struct, frozen=True, kw_only=True):
     layout: Literal["NCHW", "NHWC"] | None = None
     """None: as the input's shape shows."""
     channels: Literal["RGB", "BGR"] = "RGB"
+    task: str = "classify"
+    values: Literal["logits", "probabilities"] | None = None
+    """What dense scores are, as the person says; None: as the file shows."""
 
 
 class OwnGraph(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +61,12 @@ class OwnGraph(msgspec.Struct, frozen=True, kw_only=True):
     """Images at a time; None: any number."""
     data: str
     """Digest of the weights, wherever the file keeps them."""
+    maps: Literal["", "NCHW", "NHWC", "NHW"] = ""
+    """How dense scores lie; "": they are a classifier's."""
+    values: str = ""
+    """What dense scores are, of which the output is made: logits or probabilities."""
+    sides: tuple[int, int] = (0, 0)
+    """(h, w) of dense scores."""
 
 
 class ModuleRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +88,7 @@ class ExportRequest(ModuleRequest, frozen=True, kw_only=True):
     image_size: int
     folder: str
     task: str = "classify"
-    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features."""
+    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features; `segment`: a person's own file."""
     passes: list[str] = msgspec.field(default_factory=list)
     """Those that change the module."""
     compare: bool = True

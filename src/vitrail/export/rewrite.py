@@ -115,22 +115,16 @@ def _quantised(
 def _drop(
     model: onnx.ModelProto, task: tasks.Task, request: QuantiseRequest, threads: int
 ) -> Callable[[onnx.ModelProto], float]:
-    """What a graph loses against this one, in points: of top-1 where there are labels, else of the
-    probability that fp32 gives to its answer."""
-    from vitrail.tasks.classify import loss_per_photo
-
-    name = task.graph(ONNX_FILE).inputs[0].name
+    """What a graph loses against this one, in points, as the task counts it."""
+    graph = task.graph(ONNX_FILE)
+    name, output = graph.inputs[0].name, graph.outputs[0].name
     images = np.concatenate([task.views(decode(photo), 1)[name] for photo in request.judged])
     size = request.batch or BATCH
-    reference = outputs(model, name, images, size, threads)
+    reference = {output: outputs(model, name, images, size, threads)}
 
     def drop(graph: onnx.ModelProto) -> float:
-        scores = outputs(graph, name, images, size, threads)
-        if request.labels is None:
-            return float(loss_per_photo(reference[:, None], scores[:, None]).mean())
-        truth = np.asarray(request.labels)
-        right = [float((found.argmax(1) == truth).mean()) for found in (reference, scores)]
-        return 100.0 * (right[0] - right[1])
+        found = {output: outputs(graph, name, images, size, threads)}
+        return task.lost(reference, found, request.labels)
 
     return drop
 

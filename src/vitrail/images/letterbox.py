@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitrail.errors import InputError
 from vitrail.images.decode import frame_of
+from vitrail.images.interpolate import along
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Letterbox", "letterbox"]
 
@@ -78,9 +79,9 @@ class Letterbox:
     def scores(self, masks: np.ndarray) -> np.ndarray:
         """The model's scores (…, Y, X) of the square -> of the photo (…, H, W), bilinear; > 0 is inside."""
         h, w = self.resized
-        in_square = _along(_along(masks, self.side, h, axis=-2), self.side, w, axis=-1)
+        in_square = along(along(masks, self.side, axis=-2, end=h), self.side, axis=-1, end=w)
         height, width = self.photo
-        return _along(_along(in_square, height, height, axis=-2), width, width, axis=-1)
+        return along(along(in_square, height, axis=-2), width, axis=-1)
 
 
 def letterbox(
@@ -105,19 +106,3 @@ def letterbox(
     normalised_hw3 = (pixels_hw3 / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     square_3SS[:, :h, :w] = normalised_hw3.transpose(2, 0, 1)
     return square_3SS, frame
-
-
-def _along(values: np.ndarray, size: int, kept: int, *, axis: int) -> np.ndarray:
-    """One axis resized to `size` by linear interpolation between pixels' centres; its first `kept` places.
-
-    Without antialiasing, as the models' authors do it: masks are smooth already.
-    """
-    count = values.shape[axis]
-    places = np.clip((np.arange(kept) + 0.5) * (count / size) - 0.5, 0, count - 1)
-    before = places.astype(np.int64)
-    after = np.minimum(before + 1, count - 1)
-    share = (places - before).astype(values.dtype)
-    share = share[:, None] if axis == -2 else share
-    first = values.take(before, axis)
-    first += (values.take(after, axis) - first) * share
-    return first

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitrail.masks.iou import iou
 
-__all__ = ["MaskAgreement", "PhotoAgreement", "compare"]
+__all__ = ["MaskAgreement", "PhotoAgreement", "compare", "of_labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,29 @@ def compare(
         changed=float(np.average([photo.changed for photo in photos], weights=pixels)),
         worst=worst,
     )
+
+
+def of_labels(
+    reference: np.ndarray, found: np.ndarray, count: int, *, first: int = 0, least: float = 0.0
+) -> PhotoAgreement:
+    """Compare label maps (H, W), numbers of `count` classes: the IoU is the mean over the classes there are.
+
+    Args:
+        first: the first class that counts: 1 leaves out what is outside.
+        least: share of the pixels below which, on both sides, a class is not there.
+
+    Raises:
+        ValueError: the shapes differ, or there are no pixels.
+    """
+    if reference.shape != found.shape or not reference.size:
+        raise ValueError(f"labels {reference.shape} and {found.shape} do not belong together")
+    pairs = np.bincount((reference * count + found).ravel(), minlength=count * count)
+    table = pairs.reshape(count, count)
+    both, was, now = table.diagonal()[first:], table.sum(1)[first:], table.sum(0)[first:]
+    there = np.maximum(was, now) >= max(least * reference.size, 1)
+    shares = both[there] / (was + now - both)[there]
+    changed = 1 - table.diagonal().sum() / reference.size
+    return PhotoAgreement(iou=float(shares.mean()) if there.any() else 1.0, changed=float(changed))
 
 
 def _photo(place: int, reference: np.ndarray, outputs: np.ndarray, threshold: float) -> PhotoAgreement:

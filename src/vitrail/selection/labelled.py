@@ -32,17 +32,16 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
     if winner is None or seen is None:
         return selection
     export = search.bench.export(winner.variant, timeout_s=300.0)
-    found = search.bench.classify(winner.variant, export, "test")
+    found = search.bench.quality(winner.variant, export, "test")
     missed, main, expected = [], found.main, None
     least = requirements.min_accuracy
     if least is not None and main.interval is not None and main.interval[0] < least:
         missed.append(_too_few(main, "accuracy", least, main.interval))
     for asked in requirements.least:
         figure = found.figure(asked.metric, asked.label)
-        if figure is not None and figure.share:
-            low, high = (100 * edge for edge in accuracy.share_interval(figure.right, figure.images))
-            if low < asked.value:
-                missed.append(_too_few(figure, asked.of, asked.value, (low, high)))
+        between = _between(figure)
+        if figure is not None and between is not None and between[0] < asked.value:
+            missed.append(_too_few(figure, asked.of, asked.value, between))
     if main.share:
         low, high = accuracy.expected_share(seen.main.right, seen.main.images, main.images)
         expected = (100 * low, 100 * high)
@@ -52,6 +51,14 @@ def tested(selection: Selection, search: Search, requirements: Requirements) -> 
                 f"{expected[0]:.1f} to {expected[1]:.1f} % expected from the validation images"
             )
     return replace(selection, test=found, expected_test=expected, notes=(*missed, *selection.notes))
+
+
+def _between(figure: Figure | None) -> tuple[float, float] | None:
+    """The 95 % interval of a figure; None: there is none."""
+    if figure is None or not figure.share:
+        return None if figure is None else figure.interval
+    low, high = accuracy.share_interval(figure.right, figure.images)
+    return 100 * low, 100 * high
 
 
 def _too_few(figure: Figure, name: str, least: float, interval: tuple[float, float]) -> str:
@@ -101,7 +108,7 @@ def check_classes(requirements: Requirements, dataset: data.Dataset | None) -> N
             raise InputError(
                 f"{asked.option} is about your own classes: give labelled images with --data DIR."
             )
-        if asked.label not in dataset.classes:
+        if asked.label and asked.label not in dataset.classes:
             known = " or ".join(dataset.classes)
             raise InputError(f"{asked.option}: {asked.label!r} is not a class of the data: use {known}.")
 

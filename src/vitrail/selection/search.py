@@ -559,7 +559,7 @@ class Search:
         if not (self.bench.dataset and trial.at_hand and trial.contends) or trial.quality:
             return
         if self._ready(trial) and trial.subject is not None and trial.measurement is not None:
-            trial.quality = self.bench.classify(trial.variant, trial.subject.export, "validation")
+            trial.quality = self.bench.quality(trial.variant, trial.subject.export, "validation")
             trial.measurement = replace(trial.measurement, quality=trial.quality)
             self.bench.record(trial.variant, trial.measurement)
 

@@ -34,7 +34,15 @@ from vitrail.selection.prune import Peaks
 from vitrail.selection.search import Search, SearchProgress
 from vitrail.sources.gather import arranged, check_task, find, gather, labelled_images
 from vitrail.sources.source import Context, Source
-from vitrail.vocabulary import LedgerEntry, Requirements, SearchSettings, Selection, Variant, Workload
+from vitrail.vocabulary import (
+    LEAST_OF,
+    LedgerEntry,
+    Requirements,
+    SearchSettings,
+    Selection,
+    Variant,
+    Workload,
+)
 from vitrail.weights.find import WeightsFinder
 from vitrail.words import counted
 
@@ -103,8 +111,7 @@ def select(
     check_task(sources, settings.task)
     for source in sources:
         source.check_settings(settings)
-    if settings.task != "classify":
-        _refuse_classes(settings, requirements, workload)
+    _refuse_others(settings, requirements, workload)
     stated = (license for source in sources for license in source.licenses())
     catalog.check_requirement(requirements.license, also=tuple(stated))
     _refuse_elsewhere(settings)
@@ -141,8 +148,8 @@ def select(
     return selection
 
 
-def _refuse_classes(settings: SearchSettings, requirements: Requirements, workload: Workload | None) -> None:
-    """Only classifiers have classes."""
+def _refuse_others(settings: SearchSettings, requirements: Requirements, workload: Workload | None) -> None:
+    """What is about another task: vectors have no classes, only classes are recalled, only masks overlap."""
     task = settings.task
     given = {
         "data": workload is not None and workload.data is not None,
@@ -150,8 +157,11 @@ def _refuse_classes(settings: SearchSettings, requirements: Requirements, worklo
         **{asked.option.removeprefix("--"): True for asked in requirements.least},
     }
     for name, wanted in given.items():
-        if wanted:
+        if wanted and task not in set(LEAST_OF.values()):
             raise InputError(f"--{name} is about classes, and --task {task} has none: leave it out.")
+    for asked in requirements.least:
+        if (of := LEAST_OF.get(asked.requirement, task)) != task:
+            raise InputError(f"{asked.option} is for --task {of}, not for {task}: leave it out.")
 
 
 def _refuse_elsewhere(settings: SearchSettings) -> None:
@@ -204,7 +214,7 @@ class _Road:
         requirements, settings = self.requirements, self.settings
         self.watcher.note(hardware.one_line(self.machine))
         self.watcher.doing("reading photos", math.inf)
-        workload, dataset, data_notes = labelled_images(given, self.workload, settings.layout)
+        workload, dataset, data_notes = labelled_images(given, self.workload, settings)
         for source in given:
             source.check(requirements, settings, dataset)
         check_classes(requirements, dataset)

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vitrail import data
-from vitrail.data import Dataset, Layout
+from vitrail.data import Dataset
 from vitrail.errors import InputError
 from vitrail.sources.catalogue import Catalogue
 from vitrail.sources.measured import measured
@@ -29,14 +28,22 @@ class Part:
 
 
 def check_task(sources: Sequence[Source], task: str) -> None:
-    """Raise an InputError for a source whose candidates have classes, where the task has none."""
+    """Raise an InputError for a source whose candidates are not for the task, or none where one is needed."""
     for source in sources:
         if task not in source.tasks:
-            raise InputError(f"--{source.option} is about classes, and --task {task} has none: leave it out.")
+            what = f"--{source.option}" if source.option else "what is given"
+            why = "is about classes, and" if task == "embed" else "gives no masks, as"
+            has = "has none" if task == "embed" else "needs them"
+            raise InputError(f"{what} {why} --task {task} {has}: leave it out.")
+    if not sources and task not in Catalogue.tasks:
+        raise InputError(
+            f"No model of the catalogue is for --task {task}: give your own with --onnx FILE, --labels FILE "
+            "and --preprocess TOML."
+        )
 
 
 def labelled_images(
-    sources: Sequence[Source], workload: Workload, layout: Layout | None
+    sources: Sequence[Source], workload: Workload, settings: SearchSettings
 ) -> tuple[Workload, Dataset | None, tuple[str, ...]]:
     """The labelled images of this selection, with the workload that names them, and a note where none did.
 
@@ -44,9 +51,10 @@ def labelled_images(
         InputError: they cannot be read, or a source's own are not to be used (`Source.labelled_images`).
     """
     if workload.data is not None:
-        return workload, data.load(workload.data, layout=layout), ()
+        reader = sources[0] if sources else Catalogue()
+        return workload, reader.read_labelled(workload.data, settings), ()
     for source in sources:
-        if (own := source.labelled_images(layout)) is not None:
+        if (own := source.labelled_images(settings.layout)) is not None:
             place, dataset = own
             note = f"no labelled images were given: those of the training, {place}, are used"
             return replace(workload, data=place), dataset, (note,)

@@ -32,7 +32,7 @@ def _measured(candidate: Candidate, context: Context, how: str) -> Candidate:
     form = variants([candidate], context.workload, in_floating_point(context.settings))[0]
     try:
         export = context.bench.export(form, timeout_s=EXPORT_TIMEOUT_S)
-        seen = context.bench.classify(form, export, "validation")
+        seen = context.bench.quality(form, export, "validation")
     except sandbox.ChildFailure as error:
         raise InputError(f"{candidate.name}: {error}") from None
     main = seen.main

@@ -15,9 +15,11 @@ from vitrail.data import Dataset
 from vitrail.errors import InputError
 from vitrail.export.requests import OwnGraph, OwnRequest
 from vitrail.images.labels import read_labels
+from vitrail.masks import dataset as mask_data
 from vitrail.measure import sandbox
 from vitrail.sources.prepared import Prepared, example, prepared
 from vitrail.sources.source import Context, Found, Source
+from vitrail.tasks.segment import check_whole_photo
 from vitrail.units import percent
 from vitrail.vocabulary import Accuracy, Candidate, Requirements, SearchSettings, Weights
 from vitrail.words import some_of
@@ -42,6 +44,7 @@ class OwnONNX(Source):
     """An ONNX file of the user's, with what cannot be read from it."""
 
     option: ClassVar[str] = "onnx"
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "segment")
     answers: ClassVar[str] = "its own head"
     file: str
     labels: str
@@ -50,7 +53,7 @@ class OwnONNX(Source):
     """A TOML file, or the same keys, that say how images are prepared (docs/command-line.md); None: they are
     asked for."""
     accuracy: float | None = None
-    """Top-1 in % as the user declares it."""
+    """The task's main figure (top-1, mean IoU) in % as the user declares it."""
     license: str = "own"
 
     @property
@@ -82,9 +85,13 @@ class OwnONNX(Source):
             raise NeedsPreprocess(
                 f"{self.file} does not say how its images are prepared: write that into a TOML file, and "
                 "give it with --preprocess.",
-                example(facts, Path(self.file).name),
+                example(facts, Path(self.file).name, settings.task),
             )
-        assert self.prepared
+        said = self.prepared
+        if settings.task == "segment":
+            _check_masks(settings, said, self.preprocess)
+        elif said.values is not None:
+            raise InputError("values in --preprocess is about masks: give --task segment, or leave it out.")
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -94,7 +101,7 @@ class OwnONNX(Source):
 
     def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
         """Refuse labelled images of other classes than the file's: they could not say how good it is."""
-        if dataset is None:
+        if dataset is None or settings.task == "segment":  # its masks were read by these labels
             return
         own, theirs = set(read_labels(self.labels)), set(dataset.classes)
         if own != theirs:
@@ -107,6 +114,12 @@ class OwnONNX(Source):
                 f"{self.labels} names other classes than {dataset.name} ({said}): give images of exactly "
                 "these classes under these names, or declare its --accuracy instead of --data."
             )
+
+    def read_labelled(self, place: str, settings: SearchSettings) -> Dataset:
+        """Images by class, or photos with masks of the file's classes. Raises InputError as their readers."""
+        if settings.task == "segment":
+            return mask_data.load(place, read_labels(self.labels))
+        return super().read_labelled(place, settings)
 
     def find(self, context: Context) -> Found:
         """The one candidate, which the bench reads from the file from now on.
@@ -127,6 +140,8 @@ class OwnONNX(Source):
             output=said.output,
             layout=said.layout,
             channels=said.channels,
+            task=context.settings.task,
+            values=said.values,
         )
         context.doing(f"reading {self.file}")
         facts = _in_a_child("describe", msgspec.to_builtins(request), self.file)
@@ -155,8 +170,19 @@ class OwnONNX(Source):
             activations=int(facts["activations"]),
             labels=str(Path(self.labels).absolute()),
             note="the user's own ONNX file",
+            task=request.task,
             trained_with="onnx",
         )
+
+
+def _check_masks(settings: SearchSettings, said: Prepared, where: object) -> None:
+    """Refuse what does not go with masks."""
+    if settings.models:
+        raise InputError("--models names models of the catalogue, none of which makes masks: leave it out.")
+    if settings.layout is not None:
+        raise InputError("--layout is about folders of classes: leave it out of --task segment.")
+    name = "preprocess" if isinstance(where, Mapping) else str(where)
+    check_whole_photo(said.preprocess, name, 'say crop_mode = "squash" and crop = 1.0, and mean it')
 
 
 def _check_file(file: str) -> None:

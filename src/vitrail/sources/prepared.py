@@ -21,14 +21,16 @@ __all__ = ["Prepared", "example", "prepared"]
 
 Layout = Literal["NCHW", "NHWC"]
 Channels = Literal["RGB", "BGR"]
+Values = Literal["logits", "probabilities"]
 RANGES = (1, 255)
 REQUIRED = ("image_size", "crop", "crop_mode", "interpolation", "range", "mean", "std")
-OPTIONAL = ("layout", "channels", "input", "output")
+OPTIONAL = ("layout", "channels", "input", "output", "values")
 CHOICES = {
     "crop_mode": ("center", "squash"),
     "interpolation": ("bicubic", "bilinear"),
     "layout": get_args(Layout),
     "channels": get_args(Channels),
+    "values": get_args(Values),
 }
 
 
@@ -42,6 +44,8 @@ class Prepared:
     channels: Channels = "RGB"
     input: str = ""
     output: str = ""
+    values: Values | None = None
+    """What the maps of masks hold; None: as the file shows."""
 
 
 def prepared(said: str | Path | Mapping[str, object]) -> Prepared:
@@ -111,8 +115,10 @@ def _three(values: object, name: str) -> Sequence[float]:
     return values
 
 
-def example(facts: Mapping[str, Any], file: str) -> str:
+def example(facts: Mapping[str, Any], file: str, task: str = "classify") -> str:
     """A TOML file to edit, with what the file's inputs and outputs show (`own_onnx.inspect`)."""
+    whole = task == "segment"
+    answer = "maps" if whole else "a row"
     (name, shape), (output, scores) = facts["inputs"][0], facts["outputs"][0]
     last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     sides = shape[1:3] if last else shape[2:4]
@@ -124,8 +130,16 @@ def example(facts: Mapping[str, Any], file: str) -> str:
             next((side for side in sides if side), 224),
             "side of the square that the model sees, in pixels",
         ),
-        ("crop", 0.875, "image_size / what photos are resized to before the cut; 1.0: nothing is cut"),
-        ("crop_mode", '"center"', '"center": short side resized, middle cut; "squash": both sides resized'),
+        (
+            "crop",
+            1.0 if whole else 0.875,
+            "image_size / what photos are resized to before the cut; 1.0: nothing is cut",
+        ),
+        (
+            "crop_mode",
+            '"squash"' if whole else '"center"',
+            '"center": short side resized, middle cut; "squash": both sides resized',
+        ),
         ("interpolation", '"bicubic"', 'or "bilinear"'),
         ("range", 255 if inside else 1, "mean and std are of pixels from 0 to this: 1 or 255"),
         ("mean", mean, "[0, 0, 0] where the model subtracts it itself"),
@@ -136,7 +150,7 @@ def example(facts: Mapping[str, Any], file: str) -> str:
         (
             "output",
             _text(output),
-            f"{_shown(scores)}, a row of scores for each image{_others(facts['outputs'])}",
+            f"{_shown(scores)}, {answer} of scores for each image{_others(facts['outputs'])}",
         ),
     ]
     title = f"# How images are prepared for {shown(file)}: make each line say what its training did."

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from vitrail import data
 from vitrail.artifact import TextTower
 from vitrail.data import Dataset, Layout
 from vitrail.export.bench import Bench
@@ -98,6 +99,10 @@ class Source(ABC):
             InputError: they are gone, or are no longer what they were.
         """
         return None
+
+    def read_labelled(self, place: str, settings: SearchSettings) -> Dataset:
+        """The labelled images that the person names, as this source's task needs them. Raises InputError."""
+        return data.load(place, layout=settings.layout)
 
     def check(self, requirements: Requirements, settings: SearchSettings, dataset: Dataset | None) -> None:
         """Refuse, before anything is measured, what does not go with the labelled images or their absence.

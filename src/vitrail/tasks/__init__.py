@@ -6,10 +6,11 @@ Nothing else knows what a tensor means. Adding a task is one new file and one li
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TASKS",
+    "Answered",
     "Arrays",
     "Bounds",
     "Column",
@@ -29,13 +31,17 @@ __all__ = [
     "ImageInput",
     "Task",
     "batches",
+    "fitting",
     "known",
     "pack",
+    "parts",
     "read",
     "read_arrays",
     "unpack",
     "write_arrays",
 ]
+
+T = TypeVar("T")
 
 Arrays: TypeAlias = "dict[str, np.ndarray]"
 """Tensors by their names; the first axis of each counts images."""
@@ -65,6 +71,12 @@ class Bounds:
     """Largest ||outputs - reference|| / ||reference|| of one photo."""
     agreement: float
     """Smallest share of decided photos that keep what the reference says."""
+    mask_iou: float | None = None
+    """Of masks: the least IoU with the reference's at which a photo keeps them."""
+
+
+Answered: TypeAlias = "tuple[Mapping[str, np.ndarray], Sequence[Any]]"
+"""Outputs (n, ...) of n labelled images, with what is true of each (`Dataset.truth`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +101,8 @@ class Task(Protocol):
     """The steps of a whole request, in words."""
     kept: ClassVar[str]
     """What an export keeps of the fp32 reference on photos that agree, in words."""
+    most_views: ClassVar[int]
+    """Views of one photo that parity may look at."""
     shell: ClassVar[str]
     """Commands that use the artifact in `{folder}` on one `{photo}` or many `{photos}`; `{index}` is a file
     that they write. The first is the next step after a selection."""
@@ -124,6 +138,9 @@ class Task(Protocol):
     def views(self, image: Image.Image, count: int) -> Arrays:
         """`count` different crops of one image as named inputs, the first as `prepare` makes it."""
 
+    def bounds(self, precision: str) -> Bounds:
+        """What outputs in a precision, or of what passes changed (`agreement.CHANGED`), must hold."""
+
     def compare(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], precision: str
     ) -> Parity:
@@ -134,16 +151,18 @@ class Task(Protocol):
     ) -> list[Comparison]:
         """The same of one crop a photo (photos, ...), against the bounds of an artifact."""
 
-    def score(
+    def lost(
         self,
+        reference: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        labels: Sequence[int],
-        classes: Sequence[str],
-        *,
-        split: str,
-        data: str,
+        truths: Sequence[Any] | None,
+    ) -> float:
+        """What outputs (n, ...) lose against a reference's, in points; `truths`: of labelled images."""
+
+    def score(
+        self, answered: Iterable[Answered], classes: Sequence[str], *, split: str, data: str
     ) -> Quality | None:
-        """How good outputs (n, ...) of labelled images are; None: labels say nothing about this task."""
+        """How good outputs of labelled images are, part by part; None: labels say nothing about this task."""
 
     def facts(self) -> dict[str, Any]:
         """What an artifact says of it, as JSON; large parts are files, named here."""
@@ -213,6 +232,20 @@ def read_arrays(path: str | Path) -> Arrays:
 
     with np.load(path, allow_pickle=False) as found:
         return {name: found[name] for name in found.files}
+
+
+def fitting(task: Task, mib: float, *, inputs: bool = False) -> int:
+    """Of how many images the outputs, and with `inputs` these too, take at most so many MiB."""
+    graph = task.graph("")
+    specs = (*graph.outputs, *(graph.inputs if inputs else ()))
+    each = sum(4 * math.prod(int(side) for side in spec.shape[1:]) for spec in specs)
+    return int(mib * 2**20 // each)
+
+
+def parts(items: Sequence[T], task: Task, mib: float) -> Iterator[Sequence[T]]:
+    """Items cut so that the outputs of each part take at most so many MiB; at least one in each."""
+    size = max(fitting(task, mib), 1)
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 def batches(inputs: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:

@@ -18,6 +18,9 @@ MIN_DECIDED_PHOTOS = 8
 """Below this many photos on which an answer is clear, agreement says nothing."""
 
 
+MOST_CROPS = 8
+"""Views of one photo that parity looks at, where outputs are small."""
+
 Agreement: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Reference and outputs (P photos, C crops, ...) -> (P,) which photos are decided, and (P,) which agree."""
 
@@ -53,17 +56,27 @@ def relative_errors(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     The usual norm is the median of all the reference's rows. A head of a few classes gives scores near zero
     to an image it is unsure of, and a difference that changes nothing is then large beside them.
     """
-    difference = np.linalg.norm(scores.astype(np.float64) - reference, axis=-1)
-    norms = np.linalg.norm(reference.astype(np.float64), axis=-1)
-    return np.asarray(difference / np.maximum(norms, usual_norm(norms)))
+    return together(of_row(reference, scores))[1]
 
 
 def cosines(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Cosine of each row (..., K); 1 - cosine shrinks with rows whose norms are below the usual."""
+    return together(of_row(reference, scores))[0]
+
+
+def of_row(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(..., 4) of rows (..., K): both norms, their product, the norm of the difference; for `together`."""
     a, b = reference.astype(np.float64), scores.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1)
-    product = norms * np.linalg.norm(b, axis=-1)
-    return np.asarray(1 - (product - (a * b).sum(-1)) / np.maximum(product, usual_norm(norms) ** 2))
+    norms = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    return np.stack([*norms, (a * b).sum(-1), np.linalg.norm(b - a, axis=-1)], axis=-1)
+
+
+def together(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cosines and relative errors of all rows, from what `of_row` says of each (..., 4)."""
+    norms, others, inner, difference = np.moveaxis(rows, -1, 0)
+    usual, product = usual_norm(norms), norms * others
+    cosine = 1 - (product - inner) / np.maximum(product, usual**2)
+    return np.asarray(cosine), np.asarray(difference / np.maximum(norms, usual))
 
 
 def usual_norm(norms: np.ndarray) -> float:
@@ -101,7 +114,7 @@ def compare(
         raise ValueError(f"reference {reference.shape} and outputs {outputs.shape} differ in shape")
     photos = len(reference)
     if not np.isfinite(outputs).all():
-        return _refused(photos, "outputs are not finite")
+        return refused(photos, "outputs are not finite")
     errors = relative_errors(reference, outputs)
     cosine, error = float(cosines(reference, outputs).min()), float(errors.max())
     clear, kept = agreement(reference, outputs)
@@ -124,7 +137,8 @@ def compare(
     )
 
 
-def _refused(photos: int, reason: str) -> Parity:
+def refused(photos: int, reason: str) -> Parity:
+    """The parity of outputs that cannot be compared at all."""
     return Parity(
         answer="fail",
         cosine=0.0,
@@ -212,7 +226,11 @@ def checks(
 def numeric(reference: np.ndarray, outputs: np.ndarray, bounds: Bounds) -> list[Comparison]:
     """Least cosine and largest relative error over the rows (..., K)."""
     cosine = float(cosines(reference, outputs).min())
-    error = float(relative_errors(reference, outputs).max())
+    return numbers(cosine, float(relative_errors(reference, outputs).max()), bounds)
+
+
+def numbers(cosine: float, error: float, bounds: Bounds) -> list[Comparison]:
+    """The checks of the least cosine and the largest relative error."""
     return [
         bounded("cosine to fp32", cosine, bounds.cosine, cosine >= bounds.cosine, "at least"),
         bounded(

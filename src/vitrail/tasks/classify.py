@@ -5,7 +5,7 @@ Shapes: n images, P photos, C crops, K classes, S image size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from PIL import Image
 from vitrail.errors import ClaimError, InputError
 from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Column, Comparison, accuracy, agreement
+from vitrail.tasks import Answered, Arrays, Bounds, Column, Comparison, accuracy, agreement
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
 from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, TensorSpec
 from vitrail.words import counted
@@ -85,6 +85,7 @@ class Classify:
     metric_name: ClassVar[str] = "top-1 accuracy"
     request: ClassVar[str] = "decode, preprocess, run, top-k"
     kept: ClassVar[str] = "answer"
+    most_views: ClassVar[int] = agreement.MOST_CROPS
     shell: ClassVar[str] = "vitrail predict {folder} {photo}"
     python: ClassVar[str] = (
         'for answer in model.predict(["photo.jpg"]):\n    print(answer.label, answer.probability)'
@@ -178,18 +179,33 @@ class Classify:
             expected, outputs[SCORES], bounds, decided_photos, what="top-1 of fp32", said=said
         )
 
-    def score(
+    def bounds(self, precision: str) -> Bounds:
+        """What a precision must hold, by its meaning."""
+        return agreement.BOUNDS[precision]
+
+    def lost(
         self,
+        reference: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        labels: Sequence[int],
-        classes: Sequence[str],
-        *,
-        split: str,
-        data: str,
+        truths: Sequence[Any] | None,
+    ) -> float:
+        """Of scores (n, K): top-1 where the true classes are known (by number of their score), else the
+        probability that the reference gives to its answer, in points."""
+        before, after = reference[SCORES], outputs[SCORES]
+        if truths is None:
+            return float(loss_per_photo(before[:, None], after[:, None]).mean())
+        right = [float((scores.argmax(1) == np.asarray(truths)).mean()) for scores in (before, after)]
+        return 100.0 * (right[0] - right[1])
+
+    def score(
+        self, answered: Iterable[Answered], classes: Sequence[str], *, split: str, data: str
     ) -> Quality:
         """How scores (n, K) agree with the labels (n) of images of `classes`, in any order of these."""
+        parts = [(outputs[SCORES], truths) for outputs, truths in answered]
+        scores = np.concatenate([values for values, _ in parts])
         order = [self.labels.index(name) for name in classes]
-        return accuracy.classify(outputs[SCORES][:, order], labels, classes, split=split, data=data)
+        labels = [label for _, truths in parts for label in truths]
+        return accuracy.classify(scores[:, order], labels, classes, split=split, data=data)
 
     def facts(self) -> dict[str, Any]:
         """See `Facts`."""

@@ -5,7 +5,7 @@ Shapes: n images, P photos, C crops, D width, S image size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from PIL import Image
 from vitrail.errors import ClaimError
 from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
-from vitrail.tasks import Arrays, Bounds, Column, Comparison, agreement
+from vitrail.tasks import Answered, Arrays, Bounds, Column, Comparison, agreement
 from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
 
 __all__ = ["Embed", "nearest"]
@@ -46,6 +46,7 @@ class Embed:
     metric_name: ClassVar[str] = "ImageNet top-1 accuracy"
     request: ClassVar[str] = "decode, preprocess, run"
     kept: ClassVar[str] = "nearest neighbour"
+    most_views: ClassVar[int] = agreement.MOST_CROPS
     shell: ClassVar[str] = (
         "vitrail embed {photos} --artifact {folder} --out {index}\nvitrail search {index} {photo}"
     )
@@ -120,15 +121,20 @@ class Embed:
             said="{agreeing} of {decided} photos with a clear nearest neighbour keep it",
         )
 
-    def score(
+    def bounds(self, precision: str) -> Bounds:
+        """What a precision must hold, by its meaning."""
+        return agreement.BOUNDS[precision]
+
+    def lost(
         self,
+        reference: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        labels: Sequence[int],
-        classes: Sequence[str],
-        *,
-        split: str,
-        data: str,
-    ) -> None:
+        truths: Sequence[Any] | None,
+    ) -> float:
+        """Nothing that could be counted in points. Raises ValueError."""
+        raise ValueError("vectors have no accuracy that could be lost")
+
+    def score(self, answered: Iterable[Answered], classes: Sequence[str], *, split: str, data: str) -> None:
         """Nothing: class names say nothing about vectors."""
 
     def facts(self) -> dict[str, Any]:
