@@ -24,9 +24,7 @@ SAID = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],
 }
-TOML = "".join(
-    f"{key} = {value!r}\n".replace("'", '"') for key, value in SAID.items()
-)
+TOML = "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in SAID.items())
 
 
 def photo(seed: int, size: tuple[int, int] = (60, 90)) -> tuple[Image.Image, np.ndarray]:

@@ -209,6 +209,7 @@ def test_no_option_is_left_out_of_what_the_report_prints():
             max_memory_mib=9.0,
             min_throughput=1.0,
             min_recall=(("a", 9.0),),
+            min_iou=(("", 9.0), ("a", 8.0)),
         ),
         v.Workload(concurrency=3, threads=2, image_size=64, images="photos", data="labelled"),
         v.SearchSettings(

@@ -26,6 +26,7 @@ __all__ = [
     "Predictor",
     "Requirements",
     "SearchSettings",
+    "Segmentation",
     "Selection",
     "TrainedRuns",
     "Variant",
@@ -41,7 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vitrail.comparison import Comparison, compare
     from vitrail.errors import ClaimError, InputError, MissingExtraError, VitrailError
-    from vitrail.predict import Prediction, Predictor, load
+    from vitrail.predict import Prediction, Predictor, Segmentation, load
     from vitrail.selection.select import Watcher, select
     from vitrail.sources.own import OwnWeights
     from vitrail.sources.own_onnx import OwnONNX
@@ -69,7 +70,7 @@ _PLACES = {
         "Workload",
     ),
     "vitrail.comparison": ("Comparison", "compare"),
-    "vitrail.predict": ("Prediction", "Predictor", "load"),
+    "vitrail.predict": ("Prediction", "Predictor", "Segmentation", "load"),
     "vitrail.selection.select": ("Watcher", "select"),
     "vitrail.sources.own": ("OwnWeights",),
     "vitrail.sources.own_onnx": ("OwnONNX",),

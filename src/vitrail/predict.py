@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,14 +23,25 @@ from vitrail.artifact import Artifact, open_artifact
 from vitrail.closing import Closing
 from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
-from vitrail.images.decode import decode
+from vitrail.images.decode import decode, frame_of
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.images.preprocess import resized_short_side
 from vitrail.tasks import Arrays, ImageInput, Task
 from vitrail.tasks.classify import Prediction, Ranked
+from vitrail.tasks.segment import Segment, Segmentation
 from vitrail.vocabulary import Graph
 
-__all__ = ["CUT", "Cut", "ImageInput", "Prediction", "Predictor", "Ranked", "from_artifact", "load"]
+__all__ = [
+    "CUT",
+    "Cut",
+    "ImageInput",
+    "Prediction",
+    "Predictor",
+    "Ranked",
+    "Segmentation",
+    "from_artifact",
+    "load",
+]
 
 MOST_WORKERS = 8
 """Each may hold one decoded image, which takes up to `Limits.memory_bytes`."""
@@ -106,6 +118,22 @@ class Predictor(Closing):
         for slots, outputs in self.outputs(images):
             results = iter(self.task.finish(outputs, **options) if outputs is not None else ())
             yield from (next(results) if slot is None else slot for slot in slots)
+
+    def segment(self, images: ImageInput | Iterable[ImageInput]) -> list[Segmentation]:
+        """The masks of each photo, which know its size; of an artifact that makes masks.
+
+        Raises:
+            InputError: the artifact is for another task, or an image cannot be used (the first such).
+        """
+        if not isinstance(self.task, Segment):
+            raise InputError(f"This artifact makes no masks: its task is {self.task.name}, use predict().")
+        results = []
+        for image in _as_images(images):
+            photo = decode(image, limits=self.limits)
+            width, height = frame_of(photo).size
+            (found,) = self.task.finish(self.run(self.task.prepare([photo])))
+            results.append(replace(found, size=(height, width)))
+        return results
 
     def outputs(
         self, images: Any, *, prepare: Callable[[Any], Arrays] | None = None

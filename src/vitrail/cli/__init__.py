@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("vitrail.cli.train", "fine-tune a model on your labelled images, or train it from scratch"),
     "train-clip": ("vitrail.cli.train_clip", "train a CLIP on images with texts"),
     "predict": ("vitrail.cli.predict", "classify images with an artifact"),
+    "segment": ("vitrail.cli.segment", "label every pixel of photos, or cut objects out, with an artifact"),
     "batch": ("vitrail.cli.batch", "run an artifact over any number of images, into a table that loses none"),
     "serve": ("vitrail.cli.serve", "answer over HTTP with artifacts, batching as the load grows"),
     "relabel": ("vitrail.cli.relabel", "change the classes of a zero-shot artifact"),
@@ -55,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 WITHOUT_TORCH = (
     "compare",
     "predict",
+    "segment",
     "batch",
     "serve",
     "package",

@@ -99,6 +99,7 @@ def _document(exported: Exported) -> dict[str, Any]:
 
 def _lines(exported: Exported) -> list[str]:
     from vitrail.package import TARGETS
+    from vitrail.report.phrases import parity_figures
     from vitrail.runtimes import RUNTIMES, elsewhere
 
     manifest, path = exported.artifact.manifest, exported.artifact.path
@@ -106,8 +107,8 @@ def _lines(exported: Exported) -> list[str]:
     lines = [f"{path}/ written: {manifest.name}, {exported.mib:.3g} MiB, made in {exported.made_s:.0f} s"]
     if exported.parity is not None:
         seen = exported.parity
-        held = f"cosine {seen.cosine:.6f}, relative error {seen.relative_error:.2g}, {seen.photos} photos"
-        lines.append(f"  against fp32: {held}")
+        held = f"cosine {seen.cosine:.6f}, relative error {seen.relative_error:.2g}"
+        lines.append(f"  against fp32: {held}{parity_figures(seen)}, {seen.photos} photos")
     lines += [f"  note: {note}" for note in exported.notes]
     lines += [f"  not run: {exported.why_not_run}"] if exported.why_not_run else []
     where = f"on {elsewhere(name)}" if elsewhere(name) else "on the machine that it is for"

@@ -12,13 +12,13 @@ from msgspec import Meta, field
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """2: labelled images (`data`, `min_recall`, `classification`, `test`).
 
 3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`, `confirmed`; status `meets` for
 `feasible`, and `not measured`. 5: `task`, `worst`; an engine's `graphs` for `input_shape` and `output_shape`.
 6: `quality` for `classification`; an engine's `details` as pairs; `made` and `speed_ups`. 7: a workload's
-`concurrency`.
+`concurrency`. 8: `min_iou`; a parity's `figures`.
 Older ones are read as well."""
 
 NOT_FINITE = ("cosine", "relative_error")

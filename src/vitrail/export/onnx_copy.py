@@ -9,7 +9,7 @@ Shapes: B images, K classes, S image size, h w a map.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -43,6 +43,8 @@ NUMPY: dict[int, type] = {
 """The types that a file's images may have."""
 ROUND_SINCE = 11
 """The opset that brought the operator Round."""
+Ending: TypeAlias = "tuple[str, dict[str, Any]]"
+"""The operator that gives the output its name, with its attributes."""
 PRIVATE = ("doc_string", "metadata_props")
 """Fields in which exporters write the paths and source lines of whoever exported."""
 
@@ -138,10 +140,13 @@ def normalised(
     opset = max(each.version for each in copy.opset_import if each.domain in ("", "ai.onnx"))
     _set_input(copy.graph, own, size, batch, rounds=opset >= ROUND_SINCE)
     scores = renamed.get(scores, scores)
+    kind = next(value.type.tensor_type.elem_type for value in model.graph.output if value.name == own.output)
+    # NNCF's passes stumble over a Cast that changes nothing where a graph ends.
+    ending = ("Cast", {"to": TensorProto.FLOAT}) if kind == TensorProto.DOUBLE else ("Identity", {})
     if own.maps:
-        _set_maps(copy.graph, scores, own, classes, batch)
+        _set_maps(copy.graph, scores, own, classes, batch, ending)
     else:
-        _set_output(copy.graph, scores, classes, batch)
+        _set_output(copy.graph, scores, classes, batch, ending)
     return copy
 
 
@@ -290,17 +295,19 @@ def _set_input(graph: onnx.GraphProto, own: OwnGraph, size: int, batch: int | No
     graph.node.extend([*made, *rest])
 
 
-def _set_output(graph: onnx.GraphProto, scores: str, classes: int, batch: int | None) -> None:
+def _set_output(graph: onnx.GraphProto, scores: str, classes: int, batch: int | None, ending: Ending) -> None:
     """End in `scores` (B, K): also where the file gives (B, K, 1, 1) or float64."""
-    # A Flatten and a Cast that change nothing cost nothing: engines drop them.
+    # A Flatten that changes nothing costs nothing: engines drop it.
     graph.node.append(helper.make_node("Flatten", [scores], ["vitrail_rows"], axis=1))
-    graph.node.append(helper.make_node("Cast", ["vitrail_rows"], [SCORES], to=TensorProto.FLOAT))
+    graph.node.append(helper.make_node(ending[0], ["vitrail_rows"], [SCORES], **ending[1]))
     shape = [DYNAMIC if batch is None else batch, classes]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, shape))
 
 
-def _set_maps(graph: onnx.GraphProto, scores: str, own: OwnGraph, classes: int, batch: int | None) -> None:
+def _set_maps(
+    graph: onnx.GraphProto, scores: str, own: OwnGraph, classes: int, batch: int | None, ending: Ending
+) -> None:
     """End in `masks` (B, K, h, w), however the file lays them out."""
     name = scores
     if own.maps == "NHWC":
@@ -311,7 +318,7 @@ def _set_maps(graph: onnx.GraphProto, scores: str, own: OwnGraph, classes: int, 
         graph.initializer.append(shape)
         graph.node.append(helper.make_node("Reshape", [name, shape.name], ["vitrail_maps"]))
         name = "vitrail_maps"
-    graph.node.append(helper.make_node("Cast", [name], [MASKS], to=TensorProto.FLOAT))
+    graph.node.append(helper.make_node(ending[0], [name], [MASKS], **ending[1]))
     sides = [DYNAMIC if batch is None else batch, classes, *own.sides]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(MASKS, TensorProto.FLOAT, sides))

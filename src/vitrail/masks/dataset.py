@@ -245,7 +245,8 @@ def _dataset(path: Path, classes: tuple[str, ...], drawn: Mapping[str, Drawn], f
         first = f"; the first that cannot be read: {broken[0].reason}" if broken else ""
         raise InputError(
             f"{shown(str(path))} has {counted(len(usable), 'usable distinct photo')} with masks: give at "
-            f"least {LEAST}, one each for train, validation and test{first}" + ("" if first.endswith(".") else ".")
+            f"least {LEAST}, one each for train, validation and test{first}"
+            + ("" if first.endswith(".") else ".")
         )
     splits = assign(usable, {}, FRACTIONS)
     examples = [

@@ -33,6 +33,8 @@ TARGETS = {
 
 FACTS_FILE = "vitrail-package.json"
 """In every package: what it is and of which artifact. A folder without it is never overwritten."""
+PACKAGED = ("classify", "embed")
+"""Tasks whose answers a package's server gives."""
 FORMAT = "vitrail-package"
 
 
@@ -86,6 +88,11 @@ def package(
     place = Path(out)
     _check_out(place, Path(artifact), overwrite=overwrite)
     opened = open_artifact(artifact)
+    if opened.task.name not in PACKAGED:
+        raise InputError(
+            f"{opened.path} is for {opened.task.name}, which no package serves yet: copy the folder itself, "
+            "and use it there."
+        )
     order = Order(
         artifact=opened,
         name=name_of(opened.path, name),

@@ -167,7 +167,7 @@ def _evidence(entry: LedgerEntry) -> list[tuple[str, str]]:
         found.append((f"{seen.quality.split} images", beside))
     if seen.parity is not None:
         p = seen.parity
-        numbers = f"cosine {p.cosine:.6g}, relative error {p.relative_error:.2g}"
+        numbers = f"cosine {p.cosine:.6g}, relative error {p.relative_error:.2g}{phrases.parity_figures(p)}"
         agree = f"{p.agreeing} of {p.decided} decided photos agree ({counted(p.photos, 'photo')})"
         loss = "" if p.loss is None else f", loss {p.loss:.2g} points"
         found.append(("parity", f"{p.answer}: {numbers}, {agree}{loss}. {p.reason}"))

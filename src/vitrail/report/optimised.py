@@ -173,4 +173,9 @@ def _parity(entry: LedgerEntry, selection: Selection) -> str:
 
 
 def _worst(parity: Parity) -> str:
-    return f", worst {PurePath(parity.worst).name} {parity.relative_error:.1g}" if parity.worst else ""
+    if not parity.worst:
+        return ""
+    name = PurePath(parity.worst).name
+    if parity.figures:
+        return f", worst {name} {parity.figures[0].value:.3g} {parity.figures[0].unit}"
+    return f", worst {name} {parity.relative_error:.1g}"

@@ -13,6 +13,7 @@ from vitrail.vocabulary import (
     Figure,
     LatencyFigures,
     LedgerEntry,
+    Parity,
     Quality,
     Requirements,
     Rewriting,
@@ -131,6 +132,11 @@ def is_random(entry: LedgerEntry) -> bool:
     """Timed with random weights."""
     seen = entry.observation
     return seen.random_weights or (seen.measurement is not None and seen.measurement.random_weights)
+
+
+def parity_figures(parity: Parity) -> str:
+    """What a task says of a comparison beside its numbers: `, least IoU … 97.1 %`; "" where nothing is."""
+    return "".join(f", {each.metric} {each.value:.4g} {each.unit}" for each in parity.figures)
 
 
 def metric(task: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitrail.errors import InputError
 from vitrail.images.decode import decode
+from vitrail.report import phrases
 from vitrail.vocabulary import Selection
 
 SIDE = 160
@@ -22,6 +23,8 @@ class WorstPhoto:
     name: str
     relative_error: float
     cosine: float
+    also: str
+    """What else its task says of the comparison."""
     source: str
     """A data URI; "": the photo is no longer there, or cannot be read."""
 
@@ -38,6 +41,7 @@ def worst_photo(selection: Selection) -> WorstPhoto | None:
         name=Path(parity.worst).name,
         relative_error=parity.relative_error,
         cosine=parity.cosine,
+        also=phrases.parity_figures(parity),
         # A document from elsewhere names files of elsewhere: what was measured here is shown.
         source=_small(parity.worst) if entry.observation.measurement is not None else "",
     )

@@ -88,7 +88,13 @@ def _folder(path: Path) -> Source:
     if (path / TRAINED).is_file():
         return TrainedRuns([path])
     if (path / MANIFEST).is_file():
-        return Shipped(path=path, artifact=artifact.open_artifact(path))
+        shipped = Shipped(path=path, artifact=artifact.open_artifact(path))
+        if shipped.task not in Shipped.tasks:
+            raise InputError(
+                f"{path} is to {shipped.task}: optimise the ONNX file that it was made from, with --task "
+                f"{shipped.task}, --labels and --preprocess."
+            )
+        return shipped
     raise InputError(
         f"{path} is neither a training run ({TRAINED}) nor an artifact ({MANIFEST}): give one of these, a "
         "file, or a name that `vitrail models` lists."
