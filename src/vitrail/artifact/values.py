@@ -120,6 +120,7 @@ def _rules(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     yield "reference.bounds.cosine is above 0 and at most 1", 0 < bounds.cosine <= 1
     yield "reference.bounds.relative_error is above 0 and below 1", 0 < bounds.relative_error < 1
     yield "reference.bounds.agreement is from 0 to 1", 0 <= bounds.agreement <= 1
+    yield "reference.bounds.mask_iou is from 0 to 1", bounds.mask_iou is None or 0 <= bounds.mask_iou <= 1
     yield from _evidence_rules(manifest.evidence)
     yield from _run_rules(manifest)
     facts = manifest.evidence.facts
