@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import selections
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from vitrail import tasks
 from vitrail.errors import ClaimError, InputError
+from vitrail.judge.answers import verdicts
 from vitrail.masks import dense, rle
 from vitrail.masks.coco import read_coco
 from vitrail.masks.folder import read_folder
@@ -164,6 +167,17 @@ def test_the_worst_photo_is_the_one_of_the_least_iou():
     assert found.figures[0].value == pytest.approx(100 * each[worst].iou)
     assert found.figures[2].value == pytest.approx(100 * np.mean([one.changed for one in each]))
     assert found.loss == pytest.approx(100 * (1 - np.mean([one.iou for one in each])))
+
+
+def test_verdicts_name_the_worst_photo_s_iou():
+    entry = selections.selection().ledger[0]
+    outputs = maps()
+    outputs[4] = rolled(outputs[4])
+    found = replace(THREE.compare({"masks": maps()}, {"masks": outputs}, "int8"), worst="/a/cat.jpg")
+    found_by = verdicts(replace(entry.observation, parity=found), Requirements(), Workload())
+    parity = next(each for each in found_by if each.requirement == "parity")
+    said = "cat.jpg differs most: least IoU with the reference "
+    assert said in parity.reason
 
 
 def test_iou_of_label_maps_against_counting():

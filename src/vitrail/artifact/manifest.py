@@ -19,7 +19,8 @@ SCHEMA_VERSION = 7
 
 Schema 3 has `task` and `graphs` instead of one classifier's values. Schema 4 names stages and figures:
 `latency` for `request` and `model`, `quality` for `classification`. Schema 5 says of which form pixels are
-that a graph takes, schema 6 under how many clients it was measured. Older schemas can be read."""
+that a graph takes, schema 6 under how many clients it was measured, schema 7 has limits of masks. Older
+schemas can be read."""
 MANIFEST_FILE = "manifest.json"
 
 

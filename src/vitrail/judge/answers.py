@@ -18,6 +18,7 @@ from vitrail.vocabulary import (
     LatencyFigures,
     Least,
     Observation,
+    Parity,
     Requirements,
     Stage,
     Verdict,
@@ -278,6 +279,17 @@ def _throughput(observation: Observation, requirements: Requirements, workload: 
     return _numeric("min_throughput", answer, value, least, value - least, reason, option)
 
 
+def _worst(parity: Parity) -> str:
+    """Which photo differs most, and by how much in the task's own measure."""
+    if not parity.worst:
+        return ""
+    by = f", by {parity.relative_error:.2g}"
+    if parity.figures:
+        first = parity.figures[0]
+        by = f": {first.metric} {number(first.value)} {first.unit}"
+    return f"; {Path(parity.worst).name} differs most{by}"
+
+
 def _parity(observation: Observation) -> Verdict:
     parity = observation.parity
     if parity is None:
@@ -285,9 +297,7 @@ def _parity(observation: Observation) -> Verdict:
         why = why if observation.weights_at_hand else "its weights are not at hand"
         return _missing("parity", None, _unmeasured(observation) or why)
     text = f"cosine {parity.cosine:.6f}, {parity.agreeing} of {parity.decided} decided photos agree"
-    worst = (
-        f"; {Path(parity.worst).name} differs most, by {parity.relative_error:.2g}" if parity.worst else ""
-    )
+    worst = _worst(parity)
     answer, reason = parity.answer, f"{parity.reason or text}{worst}"
     lower_precision = observation.variant.precision not in ("fp32", "")
     if (

@@ -80,7 +80,10 @@ class Working:
         self._limits = _limits(config)
         artifact = open_artifact(config.artifact)
         if artifact.task.name not in RESULTS:
-            raise InputError(f"{artifact.path} is for {artifact.task.name}, which is not served yet.")
+            raise InputError(
+                f"{artifact.path} is for {artifact.task.name}, which is not served yet: use vitrail batch, "
+                f"or vitrail {artifact.task.name}."
+            )
         self._artifact, self._task = artifact, artifact.task
         self._engines = Engines(artifact, threads=config.threads, limits=self._limits)
         self._photos = [photo.read_bytes() for photo in artifact.photos]
