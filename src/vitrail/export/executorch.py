@@ -18,7 +18,7 @@ import tempfile
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ import numpy as np
 from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.export import pte
+from vitrail.export.operators import lacking, operator
 from vitrail.export.requests import Form
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
@@ -154,11 +155,11 @@ def lower(
         edge = lowered.exported_program()
         nodes = [node for node in edge.graph.nodes if node.op == "call_function"]
         delegated = sum("executorch_call_delegate" in str(node.target) for node in nodes)
-        left = Counter(_operator(node.target) for node in nodes if hasattr(node.target, "_schema"))
+        left = Counter(operator(node.target) for node in nodes if hasattr(node.target, "_schema"))
         try:
             program = lowered.to_executorch()
         except Exception as error:
-            raise _lacking(re.findall(r"'(\w+::[\w.]+)'", str(error)), edge, error) from error
+            raise lacking(LABEL, re.findall(r"'(\w+::[\w.]+)'", str(error)), edge, error) from error
         with (folder / PROGRAM).open("wb") as file:
             program.write_to_file(file)
         _check_stored(folder / PROGRAM, form.precision)
@@ -208,38 +209,9 @@ def _lowered(exported: ExportedProgram) -> Any:
         return to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     except Exception as error:
         found = re.findall(r"Operator (?:torch\._ops\.)?(\w+\.\w+)(?:\.\w+)? is not", str(error))
-        raise _lacking(
-            [name.replace(".", "::", 1) for name in found], exported.run_decompositions(), error
+        raise lacking(
+            LABEL, [name.replace(".", "::", 1) for name in found], exported.run_decompositions(), error
         ) from error
-
-
-def _lacking(operators: Iterable[str], program: ExportedProgram, error: Exception) -> InputError:
-    """One sentence that names operators and where they come from; what was raised, if it names none."""
-    wanted = [name.partition(".")[0] for name in dict.fromkeys(operators)]
-    if not wanted:
-        return InputError(f"ExecuTorch cannot lower this model ({first_line(error)}): use another engine.")
-    said = [f"{name}{_origin(name, program)}" for name in wanted]
-    return InputError(
-        f"ExecuTorch has no operator {' and no '.join(said)}: use another engine, or rewrite that module."
-    )
-
-
-def _origin(operator: str, program: ExportedProgram) -> str:
-    """` (in blocks.0, an Attention)` of the first node with that operator; "" where it is not known."""
-    for node in program.graph.nodes:
-        if node.op == "call_function" and _operator(node.target) == operator:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            if stack:
-                path, kind = stack[-1]
-                kind = kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
-                return f" (used in {path or 'the model itself'}, a {kind})"
-    return ""
-
-
-def _operator(target: Any) -> str:
-    """`aten::lgamma` of an operator, in either dialect."""
-    schema = getattr(target, "_schema", None)
-    return str(schema.name) if schema is not None else str(target)
 
 
 def _check_stored(path: Path, precision: str) -> pte.Stored:

@@ -10,10 +10,6 @@ Adding an engine is one new file and one line in `RUNTIMES`. The file has
                                       of an engine that is measured only where it is named, nor of a GPU's
     memory(device) -> (peak, now)     in MiB, if its devices have memory of their own; a GPU's by default
 
-The place for a future engine is given by its line:
-
-    "coreml"            runtimes/coreml.py                     needs macOS
-
 A graph in int8 says so itself, in pairs of QuantizeLinear and DequantizeLinear (export/passes/quantize.py):
 an engine that has it in `precisions` reads them.
 """
@@ -283,6 +279,26 @@ RUNTIMES: dict[str, Runtime] = {
         plans=True,
         typed=True,
         named_only=True,
+    ),
+    "coreml": Runtime(
+        label="CoreML",
+        code="vitrail.export.coreml",
+        distribution="coremltools",
+        module="coremltools",
+        install='pip install "vitrail[coreml]"',
+        precisions={"cpu": ("fp16", "fp32")},
+        files=(
+            "model.mlpackage/Manifest.json",
+            "model.mlpackage/Data/com.apple.CoreML/model.mlmodel",
+            "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
+            "converted.json",
+        ),
+        builds=True,
+        of_module=True,
+        settings=("compute_units",),
+        named_only=True,
+        platforms=("darwin",),
+        on_phones=True,
     ),
     "pytorch": Runtime(
         label="PyTorch eager",
