@@ -1,9 +1,9 @@
 """CoreML: an `.mlpackage` of the module for one batch, built anywhere, run on Apple's systems -> Runner.
 
 `build` exports the module (torch.export), lets coremltools convert it to an ML program, and checks the files
-that came out: names, shapes and types, how weights are stored, how large they are, and what the program computes
-(mil.py), which is not what a Mac computes. `load` needs coremltools on macOS, and no torch; it was written
-against coremltools 9.0's code, and has never run (docs/unverified.md).
+that came out: names, shapes and types, how weights are stored, how large they are, and what the program
+computes (mil.py), which is not what a Mac computes. `load` needs coremltools on macOS, and no torch; it was
+written against coremltools 9.0's code, and has never run (docs/unverified.md).
 
 Source: https://apple.github.io/coremltools and the code of coremltools 9.0.
 """
@@ -95,8 +95,8 @@ def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Array
     """Convert the module of an export's `reference.json` into `folder`, and check the package.
 
     Raises:
-        InputError: the description or its weights are damaged, or the module cannot be exported; or an operator
-            that CoreML does not have, named with the module it comes from.
+        InputError: the description or its weights are damaged, or the module cannot be exported; or an
+            operator that CoreML does not have, named with the module it comes from.
         EngineMismatch: the package is not what was asked for, or computes something else than the module.
     """
     import torch
@@ -120,7 +120,10 @@ def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Array
 def convert(
     model: nn.Module, images: np.ndarray, folder: Path, form: Form, *, output: str, tolerance: float
 ) -> Converted:
-    """Write the package of a module for just the shape of `images`, (B, 3, H, W), and its facts; as `build`."""
+    """Write the package of a module for just the shape of `images`, (B, 3, H, W), and its facts.
+
+    Raises as `build`.
+    """
     import torch
 
     from vitrail.export import folded
@@ -218,7 +221,9 @@ def _checked(
     if (graph.inputs, graph.outputs) != (ours.inputs, ours.outputs):
         raise EngineMismatch(f"CoreML's package has {graph.inputs} -> {graph.outputs}, not {ours}.")
     if spec.specificationVersion != SPECIFICATION:
-        raise EngineMismatch(f"CoreML's package is of version {spec.specificationVersion}, not {SPECIFICATION}.")
+        raise EngineMismatch(
+            f"CoreML's package is of version {spec.specificationVersion}, not {SPECIFICATION}."
+        )
     if (stored := precision_of(spec)) != form.precision:
         raise EngineMismatch(f"CoreML's package computes in {stored}, and {form.precision} was asked for.")
     size = (package / WEIGHTS).stat().st_size
@@ -227,6 +232,8 @@ def _checked(
     if size > most:
         raise EngineMismatch(f"CoreML's weights take {size} bytes, and {most:.0f} are enough for these.")
     difference, why = _difference(program, images, expected, output)
+    if difference is not None and not np.isfinite(difference):
+        raise EngineMismatch(f"CoreML's package overflows in {form.precision}: choose --precisions fp32.")
     if difference is not None and not difference <= tolerance:
         raise EngineMismatch(f"CoreML's package differs from the module by {difference:.1e} (relative).")
     return Converted(
@@ -274,7 +281,9 @@ def precision_of(spec: Any) -> str:
             value = operation.attributes["val"] if operation.type == "const" else None
             if value is not None and value.WhichOneof("value") == "blobFileValue":
                 kind = value.type.tensorType
-                found.add(kind.DESCRIPTOR.fields_by_name["dataType"].enum_type.values_by_number[kind.dataType].name)
+                found.add(
+                    kind.DESCRIPTOR.fields_by_name["dataType"].enum_type.values_by_number[kind.dataType].name
+                )
     found &= {"FLOAT16", "FLOAT32"}
     return {"FLOAT16": "fp16", "FLOAT32": "fp32"}[found.pop()] if len(found) == 1 else "mixed"
 
@@ -282,9 +291,7 @@ def precision_of(spec: Any) -> str:
 # --- running one ------------------------------------------------------------------------------------
 
 
-def load(
-    path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]
-) -> CoreMLRunner:
+def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: dict[str, str]) -> CoreMLRunner:
     """Open a package, given by its `Manifest.json`, on a Mac.
 
     CoreML divides a model among CPU, GPU and neural engine by itself, and chooses its threads. All share the

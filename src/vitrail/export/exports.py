@@ -320,7 +320,7 @@ class Exports:
     def _read_export(self, folder: Path, variant: Variant, files_at: Path) -> Export:
         manifest = _export_facts(folder)
         engine = runtimes.RUNTIMES[variant.runtime]
-        toolchain = manifest["toolchain"] | _quantiser(variant)
+        toolchain = manifest["toolchain"] | _quantiser(variant) | _builder(variant)
         return Export(
             folder=str(files_at),
             files=tuple(name for name in engine.files if (files_at / name).is_file()),
@@ -407,6 +407,12 @@ def _quantiser(variant: Variant) -> dict[str, str]:
     """The versions of what made int8 of its graph; empty: it is not, or its engine did."""
     by_engine = runtimes.RUNTIMES[variant.runtime].of_module
     return work.quantiser() if variant.precision == "int8" and not by_engine else {}
+
+
+def _builder(variant: Variant) -> dict[str, str]:
+    """The version of an engine that built its files of the module; empty: they are of the ONNX file."""
+    engine, version = runtimes.RUNTIMES[variant.runtime], runtimes.version(variant.runtime)
+    return {engine.distribution: version} if engine.of_module and version is not None else {}
 
 
 def _refuse_idle(made: dict[str, Any]) -> None:

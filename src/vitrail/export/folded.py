@@ -1,8 +1,8 @@
 """A module as an exported program in which everything that depends on no image is a constant.
 
-Resampled positions, gathered biases and masks are then stored as they come out: an engine would compute them anew
-in every call, or lacks the operator. `narrowed` keeps tensors to the dimensions that an engine has: a window's
-rows, or a head's share of a product, are split off and moved in six, where four or five say the same.
+Resampled positions, gathered biases and masks are then stored as they come out: an engine would compute them
+anew in every call, or lacks the operator. `narrowed` keeps tensors to the dimensions that an engine has: the
+rows of windows, and heads of a product, are split off and moved in six, where four or five say the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def narrowed(program: ExportedProgram, images: torch.Tensor, most: int) -> Expor
     """
     module = _module(program)
     for node in list(module.graph.nodes):
-        if _name(node) == "aten::permute" and len(node.args[1]) > most:
+        if _name(node) == "aten::permute" and len(_axes(node)) > most:
             _narrow(module, node, most)
     _clean(module)
     return exported(module, images)
@@ -133,7 +133,7 @@ def _narrow(module: GraphModule, permute: Node, most: int) -> None:
     view = permute.args[0]
     if not isinstance(view, Node) or _name(view) not in VIEWS:
         return
-    shape, order = list(view.meta["val"].shape), [int(each) for each in permute.args[1]]  # type: ignore[union-attr]
+    shape, order = list(view.meta["val"].shape), _axes(permute)
     runs = _runs(order)
     ends = _ends(permute, split=runs[0])
     if ends is None or len(runs) > most:
@@ -149,10 +149,16 @@ def _narrow(module: GraphModule, permute: Node, most: int) -> None:
     for end in ends:
         with graph.inserting_before(end):
             source = moved
-            if _name(end) not in VIEWS:  # a part: `moved[i]`
-                source = graph.call_function(torch.ops.aten.select.int, (moved, 0, int(end.args[-1])))  # type: ignore[call-overload,arg-type]
+            if _name(end) not in VIEWS:  # a part: `moved[place]`
+                place: Any = end.args[-1]
+                source = graph.call_function(torch.ops.aten.select.int, (moved, 0, place))
             sides = list(end.meta["val"].shape)
             end.replace_all_uses_with(graph.call_function(torch.ops.aten.reshape.default, (source, sides)))
+
+
+def _axes(permute: Node) -> list[int]:
+    order: Any = permute.args[1]
+    return [axis % len(order) for axis in order]
 
 
 def _runs(order: list[int]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A CoreML package's program, read from its files and computed with PyTorch: what it says, not what a Mac does.
+"""A CoreML package's program, read from its files and computed with PyTorch.
 
 CoreML runs on Apple's systems alone. Its operators are documented, so what a package says can be computed
 anywhere: weights as they are stored, results rounded to the type that the program declares for them. What an
@@ -98,7 +98,9 @@ def _rounded(result: Tensor, var: Any) -> Tensor:
         raise NotComputed(f"a result of type {declared} is not computed here")
     rounded = result.to(ROUNDED[declared])
     if tuple(rounded.shape) != tuple(var.shape):
-        raise NotComputed(f"{var.op.op_type} gives {tuple(rounded.shape)} where {tuple(var.shape)} is declared")
+        raise NotComputed(
+            f"{var.op.op_type} gives {tuple(rounded.shape)} where {tuple(var.shape)} is declared"
+        )
     return rounded.float() if declared == "fp16" else rounded
 
 
@@ -234,6 +236,7 @@ def _expanded(given: Given) -> Tensor:
 
 
 OPERATORS: dict[str, Callable[[Given], Any]] = {
+    "abs": _of_one(torch.abs),
     "add": _of_two(torch.add),
     "avg_pool": _avg_pool,
     "batch_norm": _batch_norm,
@@ -241,12 +244,14 @@ OPERATORS: dict[str, Callable[[Given], Any]] = {
     "clip": lambda given: given["x"].clamp(float(given["alpha"]), float(given["beta"])),
     "concat": lambda given: torch.cat(given["values"], int(given["axis"])),
     "conv": _conv,
+    "erf": _of_one(torch.erf),
     "exp": _of_one(torch.exp),
     "expand_dims": _expanded,
     "gather": _gather,
     "gelu": _gelu,
     "identity": _of_one(lambda x: x),
     "layer_norm": _layer_norm,
+    "leaky_relu": lambda given: F.leaky_relu(given["x"], float(given["alpha"])),
     "linear": lambda given: F.linear(given["x"], given["weight"], given.get("bias")),
     "matmul": _matmul,
     "max_pool": lambda given: _pool(given, F.max_pool2d, -math.inf),
@@ -275,6 +280,7 @@ OPERATORS: dict[str, Callable[[Given], Any]] = {
     "stack": lambda given: torch.stack(given["values"], int(given["axis"])),
     "sub": _of_two(torch.sub),
     "tanh": _of_one(torch.tanh),
+    "thresholded_relu": lambda given: F.threshold(given["x"], float(given["alpha"]), 0.0),
     "tile": lambda given: given["x"].repeat(given["reps"]),
     "transpose": lambda given: given["x"].permute(given["perm"]),
 }

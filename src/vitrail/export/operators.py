@@ -1,4 +1,4 @@
-"""Operators of an exported program by name, and where in the model they come from, for what an engine lacks."""
+"""Operators of an exported program, and where in the model they come from, for what an engine lacks."""
 
 from __future__ import annotations
 

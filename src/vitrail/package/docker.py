@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from vitrail.artifact import open_artifact
+from vitrail.errors import InputError
 from vitrail.install import extras_of
 from vitrail.package.order import Order
 from vitrail.package.pages import copy_file, write_page
@@ -21,7 +22,12 @@ USER = 10001
 
 
 def write(folder: Path, order: Order) -> tuple[str, ...]:
-    """Write the build context; notes for the person."""
+    """Write the build context; notes for the person. Raises InputError for an engine that Linux lacks."""
+    engine = RUNTIMES[order.artifact.manifest.variant.runtime]
+    if engine.platforms and "linux" not in engine.platforms:
+        raise InputError(
+            f"{engine.label} does not run on Linux, which an image of Docker is: export another."
+        )
     shutil.copytree(order.artifact.path, folder / "artifact")
     open_artifact(folder / "artifact")
     version, note = add_wheel(folder, order.wheel)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vitrail import artifact, hardware, runtimes, verify
+from vitrail import artifact, gpu, hardware, runtimes, verify
 from vitrail.artifact import NOT_RUN, NOT_TIMED, Artifact, Evidence
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.export.bench import Bench
@@ -128,12 +128,14 @@ def _target(settings: SearchSettings) -> tuple[str, Precision, str]:
 def _bench(workload: Workload, settings: SearchSettings, workshop: Workshop, watcher: Watcher) -> Bench:
     watcher.doing("reading photos", math.inf)
     calibrated, photos = _calibration(workload, settings, photos_of(workload, None))
+    (engine,) = settings.runtimes
+    device = "cpu" if _why_not_run(engine, workload.device) else workload.device
     allowance = DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib
     return Bench(
         workload=resolved(workload),
         photos=photos,
         finder=WeightsFinder(offline=settings.offline, max_download_mib=allowance),
-        machine=hardware.facts(table=RUNTIMES),
+        machine=hardware.facts(table=RUNTIMES, device=device),
         workshop=workshop,
         calibration=calibrated,
     )
@@ -195,15 +197,18 @@ def _variant(
     )
 
 
-def _why_not_run(engine: str, device: str, bench: Bench) -> str:
+def _why_not_run(engine: str, device: str) -> str:
     """Why the engine does not run on this machine; "": it does."""
     label = RUNTIMES[engine].label
     if there := runtimes.elsewhere(engine):
         return f"{label} runs on {there}"
     if runtimes.version(engine) is None:
         return f"{label} is not installed"
-    if runtimes.kind_of(device) != "cpu" and not bench.machine["gpus"]:
-        return f"{label} runs on {runtimes.kind_of(device)}, and here is no GPU"
+    if runtimes.kind_of(device) == "cuda":
+        try:
+            gpu.card(device)
+        except InputError:
+            return f"{label} runs on NVIDIA GPUs, and none answers here"
     return ""
 
 
@@ -211,7 +216,7 @@ def _written(
     variant: Variant, bench: Bench, workload: Workload, out: Path, overwrite: bool, watcher: Watcher
 ) -> Exported:
     export = bench.export(variant, MAKING_S)
-    why_not_run = _why_not_run(variant.runtime, workload.device, bench)
+    why_not_run = _why_not_run(variant.runtime, workload.device)
     subject = bench.subject(variant, export)
     watcher.doing("computing the fp32 reference's outputs", math.inf)
     bench.reference_outputs(variant, REFERENCE_S)
