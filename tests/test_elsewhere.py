@@ -61,6 +61,7 @@ def test_what_runs_here_is_run_and_claims_no_figures(asked, tmp_path, capsys):
     evidence = artifact.manifest.evidence
     assert (evidence.run, evidence.figures, artifact.manifest.measurement) == (True, False, None)
     assert evidence.workload.batch_size == 2
+    assert evidence.requirements.license == ("any",)
     assert evidence.parity is not None
     assert evidence.facts is not None
     own, fp32 = artifact.own_outputs()["scores"], artifact.fp32_outputs()["scores"]
@@ -119,8 +120,19 @@ def test_what_does_not_run_here_has_no_outputs_of_its_own(
 @pytest.fixture
 def never_run(tmp_path) -> artifacts.Bundle:
     """OpenVINO's toy, as if it had been built elsewhere."""
-    evidence = Evidence(requirements=Requirements(), workload=Workload(threads=1), flags=(NOT_RUN,))
+    asked = Requirements(license=("any",))
+    evidence = Evidence(requirements=asked, workload=Workload(threads=1), flags=(NOT_RUN,))
     return replace(artifacts.make_bundle(tmp_path), evidence=evidence, own_outputs={}, measurement=None)
+
+
+def test_it_is_measured_for_the_first_time_there(never_run, tmp_path, capsys):
+    write(tmp_path / "built", never_run)
+    assert cli.main(["verify", str(tmp_path / "built"), "--measure"]) == 0
+    said = capsys.readouterr().out
+    assert "cosine to fp32" in said
+    assert "measured here: request p50" in said
+    assert "not assessed" not in said
+    assert "holds its claims" in said
 
 
 def test_it_is_served_and_runs_over_a_folder(never_run, tmp_path, monkeypatch):

@@ -39,6 +39,8 @@ from vitrail.weights.find import WeightsFinder
 
 __all__ = ["Exported", "export_one"]
 
+NOTHING_ASKED = Requirements(license=("any",))
+"""Who exports one model has chosen it, its license too."""
 MAKING_S = 3600.0
 """What exporting and building may take: nobody set a budget, and the largest models take minutes."""
 REFERENCE_S = 600.0
@@ -157,9 +159,9 @@ def _calibration(
 
 def _candidate(source: Source, settings: SearchSettings, bench: Bench, watcher: Watcher) -> Candidate:
     """The source's one, whose weights are at hand."""
-    source.check(Requirements(), settings, None)
+    source.check(NOTHING_ASKED, settings, None)
     context = Context(
-        requirements=Requirements(),
+        requirements=NOTHING_ASKED,
         settings=settings,
         bench=bench,
         download_mib=DOWNLOAD_MIB if settings.max_download_mib is None else settings.max_download_mib,
@@ -220,7 +222,7 @@ def _written(
     subject = bench.subject(variant, export)
     watcher.doing("computing the fp32 reference's outputs", math.inf)
     bench.reference_outputs(variant, REFERENCE_S)
-    evidence = Evidence(requirements=Requirements(), workload=workload, flags=(NOT_RUN,))
+    evidence = Evidence(requirements=NOTHING_ASKED, workload=workload, flags=(NOT_RUN,))
     if not why_not_run:
         watcher.doing("comparing it with the fp32 reference", math.inf)
         parity = bench.parity(subject, REFERENCE_S)
