@@ -332,7 +332,7 @@ def test_an_export_for_a_mac_travels_whole(tiny_weights, tiny_labels, tmp_path, 
     assert f"next, on macOS: vitrail verify {out} --measure" in said
     manifest = open_artifact(out).manifest
     assert manifest.variant.precision == "fp16"
-    assert dict(manifest.toolchain)["coremltools"] == runtimes.version(NAME)
+    assert dict(manifest.toolchain)[NAME] == runtimes.version(NAME)
     assert {f"model/{name}" for name in ROW.files} <= set(manifest.files)
     assert manifest.reference.own_outputs == {}
     for command in (["verify", str(out)], ["predict", str(out), str(out / manifest.reference.photos[0])]):

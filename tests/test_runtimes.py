@@ -288,6 +288,8 @@ def test_unknown_runtime_and_precision_name_the_choices(tiny_export):
 def test_an_engine_that_is_not_installed_names_its_install_line(tiny_export, monkeypatch, runtime):
     from importlib import metadata
 
+    # Of another platform it would be refused for that first.
+    monkeypatch.setitem(RUNTIMES, runtime, replace(RUNTIMES[runtime], platforms=()))
     missing, real, here_now = RUNTIMES[runtime].distribution, metadata.version, set(runtimes.installed())
     device, (precision, *_) = next(iter(RUNTIMES[runtime].precisions.items()))
 

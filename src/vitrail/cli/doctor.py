@@ -38,6 +38,7 @@ EXTRAS = {
     "litert-torch": "making `.tflite` files for phones (`--runtimes litert`)",
     "tensorrt": "building and running TensorRT's plans on an NVIDIA GPU (`--runtimes tensorrt`)",
     "tensorrt-rtx": "TensorRT for RTX, through ONNX Runtime (`--runtimes tensorrt-rtx`)",
+    "coreml": "files for Macs and iPhones (`vitrail export --runtimes coreml`), run on macOS",
     "heif": "HEIC photos, as phones take them",
 }
 

@@ -410,9 +410,12 @@ def _quantiser(variant: Variant) -> dict[str, str]:
 
 
 def _builder(variant: Variant) -> dict[str, str]:
-    """The version of an engine that built its files of the module; empty: they are of the ONNX file."""
-    engine, version = runtimes.RUNTIMES[variant.runtime], runtimes.version(variant.runtime)
-    return {engine.distribution: version} if engine.of_module and version is not None else {}
+    """The version of what built the engine's files of the module; empty: they are of the ONNX file."""
+    built_by = runtimes.building(variant.runtime)
+    if built_by is None or not runtimes.RUNTIMES[variant.runtime].of_module:
+        return {}
+    name, _, version = built_by.partition(" ")
+    return {name: version}
 
 
 def _refuse_idle(made: dict[str, Any]) -> None:
