@@ -98,9 +98,9 @@ def _document(exported: Exported) -> dict[str, Any]:
 
 
 def _lines(exported: Exported) -> list[str]:
-    from vitrail.package import TARGETS
+    from vitrail.package.phone import APPS
     from vitrail.report.phrases import parity_figures
-    from vitrail.runtimes import RUNTIMES, elsewhere
+    from vitrail.runtimes import elsewhere
 
     manifest, path = exported.artifact.manifest, exported.artifact.path
     name = manifest.variant.runtime
@@ -113,6 +113,6 @@ def _lines(exported: Exported) -> list[str]:
     lines += [f"  not run: {exported.why_not_run}"] if exported.why_not_run else []
     where = f"on {elsewhere(name)}" if elsewhere(name) else "on the machine that it is for"
     lines.append(f"next, {where}: vitrail verify {path} --measure")
-    if RUNTIMES[name].on_phones and "phone" in TARGETS:
+    if name in APPS:
         lines.append(f"for a phone: vitrail package {path} --for phone")
     return lines
