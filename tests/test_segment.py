@@ -151,7 +151,7 @@ def test_the_masks_alone_are_enough_to_refuse():
     assert found.cosine > 0.97
     assert found.relative_error < 0.25
     assert found.answer == "fail"
-    assert "masks of the photos (IoU of at least 0.95)" in found.reason
+    assert "mask (IoU of at least 0.95) agrees on" in found.reason
 
 
 def test_the_worst_photo_is_the_one_of_the_least_iou():
@@ -167,6 +167,7 @@ def test_the_worst_photo_is_the_one_of_the_least_iou():
     assert found.figures[0].value == pytest.approx(100 * each[worst].iou)
     assert found.figures[2].value == pytest.approx(100 * np.mean([one.changed for one in each]))
     assert found.loss == pytest.approx(100 * (1 - np.mean([one.iou for one in each])))
+    assert found.loss_bound > found.loss
 
 
 def test_verdicts_name_the_worst_photo_s_iou():
