@@ -24,7 +24,16 @@ from vitrail.vocabulary import (
     Workload,
 )
 
-__all__ = ["Form", "at_size", "forms", "implementations", "in_floating_point", "missing_runtimes", "variants"]
+__all__ = [
+    "Form",
+    "at_size",
+    "engines",
+    "forms",
+    "implementations",
+    "in_floating_point",
+    "missing_runtimes",
+    "variants",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +70,7 @@ def variants(
             asked implementations has any of the candidates, or none of the runtimes takes an ONNX file.
     """
     candidates = tuple(candidates)
-    pairs = _engines(settings, workload.device, int8=int8)
-    if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
-        raise InputError(
-            f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
-        )
-    if not pairs:
-        for name in settings.runtimes:
-            if name in RUNTIMES and (missing := runtimes.missing(name)) is not None:
-                raise MissingExtraError(*missing)
-        asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
-        there = runtimes.installed()
-        offers = "; ".join(
-            f"{name} has {', '.join(offered)}"
-            for name, runtime in RUNTIMES.items()
-            if name in there and not runtime.reference and (offered := runtime.on(workload.device))
-        )
-        install = "`vitrail doctor` says what to install"
-        raise InputError(f"No installed runtime offers {asked}: {offers or install}.")
+    pairs = engines(settings, workload.device, int8=int8)
     found = (
         Variant(
             candidate=candidate,
@@ -106,6 +98,45 @@ def variants(
     if not unlike and settings.implementations == ("vitrail",):
         raise InputError("Vitrail has none of these architectures of its own: add timm to --implementations.")
     return unlike
+
+
+def engines(settings: SearchSettings, device: str, *, int8: bool = True) -> list[tuple[str, Precision]]:
+    """The installed runtimes and precisions on the device that the settings admit, at least one.
+
+    Args:
+        int8: whether it can be made.
+
+    Raises:
+        MissingExtraError: of the asked runtimes none is installed.
+        InputError: an asked runtime is of another device, no installed one has an asked precision, or only
+            references are asked for.
+    """
+    for name in settings.runtimes:
+        if name in RUNTIMES and not RUNTIMES[name].on(device):
+            kinds = " or ".join(f"--device {kind}" for kind in RUNTIMES[name].devices)
+            raise InputError(
+                f"{RUNTIMES[name].label} does not run on {device}: measure it with {kinds}, or name another "
+                "runtime."
+            )
+    pairs = _engines(settings, device, int8=int8)
+    if settings.runtimes and all(name in RUNTIMES and RUNTIMES[name].reference for name in settings.runtimes):
+        raise InputError(
+            f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
+        )
+    if not pairs:
+        for name in settings.runtimes:
+            if name in RUNTIMES and (missing := runtimes.missing(name)) is not None:
+                raise MissingExtraError(*missing)
+        asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"
+        there = runtimes.installed()
+        offers = "; ".join(
+            f"{name} has {', '.join(offered)}"
+            for name, runtime in RUNTIMES.items()
+            if name in there and not runtime.reference and (offered := runtime.on(device))
+        )
+        install = "`vitrail doctor` says what to install"
+        raise InputError(f"No installed runtime offers {asked}: {offers or install}.")
+    return pairs
 
 
 def in_floating_point(settings: SearchSettings) -> SearchSettings:

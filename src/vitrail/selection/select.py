@@ -18,7 +18,7 @@ from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.export.bench import METHOD_VERSION, Bench
 from vitrail.export.calibration import Calibration, calibration
-from vitrail.export.variants import forms, missing_runtimes, variants
+from vitrail.export.variants import engines, forms, missing_runtimes, variants
 from vitrail.export.workshop import Workshop
 from vitrail.images.photos import PhotoSet
 from vitrail.measure import quiet
@@ -115,6 +115,7 @@ def select(
     stated = (license for source in sources for license in source.licenses())
     catalog.check_requirement(requirements.license, also=tuple(stated))
     _refuse_elsewhere(settings)
+    engines(settings, (workload or Workload()).device)  # before anything is measured
     need_workbench()
     check_places(out, overwrite=overwrite)
     begin = time.monotonic()
