@@ -289,6 +289,14 @@ def test_tf32_is_asked_for_and_never_a_default():
         )
 
 
+def test_a_gpu_without_an_engine_for_it_names_one(monkeypatch, capsys):
+    fake_nvml.install(monkeypatch, fake_nvml.gpu())
+    assert main(["select", "--max-latency", "50ms", "--device", "cuda"]) == 2
+    assert "ONNX Runtime CUDA is not installed: run `pip uninstall" in capsys.readouterr().err
+    assert main(["select", "--runtimes", "openvino", "--device", "cuda"]) == 2
+    assert "OpenVINO does not run on cuda: measure it with --device cpu" in capsys.readouterr().err
+
+
 def test_every_engine_names_the_devices_that_it_has(tiny):
     for runtime, device in (("openvino", "cuda"), ("onnxruntime", "cuda:1"), ("onnxruntime-cuda", "cpu")):
         target = Target(runtime=runtime, precision="fp32", device=device)

@@ -124,7 +124,8 @@ def engines(settings: SearchSettings, device: str, *, int8: bool = True) -> list
             f"{' and '.join(settings.runtimes)} is a reference and never ships: name a runtime that does too."
         )
     if not pairs:
-        for name in settings.runtimes:
+        unasked = [name for name, row in RUNTIMES.items() if row.on(device) and not row.named_only]
+        for name in settings.runtimes or ([] if settings.precisions else unasked):
             if name in RUNTIMES and (missing := runtimes.missing(name)) is not None:
                 raise MissingExtraError(*missing)
         asked = " ".join((*settings.runtimes, *settings.precisions)) or "any"

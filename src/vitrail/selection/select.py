@@ -115,12 +115,12 @@ def select(
     stated = (license for source in sources for license in source.licenses())
     catalog.check_requirement(requirements.license, also=tuple(stated))
     _refuse_elsewhere(settings)
-    engines(settings, (workload or Workload()).device)  # before anything is measured
     need_workbench()
     check_places(out, overwrite=overwrite)
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES, device=(workload or Workload()).device)
     workload = resolved(workload or Workload())
+    engines(settings, workload.device)  # before anything is measured
     with Workshop() as workshop:
         road = _Road(
             requirements,
