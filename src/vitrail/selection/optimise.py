@@ -1,9 +1,10 @@
 """The search of `vitrail optimize`: one candidate in every form, each beside a baseline.
 
 First the baseline (fp32 in eager PyTorch; of a person's own ONNX file, ONNX Runtime in fp32), then the
-engines, PyTorch's other ways, the engines with passes and settings, and what takes long to build; then the
-winner's finals, with the baseline among the finalists. What compiles comes last, for it takes longest. With
-the time that is left, rows take turns with the baseline, so that a machine that slows down slows both.
+engines, of which those that take long to build come last, PyTorch's other ways, and the engines with passes
+and settings; then the winner's finals, with the baseline among the finalists. What compiles comes after
+all, for it takes longest. With the time that is left, rows take turns with the baseline, so that a machine
+that slows down slows both.
 """
 
 from __future__ import annotations
@@ -124,13 +125,13 @@ class Optimisation(Search):
                 self.bench.discard(trial.variant)  # only what has random weights
 
     def _turn(self, trial: Trial) -> int:
-        """The baseline, plain forms, PyTorch's other ways, forms with passes or settings, slow builds."""
+        """The baseline, plain forms, slow builds, PyTorch's other ways, forms with passes or settings."""
         if trial is self.baseline:
             return 0
-        if runtimes.RUNTIMES[trial.variant.runtime].build_s:
-            return 4
+        if runtimes.RUNTIMES[trial.variant.runtime].build_s:  # only where it was named
+            return 2
         changed = trial.variant.passes or trial.variant.settings
-        return 2 if trial.variant.reference else 3 if changed else 1
+        return 3 if trial.variant.reference else 4 if changed else 1
 
     def _next(self, best: Trial | None, *, at_hand: bool) -> Trial | None:
         """None: `_stages` says what is measured, so that finals do not wait for what was cut."""
