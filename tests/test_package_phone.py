@@ -12,6 +12,7 @@ import desk
 import numpy as np
 import pytest
 from packages import instructions, named
+from serving import Server
 
 from vitrail.artifact import Artifact, write
 from vitrail.errors import InputError
@@ -105,9 +106,11 @@ def test_every_engine_of_phones_has_its_section():
     assert set(phone.APPS) == {name for name, row in RUNTIMES.items() if row.on_phones and not row.platforms}
 
 
-def test_a_model_of_executorch_gives_what_the_package_says(tmp_path):
-    """Made, packaged, and run by ExecuTorch's own runtime on the package's files alone."""
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """An artifact of a program that ExecuTorch made."""
     pytest.importorskip("executorch", reason="executorch is too large for the extra dev (docs/unverified.md)")
+    folder = tmp_path_factory.mktemp("real")
     import torch
     from torch import nn
 
@@ -119,7 +122,7 @@ def test_a_model_of_executorch_gives_what_the_package_says(tmp_path):
 
         def __init__(self) -> None:
             super().__init__()
-            self.convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.convolution = nn.Conv2d(3, 8, 3, bias=False)
             self.head = nn.Linear(8, len(artifacts.LABELS), bias=False)
             with torch.no_grad():
                 self.convolution.weight.copy_(torch.from_numpy(artifacts.FILTERS))
@@ -128,19 +131,51 @@ def test_a_model_of_executorch_gives_what_the_package_says(tmp_path):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.head(self.convolution(images).relu().mean((2, 3)))
 
-    built = tmp_path / "built"
+    built = folder / "lowered"
     built.mkdir()
     noise = np.random.default_rng(0).standard_normal((1, 3, artifacts.SIZE, artifacts.SIZE), np.float32)
     form = Form(precision="fp32", batch_size=1, threads=0, settings={})
     executorch.lower(Twin().eval(), noise, built, form)
-    winner = of_phone(tmp_path / "of", model=(built / "model.pte").read_bytes())
-    package(winner.path, "phone", tmp_path / "out")
+    return of_phone(folder / "of", model=(built / "model.pte").read_bytes())
+
+
+@pytest.mark.slow
+def test_a_program_gives_what_the_package_says(real, tmp_path):
+    """Run by ExecuTorch's own runtime, on the package's files alone."""
+    import torch
+
+    from vitrail.export import executorch
+
+    package(real.path, "phone", tmp_path / "out")
     check = json.loads((tmp_path / "out" / "check.json").read_text())
     method, _ = executorch._opened(tmp_path / "out" / check["model"])
     for photo in check["photos"]:
         inputs = tensor(tmp_path / "out", check, photo, "inputs")
         (given,) = method([torch.from_numpy(inputs)])
         assert holds(check, given.numpy(), tensor(tmp_path / "out", check, photo, "fp32"))
+
+
+@pytest.mark.slow
+def test_every_command_that_runs_artifacts_runs_one_of_executorch(real, tmp_path):
+    done = desk.vitrail("verify", real.path, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "holds its claims" in done.stdout
+    best = [artifacts.LABELS[row.argmax()] for row in real.fp32_outputs()["scores"]]
+    done = desk.vitrail("predict", real.path, *real.photos, "--json", "-", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["predictions"]
+    assert [each["top"][0]["label"] for each in found] == best
+    photos = real.path / "reference" / "photos"
+    done = desk.vitrail(
+        "batch", real.path, photos, "--out", tmp_path / "rows", "--format", "jsonl", cache=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for file in (tmp_path / "rows" / "results").iterdir() for line in file.open()]
+    assert sorted(json.loads(line)["label"] for line in lines) == sorted(best)
+    with Server(f"tiny={real.path}", cache=tmp_path) as server:
+        for photo, label in zip(real.photos, best, strict=True):
+            answer = server.post("/v1/classify", photo.read_bytes()).json()
+            assert answer["results"][0]["labels"][0]["label"] == label
 
 
 def test_an_image_of_it_installs_the_engine_and_torch_for_cpus(tmp_path):

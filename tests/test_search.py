@@ -664,3 +664,26 @@ def test_a_lowering_that_cannot_come_in_time_is_not_begun(lowered):
     assert found.winner is None
     assert bench.begun == []
     assert set(reasons_of(found, "executorch")) == {"too little of the budget was left: raise --budget"}
+
+
+def test_int8_that_cannot_be_held_to_a_drop_says_so_before_anything_is_built(monkeypatch):
+    real = engines.version
+    monkeypatch.setattr(engines, "version", lambda name: "1.5.1" if name == "executorch" else real(name))
+    named = ("openvino", "executorch")
+    settings = SearchSettings(models=MODELS, runtimes=named, precisions=("int8",), max_drop=1.0)
+    found = variants(catalog.find(MODELS), WORKLOAD, settings, int8=True)
+    grid = {variant.name: recording(5.0) for variant in found}
+    bench = Lowering(grid, WORKLOAD, Clock())
+    search = Search(
+        requirements=Requirements(max_latency_ms=100.0),
+        settings=settings,
+        bench=bench,
+        peaks=PEAKS,
+        variants=found,
+        clock=bench._clock,
+    )
+    judged = judge.judge(search.run(), search.requirements, WORKLOAD, hardware={})
+    said = "ExecuTorch keeps no layers of int8 in higher precision: leave --max-drop out"
+    assert set(reasons_of(judged, "executorch")) == {said}
+    assert said not in reasons_of(judged, "openvino")
+    assert bench.begun == []

@@ -225,10 +225,8 @@ class Exports:
         engine = runtimes.RUNTIMES[variant.runtime]
         if variant.precision != "int8" or not engine.of_module:
             return None
-        if self._max_drop is not None:
-            raise ChildFailure(
-                f"{engine.label} keeps no layers of int8 in higher precision: leave --max-drop out"
-            )
+        if reason := uncontrolled(variant, self._max_drop):
+            raise ChildFailure(reason)
         return msgspec.structs.replace(self._quantise(variant), batch=self._batch_size)
 
     def _graph_passes(self, variant: Variant) -> list[str]:
@@ -393,6 +391,14 @@ class Exports:
         _, graph = self._own[candidate.name]
         engine = runtimes.version("onnxruntime")
         return store.digest_of({"file": sha256, "engine": engine, **msgspec.to_builtins(graph)})
+
+
+def uncontrolled(variant: Variant, max_drop: float | None) -> str | None:
+    """Why int8 of the variant cannot be held to a drop; None: it can, or need not."""
+    engine = runtimes.RUNTIMES[variant.runtime]
+    if max_drop is None or variant.precision != "int8" or not engine.of_module:
+        return None
+    return f"{engine.label} keeps no layers of int8 in higher precision: leave --max-drop out"
 
 
 def _takes_unsigned(variant: Variant) -> bool:

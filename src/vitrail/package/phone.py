@@ -65,7 +65,7 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
         "entry": Path(entry).name,
         "stem": Path(entry).stem,
         "suffix": Path(entry).suffix.removeprefix("."),
-        "version": dict(manifest.toolchain).get(runtime, ""),
+        "version": "" if manifest.evidence.facts is None else manifest.evidence.facts.version,
         "notes": notes,
     }
     write_page(folder / "README.md", "phone/README.md", facts)

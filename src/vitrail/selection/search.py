@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from vitrail import judge, runtimes, stats
 from vitrail.errors import InputError
 from vitrail.export.bench import Bench
-from vitrail.export.exports import NothingToRewrite
+from vitrail.export.exports import NothingToRewrite, uncontrolled
 from vitrail.measure.latency import Outcome, Plan, confirm, finals, screen
 from vitrail.measure.launch import COMPILE_TIMEOUT_S
 from vitrail.measure.quiet import BusyReading
@@ -148,12 +148,16 @@ class Search:
         self._begin = self.clock()
         self.deadline = self._begin + self.settings.budget_s
         for trial in self.trials.values():
-            trial.pruned = self.excluded.get(trial.variant.candidate.name) or ruled_out(
-                trial.variant,
-                self.requirements,
-                self.bench.workload,
-                self.peaks,
-                len(self.bench.photos.paths),
+            trial.pruned = (
+                self.excluded.get(trial.variant.candidate.name)
+                or uncontrolled(trial.variant, self.settings.max_drop)
+                or ruled_out(
+                    trial.variant,
+                    self.requirements,
+                    self.bench.workload,
+                    self.peaks,
+                    len(self.bench.photos.paths),
+                )
             )
         try:
             self._stages()
