@@ -97,7 +97,7 @@ def test_inputs_are_the_photos_and_outputs_are_what_they_should_give(tmp_path, r
 
 def test_an_engine_that_phones_lack_is_one_sentence(tmp_path):
     winner = named(tmp_path)
-    with pytest.raises(InputError, match=r"runs on OpenVINO, whose files no phone reads: make one with"):
+    with pytest.raises(InputError, match=r"runs on OpenVINO, and this is for ExecuTorch and LiteRT: make"):
         package(winner.path, "phone", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -38,15 +38,15 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
     """Write the model, check.json with its tensors, and how to load them; notes for the person.
 
     Raises:
-        InputError: phones do not have the artifact's engine, or a file changed meanwhile.
+        InputError: the artifact's engine is not in `APPS`, or a file changed meanwhile.
     """
     manifest = order.artifact.manifest
     runtime = manifest.variant.runtime
     if runtime not in APPS:
-        label = RUNTIMES[runtime].label
+        known = " and ".join(RUNTIMES[name].label for name in APPS)
         raise InputError(
-            f"{order.artifact.path} runs on {label}, whose files no phone reads: make one with --runtimes "
-            f"{' or '.join(APPS)}, or use docker."
+            f"{order.artifact.path} runs on {RUNTIMES[runtime].label}, and this is for {known}: "
+            f"make one with --runtimes {' or '.join(APPS)}."
         )
     entry = copy_model(order, folder / MODEL)
     for name, data in order.artifact.task.files().items():
