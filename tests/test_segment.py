@@ -154,6 +154,21 @@ def test_the_masks_alone_are_enough_to_refuse():
     assert "mask (IoU of at least 0.95) agrees on" in found.reason
 
 
+@pytest.mark.parametrize("task", [THREE, DISC])
+def test_a_pixel_that_rounding_decides_is_no_change(task):
+    """Of a mask of a few pixels one is 5 % of the IoU, and at the threshold it may be on either side."""
+    reference = np.full((12, 1, len(task.labels), 16, 16), -9, np.float32)
+    reference[:, :, 0] = 9 if task is THREE else -9
+    reference[..., -1, 3:7, 3:8] = 20
+    reference[..., -1, 3, 3] = 9 + 1e-6 if task is THREE else 1e-6
+    outputs = reference.copy()
+    outputs[..., -1, 3, 3] -= 2e-6
+    assert (task.reading.labels(reference[0, 0]) != task.reading.labels(outputs[0, 0])).sum() <= 1
+    assert task.compare({"masks": reference}, {"masks": outputs}, "fp32").agreeing == 12
+    outputs[..., -1, 3, 4] -= 40  # a clear one is
+    assert task.compare({"masks": reference}, {"masks": outputs}, "fp32").agreeing == 0
+
+
 def test_the_worst_photo_is_the_one_of_the_least_iou():
     reference = maps()
     outputs = reference.copy()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-LEFT_OUT = ("profile", "models", "exhaustive", "license", "task")
+LEFT_OUT = ("profile", "models", "exhaustive", "license")
 """Options that choose among models: here there is one, and its license is its owner's matter."""
 DEFAULTS: dict[str, object] = {
     "objective": "latency",
@@ -93,6 +93,8 @@ def _measure(
         args.model, arch=args.arch, labels=args.labels, preprocess=args.preprocess, accuracy=accuracy
     )
     if isinstance(source, Shipped):
+        if args.task not in (None, source.task):
+            raise InputError(f"{args.model} is to {source.task}: leave --task {args.task} out.")
         settings = dataclasses.replace(settings, task=source.task)
     settings = dataclasses.replace(settings, exhaustive=True)
     try:

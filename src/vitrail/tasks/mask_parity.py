@@ -20,6 +20,8 @@ __all__ = ["MASK_BOUNDS", "Reading", "checks", "compare", "lost"]
 
 MARGIN = 0.1
 """A pixel is clear if the reference's best answer leads the next by this much in probability."""
+TIED = 0.001
+"""A pixel has no answer to be kept if the reference's best two are as close as this: rounding decides."""
 STEADY = 0.8
 """A photo is decided if its masks without the pixels that are not clear have this IoU with those that have
 them all: no change of a probability by less than half of `MARGIN` can then move the IoU below."""
@@ -49,12 +51,7 @@ class Reading:
 
     def clear(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each class (its number as in `labels`), pixels that are clearly its own, and that may be."""
-        if self.single:
-            given = scores[0].astype(np.float64)
-            inside = 1 / (1 + np.exp(-np.clip(given, -50, 50))) if self.logits else given
-            shares = np.stack([1 - inside, inside])
-        else:
-            shares = np.moveaxis(softmax(np.moveaxis(scores, 0, -1)), -1, 0) if self.logits else scores
+        shares = self._probabilities(scores)
         best = shares.max(axis=0)
         near = shares > best - MARGIN
         own = np.where(near.sum(axis=0) == 1, shares.argmax(axis=0), -1)
@@ -62,6 +59,14 @@ class Reading:
             np.bincount(own[own >= 0], minlength=len(shares)),
             np.count_nonzero(near, axis=(1, 2)),
         )
+
+    def _probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of each class (its number as in `labels`), (K, h, w); of a single map (2, h, w)."""
+        if self.single:
+            given = scores[0].astype(np.float64)
+            inside = 1 / (1 + np.exp(-np.clip(given, -50, 50))) if self.logits else given
+            return np.stack([1 - inside, inside])
+        return np.moveaxis(softmax(np.moveaxis(scores, 0, -1)), -1, 0) if self.logits else scores
 
     def steady(self, scores: np.ndarray) -> bool:
         """Whether the masks are clear. Nothing inside is no mask, and so not clear."""
@@ -74,12 +79,14 @@ class Reading:
         return bool(counted.any()) and float((clear[counted] / possible[counted]).mean()) >= STEADY
 
     def agreement(self, reference: np.ndarray, scores: np.ndarray) -> masks.PhotoAgreement:
-        """The masks of one view, those of the reference first."""
+        """The masks of one view, those of the reference first; pixels that are tied in it agree."""
         first = 1 if self.single else 0
         count = 2 if self.single else len(scores)
-        return masks.of_labels(
-            self.labels(reference), self.labels(scores), count, first=first, least=LEAST_SHARE
-        )
+        before, after = self.labels(reference), self.labels(scores)
+        if (before != after).any():
+            best = np.partition(self._probabilities(reference), -2, axis=0)[-2:]
+            after = np.where(best[1] - best[0] < TIED, before, after)
+        return masks.of_labels(before, after, count, first=first, least=LEAST_SHARE)
 
 
 @dataclass(frozen=True)
