@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -382,6 +384,26 @@ def test_the_artifact_makes_masks_and_verifies(shipped, tmp_path, capsys, precis
     ]
     assert len(rows) == 12
     assert all(sum(row["shares"]) == pytest.approx(1) for row in rows)
+
+
+@pytest.mark.slow
+def test_making_masks_loads_no_torch(shipped, tmp_path):
+    arguments = [
+        "segment",
+        str(shipped / "fp32"),
+        str(shipped / "photos" / "00.png"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    code = (
+        "import sys; from vitrail.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "heavy = {'torch', 'timm', 'onnx', 'nncf', 'sklearn', 'scipy', 'onnxruntime'}\n"
+        "assert not heavy & {name.split('.')[0] for name in sys.modules}, 'loaded'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
