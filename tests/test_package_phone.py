@@ -24,22 +24,31 @@ from vitrail.vocabulary import Export
 
 
 def of_phone(
-    folder: Path, runtime: str = "executorch", *, batch_size: int = 1, model: bytes = b"a model's file"
+    folder: Path,
+    runtime: str = "executorch",
+    *,
+    batch_size: int = 1,
+    model: bytes = b"a model's file",
+    settings: tuple[tuple[str, str], ...] = (),
+    measured: bool = True,
 ) -> Artifact:
-    """An artifact of a phone's engine; writing and packaging it load no model."""
+    """An artifact of an engine; writing and packaging it load no model."""
     bundle = artifacts.make_bundle(folder, batch_size=batch_size)
     entry = RUNTIMES[runtime].entry
-    (folder / "built").mkdir()
+    (folder / "built" / entry).parent.mkdir(parents=True)
     (folder / "built" / entry).write_bytes(model)
     graph = replace(bundle.export.graphs[0], entry=entry)
     facts = replace(bundle.evidence.facts, runtime=runtime, graphs=(sized(graph, {"B": batch_size}),))
+    evidence = replace(bundle.evidence, facts=facts)
+    if not measured:
+        evidence = replace(evidence, accuracy=None, latency={}, throughput=None, memory=None)
     return write(
         folder / "winner",
         replace(
             bundle,
-            variant=replace(bundle.variant, runtime=runtime),
+            variant=replace(bundle.variant, runtime=runtime, settings=settings),
             export=Export(folder=str(folder / "built"), files=(entry,), graphs=(graph,)),
-            evidence=replace(bundle.evidence, facts=facts),
+            evidence=evidence,
         ),
     )
 
@@ -71,8 +80,9 @@ def test_inputs_are_the_photos_and_outputs_are_what_they_should_give(tmp_path, r
     assert done.returncode == 0, done.stderr
     check = json.loads((out / "check.json").read_text())
     entry = RUNTIMES[runtime].entry
-    assert (check["engine"], check["precision"], check["model"]) == (runtime, "fp32", f"model/{entry}")
-    assert (out / check["model"]).read_bytes() == b"a model's file"
+    file = f"model/{entry.split('/')[0]}"  # CoreML's is a folder
+    assert (check["engine"], check["precision"], check["model"]) == (runtime, "fp32", file)
+    assert (out / "model" / entry).read_bytes() == b"a model's file"
     assert (out / check["labels"]).read_text(encoding="utf-8").splitlines()[1] == "daisy"
     assert check["inputs"][0]["layout"] == "NCHW"
     assert len(check["photos"]) == len(winner.photos) == 3
@@ -97,13 +107,32 @@ def test_inputs_are_the_photos_and_outputs_are_what_they_should_give(tmp_path, r
 
 def test_an_engine_that_phones_lack_is_one_sentence(tmp_path):
     winner = named(tmp_path)
-    with pytest.raises(InputError, match=r"runs on OpenVINO, and this is for ExecuTorch and LiteRT: make"):
+    with pytest.raises(
+        InputError, match=r"runs on OpenVINO, and this is for ExecuTorch, LiteRT and CoreML: make"
+    ):
         package(winner.path, "phone", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_every_engine_of_phones_has_its_section():
-    assert set(phone.APPS) == {name for name, row in RUNTIMES.items() if row.on_phones and not row.platforms}
+    assert set(phone.APPS) == {name for name, row in RUNTIMES.items() if row.on_phones}
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_figures_are_another_machines_only_where_there_are_figures(tmp_path, measured):
+    winner = of_phone(tmp_path, measured=measured)
+    notes = package(winner.path, "phone", tmp_path / "out").notes
+    assert notes == (
+        ("its latency and memory were measured on another machine, not on a phone",) if measured else ()
+    )
+
+
+def test_coreml_says_which_units_and_that_it_compiles_to(tmp_path):
+    winner = of_phone(tmp_path, "coreml", settings=(("compute_units", "CPU_AND_NE"),))
+    package(winner.path, "phone", tmp_path / "out")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "configuration.computeUnits = .cpuAndNeuralEngine" in page
+    assert 'forResource: "model", withExtension: "mlmodelc"' in page
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +205,28 @@ def test_every_command_that_runs_artifacts_runs_one_of_executorch(real, tmp_path
         for photo, label in zip(real.photos, best, strict=True):
             answer = server.post("/v1/classify", photo.read_bytes()).json()
             assert answer["results"][0]["labels"][0]["label"] == label
+
+
+@pytest.mark.parametrize("target", ["docker", "triton", "openvino-model-server"])
+@pytest.mark.parametrize("runtime", [name for name, row in RUNTIMES.items() if "cpu" not in row.devices])
+def test_an_engine_of_gpus_is_served_where_they_are(tmp_path, runtime, target):
+    winner = of_phone(tmp_path, runtime)
+    with pytest.raises(InputError) as refused:
+        package(winner.path, target, tmp_path / "out")
+    said = str(refused.value)
+    assert f"run `vitrail serve {winner.path}` on the machine with the GPU" in said
+    extra = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}.get(runtime, "cuda")
+    assert f"vitrail[serve,{extra}]" in said
+    assert "use docker" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["docker", "triton", "openvino-model-server"])
+def test_coreml_is_served_on_a_mac_or_taken_by_a_phone(tmp_path, target):
+    winner = of_phone(tmp_path, "coreml")
+    said = f"run `vitrail serve {winner.path}` on macOS, or use phone."
+    with pytest.raises(InputError, match=re.escape(said)):
+        package(winner.path, target, tmp_path / "out")
 
 
 def test_an_image_of_it_installs_the_engine_and_torch_for_cpus(tmp_path):

@@ -22,17 +22,23 @@ USER = 10001
 
 
 def write(folder: Path, order: Order) -> tuple[str, ...]:
-    """Write the build context; notes for the person. Raises InputError for an engine that Linux lacks."""
+    """Write the build context; notes for the person.
+
+    Raises:
+        InputError: an engine that could not run in the image.
+    """
     engine = RUNTIMES[order.artifact.manifest.variant.runtime]
-    if engine.platforms and "linux" not in engine.platforms:
-        raise InputError(
-            f"{engine.label} does not run on Linux, which an image of Docker is: export another."
+    if order.instead_of_docker:
+        lacking = (
+            "does not run on Linux, which an image of Docker is"
+            if engine.platforms
+            else "takes CUDA, which this image would not have"
         )
+        raise InputError(f"{engine.label} {lacking}: {order.instead_of_docker}.")
     shutil.copytree(order.artifact.path, folder / "artifact")
     open_artifact(folder / "artifact")
     version, note = add_wheel(folder, order.wheel)
     copy_file("healthcheck.py", folder / "healthcheck.py")
-    engine = RUNTIMES[order.artifact.manifest.variant.runtime]
     facts = {
         "name": order.name,
         "image": order.name.lower(),

@@ -10,9 +10,10 @@ from typing import TypeAlias
 from vitrail.artifact import Artifact
 from vitrail.errors import InputError
 from vitrail.hardware import usable_cores
+from vitrail.install import extras_of
 from vitrail.names import model_name
 from vitrail.privacy import import_engine
-from vitrail.runtimes import sized
+from vitrail.runtimes import RUNTIMES, SYSTEMS, sized
 from vitrail.runtimes.parts import IMAGES, Parts, parts_of
 from vitrail.store import sha256_file
 from vitrail.vocabulary import Graph, TensorSpec
@@ -38,9 +39,28 @@ class Order:
         runtime = self.artifact.manifest.variant.runtime
         if runtime not in SERVED:
             raise InputError(
-                f"{self.artifact.path} runs on {runtime}, which only Vitrail serves: use docker."
+                f"{self.artifact.path} runs on {RUNTIMES[runtime].label}, which only Vitrail serves: "
+                f"{self.instead_of_docker or 'use docker'}."
             )
         return runtime
+
+    @property
+    def instead_of_docker(self) -> str:
+        """What to do where an image of Docker could not run the engine; "": it can."""
+        engine = RUNTIMES[self.artifact.manifest.variant.runtime]
+        serve = f"`vitrail serve {self.artifact.path}`"
+        if engine.platforms and "linux" not in engine.platforms:
+            where = " or ".join(SYSTEMS.get(each, each) for each in engine.platforms)
+            return f"run {serve} on {where}{', or use phone' if engine.on_phones else ''}"
+        if "cpu" in engine.devices:
+            return ""
+        extras = extras_of(engine.install)
+        installed = f"vitrail[{','.join(['serve', *(extras or ['cuda'])])}] installed"
+        then = "" if extras else f" (and then: {engine.install})"
+        return (
+            f"run {serve} on the machine with the GPU, or in an image of your own from one of NVIDIA's, with "
+            f"{installed}{then}"
+        )
 
     @property
     def threads(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,20 @@ from vitrail.words import shown
 
 __all__ = ["APPS", "write"]
 
-APPS = {"executorch": "phone/executorch.md", "litert": "phone/litert.md"}
+APPS = {
+    "executorch": "phone/executorch.md",
+    "litert": "phone/litert.md",
+    "coreml": "phone/coreml.md",
+}
 """Engine -> the template that says how an app loads its files. Another engine is a line and a template."""
+
+UNITS = {
+    "ALL": "all",
+    "CPU_ONLY": "cpuOnly",
+    "CPU_AND_GPU": "cpuAndGPU",
+    "CPU_AND_NE": "cpuAndNeuralEngine",
+}
+"""CoreML's setting `compute_units` -> its name in Swift."""
 
 FORMAT, SCHEMA_VERSION = "vitrail-phone", 1
 MODEL, CHECK = "model", "check.json"
@@ -43,18 +55,19 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
     manifest = order.artifact.manifest
     runtime = manifest.variant.runtime
     if runtime not in APPS:
-        known = " and ".join(RUNTIMES[name].label for name in APPS)
+        *first, last = (RUNTIMES[name].label for name in APPS)
         raise InputError(
-            f"{order.artifact.path} runs on {RUNTIMES[runtime].label}, and this is for {known}: "
-            f"make one with --runtimes {' or '.join(APPS)}."
+            f"{order.artifact.path} runs on {RUNTIMES[runtime].label}, and this is for {', '.join(first)} "
+            f"and {last}: make one with --runtimes {' or '.join(APPS)}."
         )
-    entry = copy_model(order, folder / MODEL)
+    # CoreML's entry lies in a package, which is a folder that an app takes whole.
+    entry = PurePosixPath(copy_model(order, folder / MODEL)).parts[0]
     for name, data in order.artifact.task.files().items():
         (folder / name).write_bytes(data)
     graph = sized(order.graph, {"B": manifest.evidence.workload.batch_size})
     check = _check(order, graph, f"{MODEL}/{entry}", _photos(folder, order, graph))
     (folder / CHECK).write_text(json.dumps(check, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    notes = _notes(graph)
+    notes = _notes(order, graph)
     facts = {
         "name": order.name,
         "artifact": shown(manifest.name),
@@ -62,9 +75,10 @@ def write(folder: Path, order: Order) -> tuple[str, ...]:
         "label": RUNTIMES[runtime].label,
         "section": APPS[runtime],
         "check": check,
-        "entry": Path(entry).name,
+        "entry": entry,
         "stem": Path(entry).stem,
         "suffix": Path(entry).suffix.removeprefix("."),
+        "units": UNITS[dict(manifest.variant.settings).get("compute_units", "ALL")],
         "version": "" if manifest.evidence.facts is None else manifest.evidence.facts.version,
         "notes": notes,
     }
@@ -175,9 +189,11 @@ def _tensor(spec: TensorSpec, preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def _notes(graph: Graph) -> tuple[str, ...]:
+def _notes(order: Order, graph: Graph) -> tuple[str, ...]:
     batch = int(graph.inputs[0].shape[0])
-    notes = ["its latency and memory were measured on another machine, not on a phone"]
+    notes = []
+    if order.artifact.manifest.evidence.figures:
+        notes.append("its latency and memory were measured on another machine, not on a phone")
     if batch > 1:
         notes.append(f"the model takes {batch} images at once: each .bin holds one photo {batch} times")
     return tuple(notes)
