@@ -16,6 +16,10 @@ class NVMLError_NotSupported(NVMLError):
     pass
 
 
+class NVMLError_NoPermission(NVMLError):
+    pass
+
+
 class NVMLError_FunctionNotFound(NVMLError):
     pass
 
@@ -34,6 +38,7 @@ def gpu(name: str = "NVIDIA H100 80GB HBM3", **changes) -> SimpleNamespace:
         "reasons": 1,
         "processes": [],
         "lost": False,
+        "mig": None,
     }
     return SimpleNamespace(**(facts | changes))
 
@@ -56,6 +61,8 @@ def install(monkeypatch, *cards: SimpleNamespace, driver: str = "580.65.06", err
             value = read(card)
             if value is None:
                 raise NVMLError_NotSupported
+            if isinstance(value, Exception):
+                raise value
             return value
 
         return answer
@@ -77,17 +84,18 @@ def install(monkeypatch, *cards: SimpleNamespace, driver: str = "580.65.06", err
         "nvmlDeviceGetMaxClockInfo": told(lambda card: card.clock),
         "nvmlDeviceGetClockInfo": told(lambda card: card.clock),
         "nvmlDeviceGetTemperature": told(lambda card: 40),
-        "nvmlDeviceGetMigMode": told(lambda card: None),
+        "nvmlDeviceGetMigMode": told(lambda card: card.mig),
         "nvmlDeviceGetCurrentClocksEventReasons": told(lambda card: card.reasons),
         "nvmlDeviceGetComputeRunningProcesses": told(lambda card: card.processes),
     }
     for name, function in functions.items():
         setattr(module, name, function)
-    for kind in (NVMLError, NVMLError_NotSupported, NVMLError_FunctionNotFound):
+    for kind in (NVMLError, NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_FunctionNotFound):
         setattr(module, kind.__name__, kind)
     module.NVML_CLOCK_SM, module.NVML_TEMPERATURE_GPU = 1, 0
     monkeypatch.setitem(__import__("sys").modules, "pynvml", module)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def process(pid: int | None = None, mib: int | None = 100) -> SimpleNamespace:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import engines
 import exports
@@ -22,10 +23,12 @@ from vitrail import gpu, hardware, runtimes
 from vitrail.cli import main
 from vitrail.cli.doctor import doctor_document
 from vitrail.errors import InputError, MissingExtraError
+from vitrail.export import exports as exports_module
 from vitrail.export import reference
 from vitrail.export.variants import variants
 from vitrail.measure import peaks
 from vitrail.measure.latency import Plan, screen
+from vitrail.measure.session import ExportSession
 from vitrail.replay import judge_recorded
 from vitrail.requirements import resolve
 from vitrail.runtimes import RUNTIMES, EngineMismatch, onnxruntime_cuda
@@ -37,6 +40,7 @@ from vitrail.vocabulary import (
     SearchSettings,
     Target,
     TensorSpec,
+    Variant,
     Workload,
 )
 
@@ -61,7 +65,7 @@ def test_a_card_is_what_its_driver_says(monkeypatch):
     first, second = gpu.card("cuda"), gpu.card("cuda:1")
     assert (first.name, first.capability, first.driver) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65.06")
     assert (first.memory_mib, first.power_limit_w, first.clock_mhz) == (81559, 700.0, 1980)
-    assert (second.name, second.power_limit_w, second.partitioned) == ("NVIDIA L4", None, False)
+    assert (second.name, second.power_limit_w) == ("NVIDIA L4", None)
 
 
 @pytest.mark.parametrize(
@@ -80,19 +84,42 @@ def test_what_holds_clocks_back_and_who_else_computes(monkeypatch):
     seen = gpu.reading("cuda")
     assert seen.held_back == ("the power cap", "heat")
     assert seen.others == 2
-    # In a container the driver names processes by other numbers: one of them is this one.
-    fake_nvml.install(monkeypatch, fake_nvml.gpu(reasons=1, processes=busy[1:]))
-    assert gpu.reading("cuda") == replace(seen, held_back=(), others=1)
+    # Rivals that the same parent started are no others: they wait while this one is timed.
+    rivals = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    try:
+        pids = [rival.pid for rival in rivals]
+        here = f"{pids} + [os.getpid()]"
+        code = f"{SIBLING}; print(seen({here}), seen({here} + [4]), seen(range(4, 24)) > 9)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        # In a container the driver names processes by other numbers: as many as are ours are taken off.
+        assert done.stdout.split() == ["0", "1", "True"]
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
 
 
 def test_memory_is_this_processs_where_the_driver_says_so(monkeypatch):
     fake_nvml.install(
         monkeypatch, fake_nvml.gpu(processes=[fake_nvml.process(mib=300), fake_nvml.process(9)])
     )
-    assert gpu.memory_mib("cuda") == 300
+    assert gpu.memory_mib("cuda") == (300, True)
     assert runtimes.memory(Target(runtime="onnxruntime-cuda", precision="fp32", device="cuda")) == (300, 300)
     fake_nvml.install(monkeypatch, fake_nvml.gpu(used=700, processes=[fake_nvml.process(mib=None)]))
-    assert gpu.memory_mib("cuda") == 700
+    assert gpu.memory_mib("cuda") == (700, False)
+
+
+def test_unlike_cards_need_one_order(monkeypatch):
+    fake_nvml.install(monkeypatch, fake_nvml.gpu("A"), fake_nvml.gpu("B"))
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    with pytest.raises(InputError, match=r"unlike GPUs .A, B.*set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        gpu.card("cuda:1")
+    fake_nvml.install(monkeypatch, fake_nvml.gpu("A"), fake_nvml.gpu("A"))
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    assert gpu.card("cuda:1").name == "A"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7a")
+    with pytest.raises(InputError, match="names a share of a GPU"):
+        gpu.card("cuda")
 
 
 def test_a_card_is_part_of_the_machines_fingerprint(monkeypatch):
@@ -110,6 +137,9 @@ def test_a_card_is_part_of_the_machines_fingerprint(monkeypatch):
     assert first != hardware.fingerprint(hardware.facts())
 
 
+SIBLING = "from vitrail.gpu import _others; import os; seen = lambda pids: _others({*pids})"
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -125,6 +155,13 @@ def test_a_card_is_part_of_the_machines_fingerprint(monkeypatch):
             "",
             "cuda",
             "cuda was lost or does not answer .GPU is lost.*nvidia-smi",
+        ),
+        ((fake_nvml.gpu(mig=(1, 1)),), "", "cuda", "cuda is divided .MIG.*measure on a whole GPU"),
+        (
+            (fake_nvml.gpu(name=fake_nvml.NVMLError_NoPermission()),),
+            "",
+            "cuda",
+            "This user may not read cuda",
         ),
     ],
 )
@@ -158,6 +195,9 @@ def test_doctor_describes_each_card(monkeypatch, capsys):
     assert "TensorRT supports up to 10.4, CUDA up to 12.9 and drivers up to R580" in said
     fake_nvml.install(monkeypatch, error="Driver Not Loaded")
     assert doctor_document(peaks=False)["cards"] == []
+    fake_nvml.install(monkeypatch, fake_nvml.gpu(), fake_nvml.gpu(lost=True))
+    _, lost = doctor_document(peaks=False)["cards"]
+    assert "lost" in lost["refused"]
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert doctor_document(peaks=False)["cards"] == []
 
@@ -452,3 +492,37 @@ def test_pytorch_answers_on_a_gpu_as_on_the_cpu(tmp_path, precision):
     far = np.linalg.norm(found["cuda"] - found["cpu"]) / np.linalg.norm(found["cpu"])
     assert far < {"fp32": 1e-5, "tf32": 5e-3, "bf16": 5e-2, "fp16": 5e-3}[precision]
     assert precision == "fp32" or far > 1e-6
+
+
+def test_graphs_of_other_photos_or_builders_have_figures_of_their_own(monkeypatch):
+    candidate = selections.candidate("resnet50.a1_in1k")
+
+    def key_of(runtime, precision, photos=("a",)):
+        monkeypatch.setattr(exports_module, "digest_of", lambda paths: " ".join(paths))
+        made = exports_module.Exports.__new__(exports_module.Exports)
+        made._ranges_of = list(photos)
+        return made.built_key(
+            Variant(candidate=candidate, image_size=224, runtime=runtime, precision=precision)
+        )
+
+    assert key_of("tensorrt", "fp16") != key_of("tensorrt", "fp16", ("b",))
+    assert key_of("onnxruntime-cuda", "fp16") == key_of("onnxruntime-cuda", "fp16")
+    assert key_of("onnxruntime-cuda", "fp32") == key_of("openvino", "bf16") == {}
+    monkeypatch.setattr(runtimes, "building", lambda name: f"{name} 2")
+    assert key_of("litert", "fp32") == {"builder": "litert 2"}
+
+
+def test_memory_of_a_gpu_that_tells_no_processes_is_what_loading_took(monkeypatch):
+    """In finals the rivals are loaded too: what is in use by then is not this one's."""
+    used = iter([(1000.0, False), (1400.0, False), (2600.0, False), (2600.0, False)])
+    monkeypatch.setattr(gpu, "memory_mib", lambda _: next(used))
+    session = ExportSession.__new__(ExportSession)
+    target = Target(runtime="onnxruntime-cuda", precision="fp32", device="cuda")
+    session._request = SimpleNamespace(target=target, clients=1)
+    session._predictor = SimpleNamespace(request=lambda _: None)
+    session._runner, session._inputs, session._photos = SimpleNamespace(run=lambda _: None), {}, list
+    _, session._baseline = runtimes.memory(target)
+    session.warm_up(0.0, 1)
+    found = session.memory()
+    assert found["peak"] == found["steady"] == found["above_baseline"] == 400.0
+    assert found["process"] > 1

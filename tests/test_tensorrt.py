@@ -416,3 +416,16 @@ def test_cards_that_are_supported(card) -> None:
 def test_a_capability_is_of_one_generation() -> None:
     capabilities = [each for row in cards.ARCHITECTURES for each in row.capabilities]
     assert len(capabilities) == len(set(capabilities))
+
+
+def test_a_plan_whose_types_are_not_told_shows_no_precision():
+    """Nothing that is counted is nothing that was seen: fp32 would otherwise pass unread."""
+    import json
+
+    from vitrail.runtimes.tensorrt import check_layers, layers
+
+    for precision in ("fp32", "tf32", "fp16", "int8"):
+        with pytest.raises(EngineMismatch, match="does not tell its layers' types"):
+            check_layers({}, precision)
+    said = {"Layers": [{"Inputs": [{"Format/Datatype": "Row major linear FP16"}], "Outputs": []}]}
+    assert layers(json.dumps(said)) == {"fp16": 1}

@@ -399,3 +399,24 @@ def test_lite0_with_its_trained_weights(tmp_path) -> None:
         assert clear.sum() >= 5
         least = agreement.BOUNDS["int8"].agreement
         assert agreement.agree_enough(int(clear.sum()), int(kept.sum()), least)
+
+
+def test_ranges_that_share_a_zero_point_are_each_made_symmetric():
+    """NNCF gives each its own today; an optimiser may join equal constants."""
+    zero = numpy_helper.from_array(np.array(0, np.uint8), "zero")
+    scales = [numpy_helper.from_array(np.array(value, np.float32), f"scale_{value}") for value in (0.1, 0.2)]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", scale.name, "zero"], [f"q_{i}"])
+        for i, scale in enumerate(scales)
+    ]
+    graph = helper.make_graph(
+        nodes, "shared",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("q_0", TensorProto.UINT8, [1])],
+        [zero, *scales],
+    )  # fmt: skip
+    made = {t.name: numpy_helper.to_array(t) for t in symmetric(helper.make_model(graph)).graph.initializer}
+    assert made["zero"].dtype == np.int8
+    np.testing.assert_allclose(
+        [made["scale_0.1"], made["scale_0.2"]], np.array([0.1, 0.2]) * 255 / 127, rtol=1e-6
+    )

@@ -1,7 +1,8 @@
 """NVIDIA GPUs as their driver tells of them (NVML): what they are, how they run now, and who else uses them.
 
 Nothing here starts CUDA. Devices are written as everywhere in CUDA: `cuda` is the first that this process may
-use (`CUDA_VISIBLE_DEVICES`), `cuda:1` the next.
+use (`CUDA_VISIBLE_DEVICES`), `cuda:1` the next. Where the two libraries may mean different cards by a number,
+or a card is divided (MIG), the device is refused: its figures would be another's.
 
 Source: NVML API reference, https://docs.nvidia.com/deploy/nvml-api (nvidia-ml-py 13).
 """
@@ -22,6 +23,7 @@ __all__ = ["Card", "Reading", "card", "count", "memory_mib", "number_of", "readi
 MIB = 1024 * 1024
 INSTALL = 'pip install "vitrail[cuda]"'
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER, BY_BUS = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 
 HELD_BACK = {
     0x4: "the power cap",
@@ -48,8 +50,6 @@ class Card:
     """The cap that is enforced; None: this GPU does not say."""
     clock_mhz: int | None
     """The highest clock of its multiprocessors."""
-    partitioned: bool = False
-    """It is divided (MIG), so that figures belong to one share of it."""
 
     def facts(self) -> dict[str, Any]:
         """The same as plain JSON data."""
@@ -88,7 +88,10 @@ def count() -> int:
         MissingExtraError: nvidia-ml-py is not installed.
     """
     with _nvml(lambda _: None) as nvml:
-        return 0 if nvml is None else len(_handles(nvml))
+        try:
+            return 0 if nvml is None else len(_handles(nvml))
+        except nvml.NVMLError:  # one of them was lost: `card` says which
+            return int(nvml.nvmlDeviceGetCount())
 
 
 def card(device: str) -> Card:
@@ -108,7 +111,6 @@ def card(device: str) -> Card:
             memory_mib=int(nvml.nvmlDeviceGetMemoryInfo(handle).total) // MIB,
             power_limit_w=None if limit is None else limit / 1000,
             clock_mhz=_or_none(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
-            partitioned=bool((_or_none(lambda: nvml.nvmlDeviceGetMigMode(handle)) or (0, 0))[0]),
         )
 
 
@@ -118,18 +120,17 @@ def reading(device: str) -> Reading:
         power = _or_none(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         reasons = _or_none(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0
         there = _or_none(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-        mine = {os.getpid(), os.getppid()}
         return Reading(
             clock_mhz=_or_none(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             power_w=None if power is None else power / 1000,
             temperature_c=_or_none(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             held_back=tuple(dict.fromkeys(word for bit, word in HELD_BACK.items() if reasons & bit)),
-            others=_others([process.pid for process in there], mine),
+            others=_others({process.pid for process in there}),
         )
 
 
-def memory_mib(device: str) -> float:
-    """MiB of the GPU's memory that is in use, by this process where the driver says, else by all.
+def memory_mib(device: str) -> tuple[float, bool]:
+    """MiB of the GPU's memory in use, and whether that is this process's alone: not every driver tells.
 
     An engine's allocator keeps what it once took, so that after a call this is its peak. Raises as `card`.
     """
@@ -137,15 +138,20 @@ def memory_mib(device: str) -> float:
         there = _or_none(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
         own = [process.usedGpuMemory for process in there if process.pid == os.getpid()]
         if own and own[0] is not None:
-            return float(own[0]) / MIB
-        return float(nvml.nvmlDeviceGetMemoryInfo(handle).used) / MIB
+            return float(own[0]) / MIB, True
+        return float(nvml.nvmlDeviceGetMemoryInfo(handle).used) / MIB, False
 
 
-def _others(there: list[int], mine: set[int]) -> int:
-    """How many of these processes are not ours; in a container the driver names them by other numbers."""
-    if mine & set(there):
-        return len(set(there) - mine)
-    return max(len(set(there)) - 1, 0)
+def _others(there: set[int]) -> int:
+    """How many of these processes are not ours: neither this one nor the others that its parent started.
+
+    In a container the driver names processes by other numbers; then as many as are ours are taken off.
+    """
+    import psutil  # not for every command
+
+    parent = psutil.Process().parent()
+    ours = {os.getpid(), *(child.pid for child in (parent.children(recursive=True) if parent else ()))}
+    return len(there - ours) if there & ours else max(len(there) - len(ours), 0)
 
 
 @contextmanager
@@ -159,12 +165,18 @@ def _opened(device: str) -> Iterator[tuple[Any, Any]]:
         assert nvml is not None, "refused"
         try:
             handles = _handles(nvml)
+            _check_numbers(nvml, handles)
             if not handles:
                 raise InputError(f"There is no {device} here, the driver shows no GPU: use --device cpu.")
             if number >= len(handles):
                 there = "cuda" if len(handles) == 1 else f"cuda:0 to cuda:{len(handles) - 1}"
                 raise InputError(f"There is no {device} here: use {there}.")
+            _check_whole(nvml, handles[number], device)
             yield nvml, handles[number]
+        except nvml.NVMLError_NoPermission:
+            raise InputError(
+                f"This user may not read {device}: ask for the right to, or use --device cpu."
+            ) from None
         except nvml.NVMLError as error:
             raise InputError(
                 f"{device} was lost or does not answer ({error}): see `nvidia-smi`, restart the machine."
@@ -190,6 +202,24 @@ def _nvml(refuse: Callable[[str], None]) -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
+def _check_numbers(nvml: Any, handles: list[Any]) -> None:
+    """CUDA counts the quickest card first, and the driver by bus, unless the first is told to do so too."""
+    names = {_text(nvml.nvmlDeviceGetName(handle)) for handle in handles}
+    if len(names) > 1 and os.environ.get(ORDER) != BY_BUS:
+        raise InputError(
+            f"This machine has unlike GPUs ({', '.join(sorted(names))}), which CUDA and the driver number in "
+            f"different orders: set {ORDER}={BY_BUS}."
+        )
+
+
+def _check_whole(nvml: Any, handle: Any, device: str) -> None:
+    if (_or_none(lambda: nvml.nvmlDeviceGetMigMode(handle)) or (0, 0))[0]:
+        raise InputError(
+            f"{device} is divided (MIG), and figures of its shares cannot be told apart yet: measure on a "
+            "whole GPU."
+        )
+
+
 def _handles(nvml: Any) -> list[Any]:
     """The GPUs that CUDA would show this process, in its order."""
     every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
@@ -198,6 +228,8 @@ def _handles(nvml: Any) -> list[Any]:
         return every
     found = []
     for name in filter(None, (each.strip() for each in named.split(","))):
+        if name.startswith("MIG-"):
+            raise InputError(f"{VISIBLE} names a share of a GPU ({name}): measure on a whole one.")
         if name.isdecimal():
             if int(name) >= len(every):  # as CUDA does: what follows an unknown one is not there either
                 break
@@ -220,5 +252,9 @@ def _or_none(read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+    except (
+        pynvml.NVMLError_NotSupported,
+        pynvml.NVMLError_FunctionNotFound,
+        pynvml.NVMLError_NoPermission,
+    ):
         return None

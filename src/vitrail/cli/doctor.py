@@ -83,10 +83,14 @@ def doctor_document(*, peaks: bool) -> dict[str, Any]:
 
 def _cards() -> list[dict[str, Any]]:
     """The GPUs that `--device` can name; none where nothing that reads them is installed, or no driver is."""
+    found: list[dict[str, Any]] = []
     with contextlib.suppress(InputError):
-        devices = [f"cuda:{number}" for number in range(gpu.count())]
-        return [{"device": device, **gpu.card(device).facts()} for device in devices]
-    return []
+        for device in (f"cuda:{number}" for number in range(gpu.count())):
+            try:
+                found.append({"device": device, **gpu.card(device).facts()})
+            except InputError as error:
+                found.append({"device": device, "refused": str(error)})
+    return found
 
 
 def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
@@ -154,13 +158,14 @@ def _lines(document: dict[str, Any]) -> list[str]:
 
 
 def _card(card: dict[str, Any]) -> str:
+    if "refused" in card:
+        return str(card["refused"])
     capped = "" if card["power_limit_w"] is None else f", capped at {card['power_limit_w']:.0f} W"
-    divided = ", divided (MIG)" if card["partitioned"] else ""
     refused = cards.unsupported(card["capability"])
     left_behind = "" if refused is None else f"; {refused}"
     return (
         f"{card['name']}, capability {card['capability']}, driver {card['driver']}, "
-        f"{card['memory_mib'] / 1024:.1f} GiB{capped}{divided}{left_behind}"
+        f"{card['memory_mib'] / 1024:.1f} GiB{capped}{left_behind}"
     )
 
 

@@ -183,6 +183,7 @@ class Bench(Exports):
             "data": self.dataset.digest if self.dataset else None,
             **({"task": variant.candidate.task} if variant.candidate.task != "classify" else {}),
             **({"rewritten": found} if (found := self.rewrite_key(variant)) else {}),
+            **self.built_key(variant),
             **({} if variant.exact else {"passes": passes.VERSION}),
         }
 

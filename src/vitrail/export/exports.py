@@ -210,6 +210,17 @@ class Exports:
         """What decides how a typed graph differs from the one it is made of."""
         return {"method": work.TYPED_METHOD, "photos": digest_of(self._ranges_of)}
 
+    def built_key(self, variant: Variant) -> dict[str, object]:
+        """What else decides the files that the variant's engine reads, or who runs them; empty: nothing."""
+        engine, key = runtimes.RUNTIMES[variant.runtime], dict[str, object]()
+        if _takes_typed(variant):
+            key["typed"] = self._typed_key
+        if engine.builder is not None:
+            key["builder"] = runtimes.building(variant.runtime)
+        if engine.module == "onnxruntime" and engine.plans:  # a plug-in, whose own version is the engine's
+            key["onnxruntime"] = runtimes.version("onnxruntime")
+        return key
+
     def _measured(self, variant: Variant) -> QuantiseRequest | None:
         """The photos that say where a typed graph stays in float32; None: there are none."""
         if not _takes_typed(variant) or not self._ranges_of:

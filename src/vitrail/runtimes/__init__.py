@@ -500,7 +500,7 @@ def memory(target: Target) -> tuple[float, float]:
         peak, now = engine.memory(target.device)
         return float(peak), float(now)
     if kind_of(target.device) == "cuda":
-        now = gpu.memory_mib(target.device)
+        now, _ = gpu.memory_mib(target.device)
         return now, now
     from vitrail import footprint  # psutil: not for every command
 

@@ -11,7 +11,9 @@ Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.h
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +107,8 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
             f"The ONNX Runtime installed here has no CUDA provider: `{RUNTIMES[NAME].install}` (one of the "
             "two packages at a time)."
         )
-    ort.preload_dlls()  # CUDA and cuDNN as pip installs them, where the system has none
+    with redirect_stdout(sys.stderr):  # what it cannot find it prints, and it may not be needed
+        ort.preload_dlls()  # CUDA and cuDNN as pip installs them, where the system has none
     return opened(path, graph, target, place, threads)
 
 

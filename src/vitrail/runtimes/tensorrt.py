@@ -14,6 +14,7 @@ https://docs.nvidia.com/deeplearning/tensorrt/11.4.0. It has not run on a GPU ye
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,7 +144,8 @@ def layers(information: str) -> Counter[str]:
             raise EngineMismatch(f"{LABEL}'s plan does not tell its layers' types: build it again.")
         tensors = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
         kinds = [str(each.get("DataType") or each.get("Format/Datatype", "")).lower() for each in tensors]
-        found = [PRECISIONS[kind] for kind in kinds if kind in PRECISIONS]
+        words = {word for kind in kinds for word in re.findall(r"[a-z]+\d*", kind)}
+        found = [PRECISIONS[word] for word in words if word in PRECISIONS]
         if found:
             counts[min(found, key=WIDTHS.__getitem__)] += 1
     return counts
@@ -151,6 +153,8 @@ def layers(information: str) -> Counter[str]:
 
 def check_layers(counted: Mapping[str, int], precision: str) -> None:
     """Raise an EngineMismatch unless the plan computes in the precision that was asked for."""
+    if not sum(counted.values()):
+        raise EngineMismatch(f"{LABEL}'s plan does not tell its layers' types, so {precision} is not shown.")
     if precision in ("fp32", "tf32"):
         narrow = sum(count for name, count in counted.items() if name != "fp32")
         if narrow:

@@ -7,8 +7,10 @@ file with its digest and what it was built for: loading one runs what it holds.
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +156,23 @@ def kept(path: Path, graph: Graph, target: Target, bound: Bound) -> tuple[Path, 
     }
     folder = store.cache_dir() / NAME / store.digest_of(key)[:24]
     if not (folder / FACTS).is_file():
-        with store.atomic_folder(folder, overwrite=True) as made:
-            build(path, made, shapes=shapes, target=target)
+        with _alone(folder):
+            if not (folder / FACTS).is_file():  # another process may have built it while this one waited
+                with store.atomic_folder(folder, overwrite=True) as made:
+                    build(path, made, shapes=shapes, target=target)
     return folder, _facts(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: building takes minutes, and measures kernels, which two would disturb."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as handle:
+        with suppress(OSError, ImportError):  # a system or file system without locks: the last one stays
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _facts(folder: Path) -> Plan:
@@ -182,12 +198,13 @@ def trusted(folder: Path, bound: Bound) -> bytes:
             "plan is built again."
         )
     plan = folder / PLAN
-    if not plan.is_file() or store.sha256_file(plan) != facts.sha256:
+    content = plan.read_bytes() if plan.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != facts.sha256:
         raise InputError(
             f"{plan} is not the plan that was built there (its digest differs), and is not loaded: remove "
             f"{folder}, and it is built again."
         )
-    return plan.read_bytes()
+    return content
 
 
 def engine() -> Any:

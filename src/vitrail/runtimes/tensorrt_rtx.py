@@ -21,6 +21,7 @@ from vitrail.errors import InputError, MissingExtraError
 from vitrail.privacy import import_engine
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.runtimes.onnxruntime import loaded_graph, tensor_names
+from vitrail.runtimes.onnxruntime_cuda import refused
 from vitrail.vocabulary import Graph, RunnerFacts, Target
 from vitrail.words import first_line
 
@@ -55,8 +56,8 @@ class PluginRunner:
         given = {theirs: inputs[ours] for theirs, ours in self._inputs.items()}
         try:
             return dict(zip(self._keys, self._session.run(self._outputs, given), strict=True))
-        except RuntimeError as error:
-            raise InputError(f"{LABEL} refused on {self.facts.device}: {first_line(error)}.") from None
+        except Exception as error:  # ONNX Runtime's own have no base but this
+            raise refused(error, self.facts.device) from None
 
     def close(self) -> None:
         """Drop the session."""

@@ -102,22 +102,25 @@ def symmetric(quantised: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(quantised)
     graph = result.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
+    points_of: dict[str, np.ndarray] = {}  # before any was changed: several ranges may share one
     done, changed = set[str](), set[str]()
     for node in graph.node:
         if node.op_type != "QuantizeLinear" or len(node.input) < 3:
             continue
         scale, zero = (tensors[name] for name in node.input[1:3])
-        points = numpy_helper.to_array(zero)
+        points = points_of.setdefault(zero.name, numpy_helper.to_array(zero))
         signed = points.dtype == np.int8
-        if zero.name in done or (signed and not points.any()):
+        if signed and not points.any():
+            continue
+        changed.update((zero.name, node.output[0]))
+        if scale.name in done:
             continue
         limits = np.iinfo(points.dtype)
         steps = np.maximum(points.astype(np.int64) - limits.min, limits.max - points.astype(np.int64))
         wide = numpy_helper.to_array(scale) * (steps / 127.0)
         scale.CopyFrom(numpy_helper.from_array(wide.astype(np.float32), scale.name))
         zero.CopyFrom(numpy_helper.from_array(np.zeros_like(points, np.int8), zero.name))
-        done.add(zero.name)
-        changed.update((zero.name, node.output[0]))
+        done.add(scale.name)
     for info in graph.value_info:
         if info.name in changed:
             info.type.tensor_type.elem_type = onnx.TensorProto.INT8
