@@ -199,7 +199,11 @@ def test_parity_gates_what_runs_here(asked, tmp_path, capsys, monkeypatch):
             ["--runtimes", "onnxruntime", "--precisions", "bf16"],
             "ONNX Runtime has no bf16: choose fp32 or int8",
         ),
-        (["--runtimes", "onnxruntime", "--precisions", "int8"], "int8 needs photos to be calibrated on"),
+        (
+            ["--runtimes", "onnxruntime", "--precisions", "int8"],
+            "int8 needs photos to be calibrated on: give --images or --calibration.",
+        ),
+        (["--runtimes", "onnxruntime", "--out", ""], "The name of the folder to write is empty: give one."),
         (["--runtimes", "onnxruntime", "--calibration", "."], "--calibration is about int8"),
         (["--runtimes", "nothing"], "nknown runtime"),
     ],

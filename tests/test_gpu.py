@@ -202,6 +202,26 @@ def test_doctor_describes_each_card(monkeypatch, capsys):
     assert doctor_document(peaks=False)["cards"] == []
 
 
+@pytest.mark.parametrize(
+    ("names", "seen"),
+    [([], False), (["AMD GPU (renderD128)"], False), (["Apple GPU (Metal)"], False)]
+    + [([name], True) for name in ("NVIDIA H200", "Tesla V100-SXM2-16GB", "NVIDIA GPU (renderD128)")],
+)
+def test_doctor_misses_what_takes_a_gpu_only_where_one_is_seen(monkeypatch, capsys, names, seen):
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # so no card is described
+    monkeypatch.setattr(hardware, "_gpus", lambda root: names)
+    monkeypatch.setattr(hardware, "version_of", lambda engine: None)  # no engine is installed
+    of_gpus = {"ONNX Runtime CUDA", "TensorRT", "TensorRT for RTX"}
+    missing = {item["what"] for item in doctor_document(peaks=False)["missing"]}
+    assert "OpenVINO" in missing
+    assert missing & of_gpus == (of_gpus if seen else set())
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert ("uninstall" in said) == seen
+    also = "(with an NVIDIA GPU also: ONNX Runtime CUDA, TensorRT, TensorRT for RTX)"
+    assert (also in said) != seen
+
+
 def test_without_the_binding_its_install_line_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(MissingExtraError, match=r"\[cuda\]"):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail import store
+from vitrail import artifact, store
 from vitrail.errors import InputError
 from vitrail.store import RecordStore, atomic_folder, atomic_write, canonical_json, check_target
 
@@ -198,6 +198,15 @@ def test_folder_may_replace_an_empty_one_but_no_file(tmp_path):
         ):
             pytest.fail("the block must not run")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, overwrite):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="The name of the folder to write is empty: give one"):
+        store.check_target("", overwrite=overwrite)
+    with pytest.raises(InputError, match="is empty"):
+        artifact.check_target("", overwrite=overwrite)
 
 
 def test_check_target_says_it_before_the_work(tmp_path):

@@ -225,12 +225,19 @@ def _swap(temporary: Path, place: Path, *, overwrite: bool) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_name(target: Path | str) -> None:
+    """An empty name would mean the current folder, which nobody asked for. Raises InputError."""
+    if target == "":
+        raise InputError("The name of the folder to write is empty: give one.")
+
+
 def check_target(target: Path | str, *, overwrite: bool = False) -> None:
     """Raise now what would stop `atomic_folder(target)` later, before any work is done.
 
     Raises:
-        InputError: `target` exists, or its nearest existing parent is not a folder or not writable.
+        InputError: `target` is empty or exists, or its nearest existing parent is no folder or not writable.
     """
+    check_name(target)
     target = Path(target)
     place = Path(os.path.realpath(target))
     if os.path.lexists(place) and not place.is_dir():

@@ -233,8 +233,8 @@ def write(target: Path | str, bundle: Bundle, *, overwrite: bool = False) -> Art
         ValueError: the bundle contradicts itself, or must not ship (random weights, a reference).
     """
     _check(bundle)
-    target = Path(target)
     check_target(target, overwrite=overwrite)
+    target = Path(target)
     with atomic_folder(target, overwrite=overwrite) as folder:
         _fill(folder, bundle)
         opened = open_artifact(folder)
@@ -245,8 +245,10 @@ def check_target(target: Path | str, *, overwrite: bool = False) -> None:
     """Raise now what would stop `write` later, before any work is done.
 
     Raises:
-        InputError: the target exists (with `overwrite`: and is not an artifact), or cannot be written.
+        InputError: the target is empty or exists (with `overwrite`: and is not an artifact), or cannot be
+            written.
     """
+    store.check_name(target)
     target = Path(target)
     if overwrite and target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_FILE).is_file():
         raise InputError(f"{target} is not an artifact and is not overwritten: choose another folder.")

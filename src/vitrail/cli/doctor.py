@@ -12,7 +12,7 @@ from typing import Any
 from vitrail import cards, gpu, hardware
 from vitrail.cli.output import STDOUT, add_json_argument, write_json
 from vitrail.errors import InputError
-from vitrail.install import here
+from vitrail.install import extras_of, here
 from vitrail.runtimes import RUNTIMES, cxx
 
 SCHEMA_VERSION = 1
@@ -70,14 +70,15 @@ def doctor_document(*, peaks: bool) -> dict[str, Any]:
         from vitrail.measure.peaks import peaks as measure_peaks
 
         measured = measure_peaks(known["cpu"]["usable_cores"], "cpu")
+    found = _cards()
     return {
         "schema_version": SCHEMA_VERSION,
         "summary": hardware.one_line(known),
         "fingerprint": hardware.fingerprint(known),
         "hardware": known,
-        "cards": _cards(),
+        "cards": found,
         "peaks_gflops": measured,
-        "missing": missing(known),
+        "missing": missing(known, nvidia=_has_nvidia(known, found)),
     }
 
 
@@ -93,9 +94,31 @@ def _cards() -> list[dict[str, Any]]:
     return found
 
 
-def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is not installed: `what`, `packages`, `purpose` and the `install` line."""
-    engines = [engine for engine in known["engines"].values() if engine["version"] is None]
+def _has_nvidia(known: dict[str, Any], seen: list[dict[str, Any]]) -> bool:
+    """Whether an NVIDIA GPU is seen; drivers write some names without the maker's."""
+    vendors = ["Apple", *hardware.GPU_VENDORS.values()]
+    others = tuple(f"{vendor} GPU" for vendor in vendors if vendor != "NVIDIA")
+    return bool(seen) or any(not name.startswith(others) for name in known["gpus"])
+
+
+def _of_gpus(name: str) -> bool:
+    """Whether the engine runs on NVIDIA GPUs alone."""
+    return set(RUNTIMES[name].devices) == {"cuda"}
+
+
+def missing(known: dict[str, Any], *, nvidia: bool) -> list[dict[str, Any]]:
+    """What is not installed: `what`, `packages`, `purpose` and the `install` line.
+
+    Args:
+        nvidia: an NVIDIA GPU is seen; without one, what only it could use is not missing.
+    """
+    engines = [
+        engine
+        for name, engine in known["engines"].items()
+        if engine["version"] is None and (nvidia or not _of_gpus(name))
+    ]
+    of_gpus = [extra for name in filter(_of_gpus, RUNTIMES) for extra in extras_of(RUNTIMES[name].install)]
+    idle = () if nvidia else ("cuda", *of_gpus)
     found = [
         {"what": e["label"], "packages": [], "purpose": "running exports", "install": here(e["install"])}
         for e in engines
@@ -107,7 +130,7 @@ def missing(known: dict[str, Any]) -> list[dict[str, Any]]:
         purpose = f"measuring {' and '.join(compiling)}"
         found.append({"what": "C++ compiler", "packages": [], "purpose": purpose, "install": cxx.INSTALL})
     for extra, purpose in EXTRAS.items():
-        packages = [name for name in _packages(extra) if not _installed(name)]
+        packages = [] if extra in idle else [name for name in _packages(extra) if not _installed(name)]
         if packages:
             install = here(f'pip install "vitrail[{extra}]"')
             found.append({"what": extra, "packages": packages, "purpose": purpose, "install": install})
@@ -148,13 +171,22 @@ def _lines(document: dict[str, Any]) -> list[str]:
     lines = [document["summary"], ""]
     for name, text in rows:
         lines += textwrap.wrap(text, WIDTH, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
-    lines += ["", "engines", *(_engine(n, e, document["peaks_gflops"]) for n, e in known["engines"].items())]
+    idle = [] if _has_nvidia(known, document["cards"]) else _idle(known["engines"])
+    shown = {name: engine for name, engine in known["engines"].items() if name not in idle}
+    lines += ["", "engines", *(_engine(n, e, document["peaks_gflops"]) for n, e in shown.items())]
+    if idle:
+        lines.append(f"  (with an NVIDIA GPU also: {', '.join(RUNTIMES[name].label for name in idle)})")
     if document["peaks_gflops"] is None:
         lines.append("  (--peaks measures each engine's matrix multiplication)")
     lines += ["", "missing", *(line for item in document["missing"] for line in _missing(item))]
     if not document["missing"]:
         lines.append("  nothing")
     return lines
+
+
+def _idle(engines: dict[str, Any]) -> list[str]:
+    """What is not installed and would need a GPU of NVIDIA's."""
+    return [name for name, engine in engines.items() if engine["version"] is None and _of_gpus(name)]
 
 
 def _card(card: dict[str, Any]) -> str:

@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.images.find import expand
     from vitrail.masks.write import DOCUMENT, MaskFolder
     from vitrail.predict import load
-    from vitrail.store import atomic_folder, check_target
+    from vitrail.store import atomic_folder, check_name, check_target
     from vitrail.tasks.segment import Segment, numbered
 
     items = list(expand(args.images))
+    check_name(args.out)
     out = Path(args.out)
     if args.overwrite and out.is_dir() and any(out.iterdir()) and not (out / DOCUMENT).is_file():
         raise InputError(

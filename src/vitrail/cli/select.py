@@ -102,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
 
 def check_targets(out: str | None) -> None:
     """Find out before measuring, not after, that a result could not be written. Raises InputError."""
+    if out is not None:
+        from vitrail.store import check_name
+
+        check_name(out)
     if out is not None and not Path(out).name.strip("."):
         raise InputError(f"--out {out} does not name a new folder: give it a name of its own.")
     if out is not None and report_path(out).is_dir():

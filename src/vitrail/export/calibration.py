@@ -38,13 +38,19 @@ class Calibration:
 
 
 def calibration(
-    folder: str | None, images: str | None, dataset: Dataset | None, photos: PhotoSet
+    folder: str | None,
+    images: str | None,
+    dataset: Dataset | None,
+    photos: PhotoSet,
+    *,
+    options: str = "--images, --data or --calibration",
 ) -> tuple[Calibration | str, PhotoSet]:
     """The photos that calibrate, or why there are none; and the photos that are left to judge.
 
     Args:
         folder: `--calibration`; None: the training split of labelled images, or else a part of `images`.
         images: the folder that `photos` come from; None: the sample set, which is too small to be divided.
+        options: what the command takes to give photos.
 
     Raises:
         InputError: `folder` cannot be used, holds too few photos, or shares photos with those that judge.
@@ -56,7 +62,7 @@ def calibration(
         examples = [example.path for example in dataset.of("train") if example.path not in judging]
         return _of(examples, "the training split of the labelled images"), photos
     if images is None:
-        return "int8 needs photos to be calibrated on: give --images, --data or --calibration", photos
+        return f"int8 needs photos to be calibrated on: give {options}", photos
     if len(photos.paths) < SHARE * LEAST_PHOTOS:
         found = counted(len(photos.paths), "photo")
         least = SHARE * LEAST_PHOTOS

@@ -85,6 +85,7 @@ def package(
         if target != "triton":
             raise InputError(f"max batch is Triton's: leave it out for {target}.")
         whole("batch_size", max_batch, "max batch")
+    store.check_name(out)
     place = Path(out)
     _check_out(place, Path(artifact), overwrite=overwrite)
     opened = open_artifact(artifact)

@@ -151,7 +151,9 @@ def _calibration(
         if settings.calibration is not None:
             raise InputError("--calibration is about int8: add --precisions int8, or leave it out.")
         return None, photos
-    found, left = calibration(settings.calibration, workload.images, None, photos)
+    found, left = calibration(
+        settings.calibration, workload.images, None, photos, options="--images or --calibration"
+    )
     if isinstance(found, str):
         raise InputError(f"{found}.")
     return found, left
