@@ -121,7 +121,7 @@ def test_what_does_not_run_here_has_no_outputs_of_its_own(
 def never_run(tmp_path) -> artifacts.Bundle:
     """OpenVINO's toy, as if it had been built elsewhere."""
     asked = Requirements(license=("any",))
-    evidence = Evidence(requirements=asked, workload=Workload(threads=1), flags=(NOT_RUN,))
+    evidence = Evidence(requirements=asked, workload=Workload(threads=1), run=False)
     return replace(artifacts.make_bundle(tmp_path), evidence=evidence, own_outputs={}, measurement=None)
 
 
@@ -158,10 +158,12 @@ def test_it_fails_there_where_the_engine_answers_otherwise(never_run, tmp_path):
 def test_an_artifact_that_was_not_run_cannot_claim(tmp_path):
     bundle = artifacts.make_bundle(tmp_path)
     with pytest.raises(ValueError, match="own outputs"):  # they say what the engine gave
-        write(tmp_path / "a", replace(bundle, evidence=replace(bundle.evidence, flags=(NOT_RUN,))))
-    claims = replace(bundle, own_outputs={}, evidence=replace(bundle.evidence, flags=(NOT_RUN,)))
+        write(tmp_path / "a", replace(bundle, evidence=replace(bundle.evidence, run=False)))
+    claims = replace(bundle, own_outputs={}, evidence=replace(bundle.evidence, run=False))
     with pytest.raises(InputError, match="what was not run has no figures"):
         write(tmp_path / "b", claims)
+    said = replace(bundle, evidence=replace(bundle.evidence, flags=(NOT_RUN,)))
+    assert write(tmp_path / "d", said).manifest.evidence.run, "a flag is for people"
     with pytest.raises(ValueError, match="own outputs"):  # nor may what was run be without
         write(tmp_path / "c", replace(bundle, own_outputs={}))
 

@@ -74,6 +74,21 @@ def test_no_deciding_value_may_be_missing(original, tmp_path):
             open_artifact(target)
 
 
+def test_whether_it_was_run_is_said_since_schema_8(changed, original):
+    with pytest.raises(InputError, match=r"does not say evidence\.run: write"):
+        open_artifact(changed(lambda d: d["evidence"].pop("run")))
+    assert open_artifact(original).manifest.evidence.run
+
+
+@pytest.mark.parametrize("schema", [5, 6, 7])
+def test_what_older_schemas_wrote_was_run(changed, schema):
+    def before(document):
+        document["schema_version"] = schema
+        del document["evidence"]["run"]
+
+    assert open_artifact(changed(before)).manifest.evidence.run
+
+
 def older(tmp_path, change) -> Path:
     """The artifact of schema 2 as one of schema 1, with one change to its manifest."""
     target = Path(shutil.copytree(Path(__file__).parent / "golden" / "artifact-2-openvino", tmp_path / "old"))

@@ -14,13 +14,13 @@ from vitrail.errors import InputError
 from vitrail.store import digest_of
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Schema 2 states every value that decides answers; 1 left out some, which then have their defaults.
 
 Schema 3 has `task` and `graphs` instead of one classifier's values. Schema 4 names stages and figures:
 `latency` for `request` and `model`, `quality` for `classification`. Schema 5 says of which form pixels are
-that a graph takes, schema 6 under how many clients it was measured, schema 7 has limits of masks. Older
-schemas can be read."""
+that a graph takes, schema 6 under how many clients it was measured, schema 7 has limits of masks, schema 8
+says whether the files were run. Older schemas can be read."""
 MANIFEST_FILE = "manifest.json"
 
 

@@ -1,4 +1,4 @@
-"""Converts manifests of schemas 1 to 5 to the current schema."""
+"""Converts manifests of schemas 1 to 7 to the current schema."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ def upgraded(document: JsonObject) -> JsonObject:
     Missing values stay missing, so that the checks that follow name them.
     """
     version = document.get("schema_version")
-    if type(version) is not int or not 1 <= version < 6:
+    if type(version) is not int or not 1 <= version < 8:
         return document
+    if version > 5:
+        return _as_run(document)
     old = _with_task(document) if version < 3 else document
     if isinstance(evidence := old.get("evidence"), dict):
         new = evidence if version > 3 else _by_figure(evidence)
         old = {**old, "evidence": with_one_client(new)}
-    return old
+    return _as_run(old)
+
+
+def _as_run(document: JsonObject) -> JsonObject:
+    """Before schema 8 nothing was written that had not been run."""
+    evidence = document.get("evidence")
+    return {**document, "evidence": {**evidence, "run": True}} if isinstance(evidence, dict) else document
 
 
 def upgraded_measurement(document: JsonObject) -> JsonObject:

@@ -24,7 +24,7 @@ from vitrail.vocabulary import (
 
 NOT_RUN = "built here, not run: no figures are claimed"
 NOT_TIMED = "run on its reference photos, not timed: no figures of speed, memory or accuracy are claimed"
-"""Flags of an artifact that `vitrail export` wrote."""
+"""Flags of an artifact that `vitrail export` wrote, for people: `Evidence.run` and `figures` decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,9 @@ class Evidence:
     """What the engine did when the figures were taken."""
     environment: Environment | None = None
     hardware: dict[str, Any] = field(default_factory=dict)
+    run: bool = True
+    """Whether the engine has run these files, if only on the reference photos."""
     flags: tuple[str, ...] = ()
-
-    @property
-    def run(self) -> bool:
-        """Whether the engine has run these files, if only on the reference photos."""
-        return NOT_RUN not in self.flags
 
     @property
     def figures(self) -> bool:
@@ -83,7 +80,7 @@ class Reference:
     """{output: `.npy`}, float32 (photos, ...): the fp32 eager reference's output for each photo."""
     own_outputs: dict[str, str]
     """{output: `.npy`}, float32 (photos, ...): this artifact's output when it was written; {} where it was
-    not run (`NOT_RUN`)."""
+    not run (`Evidence.run`)."""
     bounds: Bounds
 
 

@@ -50,6 +50,8 @@ SINCE_6 = ("evidence", "workload", "concurrency")
 
 SINCE_7 = ("evidence", "requirements", "min_iou")
 """Before, there was no such limit."""
+SINCE_8 = ("evidence", "run")
+"""Before, all were."""
 
 LARGEST = 1e15
 """Bound of any figure; nothing measured comes near it."""
@@ -69,6 +71,7 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
     else:
         prepared = ("task", "preprocess")
         needed = [("task", "name"), *needed]
+    needed.append(SINCE_8)
     needed = [*((*prepared, field.name) for field in fields(Preprocess)), *needed]
     written = version if type(version) is int else math.inf
     for path in needed:
@@ -77,6 +80,7 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
             or (written < 5 and path[-1] == SINCE_5)
             or (written < 6 and path == SINCE_6)
             or (written < 7 and path == SINCE_7)
+            or (written < 8 and path == SINCE_8)
         ):
             continue
         value: Any = document

@@ -224,13 +224,14 @@ def _written(
     subject = bench.subject(variant, export)
     watcher.doing("computing the fp32 reference's outputs", math.inf)
     bench.reference_outputs(variant, REFERENCE_S)
-    evidence = Evidence(requirements=NOTHING_ASKED, workload=workload, flags=(NOT_RUN,))
+    evidence = Evidence(requirements=NOTHING_ASKED, workload=workload, run=False, flags=(NOT_RUN,))
     if not why_not_run:
         watcher.doing("comparing it with the fp32 reference", math.inf)
         parity = bench.parity(subject, REFERENCE_S)
         _refuse_failed(variant, parity)
         evidence = replace(
             evidence,
+            run=True,
             parity=parity,
             facts=subject.seen.facts,
             environment=bench.environment(variant),
