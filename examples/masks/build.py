@@ -3,8 +3,8 @@
     python examples/masks/build.py --packages emoji --out emoji-on-photos [--pictures 2400] [--side 128]
 
 `--packages` is a folder with four npm packages, as examples/emoji takes them; what is not there is fetched
-with npm. `seen/` holds the styles that may be learned from, `unseen/` the one kept apart, on photos of its own.
-In each: `images/`, `masks/` (a number for each pixel: 0 is the photo, 1 to 10 the classes), and
+with npm. `seen/` holds the styles that may be learned from, `unseen/` the one kept apart, on other photos. In
+each: `images/`, `masks/` (a number for each pixel: 0 is the photo, 1 to 10 the classes), and
 `instances.json` with every object's mask and box as COCO has them. The same arguments give the same pictures.
 """
 
