@@ -79,7 +79,7 @@ def test_cards_are_numbered_as_cuda_shows_them(monkeypatch, visible, names):
 
 
 def test_what_holds_clocks_back_and_who_else_computes(monkeypatch):
-    busy = [fake_nvml.process(), fake_nvml.process(4), fake_nvml.process(5)]
+    busy = [fake_nvml.process(), fake_nvml.process(10**8), fake_nvml.process(10**8 + 1)]
     fake_nvml.install(monkeypatch, fake_nvml.gpu(reasons=0x4 | 0x20 | 0x40 | 0x1, processes=busy))
     seen = gpu.reading("cuda")
     assert seen.held_back == ("the power cap", "heat")
