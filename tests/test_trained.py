@@ -188,7 +188,7 @@ def judged_by(*folders, workload=None, settings=None):
     """The runs, the workload with their labelled images, these, and what is to be said of them."""
     found = TrainedRuns(folders)
     found.check_settings(settings or v.SearchSettings())
-    workload, images, notes = labelled_images([found], workload or v.Workload(), None)
+    workload, images, notes = labelled_images([found], workload or v.Workload(), v.SearchSettings())
     found.check(v.Requirements(), settings or v.SearchSettings(), images)
     return found, workload, images, notes
 

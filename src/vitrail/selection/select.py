@@ -16,6 +16,7 @@ from pathlib import Path
 from vitrail import artifact, catalog, hardware, judge, remeasure, store, verify
 from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
+from vitrail.export import passes
 from vitrail.export.bench import METHOD_VERSION, Bench
 from vitrail.export.calibration import Calibration, calibration
 from vitrail.export.variants import engines, forms, missing_runtimes, variants
@@ -120,7 +121,9 @@ def select(
     begin = time.monotonic()
     machine = hardware.facts(table=RUNTIMES, device=(workload or Workload()).device)
     workload = resolved(workload or Workload())
-    engines(settings, workload.device)  # before anything is measured
+    # Before anything is measured.
+    engines(settings, workload.device)
+    passes.check(settings.passes or ())
     with Workshop() as workshop:
         road = _Road(
             requirements,
