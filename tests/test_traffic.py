@@ -7,6 +7,7 @@ import http.server
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -284,7 +285,8 @@ def test_what_is_refused_or_fails_counts_as_too_late(served, artifact, monkeypat
     assert seen.p50 is not None
     assert seen.refused > 0
     assert seen.failed > 0
-    assert f"{seen.refused} refused, {seen.failed} failed (429" in check.reason
+    # Two clients: either answer may come first, and is the one that is told.
+    assert re.search(rf"{seen.refused} refused, {seen.failed} failed \((429|500) ", check.reason)
 
 
 def test_without_a_limit_on_requests_there_are_only_figures(served, artifact):
