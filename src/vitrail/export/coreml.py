@@ -99,22 +99,12 @@ def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Array
             operator that CoreML does not have, named with the module it comes from.
         EngineMismatch: the package is not what was asked for, or computes something else than the module.
     """
-    import torch
+    from vitrail.export.of_module import subject
 
-    from vitrail.export import eager, passes
-    from vitrail.export.reference import read
-
-    request = read(reference, LABEL)
-    torch.set_num_threads(request.threads)
-    model = eager.module(request, request.image_size, features=request.features)
-    changed = passes.applied(model, request.passes)
-    assert changed is not None, "an export with nothing to do was refused before"
-    side = request.image_size
-    noise = np.random.default_rng(0).standard_normal((form.batch_size, 3, side, side), dtype=np.float32)
-    random = request.weights is None or bool(request.passes)
-    output = "vectors" if request.features else "scores"
-    tolerance = RANDOM_TOLERANCE if random else TOLERANCE[form.precision]
-    convert(changed, noise, folder, form, output=output, tolerance=tolerance)
+    made = subject(reference, LABEL, form)
+    output = "vectors" if made.request.features else "scores"
+    tolerance = RANDOM_TOLERANCE if made.uncertain else TOLERANCE[form.precision]
+    convert(made.model, made.noise, folder, form, output=output, tolerance=tolerance)
 
 
 def convert(

@@ -114,21 +114,14 @@ def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Array
         EngineMismatch: the program computes something else than the module, or not in int8 where that is
             asked for.
     """
-    from vitrail.export import eager, passes  # timm: not to load what was built
-    from vitrail.export.reference import read
+    from vitrail.export.of_module import subject  # timm: not to load what was built
 
-    request = read(reference, LABEL)
-    torch.set_num_threads(request.threads)
-    model = eager.module(request, request.image_size, features=request.features)
-    changed = passes.applied(model, request.passes)
-    assert changed is not None, "an export with nothing to do was refused before"
-    side = request.image_size
-    noise = np.random.default_rng(0).standard_normal((form.batch_size, 3, side, side), dtype=np.float32)
-    tolerance = RANDOM_TOLERANCE if request.weights is None or request.passes else TOLERANCE
+    made = subject(reference, LABEL, form)
+    tolerance = RANDOM_TOLERANCE if made.uncertain else TOLERANCE
     if form.precision == "int8":
-        tolerance = math.inf if request.weights is None else INT8_TOLERANCE
+        tolerance = math.inf if made.request.weights is None else INT8_TOLERANCE
     photos = [next(iter(inputs.values())) for inputs in calibration]
-    lower(changed, noise, folder, form, tolerance, photos)
+    lower(made.model, made.noise, folder, form, tolerance, photos)
 
 
 def lower(

@@ -24,8 +24,7 @@ from torch import nn
 
 from vitrail import runtimes
 from vitrail.errors import InputError, MissingExtraError
-from vitrail.export import eager, passes
-from vitrail.export.reference import read
+from vitrail.export.of_module import subject
 from vitrail.export.requests import Form
 from vitrail.runtimes import Arrays, EngineMismatch
 from vitrail.runtimes.litert import FACTS, LABEL, MODEL, NAME, Converted, opened
@@ -75,18 +74,12 @@ def build(reference: Path, folder: Path, form: Form, calibration: Sequence[Array
             converted; an operator that the format does not have is named with the module it comes from.
         EngineMismatch: the model computes something else than the module.
     """
-    request = read(reference, LABEL)
-    torch.set_num_threads(request.threads)
-    model = eager.module(request, request.image_size, features=request.features)
-    changed = passes.applied(model, request.passes)
-    assert changed is not None, "an export with nothing to do was refused before"
-    side = request.image_size
-    noise = np.random.default_rng(0).standard_normal((form.batch_size, 3, side, side), dtype=np.float32)
-    tolerance = RANDOM_TOLERANCE if request.weights is None or request.passes else TOLERANCE
-    output = VECTORS if request.features else SCORES
-    convert(changed, noise, folder, output=output, tolerance=tolerance)
+    made = subject(reference, LABEL, form)
+    tolerance = RANDOM_TOLERANCE if made.uncertain else TOLERANCE
+    output = VECTORS if made.request.features else SCORES
+    convert(made.model, made.noise, folder, output=output, tolerance=tolerance)
     if form.precision == "int8":
-        quantise(folder, calibration, threads=request.threads)
+        quantise(folder, calibration, threads=made.request.threads)
 
 
 def convert(
