@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitrail.images.preprocess import crops, prepare_batch
 from vitrail.tasks import Arrays, Bounds, Column, Comparison, agreement
-from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
+from vitrail.vocabulary import Graph, Parity, Preprocess, Stage, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Colour:
     python: ClassVar[str] = "print(model)"
     table_options: ClassVar[Mapping[str, Any]] = {}
     sorted_by: ClassVar[str | None] = "colour"
+    stages: ClassVar[tuple[Stage, ...]] = ()
 
     def graph(self, entry: str) -> Graph:
         """images (B, 3, S, S) -> channels (B, 3)."""

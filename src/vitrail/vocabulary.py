@@ -25,6 +25,12 @@ Scope = Literal["request", "model"]
 """The stages whose latency can be limited."""
 Stage: TypeAlias = str
 """What is timed by itself: `request`, `model`, and whatever else a measurement names."""
+STAGES: dict[Stage, str] = {
+    "encode": "decode, preprocess, encoder",
+    "prompt": "one prompt on a kept embedding, mask at the photo's size",
+}
+"""The steps of a request that some tasks do by themselves (`Task.stages`), in this order: name -> what is
+timed. Each is of one photo, and may have a limit of its own."""
 Layout = Literal["class", "split/class", "class/split"]
 Objective = Literal["accuracy", "latency", "throughput", "memory"]
 Provenance = Literal["published", "declared", "measured", "estimated"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, T
 import msgspec
 
 from vitrail.errors import InputError
-from vitrail.vocabulary import TASKS, Graph, Parity, Preprocess, Quality
+from vitrail.vocabulary import TASKS, Graph, Parity, Preprocess, Quality, Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,6 +112,9 @@ class Task(Protocol):
     """What `columns` and `rows` may be asked, e.g. `top`, and what it is unless it is asked."""
     sorted_by: ClassVar[str | None]
     """The text column by which images can be sorted into folders; None: there is none."""
+    stages: ClassVar[tuple[Stage, ...]]
+    """The steps of a request that are timed, and may be limited, by themselves: names of
+    `vocabulary.STAGES`, in order; (): a request is one step."""
 
     @property
     def preprocess(self) -> Preprocess:

@@ -18,7 +18,7 @@ from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepa
 from vitrail.limits import whole
 from vitrail.tasks import Answered, Arrays, Bounds, Column, Comparison, accuracy, agreement
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS, softmax
-from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, TensorSpec
+from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, Stage, TensorSpec
 from vitrail.words import counted
 
 __all__ = ["UNKNOWN", "Classify", "Prediction", "Probability", "Ranked", "labels_of", "probabilities"]
@@ -92,6 +92,7 @@ class Classify:
     )
     table_options: ClassVar[Mapping[str, Any]] = {"top": 5, "min_confidence": 0.0}
     sorted_by: ClassVar[str | None] = "label"
+    stages: ClassVar[tuple[Stage, ...]] = ()
 
     def __post_init__(self) -> None:
         if any(not label or "\n" in label for label in self.labels):

@@ -17,7 +17,7 @@ from vitrail.errors import ClaimError
 from vitrail.images.preprocess import check_preprocess, crops, image_spec, prepare_batch
 from vitrail.limits import whole
 from vitrail.tasks import Answered, Arrays, Bounds, Column, Comparison, agreement
-from vitrail.vocabulary import Graph, Parity, Preprocess, TensorSpec
+from vitrail.vocabulary import Graph, Parity, Preprocess, Stage, TensorSpec
 
 __all__ = ["Embed", "nearest"]
 
@@ -53,6 +53,7 @@ class Embed:
     python: ClassVar[str] = 'for vector in model.predict(["photo.jpg"]):\n    print(vector.shape)'
     table_options: ClassVar[Mapping[str, Any]] = {}
     sorted_by: ClassVar[str | None] = None
+    stages: ClassVar[tuple[Stage, ...]] = ()
 
     def graph(self, entry: str) -> Graph:
         """images (B, 3, S, S), or uint8 (B, S, S, 3) where the graph normalises, -> vectors (B, D)."""

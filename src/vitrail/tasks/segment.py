@@ -22,7 +22,7 @@ from vitrail.masks import dense, rle
 from vitrail.tasks import Answered, Arrays, Bounds, Column, Comparison, mask_parity, mask_quality
 from vitrail.tasks.classify import labels_of
 from vitrail.tasks.mask_parity import MASK_BOUNDS, Reading
-from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, TensorSpec
+from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, Stage, TensorSpec
 
 __all__ = ["Segment", "Segmentation", "check_whole_photo"]
 
@@ -130,6 +130,7 @@ class Segment:
     )
     table_options: ClassVar[Mapping[str, Any]] = {}
     sorted_by: ClassVar[str | None] = None
+    stages: ClassVar[tuple[Stage, ...]] = ()
 
     def __post_init__(self) -> None:
         if any(not label or "\n" in label for label in self.labels):
