@@ -117,6 +117,15 @@ def test_area_and_box_are_those_of_the_pixels(mask):
     assert runs.box == box
 
 
+@given(masks(), masks(), st.sampled_from([np.uint8, np.uint16, np.int64]))
+def test_labels_become_the_mask_of_each_number_that_is_there(some, others, dtype):
+    height, width = min(len(some), len(others)), min(some.shape[1], others.shape[1])
+    labels = (some[:height, :width] + 7 * others[:height, :width].astype(int)).astype(dtype)
+    found = rle.of_labels(labels)
+    assert list(found) == sorted(set(labels.ravel().tolist()))
+    assert found == {number: rle.encode(labels == number) for number in found}
+
+
 def test_runs_of_no_pixels_change_nothing():
     runs = rle.RunLengths(size=(3, 4), counts=(2, 0, 1, 2, 0, 1, 6))
     assert np.array_equal(runs.mask().T.ravel(), [False] * 3 + [True] * 3 + [False] * 6)
@@ -200,6 +209,14 @@ def test_outlines_that_cannot_be_filled_are_refused(outline, said):
 def test_an_endless_outline_is_refused():
     with pytest.raises(InputError, match="pixels long, above the limit of 838,860: simplify it"):
         rle.fill([[0, 0, 5000, 5000] * 200], (5000, 5000))
+
+
+def test_only_whole_numbers_are_labels():
+    for labels in (np.zeros((2, 2)), np.zeros((2, 2), bool), np.zeros(4, int)):
+        with pytest.raises(ValueError, match="whole numbers"):
+            rle.of_labels(labels)
+    with pytest.raises(InputError, match="has none"):
+        rle.of_labels(np.zeros((0, 3), np.uint8))
 
 
 def test_only_boolean_masks_are_encoded():

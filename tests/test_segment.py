@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vitrail import tasks
 from vitrail.errors import ClaimError, InputError
+from vitrail.images.interpolate import along
 from vitrail.judge.answers import verdicts
 from vitrail.masks import dense, rle
 from vitrail.masks.coco import read_coco
@@ -66,6 +67,26 @@ def test_labels_at_a_size_are_those_of_resized_scores(count, h, w, height, width
     assert (found.shape, found.dtype) == ((height, width), np.uint8)
     clear = margin > 1e-5  # where two are equal but for rounding, either may be named
     assert np.array_equal(found[clear], expected[clear])
+
+
+@pytest.mark.parametrize("kind", ["noise", "whole numbers", "areas", "one above all"])
+def test_cells_that_are_not_interpolated_change_no_pixel(kind):
+    """Also where classes tie, and where one is far larger than what separates the others."""
+    rng = np.random.default_rng(len(kind))
+    for count in (1, 2, 3, 7):
+        scores = rng.standard_normal((count, *rng.integers(1, 12, 2))).astype(np.float32)
+        if kind == "whole numbers":
+            scores = np.round(scores)
+        elif kind == "areas":
+            scores = 5 * scores.repeat(5, axis=1).repeat(4, axis=2)
+        elif kind == "one above all":
+            scores[0, :1] += 1e6
+        for size in rng.integers(1, 70, (12, 2)):
+            height, width = map(int, size)
+            wide = along(along(scores, height, axis=-2), width, axis=-1)
+            expected = wide[0] > 0 if count == 1 else wide.argmax(axis=0)
+            found = dense.labels(scores, (height, width), 0.0 if count == 1 else None)
+            assert np.array_equal(found, expected)
 
 
 def test_alpha_and_labels_agree_and_shares_add_up():
