@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,7 +25,9 @@ from vitrail.masks.iou import IGNORE
 from vitrail.store import digest_of, sha256_file
 from vitrail.words import counted, shown, some_of
 
-__all__ = ["IGNORED", "MaskDataset", "load"]
+__all__ = ["IGNORED", "DrawnDataset", "MaskDataset", "coco_file", "divided", "load", "photos_of"]
+
+Divided = TypeVar("Divided", bound="DrawnDataset")
 
 IGNORED = -1
 """The label of pixels that are not judged."""
@@ -44,16 +47,24 @@ class Drawn:
     """int16 (H, W): numbers of classes (of a single class 1 inside, 0 outside), or `IGNORED`."""
 
 
+class Marked(Protocol):
+    """What a photo is drawn with."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+
+    @property
+    def digest(self) -> str:
+        """Of what is drawn."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class MaskDataset(Dataset):
-    """Photos with masks; the label of an example says nothing."""
+class DrawnDataset(Dataset):
+    """Photos on which something is drawn; the label of an example says nothing."""
 
-    drawn: Mapping[str, Drawn]
+    drawn: Mapping[str, Marked]
     """By the photo's path."""
-
-    def truth(self, example: Example) -> np.ndarray:
-        """Labels (H, W). Raises InputError if a mask cannot be read any more."""
-        return self.drawn[example.path].labels()
 
     def answer(self, example: Example) -> str:
         """The digest of its mask."""
@@ -75,6 +86,17 @@ class MaskDataset(Dataset):
         return tuple(counted(count, one, many) + more for count, one, many, more in problems if count)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskDataset(DrawnDataset):
+    """Photos with masks."""
+
+    drawn: Mapping[str, Drawn]
+
+    def truth(self, example: Example) -> np.ndarray:
+        """Labels (H, W). Raises InputError if a mask cannot be read any more."""
+        return self.drawn[example.path].labels()
+
+
 def load(path: str | Path, classes: Sequence[str]) -> MaskDataset:
     """Read photos with masks, decode each photo once, and split them by content.
 
@@ -85,25 +107,33 @@ def load(path: str | Path, classes: Sequence[str]) -> MaskDataset:
         InputError: it is none of these, its masks are of other classes or of another size than their photos,
             or there are fewer than 3 distinct photos.
     """
-    annotations = _annotations(Path(path))
+    annotations = coco_file(Path(path))
     if annotations is not None:
-        photos = read_coco(annotations, _photos_of(annotations))
+        photos = read_coco(annotations, photos_of(annotations))
         drawn, found = _of_coco(photos, classes), photos.found
     else:
         labelled = read_folder(path)
         drawn, found = _of_folder(labelled, classes), labelled.found
-    return _dataset(Path(path), tuple(classes), drawn, found)
+    return divided(Path(path), tuple(classes), drawn, found, MaskDataset)
 
 
 # --- what is there --------------------------------------------------------------------------------
 
 
-def _annotations(path: Path) -> Path | None:
-    """The COCO file that is meant; None: masks are PNG files."""
+def coco_file(path: Path, *, first: bool = False) -> Path | None:
+    """The COCO file that is meant; None: masks are PNG files.
+
+    Args:
+        path: a file, or a folder that may hold one.
+        first: in a folder that has both, the file goes before PNG masks.
+
+    Raises:
+        InputError: several files.
+    """
     if path.is_file() or path.suffix.lower() == ".json":
         return path
     files = sorted(path.glob("*.json")) if path.is_dir() else []
-    if not files or any((path / name).is_dir() for name in MASK_FOLDERS):
+    if not files or (not first and any((path / name).is_dir() for name in MASK_FOLDERS)):
         return None
     if len(files) > 1:
         raise InputError(
@@ -113,7 +143,7 @@ def _annotations(path: Path) -> Path | None:
     return files[0]
 
 
-def _photos_of(annotations: Path) -> Path:
+def photos_of(annotations: Path) -> Path:
     """Where the photos of a COCO file are: beside it, or in a folder called as they usually are."""
     beside = annotations.parent
     stem = annotations.stem.removeprefix("instances_")
@@ -227,7 +257,18 @@ def _painted(photo: InstancePhoto, numbers: Sequence[int], rest: int) -> np.ndar
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def _dataset(path: Path, classes: tuple[str, ...], drawn: Mapping[str, Drawn], found: str) -> MaskDataset:
+def divided(
+    path: Path,
+    classes: tuple[str, ...],
+    drawn: Mapping[str, Marked],
+    found: str,
+    kind: Callable[..., Divided],
+) -> Divided:
+    """A data set of the kind: each photo decoded once, copies counted once, splits by content.
+
+    Raises:
+        InputError: fewer than 3 distinct photos, or what is drawn is of another size than its photo.
+    """
     seen = examine(drawn)
     broken = tuple(Broken(path=path, reason=look) for path, look in seen.items() if isinstance(look, str))
     by_digest: dict[str, list[str]] = defaultdict(list)
@@ -256,7 +297,7 @@ def _dataset(path: Path, classes: tuple[str, ...], drawn: Mapping[str, Drawn], f
         Copy(path=other, original=same[0], straddles=False) for same in usable.values() for other in same[1:]
     ]
     content = sorted([each.digest, drawn[each.path].digest, each.split] for each in examples)
-    return MaskDataset(
+    return kind(
         name=path.resolve().name,
         classes=classes,
         examples=tuple(sorted(examples, key=lambda each: each.path)),
@@ -270,7 +311,7 @@ def _dataset(path: Path, classes: tuple[str, ...], drawn: Mapping[str, Drawn], f
     )
 
 
-def _check_size(photo: str, look: Look, drawn: Drawn) -> None:
+def _check_size(photo: str, look: Look, drawn: Marked) -> None:
     width, height = look.size
     if (height, width) != drawn.size:
         raise InputError(
