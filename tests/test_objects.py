@@ -89,8 +89,7 @@ def test_pieces_of_png_masks_are_objects(tmp_path):
     dataset = objects.load(with_png(tmp_path / "d", [MASK, MASK, np.zeros_like(MASK), MASK]))
     assert len(dataset.examples) == 3
     assert dataset.bare == 1
-    assert dataset.doubts() == ("1 photo shows no object
-    assert is not used",)
+    assert dataset.doubts() == ("1 photo shows no object and is not used",)
     masks = [each.mask() for each in dataset.truth(dataset.examples[0])]
     assert [int(mask.sum()) for mask in masks] == [54, 60, 96]
     assert (masks[0] | masks[1] == ((MASK == 1) & (np.arange(20) != 10)[:, None])).all()
@@ -116,8 +115,7 @@ def test_coco_s_instances_are_objects_without_crowds_and_empty_ones(tmp_path):
     dataset = objects.load(folder)
     assert len(dataset.examples) == 3
     assert dataset.bare == 2
-    assert "2 photos show no object
-    assert are not used" in dataset.doubts()
+    assert "2 photos show no object and are not used" in dataset.doubts()
     for example in dataset.examples:
         found = [each.mask() for each in dataset.truth(example)]
         assert len(found) == 2
