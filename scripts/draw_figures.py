@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "swin": sizes.swin,
     "clip": sizes.clip,
     "sam": sizes.sam,
+    "sam2": sizes.sam_2,
     "upernet": sizes.upernet,
 }
 """By the page they stand on."""

@@ -27,7 +27,7 @@ def examples(text):
 
 
 def test_every_page_is_there_with_an_example():
-    assert set(TEXTS) == {"README", "vit", "swin", "clip", "sam", "upernet"}
+    assert set(TEXTS) == {"README", "vit", "swin", "clip", "sam", "sam2", "upernet"}
     assert all(examples(text) for text in TEXTS.values())
 
 
@@ -121,7 +121,7 @@ def test_every_command_is_in_the_table():
     assert sorted(rows) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("page", ["vit", "swin", "clip", "sam", "upernet"])
+@pytest.mark.parametrize("page", ["vit", "swin", "clip", "sam", "sam2", "upernet"])
 def test_what_the_tables_refer_to_is_in_the_code(page):
     found = REFERENCE.findall(TEXTS[page])
     assert len(found) >= 8

@@ -5,15 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitrail.models import build
+from vitrail.models import build, sam2
 from vitrail.models.clip import CLIP
 from vitrail.models.sam import SAM, PromptGraph
+from vitrail.models.sam2_config import HieraConfig
 from vitrail.models.swin import Swin
 from vitrail.models.upernet import UPerNet
 from vitrail.models.vit import ViT
 from vitrail.profiling import cost
 
-__all__ = ["CLIPS", "SAMS", "SWINS", "UPERNETS", "VITS", "clip", "sam", "swin", "upernet", "vit"]
+__all__ = [
+    "CLIPS",
+    "SAM2S",
+    "SAMS",
+    "SWINS",
+    "UPERNETS",
+    "VITS",
+    "clip",
+    "sam",
+    "sam_2",
+    "swin",
+    "upernet",
+    "vit",
+]
 
 VITS = (
     "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch32_224", "vit_base_patch16_224",
@@ -30,6 +44,10 @@ CLIPS = (
     "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP",
 )  # fmt: skip
 SAMS = ("sam_vit_nano", "sam_vit_base", "sam_vit_large", "sam_vit_huge")
+SAM2S = (
+    "sam2_hiera_nano", "edgetam", "sam2_hiera_tiny", "sam2_hiera_small", "sam2_hiera_base_plus",
+    "sam2_hiera_large",
+)  # fmt: skip
 UPERNETS = (
     "upernet_swin_nano", "upernet_swin_tiny", "upernet_swin_small", "upernet_swin_base", "upernet_swin_large",
 )  # fmt: skip
@@ -101,6 +119,27 @@ def sam() -> str:
     )
 
 
+def sam_2() -> str:
+    """The table of docs/architectures/sam2.md."""
+    rows = []
+    for name in SAM2S:
+        model = _on_meta(name)
+        assert isinstance(model, sam2.SAM2)
+        trunk, size = model.config.trunk, model.config.image_size[0]
+        encoder, decoder = cost.count(sam2.EncodeGraph(model), size), cost.count(_OneFineClick(model), size)
+        blocks = " ".join(map(str, trunk.depths)) if isinstance(trunk, HieraConfig) else trunk.name
+        parameters = sum(parameter.numel() for parameter in model.image_encoder.parameters())
+        rows.append(
+            f"| `{name}` | {size} | {trunk.widths[0]} | {blocks} | {_millions(parameters)} "
+            f"| {_billions(encoder.macs)} | {_millions(decoder.parameters)} | {_billions(decoder.macs)} |"
+        )
+    return _table(
+        "name | image | width | blocks | encoder: parameters, M | GMACs "
+        "| prompts and masks: parameters, M | GMACs",
+        rows,
+    )
+
+
 def upernet() -> str:
     """The table of docs/architectures/upernet.md."""
     rows = []
@@ -133,6 +172,23 @@ class _OneClick(nn.Module):
         masks_BPMYX: Tensor = decoder(
             new(1, width, *self.config.grid), encoder.image_positions(), sparse_BPNE, encoder.no_mask(1)
         )[0]
+        return masks_BPMYX
+
+
+class _OneFineClick(nn.Module):
+    """The same of SAM 2."""
+
+    def __init__(self, model: sam2.SAM2) -> None:
+        super().__init__()
+        self.graph = sam2.PromptGraph(model)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(1, …) -> (1, 1, 1 + M, Y, X)."""
+        new, config = images_BCHW.new_empty, self.graph.config
+        width, (h, w) = config.embed_width, config.grid
+        labels_BPN = torch.zeros(1, 1, 2, dtype=torch.int64, device=images_BCHW.device)
+        maps = new(1, width, h, w), new(1, width // 4, 2 * h, 2 * w), new(1, width // 8, 4 * h, 4 * w)
+        masks_BPMYX: Tensor = self.graph(*maps, new(1, 1, 2, 2), labels_BPN)[0]
         return masks_BPMYX
 
 

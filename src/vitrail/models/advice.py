@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitrail.errors import InputError
 from vitrail.models.facts import contradiction
 from vitrail.models.registry import MODELS, SEGMENTERS, looked_up
+from vitrail.models.sam2_config import HieraConfig, RepViTConfig
 from vitrail.weights.checkpoints import Head, mismatch
 from vitrail.weights.naming import NotWhole, in_our_names, is_head
 from vitrail.weights.stated import Stated
@@ -100,6 +101,8 @@ def _plausible(given: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module, di
 
 def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
     """A cheap check before building a model: the patch projection, and the number of blocks."""
+    if hasattr(config, "trunk"):
+        return _same_trunk(config.trunk, named)
     image, before = _image_part(config)
     patches = named.get(f"{before}patch_embed.proj.weight")
     if patches is None or patches.shape != (image.width, image.channels, *(image.patch_size,) * 2):
@@ -108,6 +111,14 @@ def _same_outline(config: Any, named: Mapping[str, Tensor]) -> bool:
         last = len(image.depths) - 1
         return f"{before}layers.{last}.blocks.{image.depths[-1] - 1}.norm1.weight" in named
     return f"{before}blocks.{image.depth - 1}.norm1.weight" in named
+
+
+def _same_trunk(trunk: HieraConfig | RepViTConfig, named: Mapping[str, Tensor]) -> bool:
+    if isinstance(trunk, RepViTConfig):
+        return any(name.startswith("image_encoder.trunk.body.") for name in named)
+    positions = named.get("image_encoder.trunk.pos_embed")
+    last = f"image_encoder.trunk.blocks.{sum(trunk.depths) - 1}.norm1.weight"
+    return positions is not None and positions.shape[1] == trunk.width and last in named
 
 
 def _image_part(config: Any) -> tuple[Any, str]:

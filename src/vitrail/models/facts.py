@@ -21,6 +21,7 @@ from vitrail.errors import InputError
 from vitrail.models.clip import CLIP
 from vitrail.models.registry import looked_up
 from vitrail.models.sam import SAM
+from vitrail.models.sam2 import SAM2
 from vitrail.models.swin import Swin, WindowAttention
 from vitrail.models.upernet import UPerNet
 from vitrail.models.vit import ViT, ViTConfig
@@ -59,7 +60,7 @@ def contradiction(
     stated = _with_config(model, stated)
     if isinstance(model, Swin):
         return _of_tables(model, named) or _of_windows(model, stated)
-    if isinstance(model, SAM | UPerNet):
+    if isinstance(model, SAM | SAM2 | UPerNet):
         # Their heads show in the tables of relative positions, and all files have the same activations.
         return None
     openai = OPENAI_FACTS[0] in named

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
-from vitrail.models import clip_config, sam_config, swin_config, upernet_config, vit_config
+from vitrail.models import clip_config, sam2_config, sam_config, swin_config, upernet_config, vit_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,7 @@ MODELS: dict[str, str] = {
 
 SEGMENTERS: dict[str, str] = {
     **dict.fromkeys(sam_config.VARIANTS, "vitrail.models.sam:SAM"),
+    **dict.fromkeys(sam2_config.VARIANTS, "vitrail.models.sam2:SAM2"),
     **dict.fromkeys(upernet_config.VARIANTS, "vitrail.models.upernet:UPerNet"),
 }
 """The same for models that give masks. A table of its own: all that asks `MODELS` wants scores or vectors

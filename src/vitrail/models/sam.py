@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
@@ -24,8 +23,8 @@ from vitrail.models.sam_config import VARIANTS, SAMConfig
 from vitrail.models.sam_decoder import MaskDecoder
 from vitrail.models.sam_encoder import ImageEncoder
 from vitrail.models.sam_prompts import PromptEncoder, Prompts
-from vitrail.weights.dialects import Dialect, Unclear
-from vitrail.weights.dialects.sam import DIALECTS, MATRIX, MATRIX_AGAIN
+from vitrail.weights.dialects import Dialect
+from vitrail.weights.dialects.sam import DIALECTS, one_matrix
 
 __all__ = ["SAM", "VARIANTS", "Masks", "PromptGraph", "Prompts", "SAMConfig"]
 
@@ -121,10 +120,7 @@ class SAM(nn.Module):
         positions = state.get("image_encoder.pos_embed")
         if positions is not None and positions.ndim == 4:
             state["image_encoder.pos_embed"] = positions.flatten(1, 2)
-        again = state.pop(MATRIX_AGAIN, None)
-        if again is not None and not _same(again, state.setdefault(MATRIX, again)):
-            raise Unclear("it holds two matrices of Fourier features that differ: save it again.", state)
-        return state
+        return one_matrix(state)
 
 
 class PromptGraph(nn.Module):
@@ -157,7 +153,3 @@ class PromptGraph(nn.Module):
             embeddings_BEhw, encoder.image_positions(), sparse_BPNE, dense_BPEhw
         )
         return masks_BPMYX, ious_BPM
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from vitrail.models.attention import attend
 from vitrail.models.layers import LayerNorm2d
 from vitrail.models.linear import Linear
-from vitrail.models.sam_config import SAMConfig
+from vitrail.models.sam_config import PromptableConfig
 
-__all__ = ["MaskDecoder", "TwoWayTransformer"]
+__all__ = ["MaskDecoder", "MaskTokens", "ReluMlp", "TwoWayTransformer"]
 
 LAST_NORM_EPS = 1e-5
 
@@ -36,7 +36,7 @@ LAST_NORM_EPS = 1e-5
 class CrossAttention(nn.Module):
     """Queries (G, T, E) read keys and values (G, S, E) -> (G, T, E), on E / `downsampling` features."""
 
-    def __init__(self, config: SAMConfig, *, downsampling: int) -> None:
+    def __init__(self, config: PromptableConfig, *, downsampling: int) -> None:
         super().__init__()
         self.heads, self.attention = config.decoder_heads, config.attention
         inner = config.embed_width // downsampling
@@ -72,9 +72,10 @@ class TwoWayBlock(nn.Module):
     """Tokens and image (G, S, E), both updated; norms come after each sum. `first` replaces the tokens by
     their self-attention, without positions: they are their own."""
 
-    def __init__(self, config: SAMConfig, *, first: bool) -> None:
+    def __init__(self, config: PromptableConfig, *, first: bool) -> None:
         super().__init__()
-        width, eps, downsampling = config.embed_width, config.norm_eps, config.attention_downsampling
+        width, eps = config.embed_width, config.two_way_norm_eps
+        downsampling = config.attention_downsampling
         self.first = first
         self.self_attn = CrossAttention(config, downsampling=1)
         self.norm1 = nn.LayerNorm(width, eps=eps)
@@ -105,7 +106,7 @@ class TwoWayBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Tokens (G, T, E) and an image (G, S, E) -> the same, after attending to each other."""
 
-    def __init__(self, config: SAMConfig) -> None:
+    def __init__(self, config: PromptableConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(TwoWayBlock(config, first=i == 0) for i in range(config.decoder_depth))
         self.final_attn_token_to_image = CrossAttention(config, downsampling=config.attention_downsampling)
@@ -121,15 +122,15 @@ class TwoWayTransformer(nn.Module):
         return self.norm_final_attn(tokens_GTE + read_GTE), image_GSE
 
 
-class MaskDecoder(nn.Module):
-    """Image embeddings and encoded prompts -> masks and how good each is thought to be.
+class MaskTokens(nn.Module):
+    """What the decoders of SAM and SAM 2 share: learned tokens that read the image and draw masks.
 
     Args:
         config: the model's.
         transformer: as `TwoWayTransformer`; None: a new one.
     """
 
-    def __init__(self, config: SAMConfig, *, transformer: nn.Module | None = None) -> None:
+    def __init__(self, config: PromptableConfig, *, transformer: nn.Module | None = None) -> None:
         super().__init__()
         width, count = config.embed_width, config.masks + 1
         self.transformer = TwoWayTransformer(config) if transformer is None else transformer
@@ -148,23 +149,45 @@ class MaskDecoder(nn.Module):
         hidden = [config.iou_width] * (config.iou_depth - 1)
         self.iou_prediction_head = ReluMlp(width, *hidden, count)
 
-    def forward(
-        self, image_BEhw: Tensor, positions_Ehw: Tensor, sparse_BPNE: Tensor, dense_BPEhw: Tensor
+    def attended(
+        self,
+        learned_KE: Tensor,
+        image_BEhw: Tensor,
+        positions_Ehw: Tensor,
+        sparse_BPNE: Tensor,
+        dense_BPEhw: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Masks (B, P, 1 + M, Y, X) and their IoUs (B, P, 1 + M); the first is the one of a clear prompt."""
+        """The learned tokens, then the prompts', (G, K + N', E), and the image (G, E, h, w), after the
+        transformer."""
         batch, prompts = sparse_BPNE.shape[:2]
-        learned_KE = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
         learned_BPKE = learned_KE.expand(batch, prompts, -1, -1)
         tokens_GTE = torch.cat((learned_BPKE, sparse_BPNE), 2).flatten(0, 1)
         image_BPEhw = (image_BEhw[:, None] + dense_BPEhw).expand(-1, prompts, -1, -1, -1)
         image_GSE = image_BPEhw.flatten(3).flatten(0, 1).transpose(1, 2)
         positions_SE = positions_Ehw.flatten(1).T
         tokens_GTE, image_GSE = self.transformer(tokens_GTE, image_GSE, positions_SE)
+        return tokens_GTE, image_GSE.transpose(1, 2).unflatten(2, image_BEhw.shape[-2:])
 
-        upscaled_GFYX = self.output_upscaling(image_GSE.transpose(1, 2).unflatten(2, image_BEhw.shape[-2:]))
+    def drawn(self, tokens_GTE: Tensor, upscaled_GFYX: Tensor) -> Tensor:
+        """Masks (G, 1 + M, Y, X): each of the first 1 + M tokens through its MLP, times the image."""
         weights_GMF = torch.stack(
-            [mlp(tokens_GTE[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1
+            [mlp(tokens_GTE[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1
         )
-        masks_GMYX = (weights_GMF @ upscaled_GFYX.flatten(2)).unflatten(2, upscaled_GFYX.shape[-2:])
+        return (weights_GMF @ upscaled_GFYX.flatten(2)).unflatten(2, upscaled_GFYX.shape[-2:])
+
+
+class MaskDecoder(MaskTokens):
+    """Image embeddings and encoded prompts -> masks and how good each is thought to be."""
+
+    def forward(
+        self, image_BEhw: Tensor, positions_Ehw: Tensor, sparse_BPNE: Tensor, dense_BPEhw: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Masks (B, P, 1 + M, Y, X) and their IoUs (B, P, 1 + M); the first is the one of a clear prompt."""
+        batch, prompts = sparse_BPNE.shape[:2]
+        learned_KE = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
+        tokens_GTE, image_GEhw = self.attended(
+            learned_KE, image_BEhw, positions_Ehw, sparse_BPNE, dense_BPEhw
+        )
+        masks_GMYX = self.drawn(tokens_GTE[:, 1:], self.output_upscaling(image_GEhw))
         ious_GM = self.iou_prediction_head(tokens_GTE[:, 0])
         return masks_GMYX.unflatten(0, (batch, prompts)), ious_GM.unflatten(0, (batch, prompts))

@@ -24,7 +24,7 @@ from vitrail.models.layers import LayerNorm2d, check_images, drop_path_rates
 from vitrail.models.sam_config import SAMConfig
 from vitrail.models.vit import Attention, Block, PatchEmbed
 
-__all__ = ["ImageEncoder", "RelativeAttention"]
+__all__ = ["ImageEncoder", "RelativeAttention", "from_windows", "to_windows"]
 
 
 class RelativeAttention(Attention):
@@ -63,10 +63,12 @@ class RelativeAttention(Attention):
         """(B, N, D), row by row -> the same; `causal` holds within windows."""
         if self.tile == self.grid:
             return super().forward(x_BND, causal=causal)
-        q_BAMd, k_BAMd, v_BAMd = super().queries_keys_values(self._windows(x_BND))
+        windows_BrcD = to_windows(x_BND.unflatten(1, self.grid), self.tile)
+        q_BAMd, k_BAMd, v_BAMd = super().queries_keys_values(windows_BrcD.flatten(1, 2))
         of_rows_BAMr, of_columns_BAMc = self._terms(q_BAMd).split(self.tile, -1)
         bias_BAMM = (of_rows_BAMr[..., :, None] + of_columns_BAMc[..., None, :]).flatten(-2)
-        return self._whole(self.attend_to(q_BAMd, k_BAMd, v_BAMd, bias=bias_BAMM, causal=causal))
+        out_BMD = self.attend_to(q_BAMd, k_BAMd, v_BAMd, bias=bias_BAMM, causal=causal)
+        return from_windows(out_BMD.unflatten(1, self.tile), self.grid).flatten(1, 2)
 
     def queries_keys_values(self, x_BMD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, M, D) -> queries and keys (B, A, M, d + P) that give the whole scores, values (B, A, M, d)."""
@@ -83,22 +85,24 @@ class RelativeAttention(Attention):
         of_columns_BAcrc = q_BArcd.transpose(2, 3) @ _by_offset(self.rel_pos_w)
         return torch.cat((of_rows_BArcr, of_columns_BAcrc.transpose(2, 3)), -1).flatten(2, 3)
 
-    def _windows(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B · windows, M, D). Incomplete windows are filled with zeros, which are attended to:
-        the published weights were trained so."""
-        (h, w), (rows, columns) = self.grid, self.tile
-        x_BhwD = F.pad(x_BND.unflatten(1, self.grid), (0, 0, 0, -w % columns, 0, -h % rows))
-        down, across = -(-h // rows), -(-w // columns)
-        x_BarbcD = x_BhwD.reshape(-1, down, rows, across, columns, x_BND.shape[-1])
-        return x_BarbcD.transpose(2, 3).reshape(-1, rows * columns, x_BND.shape[-1])
 
-    def _whole(self, x_BMD: Tensor) -> Tensor:
-        """The inverse of `_windows`, without the filling."""
-        (h, w), (rows, columns) = self.grid, self.tile
-        down, across = -(-h // rows), -(-w // columns)
-        x_BabrcD = x_BMD.reshape(-1, down, across, rows, columns, x_BMD.shape[-1])
-        x_BhwD = x_BabrcD.transpose(2, 3).reshape(-1, down * rows, across * columns, x_BMD.shape[-1])
-        return x_BhwD[:, :h, :w].flatten(1, 2)
+def to_windows(x_BhwD: Tensor, tile: tuple[int, int]) -> Tensor:
+    """(B, h, w, D) -> (B · windows, r, c, D). Incomplete windows are filled with zeros, which are attended
+    to: the published weights were trained so."""
+    (h, w), (rows, columns) = x_BhwD.shape[1:3], tile
+    x_BhwD = F.pad(x_BhwD, (0, 0, 0, -w % columns, 0, -h % rows))
+    down, across = -(-h // rows), -(-w // columns)
+    x_BarbcD = x_BhwD.reshape(-1, down, rows, across, columns, x_BhwD.shape[-1])
+    return x_BarbcD.transpose(2, 3).reshape(-1, rows, columns, x_BhwD.shape[-1])
+
+
+def from_windows(x_BrcD: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `to_windows`, without the filling: (B · windows, r, c, D) -> (B, h, w, D)."""
+    (h, w), (rows, columns) = grid, x_BrcD.shape[1:3]
+    down, across = -(-h // rows), -(-w // columns)
+    x_BabrcD = x_BrcD.reshape(-1, down, across, rows, columns, x_BrcD.shape[-1])
+    x_BhwD = x_BabrcD.transpose(2, 3).reshape(-1, down * rows, across * columns, x_BrcD.shape[-1])
+    return x_BhwD[:, :h, :w]
 
 
 def _places(tile: tuple[int, int], like: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import InputError
 from vitrail.models.layers import LayerNorm2d
-from vitrail.models.sam_config import SAMConfig
+from vitrail.models.sam_config import PromptableConfig
 
 __all__ = ["LABELS", "PADDING", "FourierFeatures", "PromptEncoder", "Prompts"]
 
@@ -64,7 +64,7 @@ class FourierFeatures(nn.Module):
 class PromptEncoder(nn.Module):
     """Prompts -> vectors (B, P, N', E) of points and boxes, maps (B, P or 1, E, h, w) of masks."""
 
-    def __init__(self, config: SAMConfig) -> None:
+    def __init__(self, config: PromptableConfig) -> None:
         super().__init__()
         self.config = c = config
         half = c.mask_channels // 4
@@ -83,7 +83,8 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, c.embed_width)
 
     def forward(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Without points and boxes N' is 0; points without a box are followed by one that is not a point.
+        """Points without a box are followed by a token that is not a point. With the config's `closes_boxes`
+        boxes are too, and two such tokens stand for a mask alone; else N' is 0 there.
 
         Raises:
             InputError: no prompt at all, or shapes or labels that do not belong together.
@@ -93,21 +94,25 @@ class PromptEncoder(nn.Module):
         parts_BPNE = []
         if points_BPN2 is not None and labels_BPN is not None:
             parts_BPNE.append(self.points(points_BPN2, labels_BPN))
-            if boxes_BP4 is None:
-                closing_E = self.not_a_point_embed.weight[0]
-                parts_BPNE.append(closing_E.expand(*points_BPN2.shape[:2], 1, -1))
         if boxes_BP4 is not None:
             corners_BP22 = boxes_BP4.unflatten(-1, (2, 2))
             kinds_2 = torch.tensor([UPPER_LEFT, LOWER_RIGHT], device=boxes_BP4.device)
             parts_BPNE.append(self.points(corners_BP22, kinds_2.expand(*boxes_BP4.shape[:2], -1)))
+        given = next(tensor for tensor in (points_BPN2, boxes_BP4, masks_BPYX) if tensor is not None)
+        closing_E = self.not_a_point_embed.weight[0]
+        parts_BPNE.append(closing_E.expand(*given.shape[:2], self._closing(prompts), -1))
         if masks_BPYX is None:
-            batch = parts_BPNE[0].shape[0]
-            dense_BPEhw = self.no_mask(batch)
-        else:
-            dense_BPEhw = self.masks(masks_BPYX)
-        if not parts_BPNE:
-            parts_BPNE.append(dense_BPEhw.new_empty(*dense_BPEhw.shape[:2], 0, self.config.embed_width))
-        return torch.cat(parts_BPNE, 2), dense_BPEhw
+            return torch.cat(parts_BPNE, 2), self.no_mask(given.shape[0])
+        return torch.cat(parts_BPNE, 2), self.masks(masks_BPYX)
+
+    def _closing(self, prompts: Prompts) -> int:
+        """The number of tokens at the end that are not a point."""
+        if prompts.boxes_BP4 is not None:
+            return int(self.config.closes_boxes)
+        if prompts.points_BPN2 is not None:
+            return 1
+        # SAM 2 was trained with a point that is none in place of points, and its closing.
+        return 2 if self.config.closes_boxes else 0
 
     def points(self, points_BPN2: Tensor, labels_BPN: Tensor) -> Tensor:
         """(B, P, N, E): where each point is, plus what it is; no position below label 0."""
@@ -146,7 +151,7 @@ class PromptEncoder(nn.Module):
         return [kind for kind in self.point_embeddings if isinstance(kind, nn.Embedding)]
 
 
-def check_prompts(prompts: Prompts, config: SAMConfig) -> None:
+def check_prompts(prompts: Prompts, config: PromptableConfig) -> None:
     """Refuse prompts that do not belong together.
 
     Raises:

@@ -45,6 +45,8 @@ class Dialect:
     """Foreign key or module path -> ours. Keys without an entry keep their name."""
     prefix: str = ""
     """Stripped from keys before `marks` and `names` are looked up."""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """How keys begin -> what stands there instead, before `names` are looked up: a whole part's names."""
     other_parts: tuple[str, ...] = ()
     """Prefixes of keys (including `prefix`) of a part this architecture lacks: CLIP's text tower in a file
     for its image tower."""
@@ -72,7 +74,7 @@ def translate(state_dict: Mapping[str, Tensor], dialect: Dialect) -> dict[str, T
     for key, tensor in state_dict.items():
         if dialect.other_parts and key.startswith(dialect.other_parts):
             continue
-        name = _renamed(key.removeprefix(dialect.prefix), rules)
+        name = _renamed(_replaced(key.removeprefix(dialect.prefix), dialect.replaced), rules)
         if name is None:
             continue
         if name.endswith("^T"):
@@ -92,6 +94,13 @@ def translate(state_dict: Mapping[str, Tensor], dialect: Dialect) -> dict[str, T
             raise ValueError(f"{name} is stored in {counts[name]} parts and part {lacking[0]} is missing")
         result[name] = torch.cat([found[i] for i in sorted(found)])
     return result
+
+
+def _replaced(key: str, beginnings: Mapping[str, str]) -> str:
+    for foreign, ours in beginnings.items():
+        if key.startswith(foreign):
+            return ours + key[len(foreign) :]
+    return key
 
 
 _PART = re.compile(r"\[(\d+)/(\d+)\]")
