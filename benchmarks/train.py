@@ -52,11 +52,12 @@ def ours(mode: str, batch: int, steps: int, folder: Path) -> list[float]:
 
     from vitrail import models
     from vitrail.learn.classify import ClassifierTraining
-    from vitrail.learn.finetune import Machine, launched
     from vitrail.learn.images import EvaluationImages, Pixels, TrainingImages, augmentation
+    from vitrail.learn.launch import launched
     from vitrail.learn.recipe import load_recipe
     from vitrail.learn.request import RunRequest
     from vitrail.learn.run import Run
+    from vitrail.learn.setup import Machine
     from vitrail.learn.train import train
     from vitrail.vocabulary import Preprocess
 

@@ -20,14 +20,16 @@ from training import CLASSES, MODEL, QUICK, recipe, run_in, same, small, task_of
 
 from vitrail import models, store
 from vitrail.errors import InputError
-from vitrail.learn import finetune as finetuning
 from vitrail.learn import room, trained
-from vitrail.learn.finetune import FinetuneSetup, Machine, finetune, launched
+from vitrail.learn.finetune import finetune
+from vitrail.learn.launch import launched
 from vitrail.learn.metrics import Metrics
 from vitrail.learn.order import Steps
 from vitrail.learn.recipe import load_recipe
 from vitrail.learn.request import RunRequest
 from vitrail.learn.run import Run, RunWatcher
+from vitrail.learn.setup import FinetuneSetup, Machine
+from vitrail.learn.start import starting
 from vitrail.learn.train import parameter_groups, train
 from vitrail.weights.find import WeightsFinder
 
@@ -473,7 +475,7 @@ def test_the_module_that_a_nan_came_from_is_named(tmp_path):
 
 def test_a_model_that_does_not_fit_is_refused_with_the_batch_that_would(monkeypatch, folder):
     monkeypatch.setattr(room.hardware, "free_memory_mib", lambda: 900.0)
-    start = finetuning.starting(MODEL, classes=CLASSES, finder=WeightsFinder(offline=True))
+    start = starting(MODEL, classes=CLASSES, finder=WeightsFinder(offline=True))
     plan = load_recipe("light", ["batch_size=1024", "engine.precision=fp32"])
     with pytest.raises(
         InputError, match=r"needs about \d+ MiB, but 900 MiB is free: give --batch-size \d+"

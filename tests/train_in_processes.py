@@ -17,8 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import recipe, run_in, task_of
 
 from vitrail.errors import InputError
-from vitrail.learn.finetune import Machine, launched
+from vitrail.learn.launch import launched
 from vitrail.learn.run import ReportedByProcessZero, Run
+from vitrail.learn.setup import Machine
 from vitrail.learn.train import train
 
 

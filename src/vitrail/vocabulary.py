@@ -680,7 +680,7 @@ class TrainingEpoch:
     """Mean over the epoch's batches of the minimised loss (mixed labels and smoothing included)."""
     validation_loss: float | None
     accuracy: Percent | None
-    """Top-1 in % on the validation split."""
+    """The task's main figure in % on the validation split: top-1, mean IoU."""
     averaged: bool = False
     """Whether the validation figures are of the averaged weights (EMA)."""
 

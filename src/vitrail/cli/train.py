@@ -19,6 +19,7 @@ from vitrail.cli.train_options import (
 )
 from vitrail.data.records import LAYOUTS
 from vitrail.errors import InputError
+from vitrail.learn.setup import LEARNED
 
 if TYPE_CHECKING:
     from vitrail.learn.trained import Trained
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
+        "--task", choices=tuple(LEARNED), default="classify", help="what is learned (classify)"
+    )
+    parser.add_argument(
         "--data", metavar="DIR|MANIFEST", required=True, help="labelled images, as for select"
     )
     parser.add_argument(
         "--layout", choices=LAYOUTS, help="what the folders of --data are, if that is not recognised"
     )
+    parser.add_argument("--labels", metavar="FILE", help="of masks: one class per line, from number 0")
     parser.add_argument(
         "--model", metavar="NAME", required=True, help="a candidate, architecture or own model"
     )
@@ -47,21 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--artifact", metavar="DIR", help="where --then-select ships the winner (RUN-artifact)"
     )
-    add_train_arguments(parser, recipe="light")
+    add_train_arguments(parser, recipe=_defaults())
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; exit code 0, or with --then-select that of `select`."""
     need_training()
-    recipe, machine = recipe_of(args), machine_of(args)
+    recipe, machine = recipe_of(args, LEARNED[args.task].recipe), machine_of(args)
     selecting = _selection_arguments(args)
-    from vitrail.learn.finetune import FinetuneSetup, finetune
+    from vitrail.learn.finetune import finetune
+    from vitrail.learn.setup import FinetuneSetup
     from vitrail.weights.find import WeightsFinder
 
     setup = FinetuneSetup(
+        task=args.task,
         data=args.data,
         layout=args.layout,
+        labels=existing(args.labels),
         model=args.model,
         recipe=recipe,
         out=Path(args.out),
@@ -88,6 +96,12 @@ def run(args: argparse.Namespace) -> int:
     return select_command.run(command_parser("select").parse_args(selecting))
 
 
+def _defaults() -> str:
+    """`light`; of several tasks each with its recipe."""
+    first, *others = LEARNED.items()
+    return "; ".join([first[1].recipe, *(f"for {task} {row.recipe}" for task, row in others)])
+
+
 def _selection_arguments(args: argparse.Namespace) -> list[str] | None:
     """Arguments of `select` after training, checked now, before hours of training."""
     if args.then_select is None:
@@ -104,7 +118,8 @@ def _selection_arguments(args: argparse.Namespace) -> list[str] | None:
         raise InputError(f"{out} already exists: give another place for the artifact with --artifact DIR.")
     arguments = [args.then_select, "--trained", args.out, "--data", args.data, "--out", out]
     layout = [] if args.layout is None else ["--layout", args.layout]
-    return [*arguments, *layout, *(["--offline"] if args.offline else [])]
+    task = [] if args.task == "classify" else ["--task", args.task]
+    return [*arguments, *task, *layout, *(["--offline"] if args.offline else [])]
 
 
 def _document(trained: Trained) -> dict[str, object]:
@@ -116,14 +131,18 @@ def _document(trained: Trained) -> dict[str, object]:
 
 
 def _ended(args: argparse.Namespace, trained: Trained, goes_on: bool) -> list[str]:
+    from vitrail import tasks
+
+    metric = tasks.known(trained.task).metric_name
     best = max(trained.history, key=lambda epoch: epoch.accuracy or 0.0)
     lines = [
-        f"{args.out} · best validation accuracy {best.accuracy:.2f} % in epoch {best.epoch} of "
+        f"{args.out} · best validation {metric} {best.accuracy:.2f} % in epoch {best.epoch} of "
         f"{trained.epochs} · {trained.history[-1].seconds:.0f} s",
         *_advice(trained),
     ]
     if not goes_on:
-        lines.append(f"next: vitrail select --trained {args.out} --data {args.data} --out DIR")
+        task = "" if trained.task == "classify" else f"--task {trained.task} "
+        lines.append(f"next: vitrail select {task}--trained {args.out} --data {args.data} --out DIR")
     return lines
 
 

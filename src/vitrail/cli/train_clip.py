@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vitrail.vocabulary import Preprocess
 
 
+RECIPE = "clip"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="start from these instead of random ones")
     parser.add_argument("--tag", help="which published weights say how images are prepared")
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of a SigLIP")
-    add_train_arguments(parser, recipe="clip")
+    add_train_arguments(parser, recipe=RECIPE)
     add_json_argument(parser)
 
 
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     Raises InputError as `vitrail.learn.clip.train_clip`.
     """
     need_training()
-    recipe, machine = recipe_of(args), machine_of(args)
+    recipe, machine = recipe_of(args, RECIPE), machine_of(args)
     for name in ("weights", "tokenizer"):
         path = getattr(args, name)
         if path is not None and not Path(path).is_file():

@@ -16,9 +16,9 @@ from vitrail.errors import InputError, MissingExtraError
 from vitrail.words import shown
 
 if TYPE_CHECKING:
-    from vitrail.learn.finetune import Machine
     from vitrail.learn.recipe import Recipe
     from vitrail.learn.run import RunWatcher
+    from vitrail.learn.setup import Machine
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,7 @@ SHORT = {
 
 
 def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None:
-    """Declare them; `recipe` is the default one."""
+    """Declare them; `recipe` says which one is the default."""
     parser.add_argument(
         "--out", metavar="RUN", required=True, help="the run's folder; an existing run is resumed"
     )
@@ -42,9 +42,7 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
         "--extend", action="store_true", help="train the finished run in RUN further, to a total of --epochs"
     )
     what = parser.add_argument_group("recipe")
-    what.add_argument(
-        "--recipe", metavar="NAME|FILE", default=recipe, help=f"a recipe or TOML file ({recipe})"
-    )
+    what.add_argument("--recipe", metavar="NAME|FILE", help=f"a recipe or TOML file ({recipe})")
     what.add_argument("--epochs", type=whole_number("epochs"), metavar="N")
     what.add_argument(
         "--batch-size",
@@ -99,8 +97,8 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, recipe: str) -> None
     )
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe with the options applied.
+def recipe_of(args: argparse.Namespace, default: str) -> Recipe:
+    """The recipe with the options applied; `default` where none is named.
 
     Raises:
         InputError: an unknown recipe or key, or a value out of range.
@@ -110,12 +108,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     changes = [f"{key}={_toml(getattr(args, name))}" for name, key in SHORT.items() if _given(args, name)]
     if args.compile is not None:
         changes.append(f"engine.compile={'true' if args.compile else 'false'}")
-    return load_recipe(args.recipe, [*args.set, *changes])
+    return load_recipe(args.recipe or default, [*args.set, *changes])
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
     """The processes, threads and devices of the run."""
-    from vitrail.learn.finetune import Machine
+    from vitrail.learn.setup import Machine
 
     return Machine(
         accelerator=args.accelerator,
@@ -207,8 +205,8 @@ def _figure(name: str, value: float) -> str:
         way, first = match.groups()
         of = "" if way == "recall" else f"{way.replace('_', ' ')} "
         return f"{of}recall@{first} {value:.4g} %"
-    unit = " %" if name.endswith("accuracy") else ""
-    return f"{name.replace('_', ' ')} {value:.4g}{unit}"
+    unit = " %" if name.endswith(("accuracy", "iou")) else ""
+    return f"{name.replace('_', ' ').replace('iou', 'IoU')} {value:.4g}{unit}"
 
 
 def _given(args: argparse.Namespace, name: str) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
 from vitrail.export.requests import ExportRequest, HeadRequest, ModuleRequest
-from vitrail.models import clip, timm
+from vitrail.models import clip, timm, upernet
 from vitrail.models.vit import ViT
 from vitrail.weights import checkpoints
 from vitrail.weights.finite import check_outputs
@@ -26,6 +26,8 @@ HEAD_TOLERANCE = 1e-4
 def module(request: ModuleRequest, image_size: int, *, features: bool = False) -> nn.Module:
     """The module in evaluation mode, (B, 3, image_size, image_size) -> (B, K); random weights are timm's.
 
+    A UPerNet gives (B, K, h, w), before its last enlargement: it is done at the photo's size.
+
     With `features` it has no classifier: -> (B, D).
 
     Raises:
@@ -33,6 +35,8 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
     """
     if request.architecture in clip.VARIANTS:
         return _zero_shot(request, image_size)
+    if request.architecture in upernet.VARIANTS:
+        return _score_maps(request, image_size)
     if request.implementation == "timm":
         model = _of_timm(request, image_size)
         return without_classifier(model) if features else model
@@ -44,8 +48,8 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
     return model.requires_grad_(False)
 
 
-def check(model: nn.Module, request: ExportRequest, image_size: int, tolerance: float) -> int:
-    """The width of the module's output, once two checks hold.
+def check(model: nn.Module, request: ExportRequest, image_size: int, tolerance: float) -> tuple[int, ...]:
+    """The shape of the module's output for one image, (K), (D) or (K, h, w), once two checks hold.
 
     The scores must be finite; and the same weights must give the same numbers in our module and timm's, on
     one batch of noise. The second check is skipped where the image does not divide into windows (there timm
@@ -63,7 +67,7 @@ def check(model: nn.Module, request: ExportRequest, image_size: int, tolerance: 
     check_outputs(ours, request.weights or request.architecture, "scores")
     own_only = request.architecture in clip.VARIANTS or not request.compare
     if request.implementation == "timm" or own_only or getattr(model, "pads", False):
-        return int(ours.shape[-1])
+        return tuple(ours.shape[1:])
     with torch.inference_mode():
         timms = _of_timm(request, image_size)
         if request.features:
@@ -75,7 +79,16 @@ def check(model: nn.Module, request: ExportRequest, image_size: int, tolerance: 
             f"our {request.architecture} differs from timm's by {difference:.1e} (relative) with these "
             "weights; choose timm's code with --implementations timm"
         )
-    return int(ours.shape[-1])
+    return tuple(ours.shape[1:])
+
+
+def _score_maps(request: ModuleRequest, image_size: int) -> nn.Module:
+    """Our UPerNet with weights that were trained here: none are published, and nobody else has its code."""
+    assert request.weights is not None, "masks of random weights mean nothing"
+    model = models.build(request.architecture, image_size=image_size, num_classes=len(labels(request.labels)))
+    models.load_weights(model, request.weights)
+    assert isinstance(model, upernet.UPerNet)
+    return upernet.ScoreMaps(model).eval().requires_grad_(False)
 
 
 def _zero_shot(request: ModuleRequest, image_size: int) -> nn.Module:

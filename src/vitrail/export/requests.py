@@ -88,7 +88,7 @@ class ExportRequest(ModuleRequest, frozen=True, kw_only=True):
     image_size: int
     folder: str
     task: str = "classify"
-    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features; `segment`: a person's own file."""
+    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features; `segment`: -> (B, K, h, w)."""
     passes: list[str] = msgspec.field(default_factory=list)
     """Those that change the module."""
     compare: bool = True

@@ -54,13 +54,15 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
     names = () if request.features else labels(request.labels)
     model = eager.module(request, request.image_size, features=request.features)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
-    width = eager.check(model, request, request.image_size, tolerance)
+    shape = eager.check(model, request, request.image_size, tolerance)
     changed = passes.applied(model, request.passes)
     if changed is None:
         return {"nothing": request.passes}
     if request.passes:  # which tokens are merged is decided by comparing: rounding may merge others
         tolerance = onnx.RANDOM_TOLERANCE
-    facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": width}
+    facts: dict[str, Any] = {"probability": getattr(model, "probability", "softmax"), "width": shape[-1]}
+    if request.task == "segment":
+        facts = {"values": "logits", "height": shape[-2], "width": shape[-1]}
     with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
         (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         preprocess = Preprocess(image_size=request.image_size)  # the graph needs only its size

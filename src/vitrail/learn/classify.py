@@ -1,11 +1,11 @@
-"""Training classes: cross-entropy, mixup and cutmix, accuracy on the validation images.
+"""Learning classes: cross-entropy, mixup and cutmix, accuracy on the validation images.
 
 Shapes: B images of one part of a batch, S pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +17,25 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from vitrail.learn.images import EvaluationImages, TrainingImages
+from vitrail import data
+from vitrail.errors import InputError
+from vitrail.learn.images import (
+    EvaluationImages,
+    Make,
+    Pixels,
+    PixelsOnDemand,
+    TrainingImages,
+    augmentation,
+    evaluated,
+    stored,
+)
+from vitrail.learn.launch import images_of
 from vitrail.learn.recipe import Regularization
+from vitrail.learn.setup import FinetuneSetup
+from vitrail.learn.start import Start, starting
+from vitrail.weights.find import WeightsFinder
 
-__all__ = ["ClassifierTraining"]
+__all__ = ["Classes", "ClassifierTraining"]
 
 EVALUATED_AT_ONCE = 64
 
@@ -44,6 +59,7 @@ class ClassifierTraining:
     classes: int
     channels_last: bool = True
     figure: str = field(default="accuracy", init=False)
+    guess: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         r = self.regularization
@@ -93,4 +109,56 @@ class ClassifierTraining:
         )
         return fabric.setup_dataloaders(
             DataLoader(mine, batch_size=EVALUATED_AT_ONCE), use_distributed_sampler=False
+        )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Labelled images, and a classifier of them: a `setup.Learner`."""
+
+    setup: FinetuneSetup
+
+    def dataset(self) -> data.Dataset:
+        """Images by class. Raises InputError as `data.load`, and for labels, which the data has itself."""
+        if self.setup.labels is not None:
+            raise InputError("--labels names the classes of masks: leave it out, the data names its classes.")
+        return data.load(self.setup.data, layout=self.setup.layout)
+
+    def start(self, dataset: data.Dataset, finder: WeightsFinder) -> Start:
+        """The model with a new head. Raises InputError as `starting`."""
+        setup = self.setup
+        return starting(
+            setup.model,
+            classes=len(dataset.classes),
+            finder=finder,
+            image_size=setup.image_size,
+            weights=setup.weights,
+            from_scratch=setup.from_scratch,
+            drop_path=setup.recipe.regularization.drop_path,
+            seed=setup.recipe.seed,
+        )
+
+    def training(
+        self, start: Start, dataset: data.Dataset, note: Callable[[str], None]
+    ) -> ClassifierTraining:
+        """The classifier with its images. Raises InputError for one that cannot be read."""
+        recipe = self.setup.recipe
+
+        def read(split: data.Split, how: Make) -> tuple[Pixels | PixelsOnDemand, list[int]]:
+            examples = dataset.of(split)
+            pixels = images_of([example.path for example in examples], how, self.setup.machine)
+            return pixels, [example.label for example in examples]
+
+        change = augmentation(recipe.augmentation, start.preprocess)
+        seen, labels = read("train", stored(start.preprocess, recipe.augmentation))
+        held_out, true = read("validation", evaluated(start.preprocess))
+        if isinstance(seen, PixelsOnDemand):
+            note("the images do not all fit in memory and are decoded again in each epoch")
+        return ClassifierTraining(
+            model=start.module,
+            images=TrainingImages(seen, labels, change, seed=recipe.seed),
+            validation=EvaluationImages(held_out, true, start.preprocess),
+            regularization=recipe.regularization,
+            classes=len(dataset.classes),
+            channels_last=recipe.engine.channels_last,
         )

@@ -15,7 +15,6 @@ from vitrail.data import pairs as manifests
 from vitrail.data.pairs import Pair, Pairs
 from vitrail.errors import InputError
 from vitrail.learn import pairs_room
-from vitrail.learn.finetune import Machine, images_of, launched, on_threads
 from vitrail.learn.images import (
     EvaluationImages,
     PixelsOnDemand,
@@ -24,10 +23,12 @@ from vitrail.learn.images import (
     evaluated,
     stored,
 )
+from vitrail.learn.launch import images_of, launched, on_threads
 from vitrail.learn.pairs import Contrastive, Loss, TrainingPairs, read_texts
 from vitrail.learn.recipe import Leg, Recipe
 from vitrail.learn.request import RunRequest, is_done
 from vitrail.learn.run import BestWeights, Run, RunWatcher, said_once
+from vitrail.learn.setup import Machine
 from vitrail.learn.train import train
 from vitrail.learn.trained import DamagedRecord
 from vitrail.models import clip, factory

@@ -1,7 +1,8 @@
 """What would help a run, by its curves: more epochs, or more labelled images. Nothing here imports torch.
 
 An undertrained model fits neither its training images nor others; one with too few images overfits and gets
-worse on the others. Losses distinguish the two; guessing among K classes has a loss of ln K.
+worse on the others. Losses distinguish the two; guessing among K classes has a loss of ln K, or where the
+record says how common they are, of their entropy.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def outlook(trained: Trained) -> Outlook | None:
     known = [(e, t, v) for e, t, v in whole if t is not None and v is not None]
     if not known:
         return None
-    guess, (last, train, validation) = math.log(len(trained.classes)), known[-1]
+    guess = math.log(len(trained.classes)) if trained.guess is None else trained.guess
+    last, train, validation = known[-1]
     losses = f"loss {train:.2f} on training and {validation:.2f} on validation images"
     if min(train, validation) >= UNSURE * guess:
         done = counted(last.epoch, "epoch")

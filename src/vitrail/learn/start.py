@@ -20,7 +20,7 @@ from vitrail.vocabulary import Candidate, Implementation, Preprocess
 from vitrail.weights import checkpoints
 from vitrail.weights.find import WeightsFinder, WeightsUnavailable
 
-__all__ = ["Start", "starting"]
+__all__ = ["Start", "starting", "weights_of"]
 
 RANDOM = "random"
 
@@ -80,7 +80,7 @@ def starting(
     preprocess = _preprocess(architecture, known, ours, from_scratch)
     if image_size is not None:
         preprocess = dataclasses.replace(preprocess, image_size=image_size)
-    path, digest, said, license = _weights(name, known, weights, finder, from_scratch)
+    path, digest, said, license = weights_of(name, known, weights, finder, from_scratch)
     size = preprocess.image_size
     build = _built_by_us if ours else _built_by_timm
     try:
@@ -146,10 +146,21 @@ def _preprocess(architecture: str, known: Candidate | None, ours: bool, from_scr
     return Preprocess(**{**timm.published_preprocess(architecture), "crop": 1.0})
 
 
-def _weights(
+def weights_of(
     name: str, known: Candidate | None, given: Path | None, finder: WeightsFinder, from_scratch: bool
 ) -> tuple[Path | None, str, str, str]:
-    """(file, digest, said, license); no file: random."""
+    """(file, digest, said, license) of what a model starts from; no file: random.
+
+    Args:
+        name: as the person gave it.
+        known: the catalogue's candidate of that name.
+        given: a file to start from instead.
+        finder: finds the candidate's weights.
+        from_scratch: random ones are asked for.
+
+    Raises:
+        InputError: weights that are not at hand, or two things to start from.
+    """
     if given is not None:
         if from_scratch:
             raise InputError("--weights says what to start from: leave --from-scratch out.")

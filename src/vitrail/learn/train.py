@@ -43,7 +43,7 @@ from vitrail.learn.recipe import Recipe
 from vitrail.learn.run import Run
 from vitrail.profiling.malloc import freed_memory_kept
 
-__all__ = ["TrainingTask", "train"]
+__all__ = ["LabelledTraining", "TrainingTask", "train"]
 
 SKIPPED_AT_MOST = 20
 """Steps in a row that fp16's scaler may skip; each time it halves the loss's scale, from 65,536."""
@@ -70,7 +70,7 @@ class TrainingTask(Protocol):
     images: Any
     """A Dataset: (epoch, index) -> one example; len() of them."""
     figure: str
-    """The figure of `evaluate` that decides which weights are best; higher is better."""
+    """The figure of `evaluate` that decides which weights are best, in %; higher is better."""
 
     def backward(self, fabric: Fabric, model: nn.Module, parts: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch, given in parts, to the model's; the loss, a scalar."""
@@ -79,6 +79,13 @@ class TrainingTask(Protocol):
     def evaluate(self, fabric: Fabric, model: nn.Module) -> dict[str, float]:
         """Figures on the validation data; every process calls it and gets the same."""
         ...
+
+
+class LabelledTraining(TrainingTask, Protocol):
+    """A task whose loss is a cross-entropy over classes, so that a guess has one too."""
+
+    guess: float | None
+    """Loss of a model that only knows how common each class is; None: all are equally common."""
 
 
 @freed_memory_kept()

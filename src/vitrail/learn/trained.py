@@ -44,6 +44,8 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     name: str
     """The run's name, e.g. `textile-lite0`."""
+    task: str = "classify"
+    """What was learned: a name of `tasks.TASKS`."""
     architecture: str
     """timm's name without a tag, or one of ours."""
     family: str
@@ -78,6 +80,8 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     history: list[TrainingEpoch]
     extended: list[Leg] = []
     """What was done before each extension."""
+    guess: float | None = None
+    """Loss of a model that only knows how common each class is; None: ln K, all are equally common."""
 
 
 def read(folder: str | Path) -> Trained:
@@ -172,6 +176,7 @@ def candidate_of(folder: str | Path, trained: Trained | None = None) -> Candidat
         macs=trained.macs,
         activations=trained.activations,
         labels=str(place / LABELS),
+        task=trained.task,
         trained_with=trained.implementation,
         note=_note(trained),
     )

@@ -25,7 +25,7 @@ from vitrail.masks.iou import IGNORE
 from vitrail.store import digest_of, sha256_file
 from vitrail.words import counted, shown, some_of
 
-__all__ = ["IGNORED", "DrawnDataset", "MaskDataset", "coco_file", "divided", "load", "photos_of"]
+__all__ = ["IGNORED", "DrawnDataset", "MaskDataset", "coco_file", "divided", "load", "named", "photos_of"]
 
 Divided = TypeVar("Divided", bound="DrawnDataset")
 
@@ -115,6 +115,21 @@ def load(path: str | Path, classes: Sequence[str]) -> MaskDataset:
         labelled = read_folder(path)
         drawn, found = _of_folder(labelled, classes), labelled.found
     return divided(Path(path), tuple(classes), drawn, found, MaskDataset)
+
+
+def named(path: str | Path) -> tuple[str, ...] | None:
+    """The classes that the data itself names: what no object covers, then COCO's categories in their order.
+
+    None: its masks are PNG files, which only number them.
+
+    Raises:
+        InputError: a COCO file that cannot be read.
+    """
+    annotations = coco_file(Path(path))
+    if annotations is None:
+        return None
+    classes = read_coco(annotations, photos_of(annotations)).classes
+    return tuple(classes) if set(BACKGROUND) & set(classes) else (BACKGROUND[0], *classes)
 
 
 # --- what is there --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from vitrail.models import clip_config, sam2_config, sam_config, swin_config, up
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "OWN", "SEGMENTERS", "TWO_TOWERS", "looked_up"]
+__all__ = ["MODELS", "OF_IMAGES", "OWN", "SEGMENTERS", "TWO_TOWERS", "looked_up"]
 
 TWO_TOWERS = clip_config.VARIANTS
 """Models with an image and a text tower, under open_clip's names: not classifiers by themselves."""
@@ -35,12 +35,19 @@ SEGMENTERS: dict[str, str] = {
 """The same for models that give masks. A table of its own: all that asks `MODELS` wants scores or vectors
 of an image."""
 
+OF_IMAGES: dict[str, str] = {
+    **MODELS,
+    **dict.fromkeys(upernet_config.VARIANTS, "vitrail.models.upernet:UPerNet"),
+}
+"""Those of both tables that take images and nothing else."""
+
 OWN = (
     "vit_nano_patch4_28",
     "vit_nano_patch16_224",
     "swin_nano_patch2_window7_28",
     "ViT-nano-8-64",
     "ViT-nano-8-64-sigmoid",
+    "upernet_swin_nano",
 )
 """Small models that only Vitrail has, to be trained from scratch."""
 

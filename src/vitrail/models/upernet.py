@@ -30,7 +30,7 @@ from vitrail.models.upernet_config import VARIANTS, UPerNetConfig
 from vitrail.weights.dialects import Dialect, Unclear
 from vitrail.weights.dialects.upernet import DIALECTS
 
-__all__ = ["VARIANTS", "ClassScores", "UPerNet", "UPerNetConfig"]
+__all__ = ["VARIANTS", "ClassScores", "ScoreMaps", "UPerNet", "UPerNetConfig"]
 
 
 class ClassScores(NamedTuple):
@@ -126,13 +126,24 @@ class UPerNet(nn.Module):
         self.decode_head = Head(config)
         self.auxiliary_head = AuxiliaryHead(config) if config.auxiliary else None
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W); the auxiliary head is not run.
+    def forward(self, images_BCHW: Tensor, *, both: bool = False) -> Tensor | ClassScores:
+        """(B, C, H, W) -> (B, K, H, W); the auxiliary head is run only for `both`, as `forward_both`.
 
         Raises:
             InputError: as `Swin.forward`.
         """
-        return _enlarged(self.decode_head(self.pyramid(images_BCHW)), images_BCHW)
+        if both:
+            return self.forward_both(images_BCHW)
+        return _enlarged(self.forward_maps(images_BCHW), images_BCHW)
+
+    def forward_maps(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, ⌈H/4⌉, ⌈W/4⌉): the scores before they are enlarged to the images' size.
+
+        Raises:
+            InputError: as `Swin.forward`.
+        """
+        maps_BKhw: Tensor = self.decode_head(self.pyramid(images_BCHW))
+        return maps_BKhw
 
     def forward_both(self, images_BCHW: Tensor) -> ClassScores:
         """The scores of both heads, for a loss.
@@ -197,6 +208,18 @@ class UPerNet(nn.Module):
         # Counters that a file may lack: nothing depends on them.
         counters = {n: v for n, v in self.state_dict().items() if n.endswith("num_batches_tracked")}
         return counters | state | {before + name: value for name, value in swin.items()}
+
+
+class ScoreMaps(nn.Module):
+    """A UPerNet without its last enlargement: whoever reads its masks enlarges them to their photo's size."""
+
+    def __init__(self, model: UPerNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """As `UPerNet.forward_maps`."""
+        return self.model.forward_maps(images_BCHW)
 
 
 def _enlarged(x_BDhw: Tensor, like: Tensor) -> Tensor:

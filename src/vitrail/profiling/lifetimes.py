@@ -165,13 +165,17 @@ def training(model: nn.Module, shape: tuple[int, ...], *, autocast: bool) -> Lif
         for parameter in parameters.values():
             parameter.requires_grad_()
         images = _images(shape, torch.float32, tracker)
-        labels = torch.zeros(shape[0], dtype=torch.long)
+        labels: Tensor | None = None
         states: dict[str, tuple[Tensor, Tensor]] = {}
         for _ in range(2):
             for parameter in parameters.values():
                 parameter.grad = None
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = functional.cross_entropy(_call(model, weights, images), labels)
+                scores = _call(model, weights, images)
+                if labels is None:  # one for each image, or each pixel
+                    labels = torch.zeros(scores.shape[:1] + scores.shape[2:], dtype=torch.long)
+                loss = functional.cross_entropy(scores, labels)
+                del scores
             loss.backward()
             del loss
             _name_gradients(parameters.values(), tracker)

@@ -6,6 +6,7 @@ Each function is the whole life of one process: its imports, and their order, ar
 from __future__ import annotations
 
 import difflib
+import functools
 import gc
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
-from vitrail.models.registry import MODELS, TWO_TOWERS
+from vitrail.models.registry import OF_IMAGES, TWO_TOWERS
 from vitrail.profiling.malloc import give_back
 from vitrail.profiling.memory import ALLOWANCE, MIB, ROLES, MemorySetup
 
@@ -306,12 +307,14 @@ def _step(setup: MemorySetup, model: nn.Module) -> Callable[[], None]:
 
         return infer
     optimizer = torch.optim.AdamW(model.parameters())
-    labels = torch.zeros(setup.batch_size, dtype=torch.long)
+    zeros = functools.cache(lambda *shape: torch.zeros(shape, dtype=torch.long))
 
     def train() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=setup.precision == "bf16"):
-            loss = functional.cross_entropy(model(images), labels)
+            scores = model(images)
+            # A label for each image, or each pixel.
+            loss = functional.cross_entropy(scores, zeros(*scores.shape[:1], *scores.shape[2:]))
         loss.backward()
         optimizer.step()
 
@@ -326,24 +329,24 @@ def _import(setup: MemorySetup) -> None:
     importlib.import_module("torch")
     importlib.import_module("vitrail.models.factory" if setup.ours else "vitrail.models.timm")
     if setup.ours:
-        importlib.import_module(MODELS[setup.model].partition(":")[0])
+        importlib.import_module(OF_IMAGES[setup.model].partition(":")[0])
 
 
 def _resolved(setup: MemorySetup) -> MemorySetup:
     """With `implementation` and `image_size` filled in; imports no more than that implementation needs."""
-    if setup.implementation == "vitrail" or setup.model in MODELS:
+    if setup.implementation == "vitrail" or setup.model in OF_IMAGES:
         implementation = setup.implementation or "vitrail"
     else:
         implementation = "timm"
     setup = replace(setup, implementation=implementation)
-    if setup.ours and setup.model not in MODELS:
-        raise InputError(_unknown(setup.model, MODELS, "Vitrail has no model {} of its own"))
+    if setup.ours and setup.model not in OF_IMAGES:
+        raise InputError(_unknown(setup.model, OF_IMAGES, "Vitrail has no model {} of its own"))
     if not setup.ours:
         import timm
 
         if not timm.is_model(setup.model):
-            known = timm.list_models() if setup.model not in MODELS else []
-            raise InputError(_unknown(setup.model, [*known, *MODELS], "There is no model {}"))
+            known = timm.list_models() if setup.model not in OF_IMAGES else []
+            raise InputError(_unknown(setup.model, [*known, *OF_IMAGES], "There is no model {}"))
     if setup.image_size is not None:
         return setup
     return replace(setup, image_size=_own_size(setup))
@@ -357,7 +360,7 @@ def _unknown(name: str, known: Iterable[str], complaint: str) -> str:
 
 def _own_size(setup: MemorySetup) -> int:
     if setup.ours:
-        module = importlib.import_module(MODELS[setup.model].partition(":")[0])
+        module = importlib.import_module(OF_IMAGES[setup.model].partition(":")[0])
         return int(module.VARIANTS[setup.model].image_size[0])
     import timm
 

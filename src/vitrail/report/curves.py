@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from vitrail import tasks
 from vitrail.report.axes import Axis
 from vitrail.report.figure import marker
 from vitrail.vocabulary import Selection, Training, TrainingEpoch
@@ -56,8 +57,9 @@ class Shown:
 
 def shown(selection: Selection) -> list[Shown]:
     """The training runs of a selection, in its order."""
+    metric = tasks.known(selection.task).metric_name
     return [
-        Shown(candidate=training.candidate, said=_said(training), curves=_curves(training))
+        Shown(candidate=training.candidate, said=_said(training), curves=_curves(training, metric))
         for training in selection.trainings
     ]
 
@@ -84,7 +86,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
 
 
-def _curves(training: Training) -> tuple[Curve, ...]:
+def _curves(training: Training, metric: str) -> tuple[Curve, ...]:
     """The figures of what was taken; a run without a finished epoch has none."""
     history = training.history
     losses = (
@@ -94,7 +96,7 @@ def _curves(training: Training) -> tuple[Curve, ...]:
         ),
     )
     accuracy = Line(name="validation", kind="validation", shape="square", points=_points(history, "accuracy"))
-    figures = (("loss", "", losses), ("top-1 accuracy", "%", (accuracy,)))
+    figures = (("loss", "", losses), (metric, "%", (accuracy,)))
     return tuple(
         _curve(training.candidate, what, unit, taken)
         for what, unit, lines in figures

@@ -12,7 +12,9 @@ from vitrail import data
 from vitrail.data import Dataset, Layout
 from vitrail.errors import InputError
 from vitrail.learn.outlook import outlook
+from vitrail.learn.setup import LEARNED
 from vitrail.learn.trained import Trained, candidate_of, read, training_of
+from vitrail.masks import dataset as mask_data
 from vitrail.sources.source import Context, Found, Source
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings
 from vitrail.words import counted, some_of
@@ -38,6 +40,7 @@ class TrainedRuns(Source):
 
     folders: Sequence[str | Path]
     option: ClassVar[str] = "trained"
+    tasks: ClassVar[tuple[str, ...]] = tuple(LEARNED)
     answers: ClassVar[str] = "its trained weights"
 
     @cached_property
@@ -84,7 +87,7 @@ class TrainedRuns(Source):
                 f"The data of {first.folder} is no longer at {first.record.data}: say with --data DIR "
                 "where the labelled images are."
             )
-        dataset = data.load(place, layout=layout)
+        dataset = self._loaded(place, layout)
         if dataset.digest not in digests:
             raise InputError(
                 f"The labelled images at {place} have changed since {first.folder} was trained: "
@@ -92,9 +95,35 @@ class TrainedRuns(Source):
             )
         return place, dataset
 
+    def read_labelled(self, place: str, settings: SearchSettings) -> Dataset:
+        """Images by class, or photos with masks of the runs' classes. Raises InputError as their readers."""
+        return self._loaded(place, settings.layout)
+
+    def _loaded(self, place: str, layout: Layout | None) -> Dataset:
+        first = self.runs[0].record
+        if first.task != "segment":
+            return data.load(place, layout=layout)
+        if layout is not None:
+            raise InputError("--layout is about folders of classes: leave it out of --task segment.")
+        return mask_data.load(place, first.classes)
+
     def check_settings(self, settings: SearchSettings) -> None:
-        """Refuse implementations without a run's own. Raises InputError, also as `runs` does."""
+        """Refuse another task, runs whose masks have other classes, and implementations without a run's own.
+
+        Raises:
+            InputError: also as `runs` does.
+        """
         for run in self.runs:
+            if run.record.task != settings.task:
+                raise InputError(
+                    f"{run.folder} was trained with --task {run.record.task}, and --task {settings.task} is "
+                    f"asked for: give --task {run.record.task}, or another run."
+                )
+            if run.record.task == "segment" and run.record.classes != self.runs[0].record.classes:
+                raise InputError(
+                    f"The masks of {self.runs[0].folder} and {run.folder} have different classes, or in "
+                    "another order: name one of them only."
+                )
             code = run.record.implementation
             if settings.implementations and code not in settings.implementations:
                 raise InputError(
