@@ -106,9 +106,9 @@ class Browser:
 
     def press(self, key: str) -> None:
         """One key, down and up."""
-        codes = {"Tab": 9, "Enter": 13}
-        common = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
-        text = {"text": "\r"} if key == "Enter" else {}
+        codes = {"Tab": 9, "Enter": 13, " ": 32}
+        common = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
+        text = {"text": "\r" if key == "Enter" else key} if key in ("Enter", " ") else {}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 

@@ -126,6 +126,17 @@ def test_labels_become_the_mask_of_each_number_that_is_there(some, others, dtype
     assert found == {number: rle.encode(labels == number) for number in found}
 
 
+@given(masks(), masks())
+def test_overlaps_are_counted_without_making_masks(some, others):
+    height, width = min(len(some), len(others)), min(some.shape[1], others.shape[1])
+    a, b = some[:height, :width], others[:height, :width]
+    assert rle.overlap(rle.encode(a), rle.encode(b)) == np.count_nonzero(a & b)
+    empty_runs = rle.RunLengths(size=(height, width), counts=(0, 0, height * width, 0))
+    assert rle.overlap(empty_runs, rle.encode(b)) == 0
+    with pytest.raises(ValueError, match="masks of"):
+        rle.overlap(rle.encode(a), rle.encode(np.zeros((height + 1, width), bool)))
+
+
 def test_runs_of_no_pixels_change_nothing():
     runs = rle.RunLengths(size=(3, 4), counts=(2, 0, 1, 2, 0, 1, 6))
     assert np.array_equal(runs.mask().T.ravel(), [False] * 3 + [True] * 3 + [False] * 6)

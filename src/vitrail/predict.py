@@ -129,10 +129,9 @@ class Predictor(Closing):
             raise InputError(f"This artifact makes no masks: its task is {self.task.name}, use predict().")
         results = []
         for image in _as_images(images):
-            photo = decode(image, limits=self.limits)
-            width, height = frame_of(photo).size
-            (found,) = self.task.finish(self.run(self.task.prepare([photo])))
-            results.append(replace(found, size=(height, width)))
+            inputs, size = self.sized(image)
+            (found,) = self.task.finish(self.run(inputs))
+            results.append(replace(found, size=size))
         return results
 
     def outputs(
@@ -216,6 +215,12 @@ class Predictor(Closing):
         return self.task.prepare(
             [decode(image, short_side=short_side, limits=self.limits, name=name) for image in images]
         )
+
+    def sized(self, image: ImageInput, *, scaled: bool = True) -> tuple[Arrays, tuple[int, int]]:
+        """As `prepare` for one image: named inputs of one row, and the photo's (height, width)."""
+        photo = decode(image, short_side=self._short_side if scaled else None, limits=self.limits)
+        width, height = frame_of(photo).size
+        return self.task.prepare([photo]), (height, width)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Named outputs of n rows for inputs of n rows, any n: cut into batches, the last padded."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitrail.masks import rle
+from vitrail.masks import pictures, rle
 from vitrail.masks.overlay import colours, overlay
 from vitrail.store import writing
 from vitrail.words import utf8_all
@@ -22,7 +22,6 @@ from vitrail.words import utf8_all
 __all__ = ["DOCUMENT", "MaskFolder"]
 
 DOCUMENT = "masks.json"
-PALETTE = 256
 
 
 class MaskFolder:
@@ -65,15 +64,13 @@ class MaskFolder:
                     "iscrowd": 0,
                 }
             )
-        self._save("masks", f"{name}.png", self._png(labels))
+        drawn = pictures.of_inside(labels) if self._single else pictures.of_labels(labels, len(self._colours))
+        self._save("masks", f"{name}.png", drawn)
         drawn = overlay(photo, list(found.values()), colour=[self._colours[number] for number in found])
         self._save("overlays", f"{name}.jpg", drawn, quality=90)
         if alpha is not None:
-            soft = Image.fromarray(np.rint(255 * alpha).astype(np.uint8))
-            self._save("alpha", f"{name}.png", soft)
-            cut = photo.copy()
-            cut.putalpha(soft)
-            self._save("cutouts", f"{name}.png", cut)
+            self._save("alpha", f"{name}.png", pictures.of_alpha(alpha))
+            self._save("cutouts", f"{name}.png", pictures.cut_out(photo, alpha))
         return name
 
     def end(self, origin: str) -> None:
@@ -97,15 +94,6 @@ class MaskFolder:
             name = f"{stem}-{count}"
         self._names.add(name.casefold())
         return name
-
-    def _png(self, labels: np.ndarray) -> Image.Image:
-        if self._single:
-            return Image.fromarray(((labels > 0) * 255).astype(np.uint8))
-        if labels.dtype != np.uint8:
-            return Image.fromarray(labels.astype(np.uint16))
-        image = Image.fromarray(labels)
-        image.putpalette([value for colour in self._colours for value in colour])
-        return image
 
     def _save(self, folder: str, name: str, image: Image.Image, **options: Any) -> None:
         place = self.folder / folder / name

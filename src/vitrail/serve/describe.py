@@ -47,7 +47,7 @@ def describe(artifact: Artifact, facts: RunnerFacts) -> dict[str, Any]:
         "threads": facts.threads,
         "image_size": variant.image_size,
         "license": variant.candidate.weights.license,
-        "evidence": _evidence(evidence),
+        "evidence": _evidence(evidence, artifact.task.metric),
     }
     labels = getattr(artifact.task, "labels", None)
     if labels is not None:
@@ -55,7 +55,7 @@ def describe(artifact: Artifact, facts: RunnerFacts) -> dict[str, Any]:
     return about
 
 
-def _evidence(evidence: Evidence) -> dict[str, Any]:
+def _evidence(evidence: Evidence, metric: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "percentile": evidence.workload.percentile,
         "scope": evidence.workload.latency_scope,
@@ -63,7 +63,7 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
     if evidence.accuracy is not None:
         accuracy = evidence.accuracy
         found["accuracy"] = {
-            "metric": "top-1 in %",
+            "metric": f"{metric} in %",
             "value": accuracy.value,
             "provenance": accuracy.provenance,
             "source": accuracy.source,

@@ -28,6 +28,7 @@ OPEN = (
     "/",
     "/page.css",
     "/page.js",
+    "/masks.js",
     "/docs",
     "/docs.js",
     "/openapi.json",

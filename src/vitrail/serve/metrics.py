@@ -33,7 +33,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "vitrail_stage_seconds",
-            "Stages of a request in the model's process: wait, prepare, run",
+            "Stages of a request in the model's process: wait, prepare, run, and of masks finish",
             ["model", "stage"],
             registry=registry,
             buckets=SECONDS,
@@ -70,7 +70,7 @@ class Metrics:
         )
         self._agreement = Counter(
             "vitrail_shadow_agreement",
-            "Of compared images: 1 for the same label, or the cosine of vectors",
+            "Of compared images: 1 for the same label, the cosine of vectors, or the mean IoU of masks",
             ["model"],
             registry=registry,
         )
@@ -108,6 +108,8 @@ class Metrics:
         self._stages.labels(model, "wait").observe(answer.wait_s)
         self._stages.labels(model, "prepare").observe(answer.prepare_s)
         self._stages.labels(model, "run").observe(answer.run_s)
+        if answer.finish_s:
+            self._stages.labels(model, "finish").observe(answer.finish_s)
 
     def beat(self, model: str, beat: wire.Beat) -> None:
         """A process gave a sign of life."""

@@ -16,6 +16,7 @@ FILES = {
     "/": "page.html",
     "/page.css": "page.css",
     "/page.js": "page.js",
+    "/masks.js": "masks.js",
     "/docs": "docs.html",
     "/docs.js": "docs.js",
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vitrail.serve.refusals import CODES
+from vitrail.serve.results import FORMS, JSON
 
-__all__ = ["ACTIVATE", "BODY", "INFER", "SCHEMAS", "parameters", "responses"]
+__all__ = ["ACTIVATE", "BODY", "INFER", "PICTURE", "SCHEMAS", "parameters", "responses"]
 
 _BINARY = {"type": "string", "format": "binary"}
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
@@ -27,6 +28,9 @@ BODY: dict[str, Any] = {
         },
     }
 }
+
+PICTURE: dict[str, Any] = {"image/png": {"schema": _BINARY}}
+"""What a 200 may hold beside JSON."""
 
 ACTIVATE: dict[str, Any] = {
     "requestBody": {
@@ -53,6 +57,13 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 5},
         "description": "How many labels of each image.",
     },
+    "as": {
+        "name": "as",
+        "in": "query",
+        "schema": {"type": "string", "enum": list(FORMS), "default": JSON},
+        "description": "Of one photo: png for its map of class numbers, or for the alpha of what is cut out; "
+        "cutout for the photo with that alpha.",
+    },
 }
 _DEADLINE = {
     "name": "X-Deadline-Ms",
@@ -75,9 +86,6 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 _UNUSABLE = _object(error=_object(code=_STRING, message=_STRING))
-_TIMING = _object(wait=_NUMBER, prepare=_NUMBER, run=_NUMBER)
-
-
 _TENSOR = _object(name=_STRING, datatype=_STRING, shape=_array(_INTEGER))
 INFER: dict[str, Any] = {
     "requestBody": {
@@ -100,12 +108,22 @@ INFER: dict[str, Any] = {
 }
 
 
-def _results(one: dict[str, Any]) -> dict[str, Any]:
+_SIZE = {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 2, "description": "Height and width."}
+_MASK = _object(
+    label=_STRING,
+    index=_INTEGER,
+    share=_NUMBER,
+    box={"type": "array", "items": _INTEGER, "minItems": 4, "maxItems": 4},
+    mask={**_object(size=_SIZE, counts=_STRING), "description": "COCO's run lengths."},
+)
+
+
+def _results(one: dict[str, Any], **timing: Any) -> dict[str, Any]:
     return _object(
         model=_STRING,
         version=_STRING,
         request_id=_STRING,
-        timing_ms=_TIMING,
+        timing_ms=_object(wait=_NUMBER, prepare=_NUMBER, run=_NUMBER, **timing),
         results=_array({"oneOf": [one, _UNUSABLE]}),
     )
 
@@ -118,6 +136,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         _object(labels=_array(_object(label=_STRING, index=_INTEGER, probability=_NUMBER)))
     ),
     "Embedded": _results(_object(vector=_array(_NUMBER))),
+    "Segmented": _results(_object(size=_SIZE, masks=_array(_MASK)), finish=_NUMBER),
     "Activated": _object(name=_STRING, version=_STRING, previous=_STRING),
     "Models": _object(models=_array({"type": "object"})),
     "Error2": _object(error=_STRING, code={"type": "string", "enum": list(CODES)}, request_id=_STRING),
@@ -141,12 +160,15 @@ def parameters(*names: str) -> list[dict[str, Any]]:
     return [*(_PARAMETERS[name] for name in names), _DEADLINE]
 
 
-def responses(schema: str, *, v2: bool = False) -> dict[str, Any]:
-    """Arguments of a route: 200 with this schema, and every status that a refusal may have."""
+def responses(schema: str, *, v2: bool = False, also: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a route: 200 with this schema, and every status that a refusal may have.
+
+    `also`: what a 200 may hold beside JSON.
+    """
     error = {
         "description": "Refused",
         "content": {"application/json": {"schema": _ref("Error2" if v2 else "Error")}},
     }
     refused = dict.fromkeys(sorted(set(CODES.values())), error)
-    good = {"description": "Done", "content": {"application/json": {"schema": _ref(schema)}}}
+    good = {"description": "Done", "content": {"application/json": {"schema": _ref(schema)}, **(also or {})}}
     return {"responses": {200: good, **refused}}

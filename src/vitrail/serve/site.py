@@ -69,8 +69,8 @@ class Site:
         found = await asyncio.gather(*(model.check() for model in self.models.values()))
         return {name: reasons for name, reasons in zip(self.models, found, strict=True) if reasons}
 
-    def model(self, name: str | None, task: str | None = None) -> Model:
-        """The named model, or the only one; `task`: what it must be for.
+    def model(self, name: str | None, *tasks: str) -> Model:
+        """The named model, or the only one; `tasks`: it must be for one of these, unless there are none.
 
         Raises:
             Refusal: there is none of that name, or several and none is named.
@@ -81,16 +81,18 @@ class Site:
                 raise Refusal(
                     "not_found", f"There is no model of this name: choose {self._names(self.models)}."
                 )
-            if task is not None and found.facts.task != task:
+            if tasks and found.facts.task not in tasks:
                 raise Refusal(
-                    "bad_request", f"The model {found.name} is for {found.facts.task}, not for {task}."
+                    "bad_request",
+                    f"The model {found.name} is for {found.facts.task}, not for {' or '.join(tasks)}: "
+                    f"send this to /v1/{found.facts.task}.",
                 )
             return found
-        fitting = [m for m in self.models.values() if task is None or m.facts.task == task]
+        fitting = [m for m in self.models.values() if not tasks or m.facts.task in tasks]
         if len(fitting) == 1:
             return fitting[0]
         if not fitting:
-            raise Refusal("not_found", f"No model here is for {task}.")
+            raise Refusal("not_found", f"No model here is for {' or '.join(tasks)}.")
         raise Refusal(
             "bad_request", f"Name one of the models with ?model=: {self._names(m.name for m in fitting)}."
         )

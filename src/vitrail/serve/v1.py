@@ -17,7 +17,8 @@ from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import Direct, visit
 from vitrail.serve.model import Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.schemas import ACTIVATE, BODY, parameters, responses
+from vitrail.serve.results import CUTOUT, FORMS, JSON
+from vitrail.serve.schemas import ACTIVATE, BODY, PICTURE, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.serve.uploads import images_of
 
@@ -42,7 +43,21 @@ async def embed(request: Request) -> Response:
     return await _images(request, "embed", {})
 
 
-DIRECT: Direct = {("POST", "/v1/classify"): classify, ("POST", "/v1/embed"): embed}
+@router.post(
+    "/segment",
+    openapi_extra={**BODY, "parameters": parameters("model", "as")},
+    **responses("Segmented", also=PICTURE),
+)
+async def segment(request: Request) -> Response:
+    """The masks of each photo, as COCO's run lengths at its size; or those of one photo as a PNG."""
+    return await _images(request, "segment", {}, form=_form(request))
+
+
+DIRECT: Direct = {
+    ("POST", "/v1/classify"): classify,
+    ("POST", "/v1/embed"): embed,
+    ("POST", "/v1/segment"): segment,
+}
 
 
 @router.post(
@@ -92,19 +107,31 @@ async def models(request: Request) -> Response:
     return Response(msgspec.json.encode(said), media_type="application/json")
 
 
-async def _images(request: Request, task: str, options: dict[str, Any]) -> Response:
+async def _images(
+    request: Request, task: str, options: dict[str, Any], *, form: str | None = None
+) -> Response:
+    """What a task says of each image; `form`: of the answer, None for a task that knows JSON alone."""
     site: Site = request.app.state.site
     here = visit(request.scope)
     here.endpoint = task
-    unknown = set(request.query_params) - {"model", *options}
+    takes = {"model", *options} if form is None else {"model", "as"}
+    unknown = set(request.query_params) - takes
     if unknown:
-        known = " and ".join(sorted({"model", *options}))
+        known = " and ".join(sorted(takes))
         raise Refusal("bad_request", f"{min(unknown)!r} is no parameter of {task}, which takes {known}.")
     model = site.model(request.query_params.get("model"), task)
+    form = form or JSON
+    classes = model.facts.about.get("classes")
+    if form == CUTOUT and classes != 1:
+        raise Refusal(
+            "bad_request", f"{model.name} cuts nothing out, it tells {classes} classes apart: use as=png."
+        )
     patience_s = patience_of(request, site.settings.deadline_ms)
     model.queue.check(1, 0)  # before anything is received for nothing
     async with site.uploads.body(request) as upload:
         images = images_of(upload.whole(), request.headers.get("content-type", ""), site.settings.max_images)
+        if form != JSON and len(images) > 1:
+            raise Refusal("bad_request", f"A PNG shows one photo, and {len(images)} were sent: send one.")
         limits = _limits(site)
         answered = await ask(
             request,
@@ -112,17 +139,19 @@ async def _images(request: Request, task: str, options: dict[str, Any]) -> Respo
             len(images),
             sum(declared_pixels(image, limits) for image in images),
             lambda id, deadline: wire.Images(
-                id=id, sizes=[*map(len, images)], options=options, deadline=deadline
+                id=id, sizes=[*map(len, images)], options=options, form=form, deadline=deadline
             ),
             images,
             patience_s,
             upload,
         )
-        if model.shadow is not None and len(answered.answer.errors) < len(images):
+        if model.shadow is not None and form == JSON and len(answered.answer.errors) < len(images):
             model.shadow.offer(images, options, answered, upload)
     facts, answer, payload = answered
     if len(answer.errors) == len(images):
         raise Refusal(*answer.errors[0])
+    if form != JSON:
+        return Response(payload, media_type="image/png")
     head = {
         "model": model.name,
         "version": facts.digest[:12],
@@ -135,6 +164,8 @@ async def _images(request: Request, task: str, options: dict[str, Any]) -> Respo
 
 def _timing(answer: wire.Answer) -> dict[str, float]:
     stages = {"wait": answer.wait_s, "prepare": answer.prepare_s, "run": answer.run_s}
+    if answer.finish_s:
+        stages["finish"] = answer.finish_s
     return {name: round(seconds * 1e3, 3) for name, seconds in stages.items()}
 
 
@@ -149,6 +180,13 @@ def _top(request: Request) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9 or not least <= int(text) <= most:
         raise Refusal("bad_request", f"top is no whole number from {least} to {most}.")
     return int(text)
+
+
+def _form(request: Request) -> str:
+    form = request.query_params.get("as", JSON)
+    if form not in FORMS:
+        raise Refusal("bad_request", f"as is {form[:20]!r}: give {', '.join(FORMS[:-1])} or {FORMS[-1]}.")
+    return form
 
 
 def _model(model: Model) -> dict[str, Any]:

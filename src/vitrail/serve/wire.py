@@ -53,13 +53,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Images(msgspec.Struct, tag="images", frozen=True, kw_only=True):
-    """Classify or embed encoded images; the payload holds their bytes."""
+    """Answer for encoded images; the payload holds their bytes."""
 
     id: int
     sizes: list[int]
     """Bytes of each image."""
     options: dict[str, Any]
     """The task's: `top` for classification."""
+    form: str = "json"
+    """What the answer is: one of `results.FORMS`."""
     deadline: float
     """On the monotonic clock, which both processes share, in s."""
 
@@ -156,7 +158,7 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, kw_only=True):
-    """A request's results. The payload is a JSON array of one result per image, or the output tensors."""
+    """A request's results. The payload: a JSON array of one result per image, one PNG, or output tensors."""
 
     id: int
     outputs: list[Tensor]
@@ -169,6 +171,8 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, kw_only=True):
     """From arriving in this process to the engine, without preparing, the longest of its images."""
     run_s: float
     """In the engine, the longest of its images."""
+    finish_s: float = 0.0
+    """Making masks of the outputs; 0: of no task's that makes none."""
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):

@@ -28,13 +28,15 @@ from vitrail.serve import batching, wire
 from vitrail.serve.describe import describe, digest_of, promise_ms, row_pixels
 from vitrail.serve.engines import Engines
 from vitrail.serve.refusals import FAILED
-from vitrail.serve.results import RESULTS, as_json, error_json
+from vitrail.serve.results import CUTOUT, JSON, RESULTS, as_json, as_png, error_json
 from vitrail.serve.tensors import packed, rows_of
 from vitrail.tasks import Arrays
 from vitrail.tasks.agreement import relative_errors
+from vitrail.tasks.segment import Segmentation
 
 __all__ = ["Working"]
 
+SEGMENT = "segment"
 BEAT_S = 0.25
 WAITING_SHARE = 0.1
 """What a decoder's time counts for while it gets no processor: others may have it, but not for ever."""
@@ -47,8 +49,12 @@ class _Request:
     message: wire.Images | wire.Tensors | wire.Try
     count: int
     arrived: float
+    payload: bytes = b""
+    """Its images, where an answer shows them again."""
     results: list[Any] = field(default_factory=list)
     """For each image: outputs of one row, or its error."""
+    photos: list[tuple[int, int] | None] = field(default_factory=list)
+    """For each image: its (height, width); None: not known."""
     left: int = 0
     cancelled: bool = False
     failure: tuple[str, str] | None = None
@@ -56,6 +62,7 @@ class _Request:
     prepare_s: float = 0.0
     wait_s: float = 0.0
     run_s: float = 0.0
+    finish_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -77,7 +84,6 @@ class Working:
 
     def __init__(self, config: wire.Config, send: Callable[..., None]) -> None:
         self._config, self._send = config, send
-        self._limits = _limits(config)
         artifact = open_artifact(config.artifact)
         if artifact.task.name not in RESULTS:
             raise InputError(
@@ -85,6 +91,7 @@ class Working:
                 f"or vitrail {artifact.task.name}."
             )
         self._artifact, self._task = artifact, artifact.task
+        self._limits = _limits(config, masks=artifact.task.name == SEGMENT)
         self._engines = Engines(artifact, threads=config.threads, limits=self._limits)
         self._photos = [photo.read_bytes() for photo in artifact.photos]
         self._fp32, self._own = artifact.fp32_outputs(), artifact.own_outputs()
@@ -98,7 +105,10 @@ class Working:
         self._images = 0
         """Of all requests that are under way."""
         self._batches: deque[wire.Batch] = deque()
-        self._pool = ThreadPoolExecutor(min(usable_cores(), MOST_WORKERS), "prepare")
+        workers = min(usable_cores(), MOST_WORKERS)
+        self._pool = ThreadPoolExecutor(workers, "prepare")
+        self._finishers = ThreadPoolExecutor(workers, "finish") if self._task.name == SEGMENT else None
+        """Masks at the size of a photo take longer than some engines; None: results take no time."""
         self._promise_ms = config.promise_ms or promise_ms(artifact.manifest.evidence)
         self.ready = self._ready(artifact)
 
@@ -120,6 +130,9 @@ class Working:
             return
         request = _Request(message, self._count(message), time.monotonic())
         request.results, request.left = [None] * request.count, request.count
+        request.photos = [None] * request.count
+        if isinstance(message, wire.Images) and message.form == CUTOUT:
+            request.payload = payload
         self._requests[message.id] = request
         with self._changed:
             self._images += request.count
@@ -149,7 +162,12 @@ class Working:
         try:
             # Recorded outputs belong to photos that were decoded in full.
             scaled = not isinstance(job.request.message, wire.Try)
-            job.inputs = self._engines.first.prepare([data], scaled=scaled)
+            if self._task.name == SEGMENT:
+                size: tuple[int, int]
+                job.inputs, size = self._engines.first.sized(data, scaled=scaled)
+                job.request.photos[job.index] = size
+            else:
+                job.inputs = self._engines.first.prepare([data], scaled=scaled)
         except InputError as error:
             self._settle(job, str(error))
             return
@@ -257,12 +275,18 @@ class Working:
             request.left -= 1
             self._images -= 1
             last = request.left == 0
-        if last:
-            self._requests.pop(request.message.id, None)
+        if not last:
+            return
+        if self._finishers is not None and isinstance(request.message, wire.Images):
+            self._finishers.submit(self._or_die, self._answer, request)
+        else:
             self._answer(request)
 
     def _answer(self, request: _Request) -> None:
         message = request.message
+        if self._finishers is not None:  # it may have waited, and nobody waits for it any more
+            self._dropped(request)
+        self._requests.pop(message.id, None)
         if request.failure is not None:
             self._send(wire.Failed(id=message.id, code=request.failure[0], message=request.failure[1]))
             return
@@ -273,8 +297,11 @@ class Working:
                 tensors, parts = packed(_stacked(request.results))
                 self._send(self._answered(request, tensors, []), *parts)
             else:
-                pieces, errors = self._finished(message, request.results)
-                self._send(self._answered(request, [], errors), b"[" + b",".join(pieces) + b"]")
+                begin = time.monotonic()
+                pieces, errors = self._finished(request, message)
+                request.finish_s = time.monotonic() - begin if self._finishers is not None else 0.0
+                whole = b"[" + b",".join(pieces) + b"]" if message.form == JSON else pieces[0]
+                self._send(self._answered(request, [], errors), whole)
         except InputError as error:
             self._send(wire.Failed(id=message.id, code="bad_request", message=str(error)))
         except Exception:
@@ -291,23 +318,27 @@ class Working:
             prepare_s=request.prepare_s,
             wait_s=max(request.wait_s, 0.0),
             run_s=request.run_s,
+            finish_s=request.finish_s,
         )
 
-    def _finished(
-        self, message: wire.Images, results: list[Any]
-    ) -> tuple[list[bytes], list[tuple[str, str]]]:
-        """JSON for each image, and what those without a result have instead."""
-        good = [result for result in results if not isinstance(result, str)]
+    def _finished(self, request: _Request, message: wire.Images) -> tuple[list[bytes], list[tuple[str, str]]]:
+        """JSON for each image or the PNG of one, and what those without a result have instead."""
+        good = [result for result in request.results if not isinstance(result, str)]
         finished = iter(self._finish(good, message.options) if good else ())
         pieces, errors = [], []
-        for result in results:
+        for result, size in zip(request.results, request.photos, strict=True):
             outcome = result if isinstance(result, str) else next(finished)
             if isinstance(outcome, (str, ClaimError)):
                 error = ("unusable_image" if isinstance(outcome, str) else "failed", str(outcome))
                 errors.append(error)
                 pieces.append(error_json(*error))
-            else:
+                continue
+            if isinstance(outcome, Segmentation):
+                outcome = replace(outcome, size=size)
+            if message.form == JSON:
                 pieces.append(as_json(self._task.name, outcome))
+            else:
+                pieces.append(as_png(message.form, outcome, request.payload, self._limits))
         return pieces, errors
 
     def _finish(self, rows: list[Arrays], options: dict[str, Any]) -> list[Any]:
@@ -330,7 +361,10 @@ class Working:
         bounds = self._artifact.manifest.reference.bounds
         fp32 = {name: values[row] for name, values in self._fp32.items()}
         failures = [check.name for check in self._task.checks(fp32, result, bounds) if not check.holds]
-        own = [float(relative_errors(values[row], result[name]).max()) for name, values in self._own.items()]
+        own = [
+            float(relative_errors(values[row].reshape(1, -1), result[name].reshape(1, -1)).max())
+            for name, values in self._own.items()
+        ]
         error = max(own, default=0.0)  # what was never run where it was built has none
         return failures + (["relative error to its own outputs"] if error > bounds.relative_error else [])
 
@@ -403,8 +437,10 @@ class Working:
         )
 
 
-def _limits(config: wire.Config) -> Limits:
+def _limits(config: wire.Config, *, masks: bool) -> Limits:
     limits = LIMITS if config.megapixels is None else Limits.of_megapixels(config.megapixels)
+    if masks:  # which are not made at a larger size
+        limits = replace(limits, pixels=min(limits.pixels, LIMITS.pixels))
     return replace(limits, file_bytes=min(limits.file_bytes, config.file_bytes))
 
 

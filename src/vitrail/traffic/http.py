@@ -13,7 +13,7 @@ from typing import Literal
 
 __all__ = ["PATHS", "Answer", "Body", "Connections", "body_of"]
 
-PATHS = {"classify": "/v1/classify", "embed": "/v1/embed"}
+PATHS = {"classify": "/v1/classify", "embed": "/v1/embed", "segment": "/v1/segment"}
 """Where the images for a task go."""
 PAUSE_S = 1.0
 """How long a client keeps quiet after a refusal or a failure; `Retry-After` says at least this."""

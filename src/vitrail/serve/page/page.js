@@ -3,14 +3,14 @@
 
 const by = (id) => document.getElementById(id);
 const NUMBER = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
-const SHOWN = 5, VECTOR_SHOWN = 8, POLL_MS = 5000;
+const SHOWN = 5, VECTOR_SHOWN = 8, POLL_MS = 5000, KEPT_MS = 60000;
 let models = [], key = "", last = null, asked = 0;
 
 class Trouble extends Error {
   constructor(status, message) { super(message); this.status = status; }
 }
 
-async function call(path, options = {}) {
+async function call(path, options = {}, read = (answer) => answer.json().catch(() => null)) {
   const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let answer;
   try {
@@ -18,9 +18,9 @@ async function call(path, options = {}) {
   } catch {
     throw new Trouble(0, "The server does not answer.");
   }
+  if (answer.ok) return read(answer);
   const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Trouble(answer.status, body?.error?.message || `The server answered ${answer.status}.`);
-  return body;
+  throw new Trouble(answer.status, body?.error?.message || `The server answered ${answer.status}.`);
 }
 
 function element(name, text, className) {
@@ -63,12 +63,12 @@ function describe() {
   by("name").textContent = one.name;
   document.title = `${one.name} · Vitrail`;
   const facts = [one.artifact, `${one.runtime} ${one.precision}`, one.image_size && `${one.image_size} × ${one.image_size} px`,
-    one.classes && `${one.classes} classes`, `version ${one.version}`, one.license && `license ${one.license}`];
+    one.classes && (one.classes === 1 ? "cuts one thing out" : `${one.classes} classes`), `version ${one.version}`, one.license && `license ${one.license}`];
   by("shape").replaceChildren(...facts.filter(Boolean).map((text) => element("span", text)));
   const evidence = one.evidence || {}, tiles = [];
   if (evidence.accuracy) {
     const from = evidence.accuracy.provenance;
-    tiles.push(tile("Accuracy", NUMBER.format(evidence.accuracy.value), "% top-1", from));
+    tiles.push(tile("Accuracy", NUMBER.format(evidence.accuracy.value), `% ${evidence.accuracy.metric.replace(/ in %$/, "")}`, from));
   }
   if (evidence.latency_ms) {
     const detail = `p${evidence.percentile} of a ${evidence.scope}, batch ${evidence.batch_size}`;
@@ -92,16 +92,16 @@ async function ask(file) {
   const mine = ++asked, one = model();
   if (!one || !file) return;
   last = file;
-  show(file);
+  show(file, one);
   by("drop").classList.add("busy");
   const begin = performance.now();
   try {
-    const path = one.task === "embed" ? "v1/embed" : "v1/classify";
+    const path = `v1/${one.task}`;
     const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
     const answer = await call(`${path}?model=${encodeURIComponent(one.name)}`, options);
     if (mine !== asked) return;
     by("trouble").hidden = true;
-    tell(answer, performance.now() - begin);
+    tell(answer, performance.now() - begin, one);
   } catch (error) {
     if (mine !== asked) return;
     by("result").hidden = true;
@@ -111,19 +111,29 @@ async function ask(file) {
   }
 }
 
-function show(file) {
-  const photo = by("photo");
-  if (photo.src) URL.revokeObjectURL(photo.src);
-  photo.onload = () => { photo.hidden = false; by("invite").hidden = true; };
+// The photo, in the place for photos or, where masks lie over it, below; browsers do not show every kind that is read.
+function show(file, one) {
+  const masks = one.task === "segment", photo = by(masks ? "shown" : "photo"), other = by(masks ? "photo" : "shown");
+  for (const image of [photo, other]) if (image.src) URL.revokeObjectURL(image.src);
+  other.removeAttribute("src");
+  other.hidden = true;
+  by("drop").classList.toggle("done", masks);
+  by("stage").hidden = !masks;
+  by("over").width = 0;  // the last photo's masks
+  by("invite").hidden = false;
+  photo.onload = () => { photo.hidden = false; by("invite").hidden = !masks; };
   photo.onerror = () => { photo.hidden = true; by("invite").hidden = false; };
   photo.alt = file.name ? `Your photo ${file.name}` : "Your photo";
   photo.src = URL.createObjectURL(file);
 }
 
-function tell(answer, total) {
+function tell(answer, total, one) {
   const [result] = answer.results;
   by("result").hidden = false;
-  if (result.labels) {
+  by("actions").hidden = !result.masks;
+  if (result.masks) {
+    tellMasks(result, one);
+  } else if (result.labels) {
     by("answer").textContent = result.labels[0].label;
     by("labels").replaceChildren(...result.labels.slice(0, SHOWN).map(bar));
   } else {
@@ -131,24 +141,73 @@ function tell(answer, total) {
     by("answer").textContent = `${result.vector.length} numbers`;
     by("labels").replaceChildren(element("li", `${some}, …`));
   }
-  const { wait, prepare, run } = answer.timing_ms, ms = (value) => `${NUMBER.format(value)} ms`;
+  const { wait, prepare, run, finish } = answer.timing_ms, ms = (value) => `${NUMBER.format(value)} ms`;
+  const masks = finish === undefined ? "" : `making masks ${ms(finish)}, `;
   by("timing").textContent =
-    `${ms(total)} there and back: decoding and preparing ${ms(prepare)}, engine ${ms(run)}, waiting ${ms(wait)}.`;
+    `${ms(total)} there and back: decoding and preparing ${ms(prepare)}, engine ${ms(run)}, ${masks}waiting ${ms(wait)}.`;
+}
+
+function tellMasks(result, one) {
+  const single = one.classes === 1;
+  const masks = result.masks.map((mask) => ({ ...mask, colour: colourOf(mask.index), on: true }));
+  masks.sort((a, b) => b.share - a.share);
+  const draw = () => paint(by("over"), result.size, masks.filter((mask) => mask.on));
+  by("answer").textContent = !masks.length ? "Nothing found" : single ? `${masks[0].label}: ${share(masks[0].share)} of the photo`
+    : masks.length === 1 ? masks[0].label : `${masks.length} classes`;
+  by("labels").replaceChildren(...masks.map((mask) => legend(mask, draw)));
+  by("save").textContent = single ? "Save the cut-out (PNG)" : "Save the map of class numbers (PNG)";
+  by("save").onclick = () => save(one, single ? "cutout" : "png");
+  draw();
+}
+
+// One mask's name, colour and share; unticked it is not drawn.
+function legend(mask, draw) {
+  const made = element("li", undefined, "mask"), label = element("label", undefined, "legend"), tick = element("input");
+  const [svg, rect] = swatch();
+  rect.setAttribute("fill", `rgb(${mask.colour.join()})`);
+  rect.setAttribute("rx", "20%");
+  Object.assign(tick, { type: "checkbox", checked: true });
+  tick.addEventListener("change", () => { mask.on = tick.checked; draw(); });
+  label.append(tick, svg, element("b", mask.label), element("i", share(mask.share)));
+  made.append(label);
+  return made;
+}
+
+async function save(one, form) {
+  try {
+    const options = { method: "POST", body: last, headers: { "Content-Type": "application/octet-stream" } };
+    const picture = await call(`v1/segment?model=${encodeURIComponent(one.name)}&as=${form}`, options, (answer) => answer.blob());
+    const link = element("a"), name = (last.name || "photo").replace(/\.[^.]*$/, "");
+    link.href = URL.createObjectURL(picture);
+    link.download = `${name}-${form === "cutout" ? "cut-out" : "mask"}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), KEPT_MS);
+    by("trouble").hidden = true;
+  } catch (error) {
+    complain(error);
+  }
 }
 
 function bar(one) {
-  const made = element("li"), track = element("span", undefined, "track");
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  const made = element("li"), track = element("span", undefined, "track"), [svg, rect] = swatch();
+  rect.setAttribute("width", `${100 * one.probability}%`);
+  track.append(svg);
+  made.append(element("b", one.label), track, element("i", share(one.probability)));
+  return made;
+}
+
+function swatch() {
+  const [svg, rect] = ["svg", "rect"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
   svg.setAttribute("aria-hidden", "true");
   rect.setAttribute("height", "100%");
-  rect.setAttribute("width", `${100 * one.probability}%`);
+  rect.setAttribute("width", "100%");
   svg.append(rect);
-  track.append(svg);
-  const percent = 100 * one.probability;
-  const shown = percent > 0 && percent < 0.05 ? "< 0.1 %" : `${percent.toFixed(1)} %`;
-  made.append(element("b", one.label), track, element("i", shown));
-  return made;
+  return [svg, rect];
+}
+
+function share(value) {
+  const percent = 100 * value;
+  return percent > 0 && percent < 0.05 ? "< 0.1 %" : `${percent.toFixed(1)} %`;
 }
 
 by("file").addEventListener("change", (event) => ask(event.target.files[0]));
