@@ -373,7 +373,7 @@ GOOD = {"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}
         ([GOOD, GOOD], ["variants 1 and 2", "swin_tiny", "runtime"]),
         ({"variants": [GOOD], "workload": {"batch": 3}}, ["workload", "batch"]),
         ({"variants": [GOOD], "workload": 3}, ["workload", "an object"]),
-        ({"variants": [GOOD], "schema_version": 9}, ["schema_version 9", "update"]),
+        ({"variants": [GOOD], "schema_version": 10}, ["schema_version 10", "update"]),
         ({"variants": [GOOD], "schema_version": "1"}, ["schema_version", "whole number"]),
     ],
 )

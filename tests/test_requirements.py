@@ -159,7 +159,8 @@ def test_bad_values_are_refused_with_the_place_and_the_fix(option, text, fix):
 
 
 def test_every_field_of_the_three_records_is_an_option_and_nothing_else_is():
-    named = {(option.record, option.field) for option in OPTIONS.values()}
+    fields_of = [(o.record, name) for o in OPTIONS.values() for name in (o.field, o.by_stage)]
+    named = {(record, name) for record, name in fields_of if name is not None}
     real = {(r, f.name) for r in (Requirements, Workload, SearchSettings) for f in fields(r)}
     assert named == real
 

@@ -74,6 +74,8 @@ def measure_artifact(
         scope=workload.latency_scope,
         percentile=workload.percentile,
         limit_ms=requirements.max_latency_ms,
+        stages=artifact.task.stages,
+        stage_limits_ms=requirements.max_stage_latency_ms,
         min_throughput=requirements.min_throughput,
         batch_size=workload.batch_size,
         clients=workload.concurrency,
@@ -99,7 +101,12 @@ def measure_artifact(
         warm_up_calls=seen.warm_up_calls,
         flags=(*before.flags, *outcome.flags),
     )
-    return judge.observe(manifest.variant, measurement, latency_answer=outcome.latency_answer)
+    return judge.observe(
+        manifest.variant,
+        measurement,
+        latency_answer=outcome.latency_answer,
+        stage_answers=outcome.stage_answers,
+    )
 
 
 def _photos(artifact: Artifact, workload: Workload) -> PhotoSet:

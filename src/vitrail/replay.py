@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from vitrail import catalog, judge
+from vitrail import catalog, judge, tasks
 from vitrail.catalog import check_requirement
 from vitrail.document import Recorded, from_document
 from vitrail.errors import InputError
@@ -60,6 +60,7 @@ def judge_recorded(
     recorded = from_document(data, str(path))
     workload, assumed = _workload(recorded, workload, said)
     _check_classes(recorded.observations, requirements, path)
+    tasks.check_stages(requirements, recorded.selection.task)
     chosen = [_declared_at(each, workload) for each in recorded.observations if _is_chosen(each, settings)]
     if not chosen:
         raise InputError(f"{path} has no such variant: widen --models, --runtimes or --precisions.")

@@ -19,6 +19,7 @@ from vitrail.errors import InputError
 from vitrail.limits import RANGES
 from vitrail.units import count, duration_ms, nearest, percent, size_mib, throughput
 from vitrail.vocabulary import (
+    STAGES,
     TASKS,
     Implementation,
     Layout,
@@ -54,6 +55,42 @@ def _percentile(value: object, name: str) -> float:
 
 def _seconds(value: object, name: str) -> float:
     return duration_ms(value, name, "5m or 30s") / 1000
+
+
+def _latencies(value: object, name: str) -> float | tuple[tuple[str, float], ...]:
+    """A time; or times of stages (`encode=300ms,prompt=20ms`), as (stage, ms), of the stage "": the whole."""
+    if isinstance(value, str) and "=" in value:
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)) or not value:
+        return duration_ms(value, name)
+    found: dict[str, float] = {}
+    for item in value:
+        stage, named, time = (part.strip() for part in str(item).rpartition("="))
+        if named and stage not in STAGES:
+            known = " or ".join(f"{each}={time or '50ms'}" for each in STAGES)
+            raise InputError(
+                f"{name}: unknown stage {stage!r}: write {known}, and a time alone for a whole request."
+                f"{nearest(stage, STAGES)}"
+            )
+        if stage in found:
+            twice = f"{stage} is given twice" if stage else "a whole request has two limits"
+            raise InputError(f"{name}: {twice}: keep one.")
+        found[stage] = duration_ms(time, name)
+        _check_range(found[stage], OPTIONS["max-latency"], name, str(item).strip())
+    return tuple((stage, found[stage]) for stage in ("", *STAGES) if stage in found)
+
+
+def _stages(value: object, name: str) -> tuple[tuple[str, float], ...]:
+    """Of records built in Python: (stage, ms) pairs, each stage once."""
+    if not isinstance(value, tuple) or any(not isinstance(each, tuple) or len(each) != 2 for each in value):
+        raise InputError(f'{name}: {value!r} has the wrong type: give pairs, as (("prompt", 20.0),).')
+    for stage, ms in value:
+        if stage not in STAGES:
+            raise InputError(f"{name}: unknown stage {stage!r}: use {' or '.join(STAGES)}.")
+        _check_range(_number(ms, name), OPTIONS["max-latency"], name, f"{stage}={ms:g}")
+    if len(dict(value)) < len(value):
+        raise InputError(f"{name}: a stage is given twice: keep one.")
+    return value
 
 
 def _one_of(*choices: str) -> Callable[[object, str], str]:
@@ -195,12 +232,16 @@ class Option:
     """... or at least this ..."""
     most: float | None = None
     """... and at most this."""
+    by_stage: str | None = None
+    """The field of values that name a stage (`prompt=20ms`)."""
 
 
 OPTIONS: dict[str, Option] = {
     "max-latency": Option(
-        record=Requirements, field="max_latency_ms", parse=duration_ms, metavar="TIME", above=0, most=DAY_MS,
-        help="limit of the whole batch's latency at --percentile, e.g. 50ms",
+        record=Requirements, field="max_latency_ms", by_stage="max_stage_latency_ms", parse=_latencies,
+        metavar="TIME", above=0, most=DAY_MS,
+        help="limit of the whole batch's latency at --percentile, e.g. 50ms; of the steps of a promptable "
+        "model encode=300ms,prompt=20ms",
     ),
     "min-accuracy": Option(
         record=Requirements, field="min_accuracy", parse=percent, metavar="PERCENT", above=1, most=100,
@@ -458,7 +499,16 @@ def resolve(
 
 
 def _fields(record: type, chosen: Mapping[str, object]) -> dict[str, Any]:
-    return {o.field: chosen[name] for name, o in OPTIONS.items() if o.record is record and name in chosen}
+    found: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if option.record is not record or name not in chosen:
+            continue
+        value = chosen[name]
+        if option.by_stage is not None and isinstance(value, tuple):
+            found[option.by_stage] = tuple((stage, limit) for stage, limit in value if stage)
+            value = dict(value).get("")
+        found[option.field] = value
+    return found
 
 
 def check(
@@ -476,7 +526,17 @@ def check(
         for option in OPTIONS.values():
             if option.record is type(record):
                 _check_value(getattr(record, option.field), option)
+        if isinstance(record, Requirements):
+            _stages(record.max_stage_latency_ms, "max_stage_latency_ms")
+    staged = any(isinstance(record, Requirements) and record.max_stage_latency_ms for record in records)
     for record in records:
+        if isinstance(record, Workload) and staged:
+            for name, value in (("clients", record.concurrency), ("batch-size", record.batch_size)):
+                if value > 1:
+                    raise InputError(
+                        f"{name} {value} and limits of stages contradict each other: a stage is timed for "
+                        f"one photo at a time; leave {name} out, or limit the whole request."
+                    )
         if isinstance(record, Workload) and record.concurrency > 1 and record.latency_scope == "model":
             raise InputError(
                 "clients and latency-scope model contradict each other: the model runs one call at a time, "
@@ -500,13 +560,18 @@ def _check_value(value: object, option: Option) -> None:
         if option.parse(value, name) != value:
             raise InputError(f"{name}: {value!r} has the wrong type: give a tuple of names.")
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
-        raise InputError(f"{name}: {str(value)[:40]!r} is not a finite number: give one, or leave it out.")
+    value = _number(value, name)
     if option.parse in (percent, _percentile):
         option.parse(value, name)  # a bare fraction is as ambiguous here as when typed
     if option.parse is count and not isinstance(value, int):
         raise InputError(f"{name}: {value!r} is not a whole number: give an int.")
     _check_range(value, option, name, f"{value:g}")
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
+        raise InputError(f"{name}: {str(value)[:40]!r} is not a finite number: give one, or leave it out.")
+    return value
 
 
 def _finite(value: float) -> bool:

@@ -156,6 +156,10 @@ class LimitState:
 class LimitTest:
     """Anytime-valid test of a latency percentile, two-sided: each wrong answer has at most alpha / 2.
 
+    Of several limits that must all hold, one that wrongly fails is enough for a wrong answer, so each
+    fails at alpha / (2 limits). A wrong pass needs that the very limit that does not hold passes: that side
+    is not shared (Berger, Technometrics 24, 1982).
+
     Two mixture e-processes, against P(X) >= p0 and against P(X) <= p0, tempered by a design effect
     where calls cluster near the limit, plus a guard against differences between launches. The answer
     is a function of the calls alone, monotone in the limit. Validity: docs/measurement.md.
@@ -166,10 +170,13 @@ class LimitTest:
     launches: int = LAUNCHES_TO_PASS
     """Fresh launches without which nothing passes."""
     launch_spread: float = ASSUMED_LAUNCH_SPREAD
+    limits: int = 1
+    """Limits of a latency that one subject may have at the same time, this one included."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.percentile < 100 or not 0 < self.alpha < 1:
-            raise ValueError(f"no limit test at percentile {self.percentile} with alpha {self.alpha}")
+        if not 0 < self.percentile < 100 or not 0 < self.alpha < 1 or self.limits < 1:
+            at = f"at percentile {self.percentile} with alpha {self.alpha}, of {self.limits} limits"
+            raise ValueError(f"no limit test {at}")
 
     def evaluate(self, blocks: Sequence[Block], limit_ms: float | None = None) -> LimitState | None:
         """The state after `blocks` (one scope, in time order); None before the first call.
@@ -200,21 +207,23 @@ class LimitTest:
 
     def _call_bounds(self, calls: Floats, value: float, waiting: int) -> tuple[float | None, float | None]:
         """The largest limit that the calls fail and the smallest one that they pass, in ms."""
-        threshold = math.log(2 / self.alpha)
         passing, failing = _evidence(calls.tobytes(), value, self.percentile, waiting)
-        passed = [level for level, evidence in passing if evidence >= threshold]
-        failed = [level for level, evidence in failing if evidence >= threshold]
+        passed = [level for level, evidence in passing if evidence >= math.log(2 / self.alpha)]
+        failed = [level for level, evidence in failing if evidence >= math.log(2 * self.limits / self.alpha)]
         return max(failed, default=None), min(passed, default=None)
 
     def _launch_guard(self, blocks: Sequence[Block]) -> tuple[float, float]:
         """Factors of the percentile within which other launches are expected to lie on average."""
         medians = np.log(list(launch_medians(blocks).values()))
-        if len(medians) >= LAUNCHES_TO_PASS:
-            half = t_quantile(1 - self.alpha / 2, len(medians) - 1) * medians.std(ddof=1)
-        else:
-            half = NormalDist().inv_cdf(1 - self.alpha / 2) * self.launch_spread
-        half = float(half) / math.sqrt(len(medians))
-        return math.exp(-half), math.exp(half)
+
+        def half(alpha: float) -> float:
+            if len(medians) >= LAUNCHES_TO_PASS:
+                width = t_quantile(1 - alpha / 2, len(medians) - 1) * float(medians.std(ddof=1))
+            else:
+                width = NormalDist().inv_cdf(1 - alpha / 2) * self.launch_spread
+            return width / math.sqrt(len(medians))
+
+        return math.exp(-half(self.alpha / self.limits)), math.exp(half(self.alpha))
 
 
 Evidence: TypeAlias = tuple[tuple[float, float], ...]

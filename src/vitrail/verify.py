@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from vitrail import stats
+from vitrail import stats, tasks
 from vitrail.artifact import Artifact, Evidence, Manifest, open_artifact
 from vitrail.errors import ClaimError
 from vitrail.judge.answers import ADVICE
@@ -141,6 +141,8 @@ def verify(
     check(*(record for record in (requirements, workload) if record is not None))
     artifact = open_artifact(path)
     manifest = artifact.manifest
+    if requirements is not None:
+        tasks.check_stages(requirements, artifact.task.name)
     checks, notes = [_files(manifest)], _unclaimed(manifest.evidence)
     with from_artifact(artifact, threads=threads) as predictor:
         facts = predictor.runner.facts
@@ -318,9 +320,13 @@ def without_noise(checks: list[Check], flags: Sequence[str]) -> list[Check]:
     if noise is None:
         return checks
     said = f"taken on a busy machine ({noise}): {AGAIN}"
+
+    def timed(name: str) -> bool:
+        return name.partition(".")[0] in TIMED or name.endswith(" latency")
+
     return [
         replace(check, answer="undecided", reason=f"{check.reason}; {said}")
-        if check.answer == "fail" and (check.name in TIMED or check.name.endswith(" latency"))
+        if check.answer == "fail" and timed(check.name)
         else check
         for check in checks
     ]
@@ -328,10 +334,19 @@ def without_noise(checks: list[Check], flags: Sequence[str]) -> list[Check]:
 
 def _as_claimed(evidence: Evidence, claimed: Measurement | None, seen: Observation) -> list[Check]:
     # A request's latency depends on its photos; with different photos only the model's can be compared.
-    scope: Stage = evidence.workload.latency_scope if _same_photos(evidence, seen) else "model"
+    scopes: list[Stage] = ["model"]
+    if _same_photos(evidence, seen):
+        limited = (stage for stage, _ in evidence.requirements.max_stage_latency_ms)
+        scopes = [evidence.workload.latency_scope, *limited]
     peak = None if evidence.memory is None else evidence.memory.peak
     return [
-        *_no_slower(scope, evidence.latency.get(scope), claimed, seen.latency.get(scope), seen.measurement),
+        *(
+            check
+            for scope in scopes
+            for check in _no_slower(
+                scope, evidence.latency.get(scope), claimed, seen.latency.get(scope), seen.measurement
+            )
+        ),
         *_no_larger(peak, None if seen.memory is None else seen.memory.peak),
     ]
 

@@ -22,7 +22,7 @@ Implementation = Literal["vitrail", "timm", "onnx"]
 """Whose graph a variant is: ours, timm's, or that of a person's own ONNX file."""
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 Scope = Literal["request", "model"]
-"""The stages whose latency can be limited."""
+"""What a limit of the latency may be about where it names no stage."""
 Stage: TypeAlias = str
 """What is timed by itself: `request`, `model`, and whatever else a measurement names."""
 STAGES: dict[Stage, str] = {
@@ -72,9 +72,23 @@ class Requirements:
     """(class, least recall in %) on the user's labelled images; needs `Workload.data`."""
     min_iou: tuple[tuple[str, Percent], ...] = ()
     """(class, least IoU in %) on the user's photos with masks; of the class "": the mean IoU."""
+    max_stage_latency_ms: tuple[tuple[Stage, NonNegative], ...] = ()
+    """(name of `STAGES`, limit) of the steps of a request that have one of their own."""
     license: tuple[str, ...] = ("permissive",)
     """`("any",)`, or license classes and names of which the weights' license must match one."""
     objective: Objective = "accuracy"
+
+    def latency_limits(self, scope: Scope) -> tuple[tuple[Stage, float], ...]:
+        """(stage, limit in ms) of all limits of the latency; `scope` is what one without a stage is about."""
+        whole = () if self.max_latency_ms is None else ((scope, self.max_latency_ms),)
+        return (*whole, *self.max_stage_latency_ms)
+
+    @property
+    def whole_ms(self) -> float | None:
+        """What a whole request may take by all limits: its own, and that of its steps where each has one."""
+        steps = dict(self.max_stage_latency_ms)
+        limits = [sum(steps.values())] if set(steps) == set(STAGES) else []
+        return min([*limits, *([] if self.max_latency_ms is None else [self.max_latency_ms])], default=None)
 
     @property
     def least(self) -> tuple[Least, ...]:
@@ -597,7 +611,7 @@ class Verdict:
 
     requirement: str
     """`max_latency`, `min_accuracy`, `min_recall`, `min_iou`, `max_memory`, `min_throughput`, `license` or
-    `parity`."""
+    `parity`; the limit of a stage is named with it, as in `max_latency.prompt`."""
     answer: Answer
     observed: float | str | None
     limit: float | str | None
@@ -619,9 +633,11 @@ class Observation:
     accuracy: Accuracy | None = None
     """The task's main figure (`Task.metric`), measured or claimed."""
     latency: Mapping[str, LatencyFigures] = field(default_factory=dict)
-    """By stage, e.g. `request` and `model`; a stage that was not timed is not in it."""
+    """By stage, e.g. `request` and `model`, or `encode`; a stage that was not timed is not in it."""
     latency_answer: Answer | None = None
     """What the sequential test said against the limit; None: judge by the interval shown."""
+    stage_answers: Mapping[Stage, Answer] = field(default_factory=dict)
+    """The same of the limits of stages; one that is missing is judged by the interval shown."""
     throughput: float | None = None
     throughput_answer: Answer | None = None
     """An answer that overrides the one from the calls; None: judge by the calls or the number."""

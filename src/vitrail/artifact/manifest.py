@@ -14,7 +14,7 @@ from vitrail.errors import InputError
 from vitrail.store import digest_of
 
 FORMAT = "vitrail-artifact"
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Schema 2 states every value that decides answers; 1 left out some, which then have their defaults.
 
 Schema 3 has `task` and `graphs` instead of one classifier's values. Schema 4 names stages and figures:

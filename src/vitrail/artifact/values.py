@@ -52,6 +52,8 @@ SINCE_7 = ("evidence", "requirements", "min_iou")
 """Before, there was no such limit."""
 SINCE_8 = ("evidence", "run")
 """Before, all were."""
+SINCE_9 = ("evidence", "requirements", "max_stage_latency_ms")
+"""Before, requests were one step."""
 
 LARGEST = 1e15
 """Bound of any figure; nothing measured comes near it."""
@@ -81,6 +83,7 @@ def check_complete(document: Mapping[str, Any], where: str) -> None:
             or (written < 6 and path == SINCE_6)
             or (written < 7 and path == SINCE_7)
             or (written < 8 and path == SINCE_8)
+            or (written < 9 and path == SINCE_9)
         ):
             continue
         value: Any = document

@@ -188,10 +188,9 @@ def _complete_latency(value: Any, percentile: object, place: str) -> Any:
     full: JsonObject = {**dict.fromkeys(judged), **value}
     for stage, ms in full.items():
         if _is_number(ms):
-            if (
-                stage not in judged
-            ):  # a measured stage may have any name; a declared one is there to be judged
-                raise _unknown(stage, judged, f"{place}: latency_ms")
+            if stage not in (*judged, *v.STAGES):
+                # A measured stage may have any name; a declared one is there to be judged.
+                raise _unknown(stage, (*judged, *v.STAGES), f"{place}: latency_ms")
             if ms <= 0:
                 raise InputError(f"{place}: latency_ms is {ms:g}: give milliseconds above 0, e.g. 28.0.")
             known = {"percentile": percentile, "value": ms, "interval": None}

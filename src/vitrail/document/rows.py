@@ -79,6 +79,7 @@ def entry_of(row: VariantDoc, *, trained: bool) -> v.LedgerEntry:
         memory=memory,
         facts=row.engine,
         measurement=None,
+        stage_answers={},
         throughput_answer=None,
         weights_at_hand=row.weights.at_hand,
     )

@@ -12,13 +12,13 @@ from msgspec import Meta, field
 
 from vitrail import vocabulary as v
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """2: labelled images (`data`, `min_recall`, `classification`, `test`).
 
 3: `trainings`. 4: `provisional`, `lacks`, `settings`, `arguments`, `tie`, `confirmed`; status `meets` for
 `feasible`, and `not measured`. 5: `task`, `worst`; an engine's `graphs` for `input_shape` and `output_shape`.
 6: `quality` for `classification`; an engine's `details` as pairs; `made` and `speed_ups`. 7: a workload's
-`concurrency`. 8: `min_iou`; a parity's `figures`.
+`concurrency`. 8: `min_iou`; a parity's `figures`. 9: `max_stage_latency_ms`.
 Older ones are read as well."""
 
 NOT_FINITE = ("cosine", "relative_error")
@@ -84,7 +84,9 @@ class VariantDoc(msgspec.Struct, kw_only=True):
     verdicts: tuple[v.Verdict, ...] = ()
     accuracy: Annotated[v.Accuracy | None, _on("of this variant, its precision included")]
     weights_accuracy: Annotated[v.Accuracy | None, _on("as it came with the weights")] = None
-    latency_ms: Annotated[dict[str, v.LatencyFigures | None] | None, _on("by stage: request, model")]
+    latency_ms: Annotated[
+        dict[str, v.LatencyFigures | None] | None, _on("by stage: request, model, encode …")
+    ]
     confirmed: Annotated[bool, _on("false: screened in one launch; it had no finals")] = True
     latency_answer: Annotated[v.Answer | None, _on("of the test at the recorded limit")] = None
     throughput: Annotated[v.NonNegative | None, _on("images/s")] = None

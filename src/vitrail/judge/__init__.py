@@ -14,6 +14,7 @@ from vitrail.judge.evidence import (
     accuracy_before_measuring,
     as_if_at_hand,
     observe,
+    stages_of,
     throughput,
 )
 from vitrail.judge.ranking import distance, distinguishable, front, rank, ties, within_uncertainty
@@ -143,7 +144,8 @@ def _at_percentile(observation: Observation, workload: Workload) -> Observation:
     if measurement is None or measurement.workload.percentile == workload.percentile:
         return observation
     at = workload.percentile
-    return replace(observation, latency=latency.by_stage(measurement.blocks, at))
+    figures = latency.by_stage(measurement.blocks, at, stages_of(observation.variant))
+    return replace(observation, latency=figures)
 
 
 def _refuse_mixtures(observations: Sequence[Observation]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vitrail import stats, tasks
 from vitrail.catalog.licenses import admits
-from vitrail.judge.evidence import decided_photos_agree, throughput
+from vitrail.judge.evidence import decided_photos_agree, stages_of, throughput
 from vitrail.measure import latency
 from vitrail.vocabulary import (
     LEAST,
+    STAGES,
     Answer,
     Block,
     LatencyFigures,
@@ -43,7 +45,7 @@ def verdicts(observation: Observation, requirements: Requirements, workload: Wor
         _license(observation, requirements),
         _accuracy(observation, requirements),
         *(_least(observation, asked) for asked in requirements.least),
-        _latency(observation, requirements, workload),
+        *_latencies(observation, requirements, workload),
         _memory(observation, requirements),
         _throughput(observation, requirements, workload),
         _parity(observation),
@@ -51,21 +53,26 @@ def verdicts(observation: Observation, requirements: Requirements, workload: Wor
     return tuple(verdict for verdict in answers if verdict is not None)
 
 
-def latency_figures(observation: Observation, workload: Workload) -> LatencyFigures | None:
-    """The judged scope's figures at the workload's percentile; None when they are not known."""
+def latency_figures(
+    observation: Observation, workload: Workload, stage: Stage | None = None
+) -> LatencyFigures | None:
+    """Figures of a stage (None: the judged scope) at the workload's percentile; None when not known."""
+    stage = stage or workload.latency_scope
     measurement = observation.measurement
     if measurement is not None and _other_load(observation, workload) is not None:
         return None
-    figures = observation.latency.get(workload.latency_scope)
+    figures = observation.latency.get(stage)
     if figures is not None and figures.judged.percentile == workload.percentile:
         return figures
-    return latency_at(observation, workload.latency_scope, workload.percentile)
+    return latency_at(observation, stage, workload.percentile)
 
 
 def latency_at(observation: Observation, stage: Stage, percentile: float) -> LatencyFigures | None:
     """One stage's figures at any percentile, from the calls; None where they were not kept."""
     measurement = observation.measurement
-    return None if measurement is None else latency.figures(measurement.blocks, stage, percentile)
+    if measurement is None:
+        return None
+    return latency.figures(measurement.blocks, stage, percentile, stages_of(observation.variant))
 
 
 def throughput_figure(observation: Observation, workload: Workload) -> float | None:
@@ -160,16 +167,33 @@ def _least(observation: Observation, asked: Least) -> Verdict:
     )
 
 
-def _latency(observation: Observation, requirements: Requirements, workload: Workload) -> Verdict | None:
-    limit = requirements.max_latency_ms
-    if limit is None:
-        return None
-    name = f"p{workload.percentile:g}"
-    figures = latency_figures(observation, workload)
+def _latencies(observation: Observation, requirements: Requirements, workload: Workload) -> list[Verdict]:
+    """A verdict for each limit; `admit` names all of them, with those that fail as lax as it takes."""
+    limits = requirements.latency_limits(workload.latency_scope)
+    found = [_latency(observation, stage, limit, workload) for stage, limit in limits]
+    failing = [verdict for verdict, _ in found if verdict.answer == "fail"]
+    admitted = [
+        f"{stage}={text}" if stage in STAGES else text
+        for (stage, limit), (verdict, needed) in zip(limits, found, strict=True)
+        for text in [f"{limit:.12g}ms" if verdict.answer != "fail" else needed or ""]
+    ]
+    helps = failing and all(needed for verdict, needed in found if verdict.answer == "fail")
+    option = f"--max-latency {','.join(admitted)}" if helps else None
+    return [replace(v, admit=option) if v.answer == "fail" else v for v, _ in found]
+
+
+def _latency(
+    observation: Observation, stage: Stage, limit: float, workload: Workload
+) -> tuple[Verdict, str | None]:
+    """The verdict on one limit, and the least that would admit the variant, e.g. `62ms`."""
+    name, requirement = f"p{workload.percentile:g}", "max_latency"
+    if stage in STAGES:
+        name, requirement = f"{stage} {name}", f"max_latency.{stage}"
+    figures = latency_figures(observation, workload, stage)
     if figures is None:
-        return _missing("max_latency", limit, _why_no_latency(observation, workload))
+        return _missing(requirement, limit, _why_no_latency(observation, workload, stage)), None
     value, interval = figures.judged.value, figures.judged.interval
-    answer = _latency_answer(observation, figures, limit, workload)
+    answer = _latency_answer(observation, figures, stage, limit, workload)
     margin = limit - value
     shown = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
     reason = f"{name} {number(value)}{shown} ms: {_room(margin, 'ms')}"
@@ -178,10 +202,11 @@ def _latency(observation: Observation, requirements: Requirements, workload: Wor
     option = _option("--max-latency", needed, limit, up=True, unit="ms")
     if answer == "undecided":
         taken = observation.measurement
-        blocks = [b for b in taken.blocks if b.scope == workload.latency_scope] if taken else []
+        blocks = [b for b in taken.blocks if b.scope == stage] if taken else []
         why = undecided_because(blocks, figures, limit, workload.percentile)
         reason = f"{name} {number(value)}{shown} ms, limit {number(limit)}: {why}"
-    return _numeric("max_latency", answer, value, limit, margin, reason, option)
+    verdict = _numeric(requirement, answer, value, limit, margin, reason, None)
+    return verdict, option and option.partition(" ")[2]
 
 
 def undecided_because(
@@ -216,14 +241,16 @@ def undecided_because(
 
 
 def _latency_answer(
-    observation: Observation, figures: LatencyFigures, limit: float, workload: Workload
+    observation: Observation, figures: LatencyFigures, stage: Stage, limit: float, workload: Workload
 ) -> Answer:
     """The schedule's answer, else the limit test on the blocks, else the interval, else the bare number."""
-    if observation.latency_answer is not None:
-        return observation.latency_answer
+    of_stages = observation.stage_answers
+    if (said := of_stages.get(stage) if stage in STAGES else observation.latency_answer) is not None:
+        return said
     if observation.measurement is not None:
-        blocks = [b for b in observation.measurement.blocks if b.scope == workload.latency_scope]
-        state = stats.LimitTest(percentile=workload.percentile).evaluate(blocks, limit)
+        blocks = [b for b in observation.measurement.blocks if b.scope == stage]
+        limits = 1 + len(stages_of(observation.variant))
+        state = stats.LimitTest(percentile=workload.percentile, limits=limits).evaluate(blocks, limit)
         return state.answer if state else "not assessed"
     if figures.calls == 0:  # a declared number
         return "pass" if figures.judged.value <= limit else "fail"
@@ -233,13 +260,13 @@ def _latency_answer(
     return "pass" if upper <= limit else "fail" if limit < lower else "undecided"
 
 
-def _why_no_latency(observation: Observation, workload: Workload) -> str:
+def _why_no_latency(observation: Observation, workload: Workload, stage: Stage) -> str:
     if observation.measurement is not None:
-        return _other_load(observation, workload) or f"no calls in scope {workload.latency_scope}"
-    figures = observation.latency.get(workload.latency_scope)
+        return _other_load(observation, workload) or f"no calls in scope {stage}"
+    figures = observation.latency.get(stage)
     if figures is not None:
         return f"recorded at p{figures.judged.percentile:g}, not the requested p{workload.percentile:g}"
-    return _unmeasured(observation) or f"no latency in scope {workload.latency_scope}"
+    return _unmeasured(observation) or f"no latency in scope {stage}"
 
 
 def _memory(observation: Observation, requirements: Requirements) -> Verdict | None:
@@ -330,7 +357,7 @@ def _unmeasured(observation: Observation) -> str | None:
 
 
 def _missing(requirement: str, limit: float | str | None, reason: str) -> Verdict:
-    label = requirement.replace("max_", "").replace("min_", "")
+    label = requirement.replace("max_", "").replace("min_", "").replace(".", " of ")
     return Verdict(
         requirement=requirement,
         answer="not assessed",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from vitrail import stats
+from vitrail import stats, tasks
 from vitrail.measure import latency
 from vitrail.tasks.agreement import MIN_DECIDED_PHOTOS
 from vitrail.vocabulary import (
@@ -25,6 +25,11 @@ ALLOWANCE_POINTS = 0.5
 """Assumed loss of a lower precision while too few photos measure it."""
 
 
+def stages_of(variant: Variant) -> tuple[Stage, ...]:
+    """The steps of a request that may have limits of their own, beside the whole."""
+    return tasks.known(variant.candidate.task).stages
+
+
 def throughput(blocks: Sequence[Block], scope: Stage, batch_size: int) -> float | None:
     """Images/s: the images under way over the mean latency of all calls of one scope; None without calls."""
     timed = [block for block in blocks if block.scope == scope]
@@ -38,26 +43,31 @@ def observe(
     *,
     max_latency_ms: float | None = None,
     latency_answer: Answer | None = None,
+    stage_answers: Mapping[Stage, Answer] | None = None,
     weights_at_hand: bool = True,
     allowance: float = ALLOWANCE_POINTS,
 ) -> Observation:
     """Everything a measurement says about its variant.
 
     `latency_answer`: the schedule's own (it knows whether the winner was confirmed); without one it is
-    taken from the blocks and `max_latency_ms`. `allowance` in points.
+    taken from the blocks and `max_latency_ms`. `stage_answers`: the same of stages, by name. `allowance` in
+    points.
     """
+    stages = stages_of(variant)
     workload, blocks = measurement.workload, measurement.blocks
     at_hand = weights_at_hand and not measurement.random_weights
     if latency_answer in (None, "not assessed") and max_latency_ms is not None:
         judged = [block for block in blocks if block.scope == workload.latency_scope]
-        state = stats.LimitTest(percentile=workload.percentile).evaluate(judged, max_latency_ms)
+        test = stats.LimitTest(percentile=workload.percentile, limits=1 + len(stages))
+        state = test.evaluate(judged, max_latency_ms)
         latency_answer = state.answer if state else None
     return Observation(
         variant=variant,
         accuracy=_measured(measurement.quality)
         or accuracy(variant, measurement.parity, at_hand=at_hand, allowance=allowance),
-        latency=latency.by_stage(blocks, workload.percentile),
+        latency=latency.by_stage(blocks, workload.percentile, stages),
         latency_answer=None if latency_answer == "not assessed" else latency_answer,
+        stage_answers=dict(stage_answers or {}),
         throughput=throughput(blocks, workload.latency_scope, workload.batch_size),
         memory=measurement.memory,
         parity=measurement.parity,

@@ -42,7 +42,10 @@ def reasons_of(
         return (observation.failure,)
     if status == "not measured":
         return (_why_not_measured(observation),)
-    lines = [_line(verdict) for verdict in blocked if verdict.answer == "fail"]
+    failed = [verdict for verdict in blocked if verdict.answer == "fail"]
+    # What several of them need is one option, which stands with the last.
+    said_later = [verdict.admit in (v.admit for v in failed[i + 1 :]) for i, verdict in enumerate(failed)]
+    lines = [v.reason if later else _line(v) for v, later in zip(failed, said_later, strict=True)]
     if not observation.weights_at_hand:
         lines.append("would win if its weights were at hand" if would_win else "its weights are not at hand")
     if status != "rejected":

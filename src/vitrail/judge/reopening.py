@@ -83,7 +83,7 @@ def _holds(reason: str, before: Question, now: Question, *, won_before: bool) ->
     if kind == "no accuracy known":
         return asked.min_accuracy is not None
     if kind == "latency":
-        least, limit = _figure(reason, "ms"), asked.max_latency_ms
+        least, limit = _figure(reason, "ms"), asked.whole_ms
         return before.same_latency(now) and limit is not None and least is not None and least > factor * limit
     if kind == "throughput":
         most, rate = _figure(reason, "images/s"), asked.min_throughput

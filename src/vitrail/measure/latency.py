@@ -2,7 +2,8 @@
 
 Written against two protocols, so that it can drive child processes or a simulated machine; time
 comes from an injected clock. Stages: `screen` (one launch), `finals` (at least three fresh launches,
-blocks interleaved with the rivals'), `confirm` (the winner in one more). See docs/measurement.md.
+blocks interleaved with the rivals'), `confirm` (the winner in one more). Several scopes may have a
+limit: each is tested by itself, and a pass needs all of them. See docs/measurement.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
@@ -34,7 +35,12 @@ DRIFT = 0.05
 NOISY_SHARE = 0.25
 """Share of interrupted blocks above which the figures are flagged as noisy."""
 OTHER_SCOPE_EVERY = 3
-"""Judged blocks for each block of the other scope."""
+"""Judged blocks for each block of another scope."""
+OTHER_CALLS = 10
+"""What a scope that is shown and not judged gets at least."""
+OTHER_S = 2.0
+"""Of a model with stages, whose scopes overlap: after so many seconds of one of them fewer will do."""
+NOT_CONFIRMED = "did not confirm the pass"
 CONTENDER_ALPHA = 0.4
 PRECISE_HALF_WIDTH = 0.025
 PRECISE_CALLS = 24
@@ -70,18 +76,25 @@ class Subject(Protocol):
 class Plan:
     """What the calls must show, and how much time that may take."""
 
-    scope: Stage = "request"
+    scope: Scope = "request"
     percentile: float = 95.0
     limit_ms: float | None = None
+    """Of `scope`."""
+    stages: tuple[Stage, ...] = ()
+    """What else is timed by itself (`Task.stages`): shown, and judged where it has a limit."""
+    stage_limits_ms: tuple[tuple[Stage, float], ...] = ()
+    """(stage, limit)."""
     min_throughput: float | None = None
     """images/s"""
     batch_size: int = 1
     clients: int = 1
     """Clients at once in scope `request`; the model alone is called by one."""
     both: bool = True
-    """Whether the scope that is not judged is measured and shown too."""
+    """Whether the scopes that are not judged are measured and shown too."""
     rank: bool = False
     """Whether the objective is latency or throughput, so that contenders need precise figures."""
+    compared: bool = False
+    """Whether calls of `scope` are compared with others', so that they are taken whatever has a limit."""
     block_s: float = 0.3
     screen_s: float = 6.0
     """Cap of one variant's calls in `screen`."""
@@ -95,21 +108,46 @@ class Plan:
     """Minimum judged calls of each client in `finals`, spread over `launches`."""
 
     @property
-    def other(self) -> Stage:
-        """The scope that is measured and shown in addition to the judged one."""
-        return "model" if self.scope == "request" else "request"
+    def limits(self) -> dict[Stage, float]:
+        """Limits in ms by the scope that they are about."""
+        whole: dict[Stage, float] = {} if self.limit_ms is None else {self.scope: self.limit_ms}
+        return {**whole, **dict(self.stage_limits_ms)}
+
+    @property
+    def scopes(self) -> tuple[Stage, ...]:
+        """What is judged: the scopes with a limit, and `scope` where its calls say something else too."""
+        return tuple(
+            dict.fromkeys((*((self.scope,) if self._needs_precision or self.compared else ()), *self.limits))
+        )
+
+    @property
+    def _needs_precision(self) -> bool:
+        """Whether the calls of `scope` say more than whether it holds its limit."""
+        return self.rank or self.min_throughput is not None or not self.limits
+
+    @property
+    def others(self) -> tuple[Stage, ...]:
+        """The scopes that are measured and shown in addition to the judged ones."""
+        every = (*get_args(Scope), *self.stages)
+        return tuple(scope for scope in every if self.both and scope not in self.scopes)
 
     def clients_in(self, scope: Stage) -> int:
         """How many clients call at once in a scope."""
         return self.clients if scope == "request" else 1
 
-    def latency(self, blocks: Sequence[Block]) -> Answer:
-        """The limit test's answer; `not assessed` without a limit."""
-        if self.limit_ms is None:
+    def of_limit(self, blocks: Sequence[Block], scope: Stage) -> Answer:
+        """The limit test's answer in one scope; `not assessed` without a limit."""
+        if scope not in self.limits:
             return "not assessed"
-        test = stats.LimitTest(percentile=self.percentile, launches=self.launches)
-        state = test.evaluate(self.judged(blocks), self.limit_ms)
+        test = stats.LimitTest(
+            percentile=self.percentile, launches=self.launches, limits=1 + len(self.stages)
+        )
+        state = test.evaluate(self.in_scope(blocks, scope), self.limits[scope])
         return "undecided" if state is None else state.answer
+
+    def latency(self, blocks: Sequence[Block]) -> Answer:
+        """The answer on the limit of `scope`; `not assessed` without one."""
+        return self.of_limit(blocks, self.scope)
 
     def throughput(self, blocks: Sequence[Block]) -> Answer:
         """The answer on the mean latency; `not assessed` without a required throughput."""
@@ -118,21 +156,44 @@ class Plan:
         return stats.throughput_answer(self.judged(blocks), self.batch_size, self.min_throughput)
 
     def answer(self, blocks: Sequence[Block]) -> Answer:
-        """Both answers combined: one fail fails, a pass needs both; `not assessed` without a limit."""
-        answers = (self.latency(blocks), self.throughput(blocks))
-        order: tuple[Answer, ...] = ("fail", "undecided", "pass")
-        return next((answer for answer in order if answer in answers), "not assessed")
+        """All answers combined: one fail fails, a pass needs all; `not assessed` without a limit."""
+        answers = [self.throughput(blocks), *(self.of_limit(blocks, scope) for scope in self.limits)]
+        return combined(answers)
+
+    def in_scope(self, blocks: Sequence[Block], scope: Stage) -> list[Block]:
+        """The blocks of one scope."""
+        return [block for block in blocks if block.scope == scope]
 
     def judged(self, blocks: Sequence[Block]) -> list[Block]:
-        """The blocks of the judged scope."""
-        return [block for block in blocks if block.scope == self.scope]
+        """The blocks of `scope`."""
+        return self.in_scope(blocks, self.scope)
 
-    def contends(self, blocks: Sequence[Block]) -> bool:
-        """Whether one launch makes a pass likely: the limit test at a weak alpha."""
-        if self.limit_ms is None:
+    def open_scopes(self, blocks: Sequence[Block]) -> tuple[Stage, ...]:
+        """The judged scopes whose calls have not decided yet; without a limit and a throughput, all."""
+        undecided = [
+            scope
+            for scope in self.scopes
+            if self.of_limit(blocks, scope) == "undecided"
+            or (scope == self.scope and self.throughput(blocks) == "undecided")
+        ]
+        return tuple(undecided)
+
+    def short(self, blocks: Sequence[Block]) -> tuple[Stage, ...]:
+        """The judged scopes that lack what makes a contender: a pass that one launch makes likely, and where
+        calls of `scope` say something else too, precise ones."""
+        imprecise = self._needs_precision and not self.precise(blocks)
+        return tuple(
+            scope
+            for scope in self.scopes
+            if not self._likely(blocks, scope) or (scope == self.scope and imprecise)
+        )
+
+    def _likely(self, blocks: Sequence[Block], scope: Stage) -> bool:
+        """Whether one launch makes a pass in a scope likely: the limit test at a weak alpha."""
+        if scope not in self.limits:
             return True
         test = stats.LimitTest(percentile=self.percentile, alpha=CONTENDER_ALPHA, launches=1)
-        state = test.evaluate(self.judged(blocks), self.limit_ms)
+        state = test.evaluate(self.in_scope(blocks, scope), self.limits[scope])
         return state is not None and state.answer == "pass"
 
     def precise(self, blocks: Sequence[Block]) -> bool:
@@ -145,6 +206,13 @@ class Plan:
         return half <= PRECISE_HALF_WIDTH
 
 
+def combined(answers: Iterable[Answer]) -> Answer:
+    """One fail fails, a pass needs all; `not assessed` where nothing was asked."""
+    given = set(answers)
+    order: tuple[Answer, ...] = ("fail", "undecided", "pass")
+    return next((answer for answer in order if answer in given), "not assessed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What one stage gathered about one subject; blocks of earlier stages are included."""
@@ -152,8 +220,11 @@ class Outcome:
     name: str
     blocks: tuple[Block, ...]
     answer: Answer
-    """Against the latency limit and the required throughput; `not assessed` without either."""
+    """Against all limits of the latency and the required throughput; `not assessed` without any."""
     latency_answer: Answer
+    """On the limit of `Plan.scope`."""
+    stage_answers: Mapping[Stage, Answer] = field(default_factory=dict)
+    """On those of stages."""
     contender: bool
     """Not failed, and worth the finals."""
     stopped: Stop
@@ -161,10 +232,15 @@ class Outcome:
     failure: str | None = None
 
 
-def figures(blocks: Sequence[Block], scope: Stage, percentile: float) -> LatencyFigures | None:
-    """Percentiles in ms of all calls of one stage, the judged one with the limit test's interval."""
+def figures(
+    blocks: Sequence[Block], scope: Stage, percentile: float, stages: Sequence[Stage] = ()
+) -> LatencyFigures | None:
+    """Percentiles in ms of all calls of one stage, the judged one with the limit test's interval.
+
+    `stages`: those that may have limits at the same time (`Task.stages`).
+    """
     blocks = [block for block in blocks if block.scope == scope and block.samples_ms]
-    state = stats.LimitTest(percentile=percentile).evaluate(blocks)
+    state = stats.LimitTest(percentile=percentile, limits=1 + len(stages)).evaluate(blocks)
     if state is None:
         return None
     calls = [sample for block in blocks for sample in block.samples_ms]
@@ -177,10 +253,12 @@ def figures(blocks: Sequence[Block], scope: Stage, percentile: float) -> Latency
     )
 
 
-def by_stage(blocks: Sequence[Block], percentile: float) -> dict[Stage, LatencyFigures]:
-    """`figures` of each stage that was timed, those that can be limited first."""
-    stages = dict.fromkeys((*get_args(Scope), *(block.scope for block in blocks)))
-    found = {stage: figures(blocks, stage, percentile) for stage in stages}
+def by_stage(
+    blocks: Sequence[Block], percentile: float, stages: Sequence[Stage] = ()
+) -> dict[Stage, LatencyFigures]:
+    """`figures` of each stage that was timed, whole requests and the model first."""
+    timed = dict.fromkeys((*get_args(Scope), *stages, *(block.scope for block in blocks)))
+    found = {stage: figures(blocks, stage, percentile, stages) for stage in timed}
     return {stage: seen for stage, seen in found.items() if seen is not None}
 
 
@@ -195,23 +273,26 @@ def screen(
     deadline: float = math.inf,
     number: int = 1,
 ) -> Outcome:
-    """One launch: measure until the subject fails, is a contender, or runs out of time."""
-    track = _Track(subject, plan, clock, deadline, cap_s=plan.screen_s)
+    """One launch: measure until the subject fails, is a contender, or runs out of time.
+
+    Judged scopes take turns until each has what a contender needs.
+    """
+    track = _Track(subject, plan, clock, deadline, cap_s=plan.screen_s * len(plan.scopes))
     if not track.launch(number):
         return track.outcome()
     try:
-        while track.measure(plan.scope):
-            answer = plan.answer(track.blocks)
-            if answer == "fail":
-                track.stopped = "decided"
+        wanted = plan.scopes
+        while track.measure(min(wanted, key=track.blocks_of)):
+            if not track.still_in():
                 break
-            needs_precision = plan.rank or plan.limit_ms is None or plan.min_throughput is not None
-            if plan.contends(track.blocks) and (not needs_precision or plan.precise(track.blocks)):
+            wanted = plan.short(track.blocks)
+            if not wanted:
                 track.stopped = "precise"
                 break
-            if plan.both and len(plan.judged(track.blocks)) % OTHER_SCOPE_EVERY == 2:
-                track.measure(plan.other)
-        track.complete_other_scope()
+            judged = sum(map(track.blocks_of, plan.scopes))
+            if plan.others and judged % OTHER_SCOPE_EVERY == 2:
+                track.measure(plan.others[judged // OTHER_SCOPE_EVERY % len(plan.others)])
+        track.complete_others()
     finally:
         track.close()
     return track.outcome()
@@ -232,7 +313,8 @@ def finals(
     `screen` by name; they remain part of the evidence. Returns outcomes by name, in the order given.
     """
     prior = prior or {}
-    tracks = [_Track(s, plan, clock, deadline, plan.final_s, prior.get(s.name, ())) for s in subjects]
+    cap_s = plan.final_s * len(plan.scopes)
+    tracks = [_Track(s, plan, clock, deadline, cap_s, prior.get(s.name, ())) for s in subjects]
     for launch in range(plan.max_launches):
         active = [t for t in tracks if t.live and (launch < plan.launches or t.answer() == "undecided")]
         if not active:
@@ -243,8 +325,8 @@ def finals(
             growth = 2 ** max(0, launch + 1 - plan.launches)
             launched = [t for t in active if t.launch(t.next_number())]
             _interleave(launched, plan, rng, growth)
-            for track in launched:  # a limit may be failed before the other scope has had its turn
-                track.complete_other_scope()
+            for track in launched:  # a limit may be failed before another scope has had its turn
+                track.complete_others()
         finally:
             for track in active:
                 track.close()
@@ -254,18 +336,27 @@ def finals(
 
 
 def _interleave(active: list[_Track], plan: Plan, rng: random.Random, growth: int = 1) -> None:
-    """One launch's rounds: each round measures one judged block of every remaining rival, in random order."""
+    """One launch's rounds, each of one block of every judged scope of every remaining rival, in random order.
+
+    Once all have had their launches (`growth` above 1), only scopes that are still undecided go on.
+    """
     quota = growth * math.ceil(plan.final_calls / plan.launches)
+    turns = [
+        (track, scope)
+        for track in active
+        for scope in (plan.open_scopes(track.blocks) if growth > 1 else plan.scopes)
+    ]
     rounds = 0
-    while active:
-        rng.shuffle(active)
-        active = [track for track in active if track.measure(plan.scope) and track.still_in()]
+    while turns:
+        rng.shuffle(turns)
+        turns = [(track, s) for track, s in turns if track.live and track.measure(s) and track.still_in()]
         rounds += 1
-        if plan.both and rounds % OTHER_SCOPE_EVERY == 0:
-            for track in active:
-                track.measure(plan.other)
+        if plan.others and rounds % OTHER_SCOPE_EVERY == 0:
+            other = plan.others[rounds // OTHER_SCOPE_EVERY % len(plan.others)]
+            for track in dict.fromkeys(track for track, _ in turns if track.live):
+                track.measure(other)
         if rounds >= plan.rounds:
-            active = [track for track in active if track.calls_of_launch() < quota]
+            turns = [(track, s) for track, s in turns if track.calls_of_launch(s) < quota]
 
 
 def confirm(
@@ -277,28 +368,81 @@ def confirm(
     deadline: float = math.inf,
 ) -> Outcome:
     """The winner in one more fresh launch; passes only if all calls and this launch's own value do."""
-    track = _Track(subject, plan, clock, deadline, plan.final_s, blocks)
+    track = _Track(subject, plan, clock, deadline, plan.final_s * len(plan.scopes), blocks)
     number = track.next_number()
     if track.launch(number):
         try:
             _interleave([track], plan, random.Random(0))
-            track.complete_other_scope()
+            track.complete_others()
         finally:
             track.close()
     outcome = track.outcome()
-    fresh = [sample for b in plan.judged(outcome.blocks) if b.launch == number for sample in b.samples_ms]
-    if plan.limit_ms is None or outcome.latency_answer != "pass":
+    return without_confirmation(
+        outcome,
+        plan,
+        [
+            f"launch {number} {NOT_CONFIRMED}{'' if scope == plan.scope else f' of {scope}'}"
+            for scope, limit in plan.limits.items()
+            if plan.of_limit(outcome.blocks, scope) == "pass"
+            and not _confirmed(plan.in_scope(outcome.blocks, scope), number, plan.percentile, limit)
+        ],
+    )
+
+
+def _confirmed(blocks: Sequence[Block], launch: int, percentile: float, limit_ms: float) -> bool:
+    """Whether this launch's own percentile meets the limit."""
+    fresh = [sample for block in blocks if block.launch == launch for sample in block.samples_ms]
+    return bool(fresh) and stats.percentile(fresh, percentile) <= limit_ms
+
+
+def without_confirmation(outcome: Outcome, plan: Plan, flags: Sequence[str]) -> Outcome:
+    """The outcome, undecided in the scopes whose pass the last launch did not confirm, as `flags` say."""
+    answers = {plan.scope: outcome.latency_answer, **outcome.stage_answers}
+    named = [flag.partition(NOT_CONFIRMED)[2].removeprefix(" of ") or plan.scope for flag in flags]
+    doubted = [scope for scope in named if answers.get(scope) == "pass"]
+    if not doubted:
         return outcome
-    if fresh and stats.percentile(fresh, plan.percentile) <= plan.limit_ms:
-        return outcome
-    flag = f"launch {number} did not confirm the pass"
-    return replace(outcome, answer="undecided", latency_answer="undecided", flags=(*outcome.flags, flag))
+    return replace(
+        outcome,
+        answer=combined((outcome.answer, "undecided")),
+        latency_answer="undecided" if plan.scope in doubted else outcome.latency_answer,
+        stage_answers={
+            stage: "undecided" if stage in doubted else answer
+            for stage, answer in outcome.stage_answers.items()
+        },
+        flags=(*outcome.flags, *(flag for flag in flags if flag not in outcome.flags)),
+    )
+
+
+def outcome_of(
+    name: str,
+    plan: Plan,
+    blocks: Sequence[Block],
+    *,
+    stopped: Stop = "decided",
+    flags: tuple[str, ...] = (),
+    failure: str | None = None,
+) -> Outcome:
+    """What these blocks amount to under a plan."""
+    answer = plan.answer(blocks)
+    timed = {block.scope for block in blocks}
+    return Outcome(
+        name=name,
+        blocks=tuple(blocks),
+        answer=answer,
+        latency_answer=plan.latency(blocks),
+        stage_answers={stage: plan.of_limit(blocks, stage) for stage, _ in plan.stage_limits_ms},
+        contender=failure is None and answer != "fail" and timed.issuperset(plan.scopes),
+        stopped=stopped,
+        flags=flags,
+        failure=failure,
+    )
 
 
 # --- one subject within a stage -------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class _Track:
     """Mutable state of one subject while a stage runs."""
 
@@ -416,30 +560,38 @@ class _Track:
             self.stopped = "decided"
         return self.stopped is None
 
-    def calls_of_launch(self) -> int:
-        """Judged calls of each client in the current launch."""
-        calls = sum(len(b.samples_ms) for b in self.plan.judged(self.blocks) if b.launch == self.number)
-        return calls // self.plan.clients_in(self.plan.scope)
+    def blocks_of(self, scope: Stage) -> int:
+        """How many blocks of a scope there are."""
+        return len(self.plan.in_scope(self.blocks, scope))
 
-    def complete_other_scope(self) -> None:
-        """Where both scopes are shown, make sure that the other one has at least 10 calls."""
-        while self.plan.both and self.failure is None and self.session is not None:
-            calls = sum(len(b.samples_ms) for b in self.blocks if b.scope == self.plan.other)
-            if calls >= 10 or self.clock() >= self.deadline:
-                return
-            try:
-                self._block(self.plan.other, self._calls(self.plan.other))
-            except ChildFailure as error:
-                self._fail(error)
+    def calls_of_launch(self, scope: Stage) -> int:
+        """Calls of each client in the current launch."""
+        blocks = self.plan.in_scope(self.blocks, scope)
+        calls = sum(len(b.samples_ms) for b in blocks if b.launch == self.number)
+        return calls // self.plan.clients_in(scope)
+
+    def complete_others(self) -> None:
+        """Make sure that each scope that is shown has at least `OTHER_CALLS` calls.
+
+        One of several judged scopes may have had none before another one failed.
+        """
+        plan = self.plan
+        for scope in (*plan.others, *(plan.scopes if len(plan.scopes) > 1 else ())):
+            while self.failure is None and self.session is not None and self.clock() < self.deadline:
+                blocks = plan.in_scope(self.blocks, scope)
+                calls = sum(len(block.samples_ms) for block in blocks)
+                if calls >= OTHER_CALLS or (plan.stages and calls and sum(map(_seconds, blocks)) > OTHER_S):
+                    break
+                try:
+                    self._block(scope, self._calls(scope))
+                except ChildFailure as error:
+                    self._fail(error)
 
     def outcome(self) -> Outcome:
-        answer = self.answer()
-        return Outcome(
-            name=self.subject.name,
-            blocks=tuple(self.blocks),
-            answer=answer,
-            latency_answer=self.plan.latency(self.blocks),
-            contender=self.failure is None and answer != "fail" and bool(self.plan.judged(self.blocks)),
+        return outcome_of(
+            self.subject.name,
+            self.plan,
+            self.blocks,
             stopped=self.stopped or "decided",
             flags=self._flags(),
             failure=self.failure,

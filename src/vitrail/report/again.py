@@ -38,7 +38,7 @@ def requirements_toml(
 ) -> str:
     """The question as a file for `vitrail select FILE`; a limit or option that was not given is left out."""
     lines: list[tuple[str, object]] = [
-        ("max-latency", _unit(requirements.max_latency_ms, "ms")),
+        ("max-latency", _latencies(requirements)),
         ("min-accuracy", _unit(requirements.min_accuracy, "%")),
         ("max-memory", _unit(requirements.max_memory_mib, "MiB")),
         ("min-throughput", _unit(requirements.min_throughput, "/s")),
@@ -64,6 +64,11 @@ def command(arguments: tuple[str, ...]) -> str:
     if arguments[:1] == ("optimize",):
         return shlex.join(["vitrail", *arguments])
     return shlex.join(["vitrail", "select", "requirements.toml", *arguments])
+
+
+def _latencies(requirements: Requirements) -> str | None:
+    stages = [f"{stage}={_unit(limit, 'ms')}" for stage, limit in requirements.max_stage_latency_ms]
+    return ",".join(filter(None, (_unit(requirements.max_latency_ms, "ms"), *stages))) or None
 
 
 def _least(requirements: Requirements, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitrail.report import phrases
-from vitrail.vocabulary import Observation, Requirements, Selection
+from vitrail.vocabulary import LatencyFigures, Observation, Requirements, Selection, Stage
 from vitrail.words import counted
 
 MOST_CONFUSED = 20
@@ -44,12 +44,9 @@ def tiles(selection: Selection) -> list[Tile]:
                           detail=detail, limit=limit, share=None))  # fmt: skip
     shown += _least(seen, asked)
     if figures := phrases.judged_figures(winner, selection.workload):
-        value, interval = figures.judged.value, figures.judged.interval
-        detail = (
-            f"[{phrases.number(interval[0])}, {phrases.number(interval[1])}]" if interval else "no interval"
-        )
-        name = f"p{figures.judged.percentile:g} latency, {selection.workload.latency_scope}"
-        shown.append(_limited(name, value, "ms", detail, asked.max_latency_ms))
+        shown.append(_latency(figures, selection.workload.latency_scope, asked.max_latency_ms))
+    limits = dict(asked.max_stage_latency_ms)
+    shown += [_latency(f, stage, limits[stage]) for stage, f in phrases.limited_stages(winner, asked)]
     if seen.memory is not None:
         detail = f"load included{phrases.beside_engine(winner)}"
         shown.append(_limited("peak memory", seen.memory.peak, "MiB", detail, asked.max_memory_mib))
@@ -78,6 +75,12 @@ def _least(seen: Observation, asked: Requirements) -> list[Tile]:
         for each, figure in found
         if figure is not None
     ]
+
+
+def _latency(figures: LatencyFigures, stage: Stage, limit: float | None) -> Tile:
+    value, interval = figures.judged.value, figures.judged.interval
+    detail = f"[{phrases.number(interval[0])}, {phrases.number(interval[1])}]" if interval else "no interval"
+    return _limited(f"p{figures.judged.percentile:g} latency, {stage}", value, "ms", detail, limit)
 
 
 def _limited(name: str, value: float, unit: str, detail: str, limit: float | None) -> Tile:

@@ -60,6 +60,10 @@ def limits(selection: Selection) -> list[str]:
     asked, said = selection.requirements, []
     if asked.max_latency_ms is not None:
         said.append(f"p{selection.workload.percentile:g} ≤ {phrases.number(asked.max_latency_ms)} ms")
+    said += [
+        f"{stage} p{selection.workload.percentile:g} ≤ {phrases.number(limit)} ms"
+        for stage, limit in asked.max_stage_latency_ms
+    ]
     if asked.min_accuracy is not None:
         said.append(f"{phrases.metric(selection.task)} ≥ {asked.min_accuracy:g} %")
     said += [f"{each.of} ≥ {each.value:g} %" for each in asked.least]

@@ -33,6 +33,8 @@ class LedgerRow:
     sort: dict[str, str]
     accuracy: Accuracy | None
     latency: LatencyFigures | None
+    stages: tuple[tuple[str, float], ...]
+    """(stage, ms at the judged percentile) of stages with a limit of their own."""
     chips: tuple[tuple[Verdict, str, str], ...]
     """(verdict, sign, name)"""
     random: bool
@@ -127,6 +129,10 @@ def _row(entry: LedgerEntry, selection: Selection) -> LedgerRow:
         sort={key: str(value) for key, value in sort.items()},
         accuracy=seen.accuracy,
         latency=latency,
+        stages=tuple(
+            (stage, figures.judged.value)
+            for stage, figures in phrases.limited_stages(entry, selection.requirements)
+        ),
         chips=tuple(
             (verdict, _SIGNS[verdict.answer], phrases.LABELS.get(verdict.requirement, verdict.requirement))
             for verdict in entry.verdicts

@@ -9,6 +9,7 @@ from vitrail import tasks
 from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import (
     LEAST,
+    STAGES,
     Accuracy,
     Figure,
     LatencyFigures,
@@ -29,6 +30,7 @@ PLACES = ("selected", "meets", "undecided", NO_WEIGHTS, "not measured", "rejecte
 """The statuses as a ledger shows them: what no evidence helps, only weights, stands apart."""
 LABELS = {
     "max_latency": "latency",
+    **{f"max_latency.{stage}": f"latency of {stage}" for stage in STAGES},
     "min_accuracy": "accuracy",
     **LEAST,
     "max_memory": "memory",
@@ -44,6 +46,7 @@ OBJECTIVES = {
 }
 _FAILED = {
     "max_latency": "over the latency limit",
+    **{f"max_latency.{stage}": f"over the latency limit of {stage}" for stage in STAGES},
     "min_accuracy": "below the accuracy limit",
     **{name: f"below a {metric} limit" for name, metric in LEAST.items()},
     "max_memory": "over the memory limit",
@@ -161,6 +164,12 @@ def scope(workload: Workload) -> str:
     return f"{workload.latency_scope}{clients}"
 
 
+def limited_stages(entry: LedgerEntry, requirements: Requirements) -> list[tuple[str, LatencyFigures]]:
+    """(stage, its latency) of the stages with a limit of their own, as far as they were timed."""
+    seen = entry.observation.latency
+    return [(stage, seen[stage]) for stage, _ in requirements.max_stage_latency_ms if stage in seen]
+
+
 def judged_stage(workload: Workload, task: str) -> str:
     """What was timed, e.g. `a whole request (decode, preprocess, run, top-k)`."""
     whole = workload.latency_scope == "request"
@@ -180,6 +189,10 @@ def limits(requirements: Requirements, workload: Workload, task: str) -> list[st
             f"p{workload.percentile:g} latency of {judged_stage(workload, task)} of at most "
             f"{number(requirements.max_latency_ms)} ms at {load(workload)}"
         )
+    said += [
+        f"p{workload.percentile:g} latency of {stage} ({STAGES[stage]}) of at most {number(limit)} ms"
+        for stage, limit in requirements.max_stage_latency_ms
+    ]
     if requirements.min_accuracy is not None:
         said.append(f"{metric_name(task)} of at least {requirements.min_accuracy:g} %")
     said += [f"{asked.of} of at least {asked.value:g} %" for asked in requirements.least]

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail import hardware
 from vitrail.report import phrases
-from vitrail.vocabulary import Selection
+from vitrail.vocabulary import STAGES, Selection
 from vitrail.words import counted
 
 __all__ = ["EngineRow", "Setting", "setting"]
@@ -107,6 +107,9 @@ def _method(selection: Selection) -> list[str]:
         f"The p{workload.percentile:g} latency of {stage} was judged, at {phrases.load(workload)} "
         f"with {threads} on the {workload.device.upper()}."
     ]
+    if stages := [stage for stage, _ in selection.requirements.max_stage_latency_ms]:
+        of = phrases.listed([f"{stage} ({STAGES[stage]})" for stage in stages])
+        said.append(f"Judged by limits of their own: {of}.")
     if photos := _photos(selection):
         said.append(f"Timing and parity used {photos}.")
     if "version" in selection.method:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from vitrail import tasks, words
 from vitrail.report import optimised, phrases
-from vitrail.vocabulary import LedgerEntry, Selection, Workload
+from vitrail.vocabulary import LatencyFigures, LedgerEntry, Selection, Stage, Workload
 from vitrail.words import NOT_AT_HAND
 
 _STYLES = {
@@ -156,10 +156,15 @@ def _table(selection: Selection, shown: list[LedgerEntry]) -> list[str]:
     """A row for each entry: its place, name, figures, and why it has that place."""
     load = selection.workload
     latency, metric = f"p{load.percentile:g} ms {phrases.scope(load)}", phrases.metric(selection.task)
-    head = ["variant", latency, f"{metric} %", "MiB", ""]
+    stages = [stage for stage, _ in selection.requirements.max_stage_latency_ms]
+    of_stages = [f"p{load.percentile:g} ms {stage}" for stage in stages]
+    head = ["variant", latency, *of_stages, f"{metric} %", "MiB", ""]
     # Of what leads, the reasons stand above the table.
     whys = ["" if entry is selection.leader else phrases.reasons(entry) for entry in shown]
-    rows = [[entry.variant.name, *_cells(entry, load), why] for entry, why in zip(shown, whys, strict=True)]
+    rows = [
+        [entry.variant.name, *_cells(entry, load, stages), why]
+        for entry, why in zip(shown, whys, strict=True)
+    ]
     words = [phrases.word(entry) for entry in shown]
     if selection.winner is None and selection.leader is not None:
         words[0] = "leads"
@@ -191,33 +196,41 @@ def columns(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in kept]
 
 
-def _cells(entry: LedgerEntry, workload: Workload) -> list[str]:
-    """Latency with its interval, accuracy with its provenance, memory; empty where not known."""
+def _cells(entry: LedgerEntry, workload: Workload, stages: Sequence[Stage]) -> list[str]:
+    """Latencies with their intervals, accuracy with its provenance, memory; empty where not known."""
     figures = phrases.judged_figures(entry, workload)
     top1 = entry.observation.accuracy
-    latency = phrases.milliseconds(figures).partition(" ")[2].replace(" ms", "") if figures else ""
+    latency = _bare(figures)
     if latency and phrases.is_random(entry):
         latency += " random weights"
+    of_stages = [_bare(entry.observation.latency.get(stage)) for stage in stages]
     accuracy = f"{top1.value:.4g} {top1.provenance}" if top1 else ""
-    return [latency, accuracy, phrases.peak(entry)]
+    return [latency, *of_stages, accuracy, phrases.peak(entry)]
+
+
+def _bare(figures: LatencyFigures | None) -> str:
+    """`9.1 [8.8, 9.4]`: what stands below a head that says the rest."""
+    return phrases.milliseconds(figures).partition(" ")[2].replace(" ms", "") if figures else ""
 
 
 def _won(selection: Selection) -> list[str]:
     winner = selection.winner
     assert winner is not None
-    lines = [line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection.workload)}")]
+    lines = [line("SELECTED", f"{winner.variant.name}   {_facts(winner, selection)}")]
     lines += [line("DOUBT", doubt) for doubt in phrases.doubts(winner)]
     if selection.test is not None:
         lines += [line("TEST", str(phrases.tested(selection))), line("", phrases.beside(selection.test))]
     return lines
 
 
-def _facts(entry: LedgerEntry, workload: Workload) -> str:
-    figures = phrases.judged_figures(entry, workload)
-    said = []
+def _facts(entry: LedgerEntry, selection: Selection) -> str:
+    figures = phrases.judged_figures(entry, selection.workload)
+    stages = phrases.limited_stages(entry, selection.requirements)
+    said = [f"{phrases.milliseconds(of)} {stage}" for stage, of in stages]
     if figures is not None:
-        mark = ", random weights" if phrases.is_random(entry) else ""
-        said.append(f"{phrases.milliseconds(figures)} {phrases.scope(workload)}{mark}")
+        said.insert(0, f"{phrases.milliseconds(figures)} {phrases.scope(selection.workload)}")
+    if said and phrases.is_random(entry):
+        said[-1] += ", random weights"
     if accuracy := phrases.named_accuracy(entry):
         said.append(accuracy)
     if memory := phrases.peak(entry, "MiB"):
@@ -235,7 +248,7 @@ def _nothing_meets_all(selection: Selection) -> list[str]:
         why = "no variant has all the evidence that a winner needs"
     lines = [line("NOTHING", f"is selected: {why}")]
     if leader := selection.leader:
-        lines.append(line("PROVISIONAL", f"{leader.variant.name}   {_facts(leader, selection.workload)}"))
+        lines.append(line("PROVISIONAL", f"{leader.variant.name}   {_facts(leader, selection)}"))
         lines.append(line("", f"not proven: {'; '.join(leader.reasons)}"))
         lines += [line("DOUBT", doubt) for doubt in phrases.doubts(leader)]
     return lines

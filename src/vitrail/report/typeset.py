@@ -9,7 +9,8 @@ from markupsafe import Markup, escape
 __all__ = ["options_as_code", "sentence", "spelled", "tight"]
 
 _TIGHT = re.compile(r"(?<=\d) (?=(?:ms|MiB|images/s)\b|%)| (?=[≤≥])|(?<=[≤≥]) ")
-_OPTION = re.compile(r"--[a-z][a-z-]+(?: (?:[A-Z]+|\d+(?:\.\d+)?[\w%]*)(?![\w-]))?")
+_STAGED = r"(?:[\d.]+[a-z]+,)?[a-z]+=[\d.]+[a-z]+(?:,[a-z]+=[\d.]+[a-z]+)*"
+_OPTION = re.compile(rf"--[a-z][a-z-]+(?: (?:{_STAGED}|[A-Z]+|\d+(?:\.\d+)?[\w%]*)(?![\w-]))?")
 
 
 def spelled(name: str) -> Markup:

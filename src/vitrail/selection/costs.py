@@ -87,14 +87,15 @@ class Costs:
 
     def finals_s(self, trial: Trial, plan: Plan) -> float:
         """About what the trial's parity, finals and confirmation take, going by its calls so far."""
-        judged = [s for block in plan.judged(trial.blocks) for s in block.samples_ms]
-        call_s = stats.percentile(judged, 50) / 1000 if judged else 0.0
-        load_s = LAUNCH_LEAST_S + (trial.subject.seen.load_s if trial.subject else 0.0)
-        calls_s = max(plan.final_calls * call_s, plan.launches * plan.rounds * plan.block_s)
+        calls_s, load_s = 0.0, LAUNCH_LEAST_S + (trial.subject.seen.load_s if trial.subject else 0.0)
+        for scope in plan.scopes:
+            judged = [s for block in plan.in_scope(trial.blocks, scope) for s in block.samples_ms]
+            call_s = stats.percentile(judged, 50) / 1000 if judged else 0.0
+            calls_s += max(plan.final_calls * call_s, plan.launches * plan.rounds * plan.block_s)
         launches = plan.launches + 2  # one for parity, one to confirm
         return (
             launches * load_s
-            + min(4 / 3 * calls_s, plan.final_s) * (1 + 1 / plan.launches)
+            + min(4 / 3 * calls_s, plan.final_s * len(plan.scopes)) * (1 + 1 / plan.launches)
             + (0.0 if trial.parity else REFERENCE_LEAST_S)
         )
 

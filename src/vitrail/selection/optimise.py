@@ -103,6 +103,10 @@ class Optimisation(Search):
     cut: list[str] = field(default_factory=list)
     """Engine and precision of references for which there was no time."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._plan = replace(self._plan, compared=True)
+
     @property
     def baseline(self) -> Trial:
         """What the others are compared with: the first row."""

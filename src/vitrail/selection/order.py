@@ -191,7 +191,7 @@ def likely_to_fit(variant: Variant, requirements: Requirements, model: LatencyMo
     A client among n is expected to wait for the calls of all of them; that is no bound, so it only orders.
     """
     predicted = model.predict_ms(variant)
-    limits = [requirements.max_latency_ms / model.clients] if requirements.max_latency_ms is not None else []
+    limits = [requirements.whole_ms / model.clients] if requirements.whole_ms is not None else []
     if requirements.min_throughput is not None:
         limits.append(1000 * model.batch_size / requirements.min_throughput)
     return all(predicted <= FIT * limit for limit in limits)
@@ -243,7 +243,7 @@ def cannot_fit(
 
     Clients change neither bound: no request is shorter than its own call, and the engine takes one at a time.
     """
-    least, limit, rate = model.least_ms(variant), requirements.max_latency_ms, requirements.min_throughput
+    least, limit, rate = model.least_ms(variant), requirements.whole_ms, requirements.min_throughput
     if limit is not None and least > limit:
         return f"latency: unlikely to be below {least:.0f} ms, by its arithmetic and its relatives"
     if rate is not None and 1000 * workload.batch_size / least < rate:

@@ -115,7 +115,7 @@ def _resources(variant: Variant, requirements: Requirements, workload: Workload,
     floor = floor_ms(variant, workload, peaks)
     if floor is None:
         return None
-    limit = requirements.max_latency_ms
+    limit = requirements.whole_ms
     if limit is not None and floor > FLOOR_FACTOR * limit:
         return f"latency: at the engine's peak it would still take {floor:.0f} ms"
     throughput = requirements.min_throughput

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from vitrail import judge, runtimes, stats
+from vitrail import judge, runtimes, stats, tasks
 from vitrail.errors import InputError
 from vitrail.export.bench import Bench
 from vitrail.export.exports import NothingToRewrite, uncontrolled
@@ -125,6 +125,8 @@ class Search:
             scope=workload.latency_scope,
             percentile=workload.percentile,
             limit_ms=self.requirements.max_latency_ms,
+            stages=tasks.known(self.settings.task).stages,
+            stage_limits_ms=self.requirements.max_stage_latency_ms,
             min_throughput=self.requirements.min_throughput,
             batch_size=workload.batch_size,
             clients=workload.concurrency,

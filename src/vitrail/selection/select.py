@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vitrail import artifact, catalog, hardware, judge, remeasure, store, verify
+from vitrail import artifact, catalog, hardware, judge, remeasure, store, tasks, verify
 from vitrail.data import Dataset
 from vitrail.errors import ClaimError, InputError, MissingExtraError
 from vitrail.export import passes
@@ -163,6 +163,7 @@ def _refuse_others(settings: SearchSettings, requirements: Requirements, workloa
     for name, wanted in given.items():
         if wanted and task not in set(LEAST_OF.values()):
             raise InputError(f"--{name} is about classes, and --task {task} has none: leave it out.")
+    tasks.check_stages(requirements, task)
     for asked in requirements.least:
         if (of := LEAST_OF.get(asked.requirement, task)) != task:
             raise InputError(f"{asked.option} is for --task {of}, not for {task}: leave it out.")

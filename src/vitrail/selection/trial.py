@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vitrail import judge
+from vitrail.measure import latency
 from vitrail.measure.latency import Outcome, Plan
 from vitrail.measure.launch import ExportSubject
 from vitrail.vocabulary import Answer, Block, Measurement, Observation, Parity, Quality, Variant
@@ -77,13 +78,18 @@ class Trial:
                 failure=self.failure,
                 pruned=self.pruned,
             )
-        answer = self.outcome.latency_answer
         may_pass = hopeful and not self.finalist and self.outcome.contender
-        if may_pass and answer == "undecided":
-            answer = "pass"
+
+        def hoped(answer: Answer) -> Answer:
+            return "pass" if may_pass and answer == "undecided" else answer
+
         assumed = may_pass and self.at_hand and self.parity is None
         observation = judge.observe(
-            self.variant, self.measurement, latency_answer=answer, weights_at_hand=not assumed
+            self.variant,
+            self.measurement,
+            latency_answer=hoped(self.outcome.latency_answer),
+            stage_answers={stage: hoped(said) for stage, said in self.outcome.stage_answers.items()},
+            weights_at_hand=not assumed,
         )
         if assumed:
             observation = judge.as_if_at_hand(observation)
@@ -102,17 +108,8 @@ def failed_in_noise(answer: Answer, flags: Sequence[str]) -> bool:
 
 def outcome_of(name: str, plan: Plan, measurement: Measurement) -> Outcome:
     """The outcome that recorded blocks support against this plan's limits."""
-    answer = plan.answer(measurement.blocks)
-    latency = plan.latency(measurement.blocks)
-    if latency == "pass" and any("did not confirm" in flag for flag in measurement.flags):
-        # The calls alone do not show that the winner's own new launch disagreed with them.
-        answer = latency = "undecided"
-    return Outcome(
-        name=name,
-        blocks=measurement.blocks,
-        answer=answer,
-        latency_answer=latency,
-        contender=answer != "fail" and bool(plan.judged(measurement.blocks)),
-        stopped="decided",
-        flags=measurement.flags,
+    outcome = latency.outcome_of(name, plan, measurement.blocks, flags=measurement.flags)
+    # The calls alone do not show that the winner's own new launch disagreed with them.
+    return latency.without_confirmation(
+        outcome, plan, [flag for flag in measurement.flags if latency.NOT_CONFIRMED in flag]
     )

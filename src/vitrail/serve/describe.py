@@ -25,7 +25,7 @@ def promise_ms(evidence: Evidence) -> float | None:
     """The latency that it was selected for, where that is of whole requests."""
     if evidence.workload.latency_scope != "request":
         return None
-    return evidence.requirements.max_latency_ms
+    return evidence.requirements.whole_ms
 
 
 def row_pixels(graph: Graph) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, T
 import msgspec
 
 from vitrail.errors import InputError
-from vitrail.vocabulary import TASKS, Graph, Parity, Preprocess, Quality, Stage
+from vitrail.vocabulary import TASKS, Graph, Parity, Preprocess, Quality, Requirements, Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "ImageInput",
     "Task",
     "batches",
+    "check_stages",
     "fitting",
     "known",
     "pack",
@@ -191,6 +192,20 @@ def known(name: str) -> type[Task]:
     module, kind = TASKS[name].split(":")
     found: type[Task] = getattr(importlib.import_module(module), kind)
     return found
+
+
+def check_stages(requirements: Requirements, task: str) -> None:
+    """Refuse a limit of a stage that models for this task do not have.
+
+    Raises:
+        InputError: naming the limit.
+    """
+    for stage, limit in requirements.max_stage_latency_ms:
+        if stage not in known(task).stages:
+            raise InputError(
+                f"--max-latency {stage}={limit:g}ms: --task {task} has no stage {stage}: limit the whole "
+                f"request, as in --max-latency {limit:g}ms."
+            )
 
 
 def read(facts: object, file: Callable[[str], bytes], where: str) -> Task:

@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vitrail.artifact import Artifact
 from vitrail.errors import InputError
@@ -137,6 +137,8 @@ def serving(
         limit=limit,
         reason=_reason(served, figures, found, limit, tally.said),
     )
+    if requirements.max_stage_latency_ms:
+        check = replace(check, reason=f"{check.reason}; limits of stages are judged with --measure")
     return without_noise([check], flags)[0], served
 
 
