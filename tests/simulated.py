@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.vocabulary import Block, Scope
+from vitrail.vocabulary import Block, Stage
 
 REFERENCE_MS = 5.0
 
@@ -62,6 +62,8 @@ class SimulatedSubject:
     """Decoding and preparing."""
     clients: int = 1
     """In scope `request`; each decodes by itself, then waits for its turn at the model."""
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    """Median of each stage that is timed by itself; launches differ in each independently."""
     launch_s: float = 1.5
     fails_at_block: int | None = None
     disturbed_block: int | None = None
@@ -85,8 +87,9 @@ class SimulatedSession:
         self.offset = subject.launch_sigma * self.rng.standard_normal()
         self.z = self.rng.standard_normal()
         self.slow = self.rng.random() < subject.episodes
+        self.offsets = {s: subject.launch_sigma * self.rng.standard_normal() for s in subject.stages_ms}
 
-    def block(self, scope: Scope, calls: int) -> Block:
+    def block(self, scope: Stage, calls: int) -> Block:
         self.measured += 1
         if self.measured == self.subject.fails_at_block:
             raise ChildFailure("killed: over its memory limit")
@@ -118,12 +121,13 @@ class SimulatedSession:
     def close(self) -> None:
         self.subject.open_sessions -= 1
 
-    def _call_ms(self, scope: Scope) -> float:
+    def _call_ms(self, scope: Stage) -> float:
         s = self.subject
         self.z = s.rho * self.z + math.sqrt(1 - s.rho**2) * self.rng.standard_normal()
         leave = 0.1 if self.slow else 0.1 * s.episodes / (1 - s.episodes)
         self.slow ^= bool(self.rng.random() < leave)
-        ms = s.median_ms * math.exp(s.sigma * self.z + self.offset) * (1.5 if self.slow else 1.0)
+        median_ms, offset = s.stages_ms.get(scope, s.median_ms), self.offsets.get(scope, self.offset)
+        ms = median_ms * math.exp(s.sigma * self.z + offset) * (1.5 if self.slow else 1.0)
         ms *= s.outlier_times if self.rng.random() < s.outliers else 1.0
         return ms + (s.request_extra_ms if scope == "request" else 0.0)
 
@@ -152,7 +156,7 @@ def queue(
     return latencies, free_ms
 
 
-def true_percentile(q: float, scope: Scope = "request", calls: int = 100_000, **subject) -> float:
+def true_percentile(q: float, scope: Stage = "request", calls: int = 100_000, **subject) -> float:
     """The percentile over all launches, by brute force: one stationary call each of many launches."""
     many = SimulatedSubject(Machine(seed=99), **subject)
     if many.clients > 1 and scope == "request":  # neighbouring calls depend: a few of each launch

@@ -11,6 +11,7 @@ import gc
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from vitrail.vocabulary import Graph, Target
 
 SWITCH_S = 0.001
 """How long one of several clients' threads may keep the interpreter, as in `vitrail serve`."""
+KEPT_PHOTOS, KEPT_LEAST, KEPT_S = 8, 2, 3.0
+"""Photos that prompts are timed on: as many as are kept by default, at least so many, and no more than can be
+encoded in so many seconds."""
 
 
 def start(payload: dict[str, Any]) -> ExportSession:
@@ -74,6 +78,8 @@ class ExportSession:
         self._predictor = Predictor(self._runner, task)
         self._order = np.random.default_rng(request.seed).permutation(len(request.photos))
         self._next = 0
+        self._kept: list[Any] = []
+        self._prompted = 0
         self._inputs = self._predictor.prepare(self._photos())
         # One thread calls the engine, for whoever came first, as in `vitrail serve`.
         self._engine = ThreadPoolExecutor(1, "engine") if request.clients > 1 else None
@@ -103,20 +109,21 @@ class ExportSession:
     def block(self, scope: str, calls: int) -> dict[str, Any]:
         """Time `calls` calls, bracketed by the reference workload; nothing else happens in between.
 
-        In scope `request` all clients call at once, each from a thread of its own.
+        In scope `request` all clients call at once, each from a thread of its own. `encode` and `prompt` are
+        the stages of a promptable model, of one photo each.
         """
         clients = self._request.clients if scope == "request" else 1
-        batches = [self._photos() for _ in range(calls)] if scope == "request" and clients == 1 else []
+        call, inputs = (None, []) if clients > 1 else self._drawn(scope, calls)
         steal, switches, card = steal_s(), _involuntary_switches(), self._card()
         before = self._speed.measure_ms()
         collecting = gc.isenabled()
         gc.disable()
         try:
-            if clients > 1:
+            if call is None:
                 timed = closed_loop(clients, calls, self._photos, self._ask)
                 samples = np.array([seconds for seconds, _ in timed])
             else:
-                samples = self._timed_requests(batches) if batches else self._timed_runs(calls)
+                samples = _timed(call, inputs)
         finally:
             if collecting:
                 gc.enable()
@@ -138,21 +145,27 @@ class ExportSession:
         device = self._request.target.device
         return gpu.reading(device) if runtimes.kind_of(device) == "cuda" else None
 
-    def _timed_runs(self, calls: int) -> np.ndarray:
-        clock, samples = time.perf_counter, np.empty(calls)
-        for i in range(calls):
-            begin = clock()
-            self._runner.run(self._inputs)
-            samples[i] = clock() - begin
-        return samples
+    def _drawn(self, scope: str, calls: int) -> tuple[Callable[[Any], object], list[Any]]:
+        """What is called in a scope, and what each call is given: drawn before anything is timed."""
+        if scope == "request":
+            return self._predictor.request, [self._photos() for _ in range(calls)]
+        if scope == "encode":
+            return self._predictor.encode, [self._photos()[0] for _ in range(calls)]
+        if scope == "prompt":
+            return self._predictor.prompter.first, self._embeddings(calls)
+        return self._runner.run, [self._inputs] * calls
 
-    def _timed_requests(self, batches: list[list[str]]) -> np.ndarray:
-        clock, samples = time.perf_counter, np.empty(len(batches))
-        for i, batch in enumerate(batches):
-            begin = clock()
-            self._predictor.request(batch)
-            samples[i] = clock() - begin
-        return samples
+    def _embeddings(self, calls: int) -> list[Any]:
+        """Of the same photos in each launch, in turn: what a mask takes goes by the size of its photo."""
+        if not self._kept:
+            order = np.random.default_rng(0).permutation(len(self._request.photos))
+            begin = time.perf_counter()
+            for index in order[:KEPT_PHOTOS]:
+                if len(self._kept) >= KEPT_LEAST and time.perf_counter() - begin > KEPT_S:
+                    break
+                self._kept.append(self._predictor.encode(self._request.photos[index]))
+        self._prompted += calls
+        return [self._kept[i % len(self._kept)] for i in range(self._prompted - calls, self._prompted)]
 
     def _ask(self, photos: list[str]) -> None:
         """One client's request: `Predictor.request`, but for its turn at the engine."""
@@ -192,6 +205,16 @@ class ExportSession:
             chosen.append(photos[self._order[self._next % len(photos)]])
             self._next += 1
         return chosen
+
+
+def _timed(call: Callable[[Any], object], inputs: Sequence[Any]) -> np.ndarray:
+    """Durations in s of one call for each input, one after another."""
+    clock, samples = time.perf_counter, np.empty(len(inputs))
+    for i, given in enumerate(inputs):
+        begin = clock()
+        call(given)
+        samples[i] = clock() - begin
+    return samples
 
 
 def _sharing(request: SessionRequest) -> dict[str, str]:
