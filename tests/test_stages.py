@@ -2,19 +2,24 @@
 
 import json
 import random
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from simulated import Machine, SimulatedSubject, true_percentile
+from test_golden import GOLDEN
 from test_judge import measured, variant
 
-from vitrail import tasks, verify
+from vitrail import cli, tasks, verify
 from vitrail import vocabulary as v
+from vitrail.artifact import open_artifact
 from vitrail.document import from_document, to_document
 from vitrail.errors import InputError
 from vitrail.judge import judge, observe
 from vitrail.measure import latency
 from vitrail.measure.latency import Plan, confirm, finals, screen
+from vitrail.measure.session import KEPT_PHOTOS, ExportSession, SessionRequest
 from vitrail.report import again, html, phrases, terminal
 from vitrail.requirements import check, from_toml, resolve
 from vitrail.stats import LimitTest
@@ -103,6 +108,24 @@ def test_tasks_without_stages_refuse_their_limits():
     with pytest.raises(InputError, match="--task classify has no stage prompt: limit the whole request"):
         tasks.check_stages(asked, "classify")
     tasks.check_stages(v.Requirements(max_latency_ms=20.0), "classify")
+
+
+def test_the_commands_refuse_them_before_anything_is_measured(tmp_path, capsys):
+    asked = tmp_path / "asked.toml"
+    asked.write_text('max-latency = "prompt=20ms"\n')
+    recorded = tmp_path / "recorded.json"
+    recorded.write_text(json.dumps([{"model": "swin_tiny", "accuracy": 81.4, "latency_ms": 28.0}]))
+    for arguments in (
+        ["select", "--max-latency", "prompt=20ms"],
+        ["select", "--from", str(recorded), "--max-latency", "prompt=20ms"],
+        ["verify", str(GOLDEN / "artifact-4-openvino"), "--against", str(asked)],
+    ):
+        assert cli.main(arguments) == 2, arguments
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert (
+            "--task classify has no stage prompt: limit the whole request, as in --max-latency 20ms." in err
+        )
 
 
 def test_what_a_whole_request_may_take():
@@ -288,6 +311,71 @@ def test_only_the_side_of_failing_is_shared():
     assert shared.lower < alone.lower
     with pytest.raises(ValueError, match="0 limits"):
         LimitTest(percentile=95, limits=0)
+
+
+# --- a launch -------------------------------------------------------------------------------------
+
+
+class Fake:
+    """Stands for a promptable model's predictor: encoding takes `encode_s`, a prompt next to nothing."""
+
+    def __init__(self, encode_s):
+        self.encode_s, self.encoded, self.prompted = encode_s, [], []
+        self.prompter = SimpleNamespace(first=self.prompted.append)
+
+    def encode(self, photo):
+        time.sleep(self.encode_s)
+        self.encoded.append(photo)
+        return f"embeddings of {photo}"
+
+
+def launched(number, encode_s=0.01, photos=20):
+    artifact = open_artifact(GOLDEN / "artifact-4-openvino")
+    request = SessionRequest(
+        folder=str(artifact.model_folder),
+        graph=artifact.manifest.graphs[0],
+        target=artifact.manifest.variant.on("cpu"),
+        batch_size=1,
+        threads=1,
+        task=tasks.pack(artifact.task),
+        photos=[str(artifact.photos[0])] * photos,
+        seed=number,
+    )
+    session = ExportSession(request)
+    request.photos[:] = [f"{index}.jpg" for index in range(photos)]
+    session._predictor = Fake(encode_s)
+    return session
+
+
+def test_encoding_is_timed_on_other_photos_each_time_and_prompts_on_kept_ones():
+    session = launched(1)
+    fake = session._predictor
+    encode = session.block("encode", 5)
+    assert len(set(fake.encoded)) == len(encode["samples_ms"]) == 5
+    assert min(encode["samples_ms"]) >= 10.0
+    assert (encode["clients"], fake.prompted) == (1, [])
+    prompt = session.block("prompt", 20)
+    assert len(prompt["samples_ms"]) == 20
+    assert max(prompt["samples_ms"]) < 10.0  # what was encoded for it is not in it
+    kept = set(fake.prompted)
+    assert len(kept) == KEPT_PHOTOS
+    before = len(fake.encoded)
+    session.block("prompt", 4)
+    assert len(fake.encoded) == before
+    # They take turns, also from one block to the next.
+    assert fake.prompted[20:24] == fake.prompted[4:8]
+    assert max(map(fake.prompted.count, kept)) == 3
+
+
+def test_another_launch_keeps_the_same_photos_and_a_slow_encoder_fewer(monkeypatch):
+    first, second = launched(1), launched(2)
+    for session in (first, second):
+        session.block("prompt", 8)
+    assert first._predictor.prompted == second._predictor.prompted
+    monkeypatch.setattr("vitrail.measure.session.KEPT_S", 0.05)
+    slow = launched(1, encode_s=0.04)
+    slow.block("prompt", 9)
+    assert len(set(slow._predictor.prompted)) == 2
 
 
 # --- the judge ------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; exit code 0, 2 if the artifact is damaged, 3 if it is intact but does not hold."""
+    from vitrail import tasks
     from vitrail.artifact import open_artifact
     from vitrail.requirements import check
     from vitrail.verify import verify
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         requirements, workload = _requirements_of(args.against, artifact.manifest)
         if args.threads is not None:
             workload = replace(workload, threads=args.threads)
+        tasks.check_stages(requirements, artifact.task.name)
         check(requirements, workload)
     if args.measure or (args.against and load is None):
         from vitrail import judge, remeasure

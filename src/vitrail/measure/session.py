@@ -147,15 +147,16 @@ class ExportSession:
 
     def _drawn(self, scope: str, calls: int) -> tuple[Callable[[Any], object], list[Any]]:
         """What is called in a scope, and what each call is given: drawn before anything is timed."""
+        predictor: Any = self._predictor
         if scope == "request":
-            return self._predictor.request, [self._photos() for _ in range(calls)]
+            return predictor.request, [self._photos() for _ in range(calls)]
         if scope == "encode":
-            return self._predictor.encode, [self._photos()[0] for _ in range(calls)]
+            return predictor.encode, [self._photos()[0] for _ in range(calls)]
         if scope == "prompt":
-            return self._predictor.prompter.first, self._embeddings(calls)
+            return predictor.prompter.first, self._embeddings(predictor, calls)
         return self._runner.run, [self._inputs] * calls
 
-    def _embeddings(self, calls: int) -> list[Any]:
+    def _embeddings(self, predictor: Any, calls: int) -> list[Any]:
         """Of the same photos in each launch, in turn: what a mask takes goes by the size of its photo."""
         if not self._kept:
             order = np.random.default_rng(0).permutation(len(self._request.photos))
@@ -163,7 +164,7 @@ class ExportSession:
             for index in order[:KEPT_PHOTOS]:
                 if len(self._kept) >= KEPT_LEAST and time.perf_counter() - begin > KEPT_S:
                     break
-                self._kept.append(self._predictor.encode(self._request.photos[index]))
+                self._kept.append(predictor.encode(self._request.photos[index]))
         self._prompted += calls
         return [self._kept[i % len(self._kept)] for i in range(self._prompted - calls, self._prompted)]
 
