@@ -24,7 +24,7 @@ tritonclient = pytest.importorskip("tritonclient.http")
 
 from serving import Server  # noqa: E402
 
-from vitrail.serve import wire, working  # noqa: E402
+from vitrail.serve import service, wire, working  # noqa: E402
 from vitrail.serve.results import agree  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -273,7 +273,9 @@ class Inside:
             artifact=str(artifact.path), threads=1, max_batch=1, promise_ms=None, megapixels=megapixels,
             file_bytes=1 << 20,
         )  # fmt: skip
-        self.working = working.Working(config, lambda head, *parts: self.said.append((head, b"".join(parts))))
+        self.working = working.Working(
+            artifact, config, lambda head, *parts: self.said.append((head, b"".join(parts)))
+        )
         self.working.start()
 
     def answers(self, count: int) -> list:
@@ -293,7 +295,7 @@ def ask(number: int, image: bytes, **changes) -> wire.Images:
 
 def test_masks_are_not_made_on_the_thread_of_the_engine(semantic, photos, monkeypatch):
     """While the masks of one photo are made, the engine runs the next."""
-    held, begun, plain = threading.Event(), threading.Event(), working.as_json
+    held, begun, plain = threading.Event(), threading.Event(), service.as_json
 
     def slow(task, result):
         if result.size[0] == 700:
@@ -301,8 +303,8 @@ def test_masks_are_not_made_on_the_thread_of_the_engine(semantic, photos, monkey
             assert held.wait(20)
         return plain(task, result)
 
-    monkeypatch.setattr(working, "as_json", slow)
-    monkeypatch.setattr(working, "usable_cores", lambda: 2)
+    monkeypatch.setattr(service, "as_json", slow)
+    monkeypatch.setattr(service, "usable_cores", lambda: 2)
     inside = Inside(semantic)
     inside.working.take(ask(1, photos["large"]), photos["large"])
     assert begun.wait(20)
@@ -314,7 +316,7 @@ def test_masks_are_not_made_on_the_thread_of_the_engine(semantic, photos, monkey
 
 def test_masks_that_nobody_waits_for_are_not_made(semantic, photos, monkeypatch):
     made = []
-    monkeypatch.setattr(working, "as_json", lambda *_: made.append(1) or b"{}")
+    monkeypatch.setattr(service, "as_json", lambda *_: made.append(1) or b"{}")
     inside = Inside(semantic)
     plain = inside.working._settle
 

@@ -57,7 +57,7 @@ class Process:
         )
         self.said: dict[type, list] = defaultdict(list)
         self.answers: dict[int, list] = {}
-        self.working = Working(config, self._hear)
+        self.working = Working(artifact, config, self._hear)
 
     def _hear(self, head, *parts) -> None:
         self.said[type(head)].append(head)
@@ -127,7 +127,7 @@ def test_at_saturation_each_thread_runs_the_image_that_it_prepared(artifact, mon
         return [costs[size] + 10 * (predictor.lanes == 1)] * 20
 
     monkeypatch.setattr(Engines, "_timed", cost)
-    monkeypatch.setattr("vitrail.serve.working.usable_cores", lambda: 3)
+    monkeypatch.setattr("vitrail.serve.service.usable_cores", lambda: 3)
     process = Process(artifact, most=4, threads=2)
     process.working.start()
     engines = process.working._engines

@@ -20,12 +20,14 @@ __all__ = [
     "JSON",
     "PNG",
     "RESULTS",
+    "SEGMENT",
     "agree",
     "as_json",
     "as_png",
     "error_json",
 ]
 
+SEGMENT = "segment"
 JSON, PNG, CUTOUT = "json", "png", "cutout"
 FORMS = (JSON, PNG, CUTOUT)
 """What an answer may be: JSON; the map of labels, or of a cut-out its alpha; the photo cut out."""
@@ -63,7 +65,7 @@ def _masks(result: Segmentation) -> dict[str, Any]:
 RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "classify": _labels,
     "embed": _vector,
-    "segment": _masks,
+    SEGMENT: _masks,
 }
 """Task -> what `finish` gave for one image, as plain data."""
 
@@ -71,7 +73,7 @@ RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
 AGREEMENT = {
     "classify": "share of the same best label",
     "embed": "cosine of the vectors",
-    "segment": "mean IoU of the masks",
+    SEGMENT: "mean IoU of the masks",
 }
 """Task -> what `agree` gives."""
 
@@ -118,7 +120,7 @@ def agree(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> float | No
         return None
     if task == "classify":
         return float(ours["labels"][0]["label"] == theirs["labels"][0]["label"])
-    if task == "segment":
+    if task == SEGMENT:
         return _same_masks(ours, theirs)
     a, b = ours["vector"], theirs["vector"]
     if len(a) != len(b):

@@ -14,7 +14,7 @@ import threading
 
 import msgspec
 
-from vitrail.errors import VitrailError
+from vitrail.errors import InputError, VitrailError
 from vitrail.privacy import quiet_process
 from vitrail.serve import wire
 
@@ -32,9 +32,14 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_S)
     out = _Out(connection)
     try:
+        from vitrail.artifact import open_artifact
+        from vitrail.serve.results import RESULTS
         from vitrail.serve.working import Working
 
-        working = Working(config, out.send)
+        artifact = open_artifact(config.artifact)
+        if artifact.task.name not in RESULTS:
+            raise InputError(f"{artifact.path} is for {artifact.task.name}, which is not served yet.")
+        working = Working(artifact, config, out.send)
     except VitrailError as error:
         out.send(wire.Refused(message=str(error)))
         return
