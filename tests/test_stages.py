@@ -2,13 +2,14 @@
 
 import json
 import random
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from simulated import Machine, SimulatedSubject, true_percentile
-from test_golden import GOLDEN
 from test_judge import measured, variant
 
 from vitrail import cli, tasks, verify
@@ -20,13 +21,14 @@ from vitrail.judge import judge, observe
 from vitrail.measure import latency
 from vitrail.measure.latency import Plan, confirm, finals, screen
 from vitrail.measure.session import KEPT_PHOTOS, ExportSession, SessionRequest
-from vitrail.report import again, html, phrases, terminal
+from vitrail.report import again, decision, html, phrases, terminal
 from vitrail.requirements import check, from_toml, resolve
 from vitrail.stats import LimitTest
 from vitrail.tasks.segment import Segment
 
 ENCODE, PROMPT = "encode", "prompt"
 BOTH = (ENCODE, PROMPT)
+GOLDEN = Path(__file__).parent / "golden"
 
 
 # --- what is asked --------------------------------------------------------------------------------
@@ -518,8 +520,10 @@ def test_written_by_hand():
 
 def test_terminal_and_page_show_the_stages(staged):
     selection = decided(150.0, 15.0)
-    text = terminal.summary(selection)
-    assert "encode p95 " not in phrases.limits(selection.requirements, selection.workload, "segment")[0]
+    assert selection.winner is not None
+    (shown,) = [line for line in terminal.summary(selection).splitlines() if line.startswith("SELECTED")]
+    assert re.search(r"p95 10[\d.]* ms \[.*\] encode   p95 10[\d.]* ms \[.*\] prompt", shown)
+    assert "p95 latency, prompt" in html.render(selection)
     failed = decided(150.0, 5.0)
     said = terminal.summary(failed)
     assert (
@@ -529,9 +533,9 @@ def test_terminal_and_page_show_the_stages(staged):
     head = next(line for line in said.splitlines() if "p95 ms encode" in line)
     assert "p95 ms prompt" in head
     page = html.render(failed)
+    assert "encode p95 " in decision.evidence_in_short(failed.ledger[0], failed)
     assert "<code>--max-latency encode=150ms,prompt=11ms</code>" in page
     assert "latency of prompt" in page
-    assert "p95 latency, prompt" in html.render(selection) or "prompt p95" in text
 
 
 def test_a_failure_in_noise_is_undecided_for_stages_too():

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from vitrail import tasks
 from vitrail.report import phrases
 from vitrail.report.typeset import options_as_code, sentence, spelled, tight
-from vitrail.vocabulary import LedgerEntry, Selection, Workload
+from vitrail.vocabulary import LedgerEntry, Selection
 from vitrail.words import counted
 
 __all__ = ["decision", "evidence_in_short", "limits", "notes"]
@@ -25,7 +25,7 @@ def notes(selection: Selection) -> list[Markup]:
     for entry in selection.ledger:
         if entry.would_win:
             text = "<strong>{}</strong> would win if its weights were at hand: {}."
-            said = evidence_in_short(entry, selection.workload)
+            said = evidence_in_short(entry, selection)
             found.append(tight(Markup(text).format(spelled(entry.variant.name), said)))
     found += [sentence(lack) for lack in selection.lacks]
     if (best := selection.winner or selection.leader) is not None:
@@ -40,9 +40,9 @@ def notes(selection: Selection) -> list[Markup]:
     return [*found, *(sentence(note) for note in selection.notes)]
 
 
-def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
+def evidence_in_short(entry: LedgerEntry, selection: Selection) -> str:
     """`top-1 77.5 published, p95 12.3 ms [11.9, 12.7] from 360 calls and 259 MiB peak memory`."""
-    figures = phrases.judged_figures(entry, workload)
+    figures = phrases.judged_figures(entry, selection.workload)
     parts = []
     if accuracy := phrases.named_accuracy(entry):
         parts.append(accuracy)
@@ -50,6 +50,8 @@ def evidence_in_short(entry: LedgerEntry, workload: Workload) -> str:
         calls = f"from {counted(figures.calls, 'call')}" if figures.calls else "as declared"
         random = ", with random weights" if phrases.is_random(entry) else ""
         parts.append(f"{phrases.milliseconds(figures)} {calls}{random}")
+    stages = phrases.limited_stages(entry, selection.requirements)
+    parts += [f"{stage} {phrases.milliseconds(of)}" for stage, of in stages]
     if memory := phrases.peak(entry, "MiB peak memory"):
         parts.append(memory)
     return phrases.listed(parts) or "no figures"
@@ -103,7 +105,7 @@ def _won(selection: Selection) -> list[Markup]:
         share = f"{parity.agreeing} of {parity.decided} decided photos"
         what = tasks.known(winner.variant.candidate.task).kept
         kept = f"its outputs keep the fp32 reference’s {what} on {share}"
-    figures = evidence_in_short(winner, selection.workload)
+    figures = evidence_in_short(winner, selection)
     return [first, Markup("Its evidence: {}; {}.").format(figures, kept)]
 
 
@@ -113,7 +115,7 @@ def _nothing(selection: Selection) -> list[Markup]:
     if selection.leader is not None:
         leader = selection.leader
         text = Markup("The best so far, not proven, is <strong>{}</strong>: {}; {}.")
-        figures, lacks = evidence_in_short(leader, selection.workload), phrases.reasons(leader)
+        figures, lacks = evidence_in_short(leader, selection), phrases.reasons(leader)
         return [first, text.format(spelled(leader.variant.name), figures, options_as_code(lacks.rstrip(".")))]
     nearest = _nearest(selection)[:1]
     if missing := phrases.without_weights(selection):
