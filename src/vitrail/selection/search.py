@@ -441,7 +441,7 @@ class Search:
             plan = replace(self._plan, rank=False, screen_s=FIRST_SCREEN_S) if first else self._plan
         try:
             recorded = self.bench.recorded(trial.variant)
-            if recorded is not None and not failed_in_noise(plan.answer(recorded.blocks), recorded.flags):
+            if recorded is not None and _reusable(recorded, plan):
                 trial.reuse(recorded, plan)
             else:
                 self._export(trial)
@@ -672,3 +672,9 @@ class Search:
                 left_s=max(self.deadline - self.clock(), 0.0),
             )
         )
+
+
+def _reusable(recorded: Measurement, plan: Plan) -> bool:
+    """Whether recorded calls are of all that is judged, and no failure that others may explain."""
+    timed = {block.scope for block in recorded.blocks}
+    return timed.issuperset(plan.scopes) and not failed_in_noise(plan.answer(recorded.blocks), recorded.flags)
