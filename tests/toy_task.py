@@ -41,6 +41,10 @@ class Colour:
             outputs=(TensorSpec(name="channels", shape=("B", 3)),),
         )
 
+    def graphs(self, entry: str) -> tuple[Graph, ...]:
+        """The one."""
+        return (self.graph(entry),)
+
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
         """As any image."""
         return {"images": prepare_batch(images, self.preprocess)}

@@ -16,7 +16,9 @@ __all__ = [
     "Candidate",
     "ClaimError",
     "ClassNames",
+    "Clicked",
     "Comparison",
+    "Encoded",
     "InputError",
     "MissingExtraError",
     "OwnCLIP",
@@ -42,7 +44,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vitrail.comparison import Comparison, compare
     from vitrail.errors import ClaimError, InputError, MissingExtraError, VitrailError
-    from vitrail.predict import Prediction, Predictor, Segmentation, load
+    from vitrail.predict import Clicked, Encoded, Prediction, Predictor, Segmentation, load
     from vitrail.selection.select import Watcher, select
     from vitrail.sources.own import OwnWeights
     from vitrail.sources.own_onnx import OwnONNX
@@ -70,7 +72,7 @@ _PLACES = {
         "Workload",
     ),
     "vitrail.comparison": ("Comparison", "compare"),
-    "vitrail.predict": ("Prediction", "Predictor", "Segmentation", "load"),
+    "vitrail.predict": ("Clicked", "Encoded", "Prediction", "Predictor", "Segmentation", "load"),
     "vitrail.selection.select": ("Watcher", "select"),
     "vitrail.sources.own": ("OwnWeights",),
     "vitrail.sources.own_onnx": ("OwnONNX",),

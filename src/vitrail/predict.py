@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -26,14 +26,20 @@ from vitrail.hardware import usable_cores
 from vitrail.images.decode import decode, frame_of
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.images.preprocess import resized_short_side
+from vitrail.prompting import EmbeddingCache, Prompter, image_digest
+from vitrail.runtimes.chain import Chain, load_graphs
 from vitrail.tasks import Arrays, ImageInput, Task
 from vitrail.tasks.classify import Prediction, Ranked
+from vitrail.tasks.promptable import Clicked, Encoded, Promptable
 from vitrail.tasks.segment import Segment, Segmentation
 from vitrail.vocabulary import Graph
 
 __all__ = [
     "CUT",
+    "Clicked",
     "Cut",
+    "EmbeddingCache",
+    "Encoded",
     "ImageInput",
     "Prediction",
     "Predictor",
@@ -86,14 +92,11 @@ class Predictor(Closing):
         self._free: SimpleQueue[int] = SimpleQueue()
         for lane in range(self.lanes):
             self._free.put(lane)
-        (graph,) = runner.facts.graphs
-        self.batch_size = int(graph.inputs[0].shape[0])
-        wanted = runtimes.sized(task.graph(graph.entry), {"B": self.batch_size})
-        if (wanted.inputs, wanted.outputs) != (graph.inputs, graph.outputs):
-            raise InputError(
-                f"The model is {_said(graph)} and its task {_said(wanted)}: give it the labels and the image "
-                "size that it was made for."
-            )
+        self.batch_size = int(runner.facts.graphs[0].inputs[0].shape[0])
+        _check_graphs(runner.facts.graphs, task)
+        self._prompter = (
+            Prompter(runner, task) if isinstance(runner, Chain) and isinstance(task, Promptable) else None
+        )
         # The photo is resized to this side anyway, so a JPEG may be decoded at a lower scale.
         short_side = resized_short_side(task.preprocess)
         self._short_side = short_side if scaled else None
@@ -119,20 +122,115 @@ class Predictor(Closing):
             results = iter(self.task.finish(outputs, **options) if outputs is not None else ())
             yield from (next(results) if slot is None else slot for slot in slots)
 
-    def segment(self, images: ImageInput | Iterable[ImageInput]) -> list[Segmentation]:
-        """The masks of each photo, which know its size; of an artifact that makes masks.
+    @overload
+    def segment(self, images: ImageInput | Iterable[ImageInput]) -> list[Segmentation]: ...
+
+    @overload
+    def segment(
+        self,
+        images: ImageInput,
+        *,
+        points: Sequence[tuple[float, float]] = ...,
+        labels: Sequence[int] | None = ...,
+        box: Sequence[float] | None = ...,
+    ) -> Clicked: ...
+
+    def segment(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        labels: Sequence[int] | None = None,
+        box: Sequence[float] | None = None,
+    ) -> list[Segmentation] | Clicked:
+        """Masks: of each photo, of an artifact of the task `segment`; of what a prompt means in one photo, of
+        a `promptable` one, which keeps the embeddings of the last photos.
+
+        Args:
+            images: photos, or the one photo.
+            points, labels, box: the prompt, as `prompt` takes it.
 
         Raises:
-            InputError: the artifact is for another task, or an image cannot be used (the first such).
+            InputError: the artifact is for another task, an image cannot be used (the first such), or the
+                prompt is missing or not one that the artifact takes.
         """
+        if isinstance(self.task, Promptable):
+            return self.prompt(self._kept(images), points=points, labels=labels, box=box)
         if not isinstance(self.task, Segment):
             raise InputError(f"This artifact makes no masks: its task is {self.task.name}, use predict().")
+        if len(points) or labels is not None or box is not None:
+            raise InputError(
+                "This artifact says what each pixel is, and takes no points or boxes: leave them out, or use "
+                "an artifact of the task promptable."
+            )
         results = []
         for image in _as_images(images):
             inputs, size = self.sized(image)
             (found,) = self.task.finish(self.run(inputs))
             results.append(replace(found, size=size))
         return results
+
+    @property
+    def prompter(self) -> Prompter:
+        """What answers prompts, with the embeddings that it keeps.
+
+        Raises:
+            InputError: the artifact is for another task.
+        """
+        if self._prompter is None:
+            raise InputError(f"This artifact takes no prompts: its task is {self.task.name}, not promptable.")
+        return self._prompter
+
+    def encode(self, image: ImageInput, *, name: str | None = None) -> Encoded:
+        """The first stage: what is to be kept of one photo for any number of prompts.
+
+        `name` is what errors call bytes.
+
+        Raises:
+            InputError: the image cannot be used, or the artifact is for another task.
+        """
+        prompter = self.prompter
+        return prompter.encode(decode(image, short_side=self._short_side, limits=self.limits, name=name))
+
+    def prompt(
+        self,
+        encoded: Encoded,
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        labels: Sequence[int] | None = None,
+        box: Sequence[float] | None = None,
+    ) -> Clicked:
+        """The second stage: the masks of what is meant, all of them and the best.
+
+        Args:
+            encoded: of `encode`, with this artifact.
+            points: (x, y) in pixels of the photo, from (0, 0) at the upper left corner of the first.
+            labels: of each point 1, it lies inside the object, or 0, outside; None: all lie inside.
+            box: (left, top, right, bottom) in the same pixels, around the object.
+
+        Raises:
+            InputError: no prompt; a point, or a corner of the box, outside of the photo; an empty or reversed
+                box; other labels, or another number of them; or the artifact is for another task.
+        """
+        return self.prompter.prompt(encoded, points=points, labels=labels, box=box)
+
+    def everything(self, image: ImageInput, **options: Any) -> list[Clicked]:
+        """Masks of all that a grid of points finds in a photo, best first; options as `Prompter.everything`.
+
+        Raises:
+            InputError: the image cannot be used, the artifact is for another task, or an option is out of
+                range.
+        """
+        return self.prompter.everything(self._kept(image), **options)
+
+    def _kept(self, image: Any) -> Encoded:
+        """The photo's embeddings, from the cache if they are in it."""
+        prompter, given = self.prompter, list(_as_images(image))
+        if len(given) != 1:
+            raise InputError(f"A prompt is about one photo, and {len(given)} were given: give them one by one.")
+        return prompter.cache.get_or(
+            image_digest(given[0], self.limits), lambda: self.encode(given[0])
+        )
 
     def outputs(
         self, images: Any, *, prepare: Callable[[Any], Arrays] | None = None
@@ -198,9 +296,14 @@ class Predictor(Closing):
     def request(self, images: Sequence[ImageInput], **options: Any) -> list[Any]:
         """One production request, all of it: decode, prepare, run, finish.
 
+        Of a task that takes prompts it is that of a person who opens each photo and clicks into its middle:
+        the mask at the photo's size is the end of it.
+
         Raises:
             InputError: an image cannot be used, or an option is out of range.
         """
+        if self._prompter is not None:
+            return [self._prompter.first(self.encode(image)) for image in images]
         return self.task.finish(self.run(self.prepare(images)), **options)
 
     def prepare(
@@ -223,10 +326,15 @@ class Predictor(Closing):
         return self.task.prepare([photo]), (height, width)
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Named outputs of n rows for inputs of n rows, any n: cut into batches, the last padded."""
+        """Named outputs of n rows for inputs of n rows, any n: cut into batches, the last padded.
+
+        Of a task with stages, inputs may have several prompts for each image, and the outputs have a row each.
+        """
         if not len(next(iter(inputs.values()))):
-            (graph,) = self.runner.facts.graphs
-            return {spec.name: np.empty((0, *map(int, spec.shape[1:])), spec.dtype) for spec in graph.outputs}
+            outputs = self.runner.facts.graphs[-1].outputs
+            return {spec.name: np.empty((0, *map(int, spec.shape[1:])), spec.dtype) for spec in outputs}
+        if isinstance(self.runner, Chain):
+            return self.runner.run(inputs)
         if len(next(iter(inputs.values()))) == self.batch_size:
             return self.runner.run(inputs)
         found = [
@@ -308,9 +416,31 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _said(graph: Graph) -> str:
-    sides = (", ".join(f"{spec.name} {spec.shape}" for spec in s) for s in (graph.inputs, graph.outputs))
-    return " -> ".join(sides)
+def _check_graphs(graphs: Sequence[Graph], task: Task) -> None:
+    """Raise an InputError unless these are the task's, of any batch and files."""
+    known = task.graphs("")
+    wanted = [_as_loaded(*pair) for pair in zip(known, graphs, strict=False)]
+    said = [(graph.inputs, graph.outputs) for graph in wanted]
+    if len(known) != len(graphs) or said != [(graph.inputs, graph.outputs) for graph in graphs]:
+        raise InputError(
+            f"The model is {_said(graphs)} and its task {_said(wanted)}: give it the labels and the image size "
+            "that it was made for."
+        )
+
+
+def _as_loaded(known: Graph, loaded: Graph) -> Graph:
+    """The task's graph with the batch of the loaded one; other sizes that are open stay so."""
+    batch = loaded.inputs[0].shape[0]
+    sizes = {"B": batch} if isinstance(batch, int) else {}
+    return runtimes.sized(known, sizes, opened=runtimes.letters(known))
+
+
+def _said(graphs: Iterable[Graph]) -> str:
+    def one(graph: Graph) -> str:
+        sides = (", ".join(f"{spec.name} {spec.shape}" for spec in s) for s in (graph.inputs, graph.outputs))
+        return " -> ".join(sides)
+
+    return ", then ".join(map(one, graphs))
 
 
 def _as_images(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
@@ -370,10 +500,9 @@ def from_artifact(
     if engine is not None and engine.reference:
         raise InputError(f"{artifact.path} names {engine.label}, which is never shipped: do not use it.")
     sharing = engine.sharing if engine is not None and many else ()
-    (graph,) = manifest.graphs
-    runner = runtimes.load(
+    runner = load_graphs(
         artifact.model_folder,
-        graph,
+        manifest.graphs,
         manifest.variant.on(workload.device),
         sizes={"B": batch_size},
         threads=threads if threads is not None else usable_cores(),

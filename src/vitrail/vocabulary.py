@@ -44,6 +44,7 @@ TASKS: dict[str, str] = {
     "classify": "vitrail.tasks.classify:Classify",
     "embed": "vitrail.tasks.embed:Embed",
     "segment": "vitrail.tasks.segment:Segment",
+    "promptable": "vitrail.tasks.promptable:Promptable",
 }
 """What a model can be for: name -> `module:class`, imported only when the task is used."""
 
@@ -197,12 +198,13 @@ class Preprocess:
 
     Resize so that the short side is `floor(image_size / crop)`, centre-crop `image_size`, scale to
     [0, 1], subtract `mean`, divide by `std` (timm's evaluation transform, `crop_mode="center"`);
-    `"squash"` resizes both sides to `floor(image_size / crop)` instead.
+    `"squash"` resizes both sides to `floor(image_size / crop)` instead. `"letterbox"` resizes the long side to
+    `image_size` and fills the square at the bottom and right (images/letterbox.py); its `crop` is 1.
     """
 
     image_size: Count
     crop: float = 0.875
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: Literal["center", "squash", "letterbox"] = "center"
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -339,7 +341,8 @@ class TensorSpec:
 
     name: str
     shape: tuple[int | str, ...]
-    """Letters stand for sizes that are chosen when the graph is loaded: `("B", 3, 224, 224)`."""
+    """Letters stand for sizes that are chosen when the graph is loaded, `("B", 3, 224, 224)`, or at each call
+    where the engine leaves them open."""
     dtype: str = "float32"
 
 
@@ -408,7 +411,7 @@ class RunnerFacts:
     threads: Count
     device: str = "cpu"
     graphs: tuple[Graph, ...]
-    """What was loaded, with numbers for all sizes."""
+    """What was loaded, with numbers for all sizes but those that stay open, which keep their letters."""
     details: tuple[tuple[str, str], ...] = ()
 
 

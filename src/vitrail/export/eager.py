@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,25 @@ from torch import nn
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
 from vitrail.export.requests import ExportRequest, HeadRequest, ModuleRequest
-from vitrail.models import clip, timm, upernet
+from vitrail.models import clip, sam_config, timm, upernet
 from vitrail.models.vit import ViT
+from vitrail.runtimes import chain
+from vitrail.vocabulary import Graph, RunnerFacts
 from vitrail.weights import checkpoints
 from vitrail.weights.finite import check_outputs
 from vitrail.weights.labels import labels
 
-__all__ = ["check", "module", "our_backbone", "with_head", "without_classifier"]
+__all__ = [
+    "check",
+    "module",
+    "named",
+    "our_backbone",
+    "runner",
+    "stage_facts",
+    "stages",
+    "with_head",
+    "without_classifier",
+]
 
 HEAD_TOLERANCE = 1e-4
 
@@ -37,6 +49,8 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
         return _zero_shot(request, image_size)
     if request.architecture in upernet.VARIANTS:
         return _score_maps(request, image_size)
+    if request.architecture in sam_config.VARIANTS:
+        return _promptable(request, image_size)
     if request.implementation == "timm":
         model = _of_timm(request, image_size)
         return without_classifier(model) if features else model
@@ -46,6 +60,61 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
     model = models.build(request.architecture, image_size=image_size, num_classes=len(labels(request.labels)))
     models.load_weights(model, request.weights or _of_timm(request, image_size).state_dict())
     return model.requires_grad_(False)
+
+
+def stages(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a module that are exported as graphs of their own, by the names of its task's graphs."""
+    found: dict[str, nn.Module] = model.stages()  # type: ignore[operator]
+    return found
+
+
+def stage_facts(model: nn.Module) -> dict[str, int]:
+    """The sizes of such a module that its task needs to know."""
+    found: dict[str, int] = model.facts()  # type: ignore[operator]
+    return found
+
+
+def runner(
+    model: nn.Module, graphs: Sequence[Graph]
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The module in fp32 as a function of named arrays; of several stages, one after another."""
+    parts = stages(model) if len(graphs) > 1 else {graphs[0].name: model}
+    called = {graph.name: _Called(parts[graph.name], graph) for graph in graphs}
+    return chain.Chain(called).run if len(called) > 1 else called[graphs[0].name].run
+
+
+class _Called:
+    """A module as a `runtimes.Runner` of whatever batch it is given."""
+
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
+        self._module = module
+        self.facts = RunnerFacts(
+            runtime="pytorch",
+            version=str(torch.__version__),
+            precision="fp32",
+            threads=torch.get_num_threads(),
+            graphs=(graph,),
+        )
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Named inputs in the order of the module's arguments -> its outputs."""
+        (graph,) = self.facts.graphs
+        with torch.inference_mode():
+            outputs = self._module(*(torch.from_numpy(inputs[spec.name]) for spec in graph.inputs))
+        return named(graph, outputs)
+
+    def close(self) -> None:
+        """Drop the module."""
+        del self._module
+
+
+def named(graph: Graph, outputs: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    """What a module gave, as float32 arrays under the graph's names."""
+    found = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    return {
+        spec.name: np.array(output.float().cpu().numpy())
+        for spec, output in zip(graph.outputs, found, strict=True)
+    }
 
 
 def check(model: nn.Module, request: ExportRequest, image_size: int, tolerance: float) -> tuple[int, ...]:
@@ -100,6 +169,16 @@ def _zero_shot(request: ModuleRequest, image_size: int) -> nn.Module:
     image = {key.removeprefix("image."): value for key, value in state.items() if key.startswith("image.")}
     model.image.load_state_dict(model.image.adapt_weights(image))
     return model.eval().requires_grad_(False)
+
+
+def _promptable(request: ModuleRequest, image_size: int) -> nn.Module:
+    """A model of ours with two stages; timm has none of them."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = models.build(request.architecture, image_size=image_size)
+    if request.weights is not None:
+        models.load_weights(model, request.weights)
+    return model.requires_grad_(False)
 
 
 def our_backbone(architecture: str, image_size: int, weights: str | Mapping[str, torch.Tensor]) -> nn.Module:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -130,7 +130,8 @@ class Exports:
         """Whether the variant's export is kept already, with what its engine builds of it."""
         base = self._export_folder(variant)
         graph = self._graph_folder(variant, base)
-        made = (base / work.MANIFEST).is_file() and (graph / work.ONNX_FILE).is_file()
+        files = [graph / stage / work.ONNX_FILE for stage in _stages(variant)]
+        made = (base / work.MANIFEST).is_file() and all(file.is_file() for file in files)
         return made and self._files_at(graph, variant).is_dir()
 
     def export(self, variant: Variant, timeout_s: float) -> Export:
@@ -276,6 +277,7 @@ class Exports:
                 folder=str(folder),
                 runtime=variant.runtime,
                 target=str(target),
+                stages=list(tasks.known(variant.candidate.task).stages),
                 form=self._form(variant),
                 quantise=self._quantise_module(variant),
                 unsigned=_takes_unsigned(variant),
@@ -332,8 +334,13 @@ class Exports:
         toolchain = manifest["toolchain"] | _quantiser(variant) | _builder(variant)
         return Export(
             folder=str(files_at),
-            files=tuple(name for name in engine.files if (files_at / name).is_file()),
-            graphs=(self.task(variant).graph(engine.entry),),
+            files=tuple(
+                str(PurePosixPath(stage) / name)
+                for stage in _stages(variant)
+                for name in engine.files
+                if (files_at / stage / name).is_file()
+            ),
+            graphs=self.task(variant).graphs(engine.entry),
             seconds=float(manifest["seconds"]),
             random_weights=bool(manifest["random_weights"]),
             toolchain=tuple(sorted(toolchain.items())),
@@ -402,6 +409,11 @@ class Exports:
         _, graph = self._own[candidate.name]
         engine = runtimes.version("onnxruntime")
         return store.digest_of({"file": sha256, "engine": engine, **msgspec.to_builtins(graph)})
+
+
+def _stages(variant: Variant) -> tuple[str, ...]:
+    """The folders of its graphs within its export; "": it has one, without a folder of its own."""
+    return tasks.known(variant.candidate.task).stages or ("",)
 
 
 def uncontrolled(variant: Variant, max_drop: float | None) -> str | None:

@@ -31,7 +31,7 @@ from vitrail.export import eager
 from vitrail.export.requests import ExportRequest
 from vitrail.profiling import kernels
 from vitrail.runtimes import Arrays, EngineMismatch
-from vitrail.vocabulary import Graph, RunnerFacts, Target
+from vitrail.vocabulary import Graph, RunnerFacts, Target, TensorSpec
 from vitrail.words import first_line
 
 DTYPES = {
@@ -58,7 +58,7 @@ class ModuleRunner:
 
     def __init__(
         self,
-        call: Callable[..., Tensor],
+        call: Callable[..., Any],
         dtype: torch.dtype,
         facts: RunnerFacts,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -74,16 +74,16 @@ class ModuleRunner:
         return self._facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Named inputs in the order of the module's arguments -> its one output."""
+        """Named inputs in the order of the module's arguments -> its outputs."""
         (graph,) = self._facts.graphs
         with told(self._device):
             # Outside of inference mode, as the inputs were with which it was compiled.
             given = [
-                torch.from_numpy(inputs[spec.name]).to(self._device, self._dtype) for spec in graph.inputs
+                torch.from_numpy(inputs[spec.name]).to(self._device, dtype_of(spec, self._dtype, self._call))
+                for spec in graph.inputs
             ]
             with torch.inference_mode(), self._around():
-                output = self._call(*given).float().cpu()
-        return {graph.outputs[0].name: np.array(output.numpy())}
+                return eager.named(graph, self._call(*given))
 
     def close(self) -> None:
         """Drop the module."""
@@ -105,6 +105,7 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
     seen: Counter[str] = Counter()
     with torch.inference_mode(), around(), _Dtypes(seen), told(made.device):
         output = made.model(*made.inputs)
+    output = output if isinstance(output, Tensor) else output[0]
     if cast and not seen[str(DTYPES[target.precision]).removeprefix("torch.")]:
         raise EngineMismatch(
             f"PyTorch was asked for autocast to {target.precision} and ran no operation in it."
@@ -142,9 +143,25 @@ def prepared(request: ExportRequest, graph: Graph, precision: str, device: str =
     if place.type == "cuda":
         use_tf32(precision == "tf32")
     with told(place):
-        model = eager.module(request, request.image_size, features=request.features).to(place, dtype)
-        inputs = tuple(torch.zeros(*map(int, spec.shape), dtype=dtype, device=place) for spec in graph.inputs)
+        whole = eager.module(request, request.image_size, features=request.features)
+        model = (eager.stages(whole)[graph.name] if graph.name != Graph.name else whole).to(place, dtype)
+        # Sizes that stay open are as small as any in the first call.
+        inputs = tuple(
+            torch.zeros(
+                *(1 if isinstance(side, str) else side for side in spec.shape),
+                dtype=dtype_of(spec, dtype, model) or getattr(torch, spec.dtype),
+                device=place,
+            )
+            for spec in graph.inputs
+        )
     return Prepared(model=model, inputs=inputs, dtype=dtype, device=place)
+
+
+def dtype_of(spec: TensorSpec, dtype: torch.dtype, call: Callable[..., Any]) -> torch.dtype | None:
+    """In which dtype a module of `dtype` takes an input; None: as it comes, of whole numbers, or of numbers
+    that the module says must be `precise`."""
+    precise = spec.dtype != "float32" or spec.name in getattr(call, "precise", ())
+    return None if precise else dtype
 
 
 def place_of(device: str) -> torch.device:
@@ -216,7 +233,7 @@ def read_back(
     target: Target, graph: Graph, output: Tensor, details: tuple[tuple[str, str], ...]
 ) -> RunnerFacts:
     """The facts of a runner whose first call gave `output`."""
-    (result,) = graph.outputs
+    result, *others = graph.outputs
     if output.device.type == "cuda":
         details += (("TF32", "on" if torch.backends.cuda.matmul.allow_tf32 else "off"),)
     return RunnerFacts(
@@ -225,9 +242,17 @@ def read_back(
         precision=target.precision,
         threads=torch.get_num_threads(),
         device=target.device if output.device == place_of(target.device) else str(output.device),
-        graphs=(replace(graph, outputs=(replace(result, shape=tuple(output.shape)),)),),
+        graphs=(replace(graph, outputs=(replace(result, shape=_read_shape(result, output)), *others)),),
         details=details,
     )
+
+
+def _read_shape(spec: TensorSpec, output: Tensor) -> tuple[int | str, ...]:
+    """The sizes of an output; of those that are open nothing was read."""
+    if len(spec.shape) != output.ndim:
+        return tuple(output.shape)
+    pairs = zip(spec.shape, output.shape, strict=True)
+    return tuple(asked if isinstance(asked, str) else found for asked, found in pairs)
 
 
 class _Dtypes(TorchDispatchMode):

@@ -88,7 +88,8 @@ class ExportRequest(ModuleRequest, frozen=True, kw_only=True):
     image_size: int
     folder: str
     task: str = "classify"
-    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features; `segment`: -> (B, K, h, w)."""
+    """`embed`: without the classifier, (B, 3, S, S) -> (B, D) features; `segment`: -> (B, K, h, w);
+    `promptable`: a module of two stages."""
     passes: list[str] = msgspec.field(default_factory=list)
     """Those that change the module."""
     compare: bool = True
@@ -172,6 +173,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     target: str
     """The folder to make."""
+    stages: list[str] = msgspec.field(default_factory=list)
+    """The graphs of an export that has several, each in a folder of its name."""
     form: Form | None = None
     """Of an engine that builds of the module."""
     quantise: QuantiseRequest | None = None

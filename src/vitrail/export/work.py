@@ -51,6 +51,8 @@ def export(payload: dict[str, Any]) -> dict[str, Any]:
         return _export_own(request, request.own)
     torch.set_num_threads(request.threads)
     begin = time.perf_counter()
+    if tasks.known(request.task).stages:
+        return _export_stages(request, begin)
     names = () if request.features else labels(request.labels)
     model = eager.module(request, request.image_size, features=request.features)
     tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
@@ -88,6 +90,27 @@ def _export_own(request: ExportRequest, own: OwnRequest) -> dict[str, Any]:
         return _write_manifest(folder, request, begin, own_onnx.write_copy(own, folder / ONNX_FILE))
 
 
+def _export_stages(request: ExportRequest, begin: float) -> dict[str, Any]:
+    """The same for a module whose work has stages: a folder with a graph for each."""
+    from vitrail.export import eager, onnx
+
+    assert not request.passes, "no pass changes a module of several stages"
+    model = eager.module(request, request.image_size)
+    stages, facts = eager.stages(model), eager.stage_facts(model)
+    tolerance = onnx.RANDOM_TOLERANCE if request.weights is None else onnx.EXPORT_TOLERANCE
+    preprocess = Preprocess(image_size=request.image_size)
+    task = tasks.known(request.task).of_export(preprocess, facts, lambda name: b"")
+    with store.atomic_folder(Path(request.folder), overwrite=True) as folder:
+        difference = 0.0
+        for graph in task.graphs(ONNX_FILE):
+            (folder / graph.entry).parent.mkdir()
+            onnx.write_onnx(stages[graph.name], graph, folder / graph.entry)
+            found = onnx.check(stages[graph.name], folder, graph, tolerance=tolerance)
+            difference = max(difference, found)
+            (folder / graph.entry).with_name(REFERENCE_FILE).write_bytes(msgspec.json.encode(request))
+        return _write_manifest(folder, request, begin, {"relative_difference": difference, **facts})
+
+
 def _write_manifest(
     folder: Path, request: ExportRequest, begin: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -119,7 +142,9 @@ def build(payload: dict[str, Any]) -> dict[str, Any]:
             return typed
         engine = runtimes.builder(request.runtime)
         if request.form is None:
-            engine.build(Path(request.folder) / ONNX_FILE, folder)
+            for stage in request.stages or [""]:
+                (folder / stage).mkdir(exist_ok=True)
+                engine.build(Path(request.folder) / stage / ONNX_FILE, folder / stage)
         else:
             inputs = [] if request.quantise is None else rewrite.calibrating(request.quantise)
             engine.build(Path(request.folder) / REFERENCE_FILE, folder, request.form, inputs)
@@ -163,41 +188,41 @@ def reference_outputs(payload: dict[str, Any]) -> dict[str, Any]:
 
     request = msgspec.convert(payload, ReferenceRequest)
     task = tasks.unpack(request.task)
-    (output,) = task.graph(REFERENCE_FILE).outputs
-    answers = _eager(request, task) if request.own is None else _own(request.own)
+    answers = _eager(request, task) if request.own is None else _own(request.own, task)
     begin, rows = time.perf_counter(), []
     for photo in _until(request.photos, begin + request.seconds, request.minimum):
         rows.append(answers(task.views(decode(photo), request.crops_per_photo)))
-    tasks.write_arrays(request.target, {output.name: np.stack(rows)})
+    tasks.write_arrays(request.target, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
     return {"photos": len(rows)}
 
 
-def _eager(request: ReferenceRequest, task: tasks.Task) -> Callable[[tasks.Arrays], np.ndarray]:
-    """Named inputs -> the eager model's output, which must be finite."""
+def _eager(request: ReferenceRequest, task: tasks.Task) -> Callable[[tasks.Arrays], tasks.Arrays]:
+    """Named inputs -> the eager model's outputs, which must be finite."""
     import torch
 
     from vitrail.export import eager
     from vitrail.weights.finite import check_outputs
 
     torch.set_num_threads(request.threads)
-    graph = task.graph(REFERENCE_FILE)
     model = eager.module(request, task.preprocess.image_size, features=request.features)
+    run = eager.runner(model, task.graphs(REFERENCE_FILE))
 
-    def answers(inputs: tasks.Arrays) -> np.ndarray:
-        with torch.inference_mode():
-            outputs = model(*(torch.from_numpy(inputs[spec.name]) for spec in graph.inputs)).float()
-        check_outputs(outputs, request.weights or request.architecture, graph.outputs[0].name)
-        return np.asarray(outputs.numpy())
+    def answers(inputs: tasks.Arrays) -> tasks.Arrays:
+        outputs = run(inputs)
+        for name, values in outputs.items():
+            check_outputs(torch.from_numpy(values), request.weights or request.architecture, name)
+        return outputs
 
     return answers
 
 
-def _own(own: OwnRequest) -> Callable[[tasks.Arrays], np.ndarray]:
+def _own(own: OwnRequest, task: tasks.Task) -> Callable[[tasks.Arrays], tasks.Arrays]:
     """Named inputs -> the scores of a person's own ONNX file."""
     from vitrail.export import own_onnx
 
     run = own_onnx.open_own(own).runner(own.threads)
-    return lambda inputs: run(inputs[IMAGES])
+    (output,) = task.graph(REFERENCE_FILE).outputs
+    return lambda inputs: {output.name: run(inputs[IMAGES])}
 
 
 def toolchain() -> dict[str, str]:

@@ -11,6 +11,7 @@ Shapes: S side of the square, h w the photo, resized; H W the photo; Y X a mask 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -82,6 +83,44 @@ class Letterbox:
         in_square = along(along(masks, self.side, axis=-2, end=h), self.side, axis=-1, end=w)
         height, width = self.photo
         return along(along(in_square, height, axis=-2), width, axis=-1)
+
+    def inside(self, scores: np.ndarray) -> np.ndarray:
+        """Where scores (Y, X) of the square, resized as by `scores`, are above 0: boolean (H, W).
+
+        Resizing is linear, so each axis takes one product with a matrix, and where a score and all around it
+        are not above 0 nothing between them is: only the rest is computed.
+        """
+        mask = np.zeros(self.photo, bool)
+        rows, columns = (np.flatnonzero((scores > 0).any(axis)) for axis in (1, 0))
+        if not len(rows):
+            return mask
+        y = _reach(self.rows_of(len(scores)), rows)
+        x = _reach(self.columns_of(scores.shape[1]), columns)
+        down = self.rows_of(len(scores))[y]
+        across = self.columns_of(scores.shape[1])[x]
+        mask[y, x] = down @ scores @ across.T > 0
+        return mask
+
+    def rows_of(self, count: int) -> np.ndarray:
+        """How much each of `count` rows of scores gives to each row of the photo, float32 (H, count)."""
+        return _weights(count, self.side, self.resized[0], self.photo[0])
+
+    def columns_of(self, count: int) -> np.ndarray:
+        """The same of columns, (W, count)."""
+        return _weights(count, self.side, self.resized[1], self.photo[1])
+
+
+@lru_cache(maxsize=16)
+def _weights(count: int, side: int, kept: int, size: int) -> np.ndarray:
+    """One axis of scores at the square's side, cut, then at the photo's size, as a matrix (size, count)."""
+    in_square = along(np.eye(count, dtype=np.float32), side, axis=-2, end=kept)
+    return along(in_square, size, axis=-2)
+
+
+def _reach(weights: np.ndarray, places: np.ndarray) -> slice:
+    """The rows of `weights` that any of the scores at `places` gives to: from the first to the last."""
+    found = np.flatnonzero(weights[:, places[0] : places[-1] + 1].any(axis=1))
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
 def letterbox(

@@ -22,6 +22,8 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 """Radius of the filter in output pixels (in source pixels when enlarging)."""
 
+CROP_MODES = ("center", "squash", "letterbox")
+
 LONGEST = 32
 """Photos longer than this ratio of sides are not resized whole: that could take any amount of memory."""
 
@@ -48,10 +50,15 @@ def check_preprocess(preprocess: Preprocess) -> None:
             raise InputError(f"{name} is {shown}: it must be from {least:g} to {most:g}.")
     if preprocess.pixels not in get_args(Pixels):
         raise InputError(f"pixels is {preprocess.pixels!r}: use {' or '.join(get_args(Pixels))}.")
-    if preprocess.interpolation not in RESAMPLING or preprocess.crop_mode not in ("center", "squash"):
+    if preprocess.interpolation not in RESAMPLING or preprocess.crop_mode not in CROP_MODES:
         raise InputError(
             f"interpolation is {preprocess.interpolation!r} and crop_mode {preprocess.crop_mode!r}: use "
             f"{' or '.join(RESAMPLING)}, and center or squash."
+        )
+    if preprocess.crop_mode == "letterbox" and (preprocess.crop, preprocess.interpolation) != (1.0, "bilinear"):
+        raise InputError(
+            f"crop is {preprocess.crop:g} and interpolation {preprocess.interpolation}: a letterboxed photo is "
+            "whole and resized bilinearly (crop 1, bilinear)."
         )
 
 
@@ -72,6 +79,7 @@ def to_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     Resizing only what the crop keeps, with `resize(box=...)`, would save up to half the time but would not be
     equal: Pillow decides from the sizes which direction comes first, and clips to 8 bits in between.
     """
+    assert preprocess.crop_mode != "letterbox", "images/letterbox.py does that"
     _check_mode(image)
     target = resized_short_side(preprocess)
     size = preprocess.image_size

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitrail.errors import InputError
 
-__all__ = ["ClassIou", "ClassIous", "MeanIou", "iou", "ious", "mean_interval"]
+__all__ = ["ClassIou", "ClassIous", "MeanIou", "grouped_mean_interval", "iou", "ious", "mean_interval"]
 
 DRAWS = 2000
 """Sets of photos that are drawn for an interval."""
@@ -190,6 +190,19 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> tup
     if len(figures) < LEAST_PHOTOS:
         return None
     return _middle(np.concatenate([times @ figures / len(figures) for times in _drawn(len(figures), seed)]))
+
+
+def grouped_mean_interval(
+    photos: Sequence[tuple[float, int]], *, seed: int = 0
+) -> tuple[float, float] | None:
+    """The same of a mean over objects, of which a photo has several: (sum, number) of each photo.
+
+    A photo is drawn with all of its objects: they are seen under one light, by one camera.
+    """
+    if len(photos) < LEAST_PHOTOS:
+        return None
+    sums, counts = np.asarray(photos, np.float64).T
+    return _middle(np.concatenate([(times @ sums) / (times @ counts) for times in _drawn(len(sums), seed)]))
 
 
 def _mean_iou_interval(both: np.ndarray, either: np.ndarray, seed: int = 0) -> tuple[float, float] | None:

@@ -26,7 +26,7 @@ from vitrail.models.sam_prompts import PromptEncoder, Prompts
 from vitrail.weights.dialects import Dialect
 from vitrail.weights.dialects.sam import DIALECTS, one_matrix
 
-__all__ = ["SAM", "VARIANTS", "Masks", "PromptGraph", "Prompts", "SAMConfig"]
+__all__ = ["SAM", "VARIANTS", "ClickGraph", "Masks", "PromptGraph", "Prompts", "SAMConfig"]
 
 
 class Masks(NamedTuple):
@@ -102,6 +102,15 @@ class SAM(nn.Module):
         wanted = slice(1, None) if multimask else slice(0, 1)
         return Masks(masks_BPMYX[:, :, wanted], ious_BPM[:, :, wanted])
 
+    def stages(self) -> dict[str, nn.Module]:
+        """What is exported, by the names of the task's graphs."""
+        return {"encode": self.image_encoder, "prompt": ClickGraph(self).eval()}
+
+    def facts(self) -> dict[str, int]:
+        """The sizes that its task needs to know."""
+        c = self.config
+        return {"masks": c.masks, "width": c.embed_width, "tokens": c.grid[0], "mask_side": c.mask_size[0]}
+
     def adapt_weights(
         self,
         state_dict: Mapping[str, Tensor],
@@ -153,3 +162,26 @@ class PromptGraph(nn.Module):
             embeddings_BEhw, encoder.image_positions(), sparse_BPNE, dense_BPEhw
         )
         return masks_BPMYX, ious_BPM
+
+
+class ClickGraph(nn.Module):
+    """The second stage of `tasks/promptable.py`: one prompt of points for each embedding, and no mask.
+
+    Boxes and the end of points come as in `PromptGraph`.
+    """
+
+    precise: ClassVar[tuple[str, ...]] = ("points",)
+    """Inputs that half precision would move by pixels."""
+
+    def __init__(self, sam: SAM) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+
+    def forward(self, embeddings_BEhw: Tensor, points_BN2: Tensor, labels_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks (B, 1 + M, Y, X) and IoUs (B, 1 + M)."""
+        encoder = self.prompt_encoder
+        sparse_B1NE = encoder.points(points_BN2[:, None], labels_BN[:, None])
+        masks_B1MYX, ious_B1M = self.mask_decoder(
+            embeddings_BEhw, encoder.image_positions(), sparse_B1NE, encoder.no_mask(1)
+        )
+        return masks_B1MYX[:, 0], ious_B1M[:, 0]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +47,7 @@ __all__ = [
     "implementation",
     "installed",
     "kind_of",
+    "letters",
     "load",
     "memory",
     "missing",
@@ -134,6 +135,8 @@ class Runtime:
     """It takes the precision from the types of the graph's tensors alone, and int8 around zero alone."""
     unsigned: bool = False
     """It is quick in int8 where activations are unsigned, and slow where they are not."""
+    open_sizes: bool = False
+    """It can be loaded with sizes left open, which each call then chooses."""
     settings: tuple[str, ...] = ()
     """Engine options besides threads and precision that a variant may name: they change only the speed.
     `images_per_request` is not the engine's but ours (parts.py).
@@ -195,6 +198,7 @@ RUNTIMES: dict[str, Runtime] = {
         precisions={"cpu": ("fp32", "bf16", "int8")},
         files=("model.xml", "model.bin"),
         builds=True,
+        open_sizes=True,
         settings=(IMAGES, "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
     ),
     "onnxruntime": Runtime(
@@ -207,6 +211,7 @@ RUNTIMES: dict[str, Runtime] = {
         precisions={"cpu": ("fp32", "int8")},
         files=("model.onnx", "model.onnx.data"),
         unsigned=True,
+        open_sizes=True,
         settings=(IMAGES, "session.intra_op.allow_spinning"),
         sharing=(("session.intra_op.allow_spinning", "0"),),
     ),
@@ -308,6 +313,7 @@ RUNTIMES: dict[str, Runtime] = {
         install='pip install "vitrail[workbench]"',
         precisions={"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
         files=("reference.json",),
+        open_sizes=True,
         reference=True,
     ),
     "pytorch-amp": Runtime(
@@ -318,6 +324,7 @@ RUNTIMES: dict[str, Runtime] = {
         install='pip install "vitrail[workbench]"',
         precisions={"cpu": ("bf16",), "cuda": ("bf16", "fp16")},
         files=("reference.json",),
+        open_sizes=True,
         reference=True,
         named_only=True,
     ),
@@ -410,18 +417,25 @@ def installed() -> dict[str, str]:
     return {name: found for name, found in versions.items() if found is not None}
 
 
-def sized(graph: Graph, sizes: Mapping[str, int]) -> Graph:
-    """The graph with a number for each letter of its shapes.
+def letters(graph: Graph) -> tuple[str, ...]:
+    """The sizes of its inputs that are chosen when it is loaded or called."""
+    sides = (side for spec in graph.inputs for side in spec.shape)
+    return tuple(dict.fromkeys(side for side in sides if isinstance(side, str)))
+
+
+def sized(graph: Graph, sizes: Mapping[str, int], *, opened: Sequence[str] = ()) -> Graph:
+    """The graph with a number for each letter of its shapes, but for those that stay `opened`.
 
     Raises:
-        InputError: a letter that is not in `sizes`.
+        InputError: a letter that is in neither.
     """
 
     def fixed(spec: TensorSpec) -> TensorSpec:
-        missing = [side for side in spec.shape if isinstance(side, str) and side not in sizes]
+        known: Mapping[str, int | str] = {**{letter: letter for letter in opened}, **sizes}
+        missing = [side for side in spec.shape if isinstance(side, str) and side not in known]
         if missing:
             raise InputError(f"{graph.name} needs a size for {missing[0]} of {spec.name}: give one.")
-        return replace(spec, shape=tuple(sizes[s] if isinstance(s, str) else s for s in spec.shape))
+        return replace(spec, shape=tuple(known[s] if isinstance(s, str) else s for s in spec.shape))
 
     return replace(graph, inputs=tuple(map(fixed, graph.inputs)), outputs=tuple(map(fixed, graph.outputs)))
 
@@ -434,6 +448,7 @@ def load(
     sizes: Mapping[str, int],
     threads: int,
     settings: Mapping[str, str] | None = None,
+    opened: Sequence[str] = (),
 ) -> Runner:
     """Load a graph with the engine set as requested, and check that the engine agrees.
 
@@ -444,10 +459,11 @@ def load(
         sizes: a number for each letter of the graph's shapes, e.g. `{"B": 8}`; it takes only these.
         threads: number of inference threads, >= 1.
         settings: further engine options, as the variant names them.
+        opened: letters without a number, which each call chooses; of an engine with `open_sizes`.
 
     Raises:
         InputError: unknown runtime, one that does not run on this platform, a precision, device or setting
-            that it does not have, or a number out of range.
+            that it does not have, a number out of range, or a letter without one.
         MissingExtraError: the engine is not installed.
         EngineMismatch: device, precision, threads, names or shapes read back differ from the request.
     """
@@ -476,8 +492,8 @@ def load(
         whole("batch_size", sizes["B"])
     if IMAGES in (settings or {}) and not _has_batch(graph):
         raise InputError(f"{graph.name} has tensors without a batch: run it without the setting {IMAGES}.")
-    asked = sized(graph, sizes)
-    input_bytes([[int(side) for side in spec.shape] for spec in asked.inputs])
+    asked = sized(graph, sizes, opened=opened if engine.open_sizes else ())
+    input_bytes([[1 if isinstance(side, str) else side for side in spec.shape] for spec in asked.inputs])
     runner: Runner = implementation(runtime).load(
         folder / graph.entry,
         asked,

@@ -93,7 +93,8 @@ def load(path: Path, graph: Graph, target: Target, *, threads: int, settings: di
     options.intra_op_num_threads = threads - parts.streams + 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_free_dimension_override_by_name("batch", parts.images)
+    if not isinstance(part.inputs[0].shape[0], str):
+        options.add_free_dimension_override_by_name("batch", parts.images)
     for name, value in settings.items():
         if name != IMAGES:
             options.add_session_config_entry(name, value)

@@ -54,9 +54,9 @@ class OpenVINORunner:
         self._images = parts.images
         self._requests = [compiled.create_infer_request() for _ in range(parts.requests)]
         self.lanes = parts.lanes
-        self._outputs = [
-            [request.get_output_tensor(i) for request in self._requests] for i in range(len(self._names))
-        ]
+        # Of sizes that stay open the engine has no buffers yet.
+        opened = any(isinstance(side, str) for spec in graph.outputs for side in spec.shape)
+        self._outputs = [] if opened else self._tensors()
         self.facts = facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -80,6 +80,10 @@ class OpenVINORunner:
         self._requests[lane].infer()
         return {name: np.array(parts[lane].data) for name, parts in self._parts()}
 
+    def _tensors(self) -> list[list[ov.Tensor]]:
+        """Of each output, the one of each request."""
+        return [[request.get_output_tensor(i) for request in self._requests] for i in range(len(self._names))]
+
     def close(self) -> None:
         """Drop the requests; OpenVINO frees the compiled model with them."""
         del self._requests, self._outputs
@@ -90,7 +94,7 @@ class OpenVINORunner:
             request.set_input_tensor(place, ov.Tensor(arrays[name], shared_memory=True))
 
     def _parts(self) -> Iterator[tuple[str, list[ov.Tensor]]]:
-        return zip(self._names, self._outputs, strict=True)
+        return zip(self._names, self._outputs or self._tensors(), strict=True)
 
 
 def build(onnx: Path, folder: Path) -> None:
@@ -119,7 +123,9 @@ def load(
     names = matched(graph.inputs, [_name(port, i) for i, port in enumerate(model.inputs)])
     parts = parts_of(graph, threads, settings)
     part = parts.part(graph)
-    shapes = {spec.name: list(spec.shape) for spec in part.inputs}
+    shapes = {
+        spec.name: [-1 if isinstance(side, str) else side for side in spec.shape] for spec in part.inputs
+    }
     try:
         model.reshape({i: shapes[name] for i, name in enumerate(names.values())})
     except Exception:
@@ -225,9 +231,24 @@ def _facts(
 
 def _specs(ports: Sequence[ov.ConstOutput], asked: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     names = matched(asked, [_name(port, i) for i, port in enumerate(ports)])
+    said = {spec.name: spec.shape for spec in asked}
     return tuple(
-        TensorSpec(name=name, shape=tuple(port.shape), dtype=np.dtype(port.element_type.to_dtype()).name)
+        TensorSpec(
+            name=name,
+            shape=_shape(port, said.get(name, ())),
+            dtype=np.dtype(port.element_type.to_dtype()).name,
+        )
         for name, port in zip(names.values(), ports, strict=True)
+    )
+
+
+def _shape(port: ov.ConstOutput, asked: Sequence[int | str]) -> tuple[int | str, ...]:
+    """Its sizes; those that are open have the letter that was asked for, or else `?`."""
+    found = port.get_partial_shape()
+    letters = [*asked, *["?"] * len(found)]
+    return tuple(
+        side.get_length() if side.is_static else str(letter)
+        for side, letter in zip(found, letters, strict=False)
     )
 
 

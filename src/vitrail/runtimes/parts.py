@@ -54,13 +54,14 @@ def parts_of(graph: Graph, threads: int, settings: Mapping[str, str]) -> Parts:
     """What the setting asks for; without it the batch is one request.
 
     Args:
-        graph: with numbers for all sizes; where the setting is given, all tensors start with the batch.
+        graph: with numbers for all sizes, or a batch that stays open, which is one request; where the setting
+            is given, all tensors start with the batch, a number.
 
     Raises:
         InputError: the value is no number of images that divides the batch.
     """
     first = graph.inputs[0].shape
-    batch = int(first[0]) if first else 1
+    batch = first[0] if first and isinstance(first[0], int) else 1
     if IMAGES not in settings:
         return Parts(images=batch, requests=1, streams=1)
     asked = settings[IMAGES]

@@ -124,6 +124,9 @@ class Task(Protocol):
     def graph(self, entry: str) -> Graph:
         """Names and shapes of what goes in and comes out, with `B` for the number of images."""
 
+    def graphs(self, entry: str) -> tuple[Graph, ...]:
+        """What is loaded: the graph, or that of each stage, whose entry is then `{stage}/{entry}`."""
+
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
         """Decoded images -> named inputs."""
 

@@ -106,6 +106,10 @@ class Classify:
             outputs=(TensorSpec(name=SCORES, shape=("B", len(self.labels))),),
         )
 
+    def graphs(self, entry: str) -> tuple[Graph, ...]:
+        """The one."""
+        return (self.graph(entry),)
+
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
         """Decoded images -> (n, ...) as `graph` says."""
         return {IMAGES: prepare_batch(images, self.preprocess)}

@@ -63,6 +63,10 @@ class Embed:
             outputs=(TensorSpec(name=VECTORS, shape=("B", self.width)),),
         )
 
+    def graphs(self, entry: str) -> tuple[Graph, ...]:
+        """The one."""
+        return (self.graph(entry),)
+
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
         """Decoded images -> (n, ...) as `graph` says."""
         return {IMAGES: prepare_batch(images, self.preprocess)}

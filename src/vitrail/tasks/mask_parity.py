@@ -16,7 +16,7 @@ from vitrail.tasks import Bounds, Comparison, agreement
 from vitrail.tasks.agreement import BOUNDS, CHANGED, MIN_DECIDED_PHOTOS, softmax
 from vitrail.vocabulary import Figure, Parity
 
-__all__ = ["MASK_BOUNDS", "Reading", "checks", "compare", "lost"]
+__all__ = ["MASK_BOUNDS", "Reading", "checks", "compare", "lost", "view_checks"]
 
 MARGIN = 0.1
 """A pixel is clear if the reference's best answer leads the next by this much in probability."""
@@ -176,7 +176,14 @@ def _loss_bound(lost: np.ndarray, decided: np.ndarray, agreeing: np.ndarray, pre
 
 def checks(reference: np.ndarray, outputs: np.ndarray, bounds: Bounds, reading: Reading) -> list[Comparison]:
     """Cosine, relative error and masks of scores (P, K, h, w), against an artifact's bounds."""
-    seen = _seen(reference[:, None], outputs[:, None], reading)
+    return view_checks(reference[:, None], outputs[:, None], bounds, reading)
+
+
+def view_checks(
+    reference: np.ndarray, outputs: np.ndarray, bounds: Bounds, reading: Reading
+) -> list[Comparison]:
+    """The same of several views of each photo, (P, C, K, h, w)."""
+    seen = _seen(reference, outputs, reading)
     limit = bounds.mask_iou if bounds.mask_iou is not None else LEAST_IOU[CHANGED]
     decided, agreeing = (int(each.sum()) for each in seen.photos(limit))
     kept = Comparison(

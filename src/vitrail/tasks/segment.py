@@ -150,6 +150,10 @@ class Segment:
             outputs=(TensorSpec(name=MASKS, shape=shape),),
         )
 
+    def graphs(self, entry: str) -> tuple[Graph, ...]:
+        """The one."""
+        return (self.graph(entry),)
+
     def prepare(self, images: Sequence[Image.Image]) -> Arrays:
         """Decoded images -> (n, ...) as `graph` says."""
         return {IMAGES: prepare_batch(images, self.preprocess)}
