@@ -125,7 +125,7 @@ def session(monkeypatch) -> Iterator[ExportSession]:
     made = ExportSession(
         SessionRequest(
             folder=str(artifact.model_folder),
-            graph=artifact.manifest.graphs[0],
+            graphs=(artifact.manifest.graphs[0],),
             target=artifact.manifest.variant.on("cpu"),
             batch_size=1,
             clients=3,

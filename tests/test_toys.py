@@ -71,7 +71,7 @@ def session_of(artifact) -> ExportSession:
     return ExportSession(
         SessionRequest(
             folder=str(artifact.model_folder),
-            graph=artifact.manifest.graphs[0],
+            graphs=(artifact.manifest.graphs[0],),
             target=variant.on("cpu"),
             batch_size=2,
             threads=1,

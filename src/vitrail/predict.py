@@ -227,10 +227,10 @@ class Predictor(Closing):
         """The photo's embeddings, from the cache if they are in it."""
         prompter, given = self.prompter, list(_as_images(image))
         if len(given) != 1:
-            raise InputError(f"A prompt is about one photo, and {len(given)} were given: give them one by one.")
-        return prompter.cache.get_or(
-            image_digest(given[0], self.limits), lambda: self.encode(given[0])
-        )
+            raise InputError(
+                f"A prompt is about one photo, and {len(given)} were given: give them one by one."
+            )
+        return prompter.cache.get_or(image_digest(given[0], self.limits), lambda: self.encode(given[0]))
 
     def outputs(
         self, images: Any, *, prepare: Callable[[Any], Arrays] | None = None
@@ -328,7 +328,7 @@ class Predictor(Closing):
     def run(self, inputs: Arrays) -> Arrays:
         """Named outputs of n rows for inputs of n rows, any n: cut into batches, the last padded.
 
-        Of a task with stages, inputs may have several prompts for each image, and the outputs have a row each.
+        Of a task with stages, inputs may have several prompts for each image: outputs then have a row each.
         """
         if not len(next(iter(inputs.values()))):
             outputs = self.runner.facts.graphs[-1].outputs
@@ -423,8 +423,8 @@ def _check_graphs(graphs: Sequence[Graph], task: Task) -> None:
     said = [(graph.inputs, graph.outputs) for graph in wanted]
     if len(known) != len(graphs) or said != [(graph.inputs, graph.outputs) for graph in graphs]:
         raise InputError(
-            f"The model is {_said(graphs)} and its task {_said(wanted)}: give it the labels and the image size "
-            "that it was made for."
+            f"The model is {_said(graphs)} and its task {_said(wanted)}: give it the labels and the image "
+            "size that it was made for."
         )
 
 

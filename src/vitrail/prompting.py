@@ -26,7 +26,17 @@ from vitrail.images.limits import Limits
 from vitrail.limits import whole
 from vitrail.runtimes.chain import MOST_ROWS, Chain
 from vitrail.tasks import Arrays, ImageInput
-from vitrail.tasks.promptable import EMBEDDINGS, ENCODE, IMAGES, INSIDE, PROMPT, Clicked, Encoded, Promptable, middle
+from vitrail.tasks.promptable import (
+    EMBEDDINGS,
+    ENCODE,
+    IMAGES,
+    INSIDE,
+    PROMPT,
+    Clicked,
+    Encoded,
+    Promptable,
+    middle,
+)
 
 __all__ = ["KEPT_IMAGES", "EmbeddingCache", "Prompter", "image_digest"]
 
@@ -144,8 +154,8 @@ class Prompter:
     ) -> list[Clicked]:
         """Each thing that a grid of points finds, best first, with one mask each.
 
-        All masks of a point are candidates but the one of a clear prompt. Stability and boxes are taken at the
-        model's own resolution, not at the photo's as in the original.
+        All masks of a point are candidates but the one of a clear prompt. Stability and boxes are taken at
+        the model's own resolution, not at the photo's as in the original.
 
         Args:
             points_per_side: of the grid; the cost grows with its square.
@@ -157,7 +167,8 @@ class Prompter:
             InputError: an option out of range.
         """
         whole("operations", points_per_side, "points_per_side")
-        for name, value in (("iou_from", iou_from), ("stability_from", stability_from), ("overlap_most", overlap_most)):
+        shares = {"iou_from": iou_from, "stability_from": stability_from, "overlap_most": overlap_most}
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value:g}: give a share from 0 to 1.")
         self._check(encoded)
@@ -180,8 +191,8 @@ class Prompter:
         shape = (task.width, task.tokens, task.tokens)
         if encoded.embeddings.shape != shape or encoded.frame.side != task.preprocess.image_size:
             raise InputError(
-                f"Embeddings of {encoded.embeddings.shape} at {encoded.frame.side} pixels are another model's, "
-                f"this one has {shape} at {task.preprocess.image_size}: encode the photo with it."
+                f"Embeddings of {encoded.embeddings.shape} at {encoded.frame.side} pixels are another "
+                f"model's, this one has {shape} at {task.preprocess.image_size}: encode the photo with it."
             )
 
 
@@ -239,7 +250,9 @@ def _sure(
         if iou >= iou_from and stability(seen) >= stability_from:
             # Copied: a view would keep the whole batch.
             found.append(
-                Clicked(scores=scores[None].copy(), ious=np.array([iou]), best=0, frame=answer.frame, point=place)
+                Clicked(
+                    scores=scores[None].copy(), ious=np.array([iou]), best=0, frame=answer.frame, point=place
+                )
             )
     return found
 
@@ -267,7 +280,7 @@ def _box(scores: np.ndarray, frame: Letterbox | None) -> tuple[int, int, int, in
 
 
 def _apart(boxes: np.ndarray, most: float) -> list[int]:
-    """Non-maximum suppression: of boxes (n, 4), best first, the numbers of those that overlap no better one."""
+    """Non-maximum suppression of boxes (n, 4), best first: numbers of those that overlap no better one."""
     kept: list[int] = []
     left = np.arange(len(boxes))
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)

@@ -198,8 +198,8 @@ class Preprocess:
 
     Resize so that the short side is `floor(image_size / crop)`, centre-crop `image_size`, scale to
     [0, 1], subtract `mean`, divide by `std` (timm's evaluation transform, `crop_mode="center"`);
-    `"squash"` resizes both sides to `floor(image_size / crop)` instead. `"letterbox"` resizes the long side to
-    `image_size` and fills the square at the bottom and right (images/letterbox.py); its `crop` is 1.
+    `"squash"` resizes both sides to `floor(image_size / crop)` instead. `"letterbox"` resizes the long side
+    to `image_size` and fills the square at the bottom and right (images/letterbox.py); its `crop` is 1.
     """
 
     image_size: Count

@@ -405,7 +405,7 @@ def _task(manifest: Manifest, path: Path) -> Task:
             f"{where} is not valid (preprocess is the candidate's at the variant's image size): "
             "write the artifact again."
         )
-    if (task.graph(manifest.graphs[0].entry),) != manifest.graphs:
+    if task.graphs(PurePosixPath(manifest.graphs[0].entry).name) != manifest.graphs:
         raise InputError(f"{where} is not valid (the graph is the task's): write the artifact again.")
     return task
 

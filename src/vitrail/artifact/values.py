@@ -181,19 +181,23 @@ def _facts_rules(facts: RunnerFacts, manifest: Manifest) -> Iterator[tuple[str, 
     yield "evidence.facts are of the variant's engine and precision", same
     names = [graph.name for graph in manifest.graphs]
     yield "evidence.facts.graphs are the manifest's", [graph.name for graph in facts.graphs] == names
-    for ours, theirs in zip(manifest.graphs, facts.graphs, strict=False):
+    for place, (ours, theirs) in enumerate(zip(manifest.graphs, facts.graphs, strict=False)):
         for which in ("inputs", "outputs"):
-            fits = _fits(getattr(ours, which), getattr(theirs, which))
+            # What runs once for each prompt, of any size, may be loaded for all sizes.
+            fits = _fits(getattr(ours, which), getattr(theirs, which), opened=place > 0)
             yield f"evidence.facts.graphs have the manifest's {which}", fits
     yield "evidence.facts.threads is from 1 to 65536", 1 <= facts.threads <= 65_536
 
 
-def _fits(declared: Sequence[TensorSpec], loaded: Sequence[TensorSpec]) -> bool:
-    """Whether the loaded tensors are the ones in the manifest, each letter standing for one number."""
+def _fits(declared: Sequence[TensorSpec], loaded: Sequence[TensorSpec], *, opened: bool) -> bool:
+    """Whether the loaded tensors are the ones in the manifest, each letter standing for one number or, where
+    sizes may be `opened`, for itself."""
     sizes: dict[str, int | str] = {}
     for a, b in zip(declared, loaded, strict=False):
         for letter, number in zip(a.shape, b.shape, strict=False):
-            if isinstance(number, str) or (letter != number and not isinstance(letter, str)):
+            if isinstance(number, str) and not (opened and letter == number):
+                return False
+            if letter != number and not isinstance(letter, str):
                 return False
             if isinstance(letter, str) and sizes.setdefault(letter, number) != number:
                 return False

@@ -92,7 +92,16 @@ class Silent:
 
 
 def full_options(task: Task, asked: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """The task's options for a table, those asked for first. Raises InputError for one of another task."""
+    """The task's options for a table, those asked for first.
+
+    Raises:
+        InputError: one of another task, or a task that has no table: its answers are to prompts.
+    """
+    if task.stages:
+        raise InputError(
+            f"{said} answers prompts, and a batch of photos has none: use vitrail segment with --point, --box or "
+            "--everything."
+        )
     for name in asked:
         if name not in task.table_options:
             option = name.replace("_", "-")

@@ -89,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
     limits = LIMITS if args.max_megapixels is None else Limits.of_megapixels(args.max_megapixels)
     with load(args.artifact, threads=args.threads, limits=limits, many=len(items) > 1) as predictor:
         if not isinstance(predictor.task, Classify):
-            use = {"segment": "use vitrail segment", "embed": "use vitrail embed"}.get(predictor.task.name)
+            use = {
+                "segment": "use vitrail segment",
+                "promptable": "use vitrail segment with --point or --box",
+                "embed": "use vitrail embed",
+            }.get(predictor.task.name)
             said = f"its task is {predictor.task.name}{f', {use}' if use else ''}."
             raise InputError(f"{args.artifact} was not made to classify: {said}")
         output = _Output(args, predictor.task, len(items))

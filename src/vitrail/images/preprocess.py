@@ -55,10 +55,11 @@ def check_preprocess(preprocess: Preprocess) -> None:
             f"interpolation is {preprocess.interpolation!r} and crop_mode {preprocess.crop_mode!r}: use "
             f"{' or '.join(RESAMPLING)}, and center or squash."
         )
-    if preprocess.crop_mode == "letterbox" and (preprocess.crop, preprocess.interpolation) != (1.0, "bilinear"):
+    whole_photo = (preprocess.crop, preprocess.interpolation) == (1.0, "bilinear")
+    if preprocess.crop_mode == "letterbox" and not whole_photo:
         raise InputError(
-            f"crop is {preprocess.crop:g} and interpolation {preprocess.interpolation}: a letterboxed photo is "
-            "whole and resized bilinearly (crop 1, bilinear)."
+            f"crop is {preprocess.crop:g} and interpolation {preprocess.interpolation}: a letterboxed photo "
+            "is whole and resized bilinearly (crop 1, bilinear)."
         )
 
 

@@ -83,7 +83,7 @@ class Launch:
         self._seen, self._clients = subject.seen, subject.workload.concurrency
         payload = {
             "folder": str(Path(subject.export.folder).absolute()),
-            "graph": msgspec.to_builtins(subject.export.graphs[0]),
+            "graphs": msgspec.to_builtins(subject.export.graphs),
             "target": msgspec.to_builtins(subject.variant.on(subject.workload.device)),
             "batch_size": subject.workload.batch_size,
             "clients": subject.workload.concurrency,

@@ -25,6 +25,7 @@ from vitrail.images.preprocess import resized_short_side
 from vitrail.measure.clients import closed_loop
 from vitrail.measure.speed import SpeedReference, steal_s
 from vitrail.predict import MOST_WORKERS, Predictor
+from vitrail.runtimes.chain import load_graphs
 from vitrail.vocabulary import Graph, Target
 
 SWITCH_S = 0.001
@@ -43,7 +44,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a launch needs to know; paths are absolute."""
 
     folder: str
-    graph: Graph
+    graphs: tuple[Graph, ...]
     target: Target
     batch_size: int
     clients: int = 1
@@ -65,9 +66,9 @@ class ExportSession:
         _warm_libraries(request, task)
         _, self._baseline = runtimes.memory(request.target)
         begin = time.perf_counter()
-        self._runner = runtimes.load(
+        self._runner = load_graphs(
             Path(request.folder),
-            request.graph,
+            request.graphs,
             request.target,
             sizes={"B": request.batch_size},
             threads=request.threads,

@@ -177,7 +177,9 @@ class ClickGraph(nn.Module):
         super().__init__()
         self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
 
-    def forward(self, embeddings_BEhw: Tensor, points_BN2: Tensor, labels_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeddings_BEhw: Tensor, points_BN2: Tensor, labels_BN: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Masks (B, 1 + M, Y, X) and IoUs (B, 1 + M)."""
         encoder = self.prompt_encoder
         sparse_B1NE = encoder.points(points_BN2[:, None], labels_BN[:, None])

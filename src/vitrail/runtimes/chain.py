@@ -167,7 +167,7 @@ def _open(
 
 
 def _level(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All with the rows of the longest: a row of the others stands for as many of its rows, in their order."""
+    """All with the rows of the longest: a row of the others stands for as many of its rows, in order."""
     most = max(len(values) for values in given.values())
     for name, values in given.items():
         if most % len(values):

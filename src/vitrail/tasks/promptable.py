@@ -1,7 +1,7 @@
-"""A photo and a prompt -> masks of the thing that is meant: points inside or outside of it, or a box around it.
+"""A photo and a prompt -> masks of the thing that is meant: points in or outside of it, or a box around it.
 
-The work has two stages, each a graph of its own: `encode` once for a photo, `prompt` for each click. The photo
-is letterboxed into the model's square (images/letterbox.py), and prompts are in the photo's pixels. Of the
+The work has two stages, each a graph of its own: `encode` once for a photo, `prompt` for each click. The
+photo is letterboxed into the model's square (images/letterbox.py), and prompts are in its pixels. Of the
 1 + M masks the first answers a clear prompt (a box, or several points), and the others an ambiguous one: a
 single click may mean a shirt or its wearer (Kirillov et al. 2023, arXiv:2304.02643, §3).
 
@@ -36,7 +36,7 @@ from vitrail.tasks import (
     mask_quality,
 )
 from vitrail.tasks.mask_parity import MASK_BOUNDS, Reading
-from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, TensorSpec
+from vitrail.vocabulary import Graph, Parity, Preprocess, Quality, Stage, TensorSpec
 
 __all__ = ["ENCODE", "PROMPT", "Clicked", "Encoded", "Promptable"]
 
@@ -154,10 +154,12 @@ class Promptable:
     kept: ClassVar[str] = "masks"
     most_views: ClassVar[int] = 4
     shell: ClassVar[str] = "vitrail segment {folder} {photo} --point X,Y --out masks"
-    python: ClassVar[str] = 'found = model.segment("photo.jpg", points=[(x, y)])\nprint(found.iou, found.mask.shape)'
+    python: ClassVar[str] = (
+        'found = model.segment("photo.jpg", points=[(x, y)])\nprint(found.iou, found.mask.shape)'
+    )
     table_options: ClassVar[Mapping[str, Any]] = {}
     sorted_by: ClassVar[str | None] = None
-    stages: ClassVar[tuple[str, ...]] = (ENCODE, PROMPT)
+    stages: ClassVar[tuple[Stage, ...]] = (ENCODE, PROMPT)
 
     # --- graphs -----------------------------------------------------------------------------------
 
@@ -230,7 +232,7 @@ class Promptable:
         frame: Letterbox,
         points: Sequence[tuple[float, float]],
         labels: Sequence[int] | None,
-        box: tuple[float, float, float, float] | None,
+        box: Sequence[float] | None,
     ) -> Arrays:
         """A prompt in the photo's pixels -> points (1, N, 2) and labels (1, N) as the graph takes them.
 
@@ -345,8 +347,10 @@ class Promptable:
         truths: Sequence[Any] | None,
     ) -> float:
         """100 less the mean IoU of all masks (n, 1 + M, Y, X) with the reference's."""
-        before, after = (_each({k: v[:, None] for k, v in e.items()}) for e in (reference, outputs))
-        return mask_parity.lost(before.reshape(-1, *before.shape[2:]), after.reshape(-1, *after.shape[2:]), READING)
+        before, after = (each[MASKS].reshape(-1, 1, *each[MASKS].shape[-2:]) for each in (reference, outputs))
+        return mask_parity.lost(
+            before.reshape(-1, *before.shape[2:]), after.reshape(-1, *after.shape[2:]), READING
+        )
 
     def score(
         self, answered: Iterable[Answered], classes: Sequence[str], *, split: str, data: str
@@ -386,7 +390,10 @@ class Promptable:
         """From the sizes that the exporter wrote."""
         return cls(
             preprocess=preprocess,
-            **{name: int(facts[name]) for name in ("masks", "width", "tokens", "mask_side")},
+            masks=int(facts["masks"]),
+            width=int(facts["width"]),
+            tokens=int(facts["tokens"]),
+            mask_side=int(facts["mask_side"]),
         )
 
     @classmethod
@@ -432,14 +439,14 @@ def checked_points(
     try:
         at = np.asarray(list(points), np.float64).reshape(len(points), 2)
     except (TypeError, ValueError):
-        raise InputError("Points are pairs (x, y) of numbers: give [(x, y), …] in the photo's pixels.") from None
+        raise InputError("Points are pairs (x, y) of numbers: give [(x, y), …] in pixels.") from None
     if len(at) > MOST_POINTS:
         raise InputError(f"{len(at):,} points are too many for one prompt: give at most {MOST_POINTS:,}.")
     kinds = [INSIDE] * len(at) if labels is None else list(labels)
     if len(kinds) != len(at):
         raise InputError(
-            f"There are {len(kinds)} labels for {len(at)} points: give one for each, 1 inside the object or 0 "
-            "outside."
+            f"There are {len(kinds)} labels for {len(at)} points: give one for each, 1 inside the object or "
+            "0 outside."
         )
     for kind in kinds:
         if kind not in (INSIDE, OUTSIDE):
@@ -452,7 +459,7 @@ def checked_box(box: Sequence[float]) -> np.ndarray:
     try:
         return np.asarray(list(box), np.float64).reshape(4)
     except (TypeError, ValueError):
-        raise InputError("A box is four numbers: give (left, top, right, bottom) in the photo's pixels.") from None
+        raise InputError("A box is four numbers: give (left, top, right, bottom) in pixels.") from None
 
 
 def iou_error(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
