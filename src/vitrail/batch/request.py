@@ -99,8 +99,8 @@ def full_options(task: Task, asked: Mapping[str, Any], said: str) -> dict[str, A
     """
     if task.stages:
         raise InputError(
-            f"{said} answers prompts, and a batch of photos has none: use vitrail segment with --point, --box or "
-            "--everything."
+            f"{said} answers prompts, and a batch has none: use vitrail segment with --point, --box "
+            "or --everything."
         )
     for name in asked:
         if name not in task.table_options:
