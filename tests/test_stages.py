@@ -335,7 +335,7 @@ def launched(number, encode_s=0.01, photos=20):
     artifact = open_artifact(GOLDEN / "artifact-4-openvino")
     request = SessionRequest(
         folder=str(artifact.model_folder),
-        graph=artifact.manifest.graphs[0],
+        graphs=artifact.manifest.graphs,
         target=artifact.manifest.variant.on("cpu"),
         batch_size=1,
         threads=1,

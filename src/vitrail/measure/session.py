@@ -24,7 +24,7 @@ from vitrail.images.decode import decode
 from vitrail.images.preprocess import resized_short_side
 from vitrail.measure.clients import closed_loop
 from vitrail.measure.speed import SpeedReference, steal_s
-from vitrail.predict import MOST_WORKERS, Predictor
+from vitrail.predict import MOST_WORKERS, Encoded, Predictor
 from vitrail.runtimes.chain import load_graphs
 from vitrail.vocabulary import Graph, Target
 
@@ -79,7 +79,7 @@ class ExportSession:
         self._predictor = Predictor(self._runner, task)
         self._order = np.random.default_rng(request.seed).permutation(len(request.photos))
         self._next = 0
-        self._kept: list[Any] = []
+        self._kept: list[Encoded] = []
         self._prompted = 0
         self._inputs = self._predictor.prepare(self._photos())
         # One thread calls the engine, for whoever came first, as in `vitrail serve`.
@@ -148,16 +148,15 @@ class ExportSession:
 
     def _drawn(self, scope: str, calls: int) -> tuple[Callable[[Any], object], list[Any]]:
         """What is called in a scope, and what each call is given: drawn before anything is timed."""
-        predictor: Any = self._predictor
         if scope == "request":
-            return predictor.request, [self._photos() for _ in range(calls)]
+            return self._predictor.request, [self._photos() for _ in range(calls)]
         if scope == "encode":
-            return predictor.encode, [self._photos()[0] for _ in range(calls)]
+            return self._predictor.encode, [self._photos()[0] for _ in range(calls)]
         if scope == "prompt":
-            return predictor.prompter.first, self._embeddings(predictor, calls)
+            return self._predictor.prompter.first, self._embeddings(calls)
         return self._runner.run, [self._inputs] * calls
 
-    def _embeddings(self, predictor: Any, calls: int) -> list[Any]:
+    def _embeddings(self, calls: int) -> list[Encoded]:
         """Of the same photos in each launch, in turn: what a mask takes goes by the size of its photo."""
         if not self._kept:
             order = np.random.default_rng(0).permutation(len(self._request.photos))
@@ -165,7 +164,7 @@ class ExportSession:
             for index in order[:KEPT_PHOTOS]:
                 if len(self._kept) >= KEPT_LEAST and time.perf_counter() - begin > KEPT_S:
                     break
-                self._kept.append(predictor.encode(self._request.photos[index]))
+                self._kept.append(self._predictor.encode(self._request.photos[index]))
         self._prompted += calls
         return [self._kept[i % len(self._kept)] for i in range(self._prompted - calls, self._prompted)]
 
