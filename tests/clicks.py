@@ -147,13 +147,13 @@ def photo(seed: int, size: tuple[int, int] = (60, 90)) -> Image.Image:
     return small.resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
-def candidate() -> Candidate:
+def candidate(preprocess: Preprocess = PREPROCESS) -> Candidate:
     return Candidate(
         name=f"{NAME}.test",
         architecture=NAME,
         family="sam",
         weights=Weights(source="package", reference="none", license="apache-2.0"),
-        preprocess=PREPROCESS,
+        preprocess=preprocess,
         accuracy=None,
         parameters=1000,
         macs=1000,
@@ -161,42 +161,56 @@ def candidate() -> Candidate:
     )
 
 
-def bundle(made: Path, model: SAM, folder: Path, runtime: str = "onnxruntime") -> Bundle:
+def bundle(
+    made: Path,
+    model: torch.nn.Module,
+    folder: Path,
+    runtime: str = "onnxruntime",
+    *,
+    task: Promptable = TASK,
+) -> Bundle:
     """What ships; the fp32 outputs are the module's."""
     folder.mkdir(parents=True)
     photos = []
     for number, size in enumerate([(60, 90), (90, 60), (64, 64)]):
         photos.append(folder / f"{number}.png")
         photo(number, size).save(photos[-1])
-    inputs = TASK.prepare([decode(path) for path in photos])
-    with loaded(made, runtime) as predictor:
+    inputs = task.prepare([decode(path) for path in photos])
+    with loaded(made, runtime, task=task) as predictor:
         own, facts = predictor.run(inputs), predictor.runner.facts
-    files = tuple(f"{stage}/{name}" for stage in TASK.stages for name in FILES[runtime])
+    files = tuple(f"{stage}/{name}" for stage in task.stages for name in FILES[runtime])
     evidence: Evidence = replace(
         artifacts.make_evidence(facts, batch_size=1), workload=Workload(batch_size=1, threads=1)
     )
     return Bundle(
         variant=Variant(
-            candidate=candidate(),
-            image_size=SIDE,
+            candidate=candidate(task.preprocess),
+            image_size=task.preprocess.image_size,
             runtime=runtime,
             precision="fp32",
             implementation="vitrail",
         ),
-        task=TASK,
+        task=task,
         export=Export(
             folder=str(made / "openvino" if runtime == "openvino" else made),
             files=files,
-            graphs=TASK.graphs(FILES[runtime][0]),
+            graphs=task.graphs(FILES[runtime][0]),
         ),
         evidence=evidence,
         photos=tuple(photos),
-        fp32_outputs=eager.runner(model, TASK.graphs(""))(inputs),
+        fp32_outputs=eager.runner(model, task.graphs(""))(inputs),
         own_outputs=own,
         bounds=MASK_BOUNDS["fp32"],
     )
 
 
-def artifact(made: Path, model: SAM, folder: Path, runtime: str = "onnxruntime") -> Artifact:
+def artifact(
+    made: Path,
+    model: torch.nn.Module,
+    folder: Path,
+    runtime: str = "onnxruntime",
+    *,
+    task: Promptable = TASK,
+) -> Artifact:
     """The artifact, at `folder/winner`."""
-    return write(folder / "winner", bundle(made, model, folder / "parts", runtime))
+    return write(folder / "winner", bundle(made, model, folder / "parts", runtime, task=task))

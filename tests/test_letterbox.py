@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers import Sam2ImageProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from vitrail.errors import InputError
@@ -49,6 +50,23 @@ def test_masks_come_back_as_torch_interpolates_them(size):
     assert found.shape == (2, 3, *size)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     np.testing.assert_allclose(frame.scores(masks.astype(np.float32)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", PHOTOS)
+def test_a_squashed_photo_equals_transformers_sam_2(size):
+    image = photo(*size)
+    expected = Sam2ImageProcessor(size={"height": 64, "width": 64})(image, return_tensors="np")
+    found, frame = letterbox(image, 64, squashed=True)
+    assert frame.resized == (64, 64)
+    # torchvision rounds to whole levels otherwise than Pillow.
+    np.testing.assert_allclose(found, expected["pixel_values"][0], atol=1.01 / 255 / 0.224)
+    corners = np.array([[0, 0], [size[1], size[0]], [size[1] / 2, size[0] / 4]])
+    assert frame.points(corners).tolist() == [[0, 0], [64, 64], [32, 16]]
+    masks = np.random.default_rng(1).standard_normal((2, 16, 16))
+    wanted = F.interpolate(torch.from_numpy(masks)[None], size, mode="bilinear")[0].numpy()
+    np.testing.assert_allclose(frame.scores(masks), wanted, atol=1e-12)
+    clear = np.abs(wanted[0]) > 1e-5
+    assert np.array_equal(frame.inside(masks[0])[clear], wanted[0][clear] > 0)
 
 
 def test_masks_equal_transformers(theirs):

@@ -121,7 +121,7 @@ def test_any_number_of_points_in_one_loaded_graph(made, ours, runtime):
             asked = clicks.TASK.asked(encoded.frame, points, labels, None)
             with torch.no_grad():
                 masks, ious = ours.stages()["prompt"](
-                    torch.from_numpy(encoded.embeddings)[None], *map(torch.from_numpy, asked.values())
+                    *(torch.from_numpy(values) for values in (*encoded.kept.values(), *asked.values()))
                 )
             np.testing.assert_allclose(found.scores, masks[0].numpy(), atol=1e-4 * float(masks.abs().max()))
             np.testing.assert_allclose(found.ious, ious[0].numpy(), atol=1e-4)
@@ -185,10 +185,10 @@ def test_the_cache_holds_its_bound_among_threads():
     def use(thread: int) -> None:
         for turn in range(300):
             name = str((thread * 7 + turn) % 11)
-            embeddings = np.full((1, 1, 1), float(name), np.float32)
-            made = Encoded(embeddings=embeddings, frame=frame)
+            kept = {"embeddings": np.full((1, 1, 1, 1), float(name), np.float32)}
+            made = Encoded(kept=kept, frame=frame)
             found = cache.get_or(name, lambda made=made: made)
-            if found.embeddings[0, 0, 0] != float(name) or len(cache) > 5:
+            if found.kept["embeddings"].item() != float(name) or len(cache) > 5:
                 wrong.append(name)
 
     threads = [threading.Thread(target=use, args=(number,)) for number in range(6)]
@@ -309,7 +309,8 @@ def test_a_prompt_is_about_one_photo_of_this_model(model, tmp_path):
         model.segment([clicks.photo(1), clicks.photo(2)], points=[(5, 5)])
     with pytest.raises(InputError, match="does not exist"):
         model.segment(tmp_path / "none.png", points=[(5, 5)])
-    other = Encoded(embeddings=np.zeros((16, 8, 8), np.float32), frame=Letterbox(side=64, photo=(60, 90)))
+    kept = {"embeddings": np.zeros((1, 16, 8, 8), np.float32)}
+    other = Encoded(kept=kept, frame=Letterbox(side=64, photo=(60, 90)))
     with pytest.raises(InputError, match="are another model's"):
         model.prompt(other, points=[(5, 5)])
     with pytest.raises(InputError, match="photo's size is not known"):

@@ -1,4 +1,4 @@
-"""Our SAM 2 and EdgeTAM against transformers' on the same random weights, in small sizes; and two graphs."""
+"""Our SAM 2 and EdgeTAM against transformers' on the same random weights, in small sizes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,15 @@ from transformers import (
 from transformers.models.edgetam import modeling_edgetam
 from transformers.models.sam2 import modeling_sam2
 
-from vitrail import models, runtimes
+from vitrail import models
 from vitrail.errors import InputError
-from vitrail.export import onnx
 from vitrail.models.registry import SEGMENTERS
-from vitrail.models.sam2 import SAM2, VARIANTS, EncodeGraph, PromptGraph, Prompts, SAM2Config
+from vitrail.models.sam2 import SAM2, VARIANTS, Prompts, SAM2Config
 from vitrail.models.sam2_config import HieraConfig, RepViTConfig
 from vitrail.models.sam2_decoder import FineMaskDecoder, clear
 from vitrail.models.sam2_encoder import Hiera, ImageEncoder
 from vitrail.models.sam_decoder import TwoWayTransformer
 from vitrail.models.sam_prompts import PADDING, PromptEncoder
-from vitrail.vocabulary import Graph, Target, TensorSpec
 
 # Maps of 24, 12, 6 and 3 tokens a side: windows of 4 do not divide 6, those of 2 do not divide 3.
 TRUNK = HieraConfig(
@@ -515,64 +513,3 @@ def test_images_and_prompts_of_other_sizes_are_refused(ours):
     features = model.encode(images(2))
     with pytest.raises(InputError, match="features of 2 images and prompts for 1"):
         model.decode(features, Prompts(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, dtype=torch.int64)))
-
-
-# --- the two graphs -------------------------------------------------------------------------------
-
-
-FEATURES = (
-    TensorSpec(name="embeddings", shape=("B", 32, GRID, GRID)),
-    TensorSpec(name="half", shape=("B", 8, 2 * GRID, 2 * GRID)),
-    TensorSpec(name="quarter", shape=("B", 4, MASK, MASK)),
-)
-ENCODER = Graph(
-    name="encode",
-    entry="encode.onnx",
-    inputs=(TensorSpec(name="images", shape=("B", 3, SIDE, SIDE)),),
-    outputs=FEATURES,
-)
-DECODER = Graph(
-    name="prompt",
-    entry="prompt.onnx",
-    inputs=(
-        *FEATURES,
-        TensorSpec(name="points", shape=("B", "P", "N", 2)),
-        TensorSpec(name="labels", shape=("B", "P", "N"), dtype="int64"),
-    ),
-    outputs=(
-        TensorSpec(name="scores", shape=("B", "P", 4, MASK, MASK)),
-        TensorSpec(name="ious", shape=("B", "P", 4)),
-    ),
-)
-
-
-@pytest.mark.slow
-def test_both_graphs_give_the_models_masks(ours, tmp_path):
-    """Of SAM 2; EdgeTAM's decoder is the same, and its trunk convolutions alone."""
-    model = loaded("sam2", ours["sam2"].state_dict()).float().requires_grad_(False)
-    for module, graph in ((EncodeGraph(model), ENCODER), (PromptGraph(model), DECODER)):
-        onnx.write_onnx(module.eval(), graph, tmp_path / graph.entry)
-        assert onnx.check(module, tmp_path, graph) < onnx.EXPORT_TOLERANCE
-    batch, count, points = 2, 3, 5
-    x, given = images(batch), as_ours(prompts("both", batch, count))
-    at, labels = given.points_BPN2[:, :, : points - 3], given.labels_BPN[:, :, : points - 3]
-    with torch.no_grad():
-        prompt = Prompts(at, labels, given.boxes_BP4)
-        expected = ours["sam2"](x, prompt), ours["sam2"](x, prompt, multimask=False)
-    sizes = {"B": batch, "P": count, "N": points}
-    target = Target(runtime="onnxruntime", precision="fp32")
-    encoder = runtimes.load(tmp_path, ENCODER, target, sizes={"B": batch}, threads=1)
-    decoder = runtimes.load(tmp_path, DECODER, target, sizes=sizes, threads=1)
-    corners = given.boxes_BP4.unflatten(-1, (2, 2))
-    nowhere = torch.zeros(batch, count, 1, 2, dtype=torch.float64)
-    kinds = torch.tensor([2, 3, -1]).expand(batch, count, 3)
-    inputs = {
-        **encoder.run({"images": x.float().numpy()}),
-        "points": torch.cat((at, corners, nowhere), 2).float().numpy(),
-        "labels": torch.cat((labels, kinds), 2).numpy(),
-    }
-    found = {name: torch.from_numpy(value) for name, value in decoder.run(inputs).items()}
-    assert relative(found["scores"][:, :, 1:], expected[0].masks_BPMYX) < 1e-5
-    assert relative(found["scores"][:, :, :1], expected[1].masks_BPMYX) < 1e-5
-    assert relative(found["ious"][:, :, 1:], expected[0].ious_BPM) < 1e-5
-    assert relative(found["ious"][:, :, :1], expected[1].ious_BPM) < 1e-5

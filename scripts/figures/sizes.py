@@ -180,16 +180,16 @@ class _OneFineClick(nn.Module):
 
     def __init__(self, model: sam2.SAM2) -> None:
         super().__init__()
-        self.graph = sam2.PromptGraph(model)
+        self.graph = sam2.ClickGraph(model)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(1, …) -> (1, 1, 1 + M, Y, X)."""
+        """(1, …) -> (1, 1 + M, Y, X)."""
         new, config = images_BCHW.new_empty, self.graph.config
         width, (h, w) = config.embed_width, config.grid
-        labels_BPN = torch.zeros(1, 1, 2, dtype=torch.int64, device=images_BCHW.device)
+        labels_BN = torch.zeros(1, 2, dtype=torch.int64, device=images_BCHW.device)
         maps = new(1, width, h, w), new(1, width // 4, 2 * h, 2 * w), new(1, width // 8, 4 * h, 4 * w)
-        masks_BPMYX: Tensor = self.graph(*maps, new(1, 1, 2, 2), labels_BPN)[0]
-        return masks_BPMYX
+        masks_BMYX: Tensor = self.graph(*maps, new(1, 2, 2), labels_BN)[0]
+        return masks_BMYX
 
 
 class _OneText(nn.Module):

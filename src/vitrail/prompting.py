@@ -27,7 +27,6 @@ from vitrail.limits import whole
 from vitrail.runtimes.chain import MOST_ROWS, Chain
 from vitrail.tasks import Arrays, ImageInput
 from vitrail.tasks.promptable import (
-    EMBEDDINGS,
     ENCODE,
     IMAGES,
     INSIDE,
@@ -121,8 +120,7 @@ class Prompter:
     def encode(self, photo: Image.Image) -> Encoded:
         """A decoded photo -> what is kept of it. Raises InputError if it is not RGB."""
         square, frame = self.task.letterboxed(photo)
-        (embeddings,) = self._chain.run_stage(ENCODE, {IMAGES: square[None]})[EMBEDDINGS]
-        return Encoded(embeddings=embeddings, frame=frame)
+        return Encoded(kept=self._chain.run_stage(ENCODE, {IMAGES: square[None]}), frame=frame)
 
     def prompt(
         self,
@@ -183,16 +181,16 @@ class Prompter:
         return [found[number] for number in _apart(boxes, overlap_most)]
 
     def _answers(self, encoded: Encoded, asked: Arrays) -> list[Clicked]:
-        outputs = self._chain.run_stage(PROMPT, {EMBEDDINGS: encoded.embeddings[None], **asked})
+        outputs = self._chain.run_stage(PROMPT, {**encoded.kept, **asked})
         return self.task.answers(outputs, encoded.frame, asked)
 
     def _check(self, encoded: Encoded) -> None:
-        task = self.task
-        shape = (task.width, task.tokens, task.tokens)
-        if encoded.embeddings.shape != shape or encoded.frame.side != task.preprocess.image_size:
+        own, frame = self.task.kept_shapes(), self.task.frame(encoded.frame.photo)
+        given = {name: values.shape[1:] for name, values in encoded.kept.items()}
+        if given != own or encoded.frame != frame:
             raise InputError(
-                f"Embeddings of {encoded.embeddings.shape} at {encoded.frame.side} pixels are another "
-                f"model's, this one has {shape} at {task.preprocess.image_size}: encode the photo with it."
+                f"Embeddings of {given} at {encoded.frame.side} pixels are another model's, this one has "
+                f"{own} at {frame.side}: encode the photo with it."
             )
 
 

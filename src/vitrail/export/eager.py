@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
 from vitrail.export.requests import ExportRequest, HeadRequest, ModuleRequest
-from vitrail.models import clip, sam_config, timm, upernet
+from vitrail.models import clip, sam2_config, sam_config, timm, upernet
 from vitrail.models.vit import ViT
 from vitrail.runtimes import chain
 from vitrail.vocabulary import Graph, RunnerFacts
@@ -49,7 +50,7 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
         return _zero_shot(request, image_size)
     if request.architecture in upernet.VARIANTS:
         return _score_maps(request, image_size)
-    if request.architecture in sam_config.VARIANTS:
+    if request.architecture in (*sam_config.VARIANTS, *sam2_config.VARIANTS):
         return _promptable(request, image_size)
     if request.implementation == "timm":
         model = _of_timm(request, image_size)
@@ -68,9 +69,9 @@ def stages(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def stage_facts(model: nn.Module) -> dict[str, int]:
-    """The sizes of such a module that its task needs to know."""
-    found: dict[str, int] = model.facts()  # type: ignore[operator]
+def stage_facts(model: nn.Module) -> dict[str, Any]:
+    """What the task of such a module needs to know."""
+    found: dict[str, Any] = model.facts()  # type: ignore[operator]
     return found
 
 

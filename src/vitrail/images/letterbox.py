@@ -5,6 +5,9 @@ filled with zeros after normalising, the mean colour. Points and boxes of the ph
 lose the filling and take the photo's size again. Equal to Meta's segment-anything (ResizeLongestSide and
 Sam.postprocess_masks) and transformers' SamImageProcessor.
 
+Or the photo is squashed: both sides become the square's, nothing is filled, and masks take the photo's size
+at once. Equal to Meta's sam2 (SAM2Transforms) and transformers' Sam2Processor.
+
 Shapes: S side of the square, h w the photo, resized; H W the photo; Y X a mask as the model gives it.
 """
 
@@ -34,10 +37,14 @@ class Letterbox:
     """S."""
     photo: tuple[int, int]
     """(H, W)."""
+    squashed: bool = False
+    """Whether it fills the square and has lost its proportions."""
 
     @property
     def resized(self) -> tuple[int, int]:
         """(h, w), at least one pixel each."""
+        if self.squashed:
+            return self.side, self.side
         scale = self.side / max(self.photo)
         height, width = (max(1, int(side * scale + 0.5)) for side in self.photo)
         return height, width
@@ -79,10 +86,11 @@ class Letterbox:
 
     def scores(self, masks: np.ndarray) -> np.ndarray:
         """The model's scores (…, Y, X) of the square -> of the photo (…, H, W), bilinear; > 0 is inside."""
-        h, w = self.resized
-        in_square = along(along(masks, self.side, axis=-2, end=h), self.side, axis=-1, end=w)
+        if not self.squashed:
+            h, w = self.resized
+            masks = along(along(masks, self.side, axis=-2, end=h), self.side, axis=-1, end=w)
         height, width = self.photo
-        return along(along(in_square, height, axis=-2), width, axis=-1)
+        return along(along(masks, height, axis=-2), width, axis=-1)
 
     def inside(self, scores: np.ndarray) -> np.ndarray:
         """Where scores (Y, X) of the square, resized as by `scores`, are above 0: boolean (H, W).
@@ -103,18 +111,27 @@ class Letterbox:
 
     def rows_of(self, count: int) -> np.ndarray:
         """How much each of `count` rows of scores gives to each row of the photo, float32 (H, count)."""
-        return _weights(count, self.side, self.resized[0], self.photo[0])
+        return _weights(count, self._steps[0], self.photo[0])
 
     def columns_of(self, count: int) -> np.ndarray:
         """The same of columns, (W, count)."""
-        return _weights(count, self.side, self.resized[1], self.photo[1])
+        return _weights(count, self._steps[1], self.photo[1])
+
+    @property
+    def _steps(self) -> tuple[tuple[int, int] | None, ...]:
+        """Of each axis: to which side scores are resized first, and how much is kept of it."""
+        return tuple(None if self.squashed else (self.side, kept) for kept in self.resized)
 
 
 @lru_cache(maxsize=16)
-def _weights(count: int, side: int, kept: int, size: int) -> np.ndarray:
-    """One axis of scores at the square's side, cut, then at the photo's size, as a matrix (size, count)."""
-    in_square = along(np.eye(count, dtype=np.float32), side, axis=-2, end=kept)
-    return along(in_square, size, axis=-2)
+def _weights(count: int, first: tuple[int, int] | None, size: int) -> np.ndarray:
+    """One axis of scores at the square's side and cut, if so, then at the photo's size, as a matrix
+    (size, count)."""
+    scores = np.eye(count, dtype=np.float32)
+    if first is not None:
+        side, kept = first
+        scores = along(scores, side, axis=-2, end=kept)
+    return along(scores, size, axis=-2)
 
 
 def _reach(weights: np.ndarray, places: np.ndarray) -> slice:
@@ -129,8 +146,11 @@ def letterbox(
     *,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
+    squashed: bool = False,
 ) -> tuple[np.ndarray, Letterbox]:
     """A decoded photo as a model's input, float32 (3, S, S), and where it lies in there.
+
+    `squashed` gives up its proportions.
 
     Raises:
         InputError: the image is not RGB.
@@ -138,7 +158,7 @@ def letterbox(
     if image.mode != "RGB":
         raise InputError(f"A {image.mode} image cannot be preprocessed: pass it through decode first.")
     (width, height), box = frame_of(image)
-    frame = Letterbox(side=side, photo=(height, width))
+    frame = Letterbox(side=side, photo=(height, width), squashed=squashed)
     h, w = frame.resized
     pixels_hw3 = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR, box=box), np.float32)
     square_3SS = np.zeros((3, side, side), np.float32)

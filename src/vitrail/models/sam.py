@@ -13,20 +13,20 @@ h w its tokens, Y X = 4h 4w pixels of a mask, M masks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
-from vitrail.models.sam_config import VARIANTS, SAMConfig
+from vitrail.models.sam_config import VARIANTS, PromptableConfig, SAMConfig
 from vitrail.models.sam_decoder import MaskDecoder
 from vitrail.models.sam_encoder import ImageEncoder
 from vitrail.models.sam_prompts import PromptEncoder, Prompts
 from vitrail.weights.dialects import Dialect
 from vitrail.weights.dialects.sam import DIALECTS, one_matrix
 
-__all__ = ["SAM", "VARIANTS", "ClickGraph", "Masks", "PromptGraph", "Prompts", "SAMConfig"]
+__all__ = ["SAM", "VARIANTS", "ClickGraph", "Masks", "PromptGraph", "Prompts", "SAMConfig", "facts"]
 
 
 class Masks(NamedTuple):
@@ -106,10 +106,9 @@ class SAM(nn.Module):
         """What is exported, by the names of the task's graphs."""
         return {"encode": self.image_encoder, "prompt": ClickGraph(self).eval()}
 
-    def facts(self) -> dict[str, int]:
-        """The sizes that its task needs to know."""
-        c = self.config
-        return {"masks": c.masks, "width": c.embed_width, "tokens": c.grid[0], "mask_side": c.mask_size[0]}
+    def facts(self) -> dict[str, Any]:
+        """What its task needs to know."""
+        return facts(self.config)
 
     def adapt_weights(
         self,
@@ -130,6 +129,18 @@ class SAM(nn.Module):
         if positions is not None and positions.ndim == 4:
             state["image_encoder.pos_embed"] = positions.flatten(1, 2)
         return one_matrix(state)
+
+
+def facts(config: PromptableConfig, finer: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+    """What `tasks/promptable.py` needs to know of a model; `finer`: channels and side of further maps."""
+    return {
+        "masks": config.masks,
+        "width": config.embed_width,
+        "tokens": config.grid[0],
+        "mask_side": config.mask_size[0],
+        "finer": [list(each) for each in finer],
+        "closes_boxes": config.closes_boxes,
+    }
 
 
 class PromptGraph(nn.Module):

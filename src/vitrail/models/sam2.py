@@ -14,12 +14,13 @@ h w its tokens, Y X = 4h 4w pixels of a mask, M masks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import InputError
+from vitrail.models.sam import facts
 from vitrail.models.sam2_config import VARIANTS, SAM2Config
 from vitrail.models.sam2_decoder import Features, FineMaskDecoder, clear
 from vitrail.models.sam2_encoder import ImageEncoder
@@ -31,9 +32,9 @@ from vitrail.weights.dialects.sam2 import DIALECTS, KINDS
 __all__ = [
     "SAM2",
     "VARIANTS",
+    "ClickGraph",
     "EncodeGraph",
     "Features",
-    "PromptGraph",
     "Prompts",
     "SAM2Config",
     "ScoredMasks",
@@ -124,6 +125,15 @@ class SAM2(nn.Module):
             return ScoredMasks(masks_BPMYX[:, :, :1], ious_BPM[:, :, :1], objects_BP1)
         return ScoredMasks(*clear(masks_BPMYX, ious_BPM, self.config), objects_BP1)
 
+    def stages(self) -> dict[str, nn.Module]:
+        """What is exported, by the names of the task's graphs."""
+        return {"encode": EncodeGraph(self).eval(), "prompt": ClickGraph(self).eval()}
+
+    def facts(self) -> dict[str, Any]:
+        """What its task needs to know."""
+        width, side = self.config.embed_width, self.config.grid[0]
+        return facts(self.config, [(width // 4, 2 * side), (width // 8, 4 * side)])
+
     def adapt_weights(
         self,
         state_dict: Mapping[str, Tensor],
@@ -161,11 +171,15 @@ class EncodeGraph(nn.Module):
         return features.embeddings_BEhw, features.half, features.quarter
 
 
-class PromptGraph(nn.Module):
-    """What is exported per prompt: points alone, and all 1 + M masks, the first for a clear prompt.
+class ClickGraph(nn.Module):
+    """What is exported per prompt: one of points for each image, and all 1 + M masks, the first for a clear
+    prompt.
 
     Boxes come as points with labels 2 and 3; every prompt closes with a point of label -1.
     """
+
+    precise: ClassVar[tuple[str, ...]] = ("points",)
+    """Inputs that half precision would move by pixels."""
 
     def __init__(self, sam: SAM2) -> None:
         super().__init__()
@@ -177,16 +191,17 @@ class PromptGraph(nn.Module):
         embeddings_BEhw: Tensor,
         half: Tensor,
         quarter: Tensor,
-        points_BPN2: Tensor,
-        labels_BPN: Tensor,
+        points_BN2: Tensor,
+        labels_BN: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Masks (B, P, 1 + M, Y, X), IoUs (B, P, 1 + M)."""
+        """Masks (B, 1 + M, Y, X), IoUs (B, 1 + M)."""
         encoder = self.prompt_encoder
-        masks_BPMYX, ious_BPM, _ = self.mask_decoder(
+        masks_B1MYX, ious_B1M, _ = self.mask_decoder(
             Features(embeddings_BEhw, half, quarter),
             encoder.image_positions(),
-            encoder.points(points_BPN2, labels_BPN),
-            encoder.no_mask(points_BPN2.shape[0]),
+            encoder.points(points_BN2[:, None], labels_BN[:, None]),
+            encoder.no_mask(1),
         )
-        clear_BP1YX, iou_BP1 = clear(masks_BPMYX, ious_BPM, self.config)
-        return torch.cat((clear_BP1YX, masks_BPMYX[:, :, 1:]), 2), torch.cat((iou_BP1, ious_BPM[:, :, 1:]), 2)
+        clear_B11YX, iou_B11 = clear(masks_B1MYX, ious_B1M, self.config)
+        masks_BMYX = torch.cat((clear_B11YX[:, 0], masks_B1MYX[:, 0, 1:]), 1)
+        return masks_BMYX, torch.cat((iou_B11[:, 0], ious_B1M[:, 0, 1:]), 1)

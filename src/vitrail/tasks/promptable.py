@@ -1,9 +1,9 @@
 """A photo and a prompt -> masks of the thing that is meant: points in or outside of it, or a box around it.
 
 The work has two stages, each a graph of its own: `encode` once for a photo, `prompt` for each click. The
-photo is letterboxed into the model's square (images/letterbox.py), and prompts are in its pixels. Of the
-1 + M masks the first answers a clear prompt (a box, or several points), and the others an ambiguous one: a
-single click may mean a shirt or its wearer (Kirillov et al. 2023, arXiv:2304.02643, §3).
+photo is letterboxed or squashed into the model's square (images/letterbox.py), and prompts are in its
+pixels. Of the 1 + M masks the first answers a clear prompt (a box, or several points), and the others an
+ambiguous one: a single click may mean a shirt or its wearer (Kirillov et al. 2023, arXiv:2304.02643, §3).
 
 Shapes: n images, p prompts, P photos, V views of each, N points of a prompt, S side of the square, E width of
 an embedding, h its tokens, M masks, Y X a mask as the model gives it (Y = X), H W the photo.
@@ -48,6 +48,9 @@ NOT_A_POINT, OUTSIDE, INSIDE, UPPER_LEFT, LOWER_RIGHT = -1, 0, 1, 2, 3
 MOST_POINTS = 1000
 """Of one prompt: a thousand clicks are a mistake."""
 
+FRAMES = ("letterbox", "squash")
+"""Ways of preparing a photo that keep all of it."""
+
 READING = Reading(logits=True, single=True)
 """Each mask by itself: scores above 0 are inside."""
 
@@ -59,8 +62,9 @@ SPREAD = (0.7548776662466927, 0.5698402909980532)
 class Encoded:
     """What is kept of a photo between prompts; it does not hold the photo."""
 
-    embeddings: np.ndarray
-    """float32 (E, h, h)."""
+    kept: Arrays
+    """By the names of the first graph's outputs, float32: `embeddings` (1, E, h, h), and finer maps if the
+    model has some."""
     frame: Letterbox
     """The photo's size, and where it lies in the square."""
 
@@ -72,7 +76,7 @@ class Encoded:
     @property
     def bytes(self) -> int:
         """Memory that it takes."""
-        return self.embeddings.nbytes
+        return sum(values.nbytes for values in self.kept.values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,17 +140,23 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """h."""
     mask_side: int
     """Y."""
+    finer: tuple[tuple[int, int], ...]
+    """Channels and side of each finer map that is kept beside the embedding; SAM 2 has two."""
+    closes_boxes: bool
+    """Whether a point that is none also follows a box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promptable:
-    """Masks of what a prompt means, with one model's preprocessing and sizes."""
+    """Masks of what a prompt means, with one model's preprocessing and sizes, as in `Facts`."""
 
     preprocess: Preprocess
     masks: int
     width: int
     tokens: int
     mask_side: int
+    finer: tuple[tuple[int, int], ...] = ()
+    closes_boxes: bool = False
     name: str = "promptable"
     metric: ClassVar[str] = mask_quality.MEAN_IOU
     metric_name: ClassVar[str] = "mean IoU with one click"
@@ -166,24 +176,25 @@ class Promptable:
     def graph(self, entry: str) -> Graph:
         """The whole: images (B, 3, S, S), points (B, N, 2), labels (B, N) -> masks, ious."""
         encode, prompt = self.graphs(entry)
-        return Graph(entry=entry, inputs=(*encode.inputs, *prompt.inputs[1:]), outputs=prompt.outputs)
+        asked = prompt.inputs[len(encode.outputs) :]
+        return Graph(entry=entry, inputs=(*encode.inputs, *asked), outputs=prompt.outputs)
 
     def graphs(self, entry: str) -> tuple[Graph, ...]:
-        """`encode`: images -> embeddings (B, E, h, h); `prompt`: these, points (B, N, 2) in the square's
-        pixels and labels (B, N) -> masks (B, 1 + M, Y, X) and ious (B, 1 + M)."""
+        """`encode`: images -> embeddings (B, E, h, h) and finer maps, if any; `prompt`: these, points
+        (B, N, 2) in the square's pixels and labels (B, N) -> masks (B, 1 + M, Y, X) and ious (B, 1 + M)."""
         side, mask = self.preprocess.image_size, self.mask_side
-        embeddings = TensorSpec(name=EMBEDDINGS, shape=("B", self.width, self.tokens, self.tokens))
+        kept = tuple(TensorSpec(name=name, shape=("B", *sizes)) for name, sizes in self.kept_shapes().items())
         encode = Graph(
             name=ENCODE,
             entry=f"{ENCODE}/{entry}",
             inputs=(TensorSpec(name=IMAGES, shape=("B", 3, side, side)),),
-            outputs=(embeddings,),
+            outputs=kept,
         )
         prompt = Graph(
             name=PROMPT,
             entry=f"{PROMPT}/{entry}",
             inputs=(
-                embeddings,
+                *kept,
                 TensorSpec(name=POINTS, shape=("B", "N", 2)),
                 TensorSpec(name=LABELS, shape=("B", "N"), dtype="int64"),
             ),
@@ -193,6 +204,11 @@ class Promptable:
             ),
         )
         return encode, prompt
+
+    def kept_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """What the first stage gives for one photo, by name."""
+        finer = {f"finer_{i}": (channels, side, side) for i, (channels, side) in enumerate(self.finer, 1)}
+        return {EMBEDDINGS: (self.width, self.tokens, self.tokens), **finer}
 
     # --- inputs -----------------------------------------------------------------------------------
 
@@ -213,7 +229,8 @@ class Promptable:
         square, frame = self.letterboxed(image)
         (height, width), (x, y) = frame.photo, middle(frame)
         half = (x / 2, y / 2, x + (width - x) / 2, y + (height - y) / 2)
-        prompts = [self.asked(frame, [(x, y)], [INSIDE], None), self.asked(frame, [], [], half)]
+        # Not closed, so that all have as many points: what is compared is the numbers.
+        prompts = [self.asked(frame, [(x, y)], [INSIDE], None), self._corners(frame, half)]
         for number in range(2, count):
             across, down = ((0.5 + number * step) % 1.0 for step in SPREAD)
             prompts.append(self.asked(frame, [(across * width, down * height)], [INSIDE], None))
@@ -225,7 +242,13 @@ class Promptable:
     def letterboxed(self, image: Image.Image) -> tuple[np.ndarray, Letterbox]:
         """A decoded image as float32 (3, S, S), and where it lies in there."""
         said = self.preprocess
-        return letterbox(image, said.image_size, mean=said.mean, std=said.std)
+        squashed = said.crop_mode == "squash"
+        return letterbox(image, said.image_size, mean=said.mean, std=said.std, squashed=squashed)
+
+    def frame(self, photo: tuple[int, int]) -> Letterbox:
+        """Where a photo (H, W) lies in the square."""
+        said = self.preprocess
+        return Letterbox(side=said.image_size, photo=photo, squashed=said.crop_mode == "squash")
 
     def asked(
         self,
@@ -236,7 +259,7 @@ class Promptable:
     ) -> Arrays:
         """A prompt in the photo's pixels -> points (1, N, 2) and labels (1, N) as the graph takes them.
 
-        A box becomes two points; where there is none, a point that is none closes the others.
+        A box becomes two points; where there is none, or the model wants it, a point that is none closes all.
 
         Raises:
             InputError: no prompt, a point or box outside of the photo, an empty box, or labels that are not 1
@@ -245,17 +268,15 @@ class Promptable:
         at, kinds = checked_points(points, labels)
         if not len(at) and box is None:
             raise InputError("There is no prompt: give at least one point, or a box.")
-        places = [frame.points(at)]
-        if box is None:
-            places.append(np.zeros((1, 2)))
-            kinds.append(NOT_A_POINT)
-        else:
-            places.append(frame.boxes(checked_box(box)).reshape(2, 2))
-            kinds += [UPPER_LEFT, LOWER_RIGHT]
-        return {
-            POINTS: np.concatenate(places).astype(np.float32)[None],
-            LABELS: np.array(kinds, np.int64)[None],
-        }
+        parts = [_as_inputs(frame.points(at), kinds)]
+        if box is not None:
+            parts.append(self._corners(frame, checked_box(box)))
+        if box is None or self.closes_boxes:
+            parts.append(_as_inputs(np.zeros((1, 2)), [NOT_A_POINT]))
+        return {name: np.concatenate([part[name] for part in parts], axis=1) for name in (POINTS, LABELS)}
+
+    def _corners(self, frame: Letterbox, box: Sequence[float] | np.ndarray) -> Arrays:
+        return _as_inputs(frame.boxes(np.asarray(box)).reshape(2, 2), [UPPER_LEFT, LOWER_RIGHT])
 
     # --- outputs ----------------------------------------------------------------------------------
 
@@ -361,8 +382,7 @@ class Promptable:
     def _judged(self, answered: Iterable[Answered]) -> Iterable[click_quality.Judged]:
         for outputs, truths in answered:
             for (scores, ious), truth in zip(self._rows(outputs), truths, strict=True):
-                frame = Letterbox(side=self.preprocess.image_size, photo=truth.size)
-                yield truth, self.answer(scores, ious, frame).mask
+                yield truth, self.answer(scores, ious, self.frame(truth.size)).mask
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -375,6 +395,8 @@ class Promptable:
             width=self.width,
             tokens=self.tokens,
             mask_side=self.mask_side,
+            finer=self.finer,
+            closes_boxes=self.closes_boxes,
         )
         built: dict[str, Any] = msgspec.to_builtins(said)
         return built
@@ -394,6 +416,8 @@ class Promptable:
             width=int(facts["width"]),
             tokens=int(facts["tokens"]),
             mask_side=int(facts["mask_side"]),
+            finer=tuple((int(channels), int(side)) for channels, side in facts["finer"]),
+            closes_boxes=bool(facts["closes_boxes"]),
         )
 
     @classmethod
@@ -401,25 +425,35 @@ class Promptable:
         """From an artifact's facts.
 
         Raises:
-            InputError: a value out of range, or photos that are not letterboxed.
+            InputError: a value out of range, or photos of which a part is cut off.
         """
         said = msgspec.convert(facts, Facts)
         check_preprocess(said.preprocess)
-        if said.preprocess.crop_mode != "letterbox":
+        if said.preprocess.crop_mode not in FRAMES or said.preprocess.crop != 1.0:
             raise InputError(
-                f"The artifact prepares photos by crop_mode {said.preprocess.crop_mode}, and prompts need "
-                "letterbox: write the artifact again."
+                f"The artifact prepares photos by crop_mode {said.preprocess.crop_mode} and crop "
+                f"{said.preprocess.crop:g}, and prompts need whole photos ({' or '.join(FRAMES)}, 1): write "
+                "the artifact again."
             )
         for name in ("width", "tokens", "mask_side"):
             whole("image_size", getattr(said, name), name)
         whole("image_size", said.masks, "masks")
+        for size in (size for each in said.finer for size in each):
+            whole("image_size", size, "finer")
         return cls(
             preprocess=said.preprocess,
             masks=said.masks,
             width=said.width,
             tokens=said.tokens,
             mask_side=said.mask_side,
+            finer=said.finer,
+            closes_boxes=said.closes_boxes,
         )
+
+
+def _as_inputs(places: np.ndarray, kinds: Sequence[int]) -> Arrays:
+    """Points (N, 2) in the square and their labels as one prompt of the graph."""
+    return {POINTS: places.astype(np.float32)[None], LABELS: np.array(kinds, np.int64)[None]}
 
 
 def middle(frame: Letterbox) -> tuple[float, float]:
