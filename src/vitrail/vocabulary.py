@@ -110,8 +110,11 @@ LEAST: dict[str, str] = {"min_recall": "recall", "min_iou": "IoU"}
 """Limit of `Requirements` -> the metric in `Quality.figures` that it is about."""
 OF_ALL: dict[str, str] = {"min_iou": "mean IoU"}
 """The same where no class is named; a limit that is not here needs one."""
-LEAST_OF: dict[str, str] = {"min_recall": "classify", "min_iou": "segment"}
-"""The task that measures it."""
+LEAST_OF: dict[str, tuple[str, ...]] = {
+    "min_recall": ("classify",),
+    "min_iou": ("segment", "promptable"),
+}
+"""The tasks that measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib.resources import files
 
+from vitrail.catalog import promptable
 from vitrail.catalog.licenses import admits, check_requirement, license_class
 from vitrail.catalog.table import read_table
 from vitrail.errors import InputError
@@ -23,6 +24,7 @@ __all__ = [
     "fits",
     "license_class",
     "matches",
+    "of_task",
 ]
 
 # Names people are likely to try, and why the table has no row for them.
@@ -39,6 +41,11 @@ def candidates() -> tuple[Candidate, ...]:
     return read_table(text.splitlines())
 
 
+def of_task(task: str) -> tuple[Candidate, ...]:
+    """The candidates that can be for a task: the table's, or those that take prompts."""
+    return promptable.CANDIDATES if task == "promptable" else candidates()
+
+
 def architectures() -> tuple[str, ...]:
     """The distinct architecture names, in the table's order."""
     return tuple(dict.fromkeys(candidate.architecture for candidate in candidates()))
@@ -49,21 +56,22 @@ def families() -> tuple[str, ...]:
     return tuple(dict.fromkeys(candidate.family for candidate in candidates()))
 
 
-def find(globs: Sequence[str]) -> tuple[Candidate, ...]:
-    """The candidates that match at least one glob, each once, in the table's order; no globs: all.
+def find(globs: Sequence[str], task: str = "classify") -> tuple[Candidate, ...]:
+    """The candidates for a task that match at least one glob, each once, in their order; no globs: all.
 
     A glob (`*`, `?`, `[...]`, ignoring case) must match a whole `architecture.tag` or a whole
     architecture. Raises InputError, naming the nearest names, for a glob that matches nothing.
     """
+    there = of_task(task)
     if not globs:
-        return candidates()
+        return there
     chosen: set[str] = set()
     for glob in globs:
-        found = [candidate.name for candidate in candidates() if matches(candidate, glob)]
+        found = [candidate.name for candidate in there if matches(candidate, glob)]
         if not found:
-            raise InputError(_no_match(glob))
+            raise InputError(_no_match(glob) if task != "promptable" else _none_takes_prompts(glob))
         chosen.update(found)
-    return tuple(candidate for candidate in candidates() if candidate.name in chosen)
+    return tuple(candidate for candidate in there if candidate.name in chosen)
 
 
 def matches(candidate: Candidate, glob: str) -> bool:
@@ -74,6 +82,11 @@ def matches(candidate: Candidate, glob: str) -> bool:
 def fits(glob: str, *names: str) -> bool:
     """Whether the glob (`*`, `?`, `[...]`) matches the whole of one of the names, ignoring case."""
     return any(fnmatchcase(name.lower(), glob.lower()) for name in names)
+
+
+def _none_takes_prompts(glob: str) -> str:
+    names = ", ".join(candidate.name for candidate in promptable.CANDIDATES)
+    return f"No model that takes prompts matches {glob!r}: choose of {names}, or give your own weights."
 
 
 def _no_match(glob: str) -> str:

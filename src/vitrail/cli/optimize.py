@@ -90,7 +90,12 @@ def _measure(
         )
     accuracy = None if args.accuracy is None else percent(args.accuracy, "--accuracy")
     source = one_model(
-        args.model, arch=args.arch, labels=args.labels, preprocess=args.preprocess, accuracy=accuracy
+        args.model,
+        arch=args.arch,
+        labels=args.labels,
+        preprocess=args.preprocess,
+        accuracy=accuracy,
+        task=settings.task,
     )
     if isinstance(source, Shipped):
         if args.task not in (None, source.task):

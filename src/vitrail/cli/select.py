@@ -117,7 +117,7 @@ def _measure(args: argparse.Namespace, asked: tuple[Requirements, Workload, Sear
     from vitrail.sources.own_onnx import NeedsPreprocess
 
     requirements, workload, settings = asked
-    sources = _sources(args)
+    sources = _sources(args, settings.task)
     try:
         with watching(args, workload, beside_requirements(args), args.ship_provisional) as watcher:
             selection = select(
@@ -160,7 +160,7 @@ def _judge_again(args: argparse.Namespace, asked: tuple[Requirements, Workload, 
     return judge_recorded(args.recorded, *asked, said=said)
 
 
-def _sources(args: argparse.Namespace) -> list[Source]:
+def _sources(args: argparse.Namespace, task: str) -> list[Source]:
     """Where candidates come from, beside the catalogue."""
     _check_own(args)
     for name in ("prompts", "tag", "keep_text_tower"):
@@ -171,7 +171,7 @@ def _sources(args: argparse.Namespace) -> list[Source]:
     if args.classes is not None:
         sources.append(_class_names(args))
     elif args.weights is not None:
-        sources.append(_own_weights(args))
+        sources.append(_own_weights(args, task))
     if args.onnx is not None:
         sources.append(_own_onnx(args))
     if args.trained:
@@ -215,7 +215,16 @@ def _own_clip(args: argparse.Namespace) -> OwnCLIP:
     return OwnCLIP(file=args.weights, arch=args.arch, tag=args.tag)
 
 
-def _own_weights(args: argparse.Namespace) -> Source:
+def _own_weights(args: argparse.Namespace, task: str) -> Source:
+    if task == "promptable":
+        from vitrail.sources.own import OwnPromptable
+
+        for name in ("labels", "accuracy"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name} is about classes, and prompts have none: leave it out.")
+        if args.arch is None:
+            raise InputError("--weights needs --arch NAME, such as sam_vit_base: nothing else says it.")
+        return OwnPromptable(file=args.weights, arch=args.arch)
     if args.arch is None or args.labels is None:
         raise InputError("--weights needs --arch NAME and --labels FILE: without them nothing can be built.")
     from vitrail.sources.own import OwnWeights

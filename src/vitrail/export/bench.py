@@ -262,7 +262,7 @@ class Bench(Exports):
         assert located is not None, "random weights have no parity"
         task = self.task(variant)
         crops = max(1, min(task.most_views, PARITY_IMAGES // len(self.photos.paths)))
-        fit = max(tasks.fitting(task, PARITY_MIB), 2 * MIN_DECIDED_PHOTOS)
+        fit = max(tasks.fitting(task, PARITY_MIB / crops), 2 * MIN_DECIDED_PHOTOS)
         compared = self._parity_photos[:fit]
         key = {
             "weights": self.weights_key(variant.candidate),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from vitrail import runtimes
+from vitrail import runtimes, tasks
 from vitrail.errors import InputError, MissingExtraError
 from vitrail.export import passes
 from vitrail.export.passes import PASSES
 from vitrail.limits import whole
-from vitrail.models.registry import MODELS
+from vitrail.models.registry import MODELS, SEGMENTERS
 from vitrail.runtimes import RUNTIMES
 from vitrail.runtimes.parts import IMAGES
 from vitrail.vocabulary import (
@@ -86,7 +86,7 @@ def variants(
         for runtime, precision in pairs
         if not (implementation == "onnx" and RUNTIMES[runtime].of_module)
         for form in forms
-        if form.runtime in ("", runtime)
+        if form.runtime in ("", runtime) and (form == Form() or not tasks.known(candidate.task).stages)
     )
     unlike = tuple(dict.fromkeys(found))
     own = [candidate.name for candidate in candidates if candidate.trained_with == "onnx"]
@@ -183,6 +183,8 @@ def forms(settings: SearchSettings, workload: Workload, *, quality: bool) -> tup
 def implementations(candidate: Candidate, asked: Sequence[str] = ()) -> tuple[Implementation, ...]:
     """Whose code can run the candidate's weights, of those asked; none asked: ours where it exists."""
     there: tuple[Implementation, ...] = ("vitrail", "timm") if candidate.architecture in MODELS else ("timm",)
+    if candidate.architecture in SEGMENTERS:
+        there = ("vitrail",)
     if candidate.trained_with is not None:
         there = (candidate.trained_with,)
     return tuple(name for name in there if name in asked) if asked else there[:1]

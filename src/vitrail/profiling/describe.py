@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from vitrail.errors import InputError
-from vitrail.models import timm
+from vitrail.models import factory, timm
+from vitrail.models.sam import SAM
 from vitrail.profiling.cost import count
 
 
@@ -25,6 +26,28 @@ def describe(payload: dict[str, Any]) -> dict[str, Any]:
         )
     except InputError as error:
         return {"refused": str(error)}
+
+
+def describe_promptable(payload: dict[str, Any]) -> dict[str, Any]:
+    """The same of a model of ours that takes prompts; the cost is its image encoder's.
+
+    Payload: `architecture` and `weights` (a file that must fit it).
+    """
+    with torch.device("meta"):
+        model = factory.build(str(payload["architecture"]))
+    try:
+        factory.fitting(model, Path(payload["weights"]))
+    except InputError as error:
+        return {"refused": str(error)}
+    assert isinstance(model, SAM)
+    side = model.config.image_size[0]
+    cost = count(model.image_encoder, side)
+    return {
+        "image_size": side,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "macs": cost.macs,
+        "activations": cost.activations,
+    }
 
 
 def _describe(name: str, classes: int, image_size: int | None, weights: str) -> dict[str, Any]:

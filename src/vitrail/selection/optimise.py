@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from vitrail import runtimes, stats
+from vitrail import runtimes, stats, tasks
 from vitrail.errors import InputError
 from vitrail.measure.latency import finals
 from vitrail.measure.sandbox import ChildFailure
@@ -57,7 +57,9 @@ def _references(variant: Variant, settings: SearchSettings, device: str) -> list
     return [
         replace(plain, runtime=name, precision=precision)
         for name, runtime in runtimes.RUNTIMES.items()
-        if runtime.reference and runtimes.version(name) is not None
+        if runtime.reference
+        and runtimes.version(name) is not None
+        and (runtime.open_sizes or not tasks.known(variant.candidate.task).stages)
         for precision in runtime.on(device)
         if (name, precision) == (EAGER, "fp32")
         or ((name in named or not named) and (precision in settings.precisions or not settings.precisions))

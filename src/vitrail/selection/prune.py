@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vitrail import judge, stats
+from vitrail import judge, stats, tasks
 from vitrail.catalog import admits
+from vitrail.runtimes import RUNTIMES
 from vitrail.vocabulary import Requirements, Variant, Workload
 
 FLOOR_FACTOR = 2.0
@@ -24,6 +25,18 @@ LEFT_BY_MERGING = 0.25
 
 Peaks = Mapping[str, Mapping[str, float]]
 """GFLOP/s by runtime and precision."""
+
+
+def unmade(variant: Variant) -> str | None:
+    """Why a variant of a model with stages is not made; None: it is, or has one graph."""
+    if not tasks.known(variant.candidate.task).stages:
+        return None
+    engine = RUNTIMES[variant.runtime]
+    if engine.of_module:
+        return f"{engine.label} builds of whole modules, and this one's work has two stages"
+    if variant.precision in ("int8", "fp16"):
+        return f"{variant.precision} is not made of models that answer prompts yet"
+    return None
 
 
 def accuracy_bound(variant: Variant) -> float | None:

@@ -27,7 +27,7 @@ from vitrail.measure.quiet import BusyReading
 from vitrail.measure.sandbox import ChildFailure, ChildTimeout
 from vitrail.selection.costs import Costs
 from vitrail.selection.order import LatencyModel, cannot_beat, cannot_fit, rank_key
-from vitrail.selection.prune import Peaks, ruled_out
+from vitrail.selection.prune import Peaks, ruled_out, unmade
 from vitrail.selection.trial import Trial, failed_in_noise
 from vitrail.vocabulary import (
     LedgerEntry,
@@ -152,6 +152,7 @@ class Search:
         for trial in self.trials.values():
             trial.pruned = (
                 self.excluded.get(trial.variant.candidate.name)
+                or unmade(trial.variant)
                 or uncontrolled(trial.variant, self.settings.max_drop)
                 or ruled_out(
                     trial.variant,

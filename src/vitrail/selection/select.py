@@ -161,12 +161,16 @@ def _refuse_others(settings: SearchSettings, requirements: Requirements, workloa
         **{asked.option.removeprefix("--"): True for asked in requirements.least},
     }
     for name, wanted in given.items():
-        if wanted and task not in set(LEAST_OF.values()):
+        if wanted and not any(task in tasks_of for tasks_of in LEAST_OF.values()):
             raise InputError(f"--{name} is about classes, and --task {task} has none: leave it out.")
     tasks.check_stages(requirements, task)
     for asked in requirements.least:
-        if (of := LEAST_OF.get(asked.requirement, task)) != task:
-            raise InputError(f"{asked.option} is for --task {of}, not for {task}: leave it out.")
+        if task not in (of := LEAST_OF.get(asked.requirement, (task,))):
+            raise InputError(f"{asked.option} is for --task {of[0]}, not for {task}: leave it out.")
+        if task == "promptable" and asked.label:
+            raise InputError(
+                f"{asked.option} {asked.label}=… is about a class, and clicks have none: give a number alone."
+            )
 
 
 def _refuse_elsewhere(settings: SearchSettings) -> None:

@@ -18,7 +18,7 @@ from vitrail.data import Dataset
 from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
 from vitrail.learn.trained import TRAINED
-from vitrail.sources.own import OwnWeights
+from vitrail.sources.own import OwnPromptable, OwnWeights
 from vitrail.sources.own_onnx import OwnONNX
 from vitrail.sources.source import Context, Found, Source
 from vitrail.sources.trained import TrainedRuns
@@ -40,6 +40,7 @@ def one_model(
     labels: str | None = None,
     preprocess: str | Path | Mapping[str, object] | None = None,
     accuracy: float | None = None,
+    task: str | None = None,
 ) -> Source:
     """The source of what `model` names.
 
@@ -48,6 +49,7 @@ def one_model(
             artifact, or a file of weights or ONNX.
         arch, labels: of a weights file; `labels` and `preprocess` of an ONNX file.
         accuracy: top-1 in % of a file, as the person declares it.
+        task: what it is asked to be for, where the person says so.
 
     Raises:
         InputError: it is none of these, or lacks what it needs; with the fix.
@@ -67,6 +69,11 @@ def one_model(
         return OwnONNX(file=model, labels=labels, preprocess=preprocess, accuracy=accuracy)
     if suffix in SUFFIXES or path.is_file():
         _refuse({"--preprocess": preprocess}, "weights are prepared for as their --arch says")
+        if task == "promptable":
+            _refuse({"--labels": labels, "--accuracy": accuracy}, "prompts have no classes")
+            if arch is None:
+                raise InputError(f"{model} needs --arch NAME, such as sam_vit_base: nothing else says it.")
+            return OwnPromptable(file=model, arch=arch)
         if arch is None or labels is None:
             raise InputError(
                 f"{model} needs --arch NAME and --labels FILE: without them nothing can be built."
@@ -105,6 +112,7 @@ def _folder(path: Path) -> Source:
 class Named(Source):
     """One model of the catalogue."""
 
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "promptable")
     name: str
     """Or a glob that matches one."""
 
@@ -115,14 +123,15 @@ class Named(Source):
 
     def check_settings(self, settings: SearchSettings) -> None:
         """Refuse a name that is of none, or of several. Raises InputError, with the choices."""
-        self._candidate()
+        self._candidate(settings.task)
 
     def find(self, context: Context) -> Found:
         """The one. Raises InputError as `check_settings`."""
-        return Found(candidates=(replace(self._candidate(), task=context.settings.task),))
+        task = context.settings.task
+        return Found(candidates=(replace(self._candidate(task), task=task),))
 
-    def _candidate(self) -> Candidate:
-        found = catalog.find([self.name])
+    def _candidate(self, task: str) -> Candidate:
+        found = catalog.find([self.name], task)
         exact = [each for each in found if each.name == self.name]
         if len(found) > 1 and not exact:
             names = some_of([each.name for each in found], SHOWN)

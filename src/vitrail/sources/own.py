@@ -9,16 +9,19 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from vitrail.catalog import candidates
+from vitrail.catalog import candidates, promptable
+from vitrail.data import Dataset
 from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
+from vitrail.masks import objects
 from vitrail.measure import sandbox
+from vitrail.models import sam_config
 from vitrail.sources.source import Context, Found, Source
 from vitrail.units import percent
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, SearchSettings, Weights
 from vitrail.weights.find import check_file
 
-__all__ = ["OwnWeights", "own_candidate"]
+__all__ = ["OwnPromptable", "OwnWeights", "own_candidate"]
 
 DESCRIBE_TIMEOUT_S = 120.0
 DESCRIBE_MEMORY_MIB = 8192.0
@@ -57,6 +60,63 @@ class OwnWeights(Source):
         return Found(candidates=(replace(own_candidate(self), task=context.settings.task),))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnPromptable(Source):
+    """A weights file of the user's whose model answers prompts: it has no labels."""
+
+    option: ClassVar[str] = "weights"
+    tasks: ClassVar[tuple[str, ...]] = ("promptable",)
+    answers: ClassVar[str] = "its own masks"
+    file: str
+    arch: str
+    license: str = "own"
+
+    def licenses(self) -> tuple[str, ...]:
+        """What the user stated."""
+        return (self.license,)
+
+    def check_settings(self, settings: SearchSettings) -> None:
+        """Refuse what is not a file, and an architecture that takes no prompts. Raises InputError."""
+        check_file(self.file)
+        if self.arch not in sam_config.VARIANTS:
+            raise InputError(
+                f"{self.arch} takes no prompts: name one of {', '.join(sam_config.VARIANTS)} with --arch."
+            )
+
+    def read_labelled(self, place: str, settings: SearchSettings) -> Dataset:
+        """Photos with objects to click on."""
+        return objects.load(place)
+
+    def find(self, context: Context) -> Found:
+        """The one candidate. Raises InputError for weights that cannot be read or do not fit."""
+        payload = {"architecture": self.arch, "weights": self.file}
+        facts = _asked("vitrail.profiling.describe:describe_promptable", payload, self.file, self.arch)
+        tag = _tag(self.file)
+        return Found(
+            candidates=(
+                Candidate(
+                    name=f"{self.arch}.{tag}",
+                    architecture=self.arch,
+                    family="sam",
+                    weights=Weights(
+                        source="file",
+                        reference=str(Path(self.file).absolute()),
+                        tag=tag,
+                        license=self.license,
+                    ),
+                    preprocess=promptable.preprocess_of(int(facts["image_size"])),
+                    accuracy=None,
+                    parameters=int(facts["parameters"]),
+                    macs=int(facts["macs"]),
+                    activations=int(facts["activations"]),
+                    labels="",
+                    note="the user's own weights",
+                    task="promptable",
+                ),
+            )
+        )
+
+
 def own_candidate(own: OwnWeights) -> Candidate:
     """Describe the user's weights, which must fit the architecture and the labels.
 
@@ -73,7 +133,7 @@ def own_candidate(own: OwnWeights) -> Candidate:
     facts = _described(own, classes, known)
     preprocess = known.preprocess if known else msgspec.convert(facts["preprocess"], Preprocess)
     architecture = own.arch.split(".")[0]
-    tag = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(own.file).stem).strip("-") or "own"
+    tag = _tag(own.file)
     return Candidate(
         name=f"{architecture}.{tag}",
         architecture=architecture,
@@ -104,13 +164,23 @@ def _described(own: OwnWeights, classes: int, known: Candidate | None) -> dict[s
         "image_size": known.preprocess.image_size if known else None,
         "weights": own.file,
     }
+    return _asked("vitrail.profiling.describe:describe", payload, own.file, own.arch)
+
+
+def _tag(file: str) -> str:
+    """A name for weights, of their file's."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).stem).strip("-") or "own"
+
+
+def _asked(function: str, payload: dict[str, Any], file: str, arch: str) -> dict[str, Any]:
+    """What a child says of weights. Raises InputError if they cannot be read or do not fit."""
     try:
         facts: dict[str, Any] = sandbox.call(
-            "vitrail.profiling.describe:describe",
+            function,
             payload,
             timeout_s=DESCRIBE_TIMEOUT_S,
             memory_mib=DESCRIBE_MEMORY_MIB,
-            name=f"reading {own.file} as {own.arch}",
+            name=f"reading {file} as {arch}",
         )
     except sandbox.ChildFailure as error:
         raise InputError(f"{error}: check --weights and --arch.") from None
