@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.cli import clicks
 from vitrail.cli.numbers import whole_number
 from vitrail.cli.output import complain, short, write_lines
 from vitrail.errors import InputError
@@ -27,7 +28,9 @@ LEAST_SHOWN = 0.0005
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="folder that `vitrail select --task segment` wrote"
+        "artifact",
+        metavar="ARTIFACT",
+        help="folder that `vitrail select --task segment` or `--task promptable` wrote",
     )
     parser.add_argument(
         "images",
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="inference threads (default: the artifact's)",
     )
+    clicks.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from vitrail.masks.write import DOCUMENT, MaskFolder
     from vitrail.predict import load
     from vitrail.store import atomic_folder, check_name, check_target
+    from vitrail.tasks.promptable import Promptable
     from vitrail.tasks.segment import Segment, numbered
 
     items = list(expand(args.images))
@@ -68,15 +73,25 @@ def run(args: argparse.Namespace) -> int:
     check_target(out, overwrite=args.overwrite)
     with load(args.artifact, threads=args.threads) as predictor:
         task = predictor.task
-        if not isinstance(task, Segment):
+        if not isinstance(task, (Segment, Promptable)):
             raise InputError(f"{args.artifact} makes no masks, it is to {task.name}: {_instead(task.name)}.")
+        asked = None if isinstance(task, Segment) else clicks.Asked(args)
+        if asked is None and (option := clicks.given(args)):
+            raise InputError(
+                f"{args.artifact} says what each pixel is, and takes no prompts: leave {option} out."
+            )
+        # Things that are clicked on have no names.
+        classes = numbered(task.labels) if isinstance(task, Segment) else [("object", 1)]
         failed = [error for _, error in items if error is not None]
         for error in failed:
             complain(str(error))
         paths = [path for path, error in items if error is None]
         with atomic_folder(out, overwrite=args.overwrite) as folder:
-            target = MaskFolder(folder, numbered(task.labels), single=len(task.labels) == 1)
-            errors = _all(predictor, paths, target)
+            target = MaskFolder(folder, classes, single=len(classes) == 1)
+            if asked is None:
+                errors = _all(predictor, paths, target)
+            else:
+                errors = clicks.write_all(predictor, asked, paths, target)
             if len(errors) == len(paths):
                 raise InputError(
                     f"No photo could be used ({len(items)} tried): give photos that can be read."

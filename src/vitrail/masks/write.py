@@ -46,24 +46,10 @@ class MaskFolder:
         Raises:
             InputError: a file cannot be written.
         """
-        name = self._name(path)
-        height, width = labels.shape
-        image = {"id": len(self._images) + 1, "file_name": path, "height": height, "width": width}
-        self._images.append(image)
+        name, image = self._name(path), self._image(path, labels.shape)
         found = {number: labels == number for _, number in self.classes if (labels == number).any()}
         for number, mask in found.items():
-            runs = rle.encode(mask)
-            self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": number,
-                    "segmentation": runs.coco(),
-                    "area": runs.area,
-                    "bbox": list(runs.box),
-                    "iscrowd": 0,
-                }
-            )
+            self._annotate(image, number, mask)
         drawn = pictures.of_inside(labels) if self._single else pictures.of_labels(labels, len(self._colours))
         self._save("masks", f"{name}.png", drawn)
         drawn = overlay(photo, list(found.values()), colour=[self._colours[number] for number in found])
@@ -72,6 +58,45 @@ class MaskFolder:
             self._save("alpha", f"{name}.png", pictures.of_alpha(alpha))
             self._save("cutouts", f"{name}.png", pictures.cut_out(photo, alpha))
         return name
+
+    def add_objects(self, path: str, photo: Image.Image, objects: Sequence[tuple[np.ndarray, float]]) -> str:
+        """Write the masks of single things in an RGB photo, each with its score; the name of its files.
+
+        Several have a file each, `masks/NAME-001.png` and so on: they may overlap.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        name, image = self._name(path), self._image(path, (photo.height, photo.width))
+        ((_, number),) = self.classes
+        for place, (mask, score) in enumerate(objects, start=1):
+            self._annotate(image, number, mask, score=round(float(score), 4))
+            drawn = pictures.of_inside(mask)
+            self._save("masks", f"{name}.png" if len(objects) == 1 else f"{name}-{place:03d}.png", drawn)
+        drawn = overlay(photo, [mask for mask, _ in objects], colour=colours(len(objects)))
+        self._save("overlays", f"{name}.jpg", drawn, quality=90)
+        return name
+
+    def _image(self, path: str, size: Sequence[int]) -> int:
+        """Note a photo of (H, W); its id."""
+        number = len(self._images) + 1
+        self._images.append({"id": number, "file_name": path, "height": size[0], "width": size[1]})
+        return number
+
+    def _annotate(self, image: int, category: int, mask: np.ndarray, **more: Any) -> None:
+        runs = rle.encode(mask)
+        self._annotations.append(
+            {
+                "id": len(self._annotations) + 1,
+                "image_id": image,
+                "category_id": category,
+                "segmentation": runs.coco(),
+                "area": runs.area,
+                "bbox": list(runs.box),
+                "iscrowd": 0,
+                **more,
+            }
+        )
 
     def end(self, origin: str) -> None:
         """Write COCO's JSON of all photos; `origin` says what made the masks. Raises InputError as `add`."""
