@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import clicks
@@ -12,14 +15,22 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vitrail import predict
+from vitrail import predict, tasks, verify
+from vitrail.artifact import open_artifact, write
+from vitrail.cli import main
 from vitrail.errors import ClaimError, InputError
+from vitrail.images.decode import decode
 from vitrail.images.letterbox import Letterbox, letterbox
+from vitrail.masks import rle
 from vitrail.masks.iou import iou
-from vitrail.predict import EmbeddingCache
+from vitrail.masks.rle import RunLengths
+from vitrail.measure.session import ExportSession, SessionRequest
+from vitrail.predict import Clicked, EmbeddingCache
 from vitrail.prompting import grid, stability
+from vitrail.tasks.click_quality import ClickTruth
 from vitrail.tasks.promptable import Encoded
 
+GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(60, 90), (90, 47), (64, 64), (200, 300)]
 
 
@@ -321,3 +332,245 @@ def test_masks_that_are_not_finite_are_refused():
     outputs = {"masks": np.full((1, 4, 32, 32), np.nan, np.float32), "ious": np.zeros((1, 4), np.float32)}
     with pytest.raises(ClaimError, match="not finite"):
         clicks.TASK.finish(outputs)
+
+
+# --- an artifact against its claims -----------------------------------------------------------------
+
+
+def smooth(seed: int) -> np.ndarray:
+    """Logits (4, 32, 32) of a few large areas."""
+    coarse = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 4, 4, 4)) * 6)
+    return F.interpolate(coarse, size=(32, 32), mode="bicubic").numpy()[0].astype(np.float32)
+
+
+def answers(photos: int = 12, views: int = 2) -> dict[str, np.ndarray]:
+    """Masks (P, V, 4, 32, 32) and IoUs (P, V, 4)."""
+    masks = np.stack([[smooth(10 * photo + view) for view in range(views)] for photo in range(photos)])
+    return {
+        "masks": masks,
+        "ious": np.random.default_rng(0).uniform(0.5, 1, masks.shape[:3]).astype(np.float32),
+    }
+
+
+DAMAGE = {
+    "two masks change places": lambda x: x | {"masks": x["masks"][:, :, [0, 2, 1, 3]]},
+    "masks are mirrored": lambda x: x | {"masks": x["masks"][..., ::-1].copy()},
+    "masks move by three pixels": lambda x: x | {"masks": np.roll(x["masks"], 3, axis=-1)},
+    "masks are turned": lambda x: x | {"masks": x["masks"].swapaxes(-1, -2).copy()},
+    "one mask is lost": lambda x: (
+        x | {"masks": x["masks"] * np.array([1, 1, 1, 0], np.float32)[:, None, None]}
+    ),
+    "a quarter is empty": lambda x: x | {"masks": np.where(np.arange(32) < 8, 0, x["masks"])},
+    "one photo is another's": lambda x: x | {"masks": np.concatenate([x["masks"][1:2], x["masks"][1:]])},
+    "all is ten times as large": lambda x: x | {"masks": 10 * x["masks"]},
+    "masks are not finite": lambda x: x | {"masks": np.where(np.arange(32) == 3, np.nan, x["masks"])},
+    "IoUs are halved": lambda x: x | {"ious": x["ious"] / 2},
+    "IoUs change places": lambda x: x | {"ious": x["ious"][..., ::-1].copy()},
+    "IoUs are not finite": lambda x: x | {"ious": np.where(np.arange(4) == 2, np.nan, x["ious"])},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_refused(damage, precision):
+    reference = answers()
+    harmed = DAMAGE[damage](answers())
+    assert clicks.TASK.compare(reference, answers(), precision).answer == "pass"
+    assert clicks.TASK.compare(reference, harmed, precision).answer == "fail", (damage, precision)
+
+
+def test_the_worst_photo_is_named_and_nothing_is_lost_of_the_same():
+    reference, outputs = answers(), answers()
+    outputs["masks"][7] = np.roll(outputs["masks"][7], 3, axis=-1)
+    found = clicks.TASK.compare(reference, outputs, "bf16")
+    assert (found.answer, found.worst, found.photos) == ("fail", "7", 12)
+    assert clicks.TASK.lost(reference, answers(), None) == 0
+
+
+def test_an_artifact_holds_its_claims_in_both_engines(made, ours, folder, tmp_path):
+    for place in (folder, clicks.artifact(made, ours, tmp_path / "ov", "openvino").path):
+        found = verify.verify(place, threads=1)
+        assert found.holds, [check for check in found.checks if check.answer != "pass"]
+        assert "relative error of predicted IoUs" in [check.name for check in found.checks]
+        names = [graph.name for graph in found.facts.graphs]
+        assert names == ["encode", "prompt"]
+
+
+@pytest.mark.parametrize("stage", ["encode", "prompt"])
+def test_a_stage_with_other_weights_is_found(made, ours, tmp_path, stage):
+    """Both its graphs are whole; only the reference photos can tell."""
+    import onnx
+    from onnx import numpy_helper
+
+    harmed = tmp_path / "export"
+    shutil.copytree(made, harmed)
+    model = onnx.load(harmed / stage / "model.onnx")
+    weights = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT]
+    largest = max(weights, key=lambda each: each.ByteSize())
+    values = numpy_helper.to_array(largest)[..., ::-1]
+    largest.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), largest.name))
+    onnx.save(model, harmed / stage / "model.onnx")
+    bundle = clicks.bundle(made, ours, tmp_path / "parts")
+    shipped = write(tmp_path / "winner", replace(bundle, export=replace(bundle.export, folder=str(harmed))))
+    assert verify.verify(shipped.path, threads=1).answer == "does not hold its claims"
+
+
+def test_files_of_a_stage_are_checked(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "model" / "prompt" / "model.onnx").unlink()
+    with pytest.raises(InputError, match=r"prompt/model\.onnx is missing"):
+        predict.load(copy)
+
+
+# --- how good it is ---------------------------------------------------------------------------------
+
+
+def disc(x: float, y: float, radius: float, size=(60, 90)) -> RunLengths:
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return rle.encode(np.hypot(columns - x, rows - y) < radius)
+
+
+def test_quality_is_the_mean_iou_of_one_click_for_each_object():
+    """Two of three objects are found as they are, and the third not at all."""
+    runs = [disc(20, 30, 12), disc(60, 20, 9), disc(70, 45, 8)]
+    truths = [ClickTruth(photo=f"{k // 2}.png", runs=each, click=(0, 0)) for k, each in enumerate(runs)]
+    frame = Letterbox(side=clicks.SIDE, photo=(60, 90))
+    masks, ious = [], []
+    for k, each in enumerate(runs):
+        square, _ = letterbox(
+            Image.fromarray(np.repeat(each.mask()[..., None] * np.uint8(255), 3, 2)), clicks.SIDE
+        )
+        small = F.interpolate(torch.from_numpy(square[:1][None]), (32, 32), mode="area").numpy()[0, 0]
+        right = small - (small.max() + small.min()) / 2
+        masks.append(np.stack([-np.ones_like(right), right if k < 2 else -np.ones_like(right), right, right]))
+        ious.append([0.99, 0.9, 0.1, 0.2])  # the first is for clear prompts: a click is none
+    outputs = {"masks": np.stack(masks), "ious": np.array(ious, np.float32)}
+    expected = [iou(frame.inside(masks[k][1]), runs[k].mask()) for k in range(3)]
+    found = clicks.TASK.score([(outputs, truths)], ("object",), split="validation", data="d")
+    assert expected[2] == 0
+    assert min(expected[:2]) > 0.6
+    assert found.main.metric == "mean IoU"
+    assert found.main.value == pytest.approx(100 * np.mean(expected))
+    assert found.figure("found").value == pytest.approx(200 / 3)
+    assert (found.images, found.main.interval) == (2, None)  # two photos are too few for an interval
+    with pytest.raises(InputError, match="None of these photos holds an object"):
+        clicks.TASK.score([], ("object",), split="validation", data="d")
+
+
+def test_a_session_answers_clicks_as_the_predictor_does(folder, tmp_path):
+    opened = open_artifact(folder)
+    session = ExportSession(
+        SessionRequest(
+            folder=str(opened.model_folder),
+            graphs=opened.manifest.graphs,
+            target=opened.manifest.variant.on("cpu"),
+            batch_size=1,
+            threads=1,
+            task=tasks.pack(opened.task),
+            photos=[str(photo) for photo in opened.photos],
+        )
+    )
+    asked = [[str(opened.photos[0]), [[20, 15], [70, 40]]], [str(opened.photos[1]), [[5, 5]]]]
+    session.clicked(asked, str(tmp_path / "found.npz"))
+    found = tasks.read_arrays(tmp_path / "found.npz")
+    assert found["masks"].shape == (3, 4, 32, 32)
+    with predict.load(folder) as model:
+        rows = iter(zip(found["masks"], found["ious"], strict=True))
+        for path, points in asked:
+            for point in points:
+                expected = model.prompt(model.prompter.encode(decode(path)), points=[point])
+                masks, ious = next(rows)
+                np.testing.assert_allclose(masks, expected.scores, atol=1e-5 * np.abs(masks).max())
+                np.testing.assert_allclose(ious, expected.ious, atol=1e-5)
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+def run(*arguments) -> int:
+    return main(["segment", *map(str, arguments)])
+
+
+def test_a_click_is_written_as_png_and_as_run_lengths(folder, tmp_path, capsys):
+    path, out = tmp_path / "cat.png", tmp_path / "out"
+    clicks.photo(4).save(path)
+    assert run(folder, path, "--point", "20,15", "--point", "60.5,40,0", "--out", out) == 0
+    with predict.load(folder) as model:
+        expected = model.segment(path, points=[(20, 15), (60.5, 40)], labels=[1, 0])
+    assert np.array_equal(np.asarray(Image.open(out / "masks" / "cat.png")) > 0, expected.mask)
+    assert Image.open(out / "overlays" / "cat.jpg").size == (90, 60)
+    document = json.loads((out / "masks.json").read_text())
+    (annotation,) = document["annotations"]
+    assert np.array_equal(rle.from_coco(annotation["segmentation"]).mask(), expected.mask)
+    assert annotation["score"] == pytest.approx(expected.iou, abs=1e-4)
+    assert annotation["area"] == expected.mask.sum()
+    assert expected.rle() == annotation["segmentation"]
+    said = capsys.readouterr().out
+    assert f"cat.png: {expected.mask.mean():.1%} of the photo, predicted IoU {expected.iou:.2f}" in said
+    assert run(folder, path, "--box", "3,4,40,33", "--out", out, "--overwrite") == 0
+
+
+def test_everything_is_written_with_a_file_for_each(folder, tmp_path, capsys, monkeypatch):
+    found = [clicks.photo(1), clicks.photo(2)]
+    for number, each in enumerate(found):
+        each.save(tmp_path / f"{number}.png")
+    answer = [
+        Clicked(
+            scores=blob(*each)[None], ious=np.array([0.9]), best=0, frame=Letterbox(side=64, photo=(60, 90))
+        )
+        for each in DISCS
+    ]
+    monkeypatch.setattr("vitrail.predict.Predictor.everything", lambda self, path: answer)
+    out = tmp_path / "out"
+    assert run(folder, tmp_path / "0.png", tmp_path / "1.png", "--everything", "--out", out) == 0
+    assert sorted(each.name for each in (out / "masks").iterdir()) == [
+        "0-001.png", "0-002.png", "1-001.png", "1-002.png"
+    ]  # fmt: skip
+    assert "0.png: 2 found" in capsys.readouterr().out
+    assert [each["image_id"] for each in json.loads((out / "masks.json").read_text())["annotations"]] == [
+        1,
+        1,
+        2,
+        2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "answers prompts: say what is meant with --point X,Y or --box"),
+        (["--point", "20"], "--point 20 is not X,Y or X,Y,0"),
+        (["--point", "a,b"], "--point a,b is not X,Y"),
+        (["--point", "1,2,3"], "the third number is 1 inside of it or 0 outside"),
+        (["--box", "1,2,3"], "--box 1,2,3 is not X0,Y0,X1,Y1"),
+        (["--box", "5,5,5,9"], "is empty"),
+        (["--point", "200,3"], "lies outside the photo of 90 × 60 pixels"),
+        (["--everything", "--point", "1,1"], "--everything asks for all"),
+    ],
+)
+def test_a_command_without_a_meaning_is_refused_and_writes_nothing(folder, tmp_path, capsys, asked, said):
+    clicks.photo(4).save(tmp_path / "cat.png")
+    assert run(folder, tmp_path / "cat.png", *asked, "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_prompt_is_about_one_photo_and_not_for_other_commands(folder, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        clicks.photo(4).save(tmp_path / name)
+    assert run(folder, tmp_path, "--point", "1,1", "--out", tmp_path / "out") == 2
+    assert "are in pixels of one photo, and 2 are given" in capsys.readouterr().err
+    assert main(["predict", str(folder), str(tmp_path / "a.png")]) == 2
+    assert "use vitrail segment with --point or --box" in capsys.readouterr().err
+    assert main(["batch", str(folder), str(tmp_path), "--out", str(tmp_path / "table")]) == 2
+    assert "answers prompts, and a batch has none" in capsys.readouterr().err
+    assert main(["package", str(folder), "--for", "docker", "--out", str(tmp_path / "image")]) == 2
+    assert "which no package serves yet" in capsys.readouterr().err
+    other = GOLDEN / "artifact-4-openvino"
+    assert run(other, tmp_path / "a.png", "--point", "1,1", "--out", tmp_path / "out") == 2
+    assert "makes no masks" in capsys.readouterr().err
+    with predict.load(other) as model, pytest.raises(InputError, match="its task is classify"):
+        model.segment(tmp_path / "a.png", points=[(1, 1)])
+    with predict.load(other) as model, pytest.raises(InputError, match="takes no prompts"):
+        model.encode(tmp_path / "a.png")

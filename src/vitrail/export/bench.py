@@ -20,7 +20,7 @@ import numpy as np
 from vitrail import hardware, runtimes, stats, store, tasks
 from vitrail.artifact import Bundle, Evidence
 from vitrail.data import SPLITS, Dataset, Split
-from vitrail.export import passes, work
+from vitrail.export import clicked, passes, work
 from vitrail.export.calibration import Calibration
 from vitrail.export.exports import Exports, labels_key
 from vitrail.export.requests import ReferenceRequest
@@ -221,8 +221,11 @@ class Bench(Exports):
                 rows = {name: values[:, 0] for name, values in outputs.items()}
                 yield rows, [dataset.truth(example) for example in part]
 
+        asked = answered()
+        if subject.task.stages:
+            asked = clicked.answered(launch, dataset, split, subject.task, PART_MIB)
         try:
-            found = subject.task.score(answered(), dataset.classes, split=split, data=dataset.digest)
+            found = subject.task.score(asked, dataset.classes, split=split, data=dataset.digest)
         finally:
             launch.close()
         assert found is not None, "labels say nothing about this task"

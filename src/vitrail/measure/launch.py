@@ -6,6 +6,7 @@ This joins sandbox.py (the process), session.py (what happens inside it) and lat
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ LOAD_TIMEOUT_S = 120.0
 COMPILE_TIMEOUT_S = 600.0
 """What loading may take with an engine that compiles then."""
 CALL_TIMEOUT_S = 60.0
+EACH_PHOTO_S = 60.0
+"""What encoding a photo may take before clicks are answered."""
 EACH_CALL_S = 2.0
 """What each call of many may take beyond that."""
 WARM_UP_S = 0.3
@@ -136,6 +139,17 @@ class Launch:
             self._child.call(
                 "outputs", timeout, photos=list(photos), crops_per_photo=crops_per_photo, target=str(target)
             )
+            return read_arrays(target)
+
+    def clicked(self, photos: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Arrays:
+        """Outputs of one click each as named float32 arrays (clicks, ...), of photos with their clicks (x, y)
+        in turn; of a task that takes prompts."""
+        count = sum(len(clicks) for _, clicks in photos)
+        timeout = CALL_TIMEOUT_S + EACH_PHOTO_S * len(photos) + EACH_CALL_S * count
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "outputs.npz"
+            asked = [[path, [list(click) for click in clicks]] for path, clicks in photos]
+            self._child.call("clicked", timeout, photos=asked, target=str(target))
             return read_arrays(target)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from vitrail.measure.clients import closed_loop
 from vitrail.measure.speed import SpeedReference, steal_s
 from vitrail.predict import MOST_WORKERS, Encoded, Predictor
 from vitrail.runtimes.chain import load_graphs
+from vitrail.tasks.promptable import Promptable
 from vitrail.vocabulary import Graph, Target
 
 SWITCH_S = 0.001
@@ -198,6 +199,15 @@ class ExportSession:
             rows = [self._predictor.run(task.views(decode(photo), crops_per_photo)) for photo in photos]
             stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         tasks.write_arrays(target, stacked)
+        return {"photos": len(photos)}
+
+    def clicked(self, photos: list[tuple[str, list[list[float]]]], target: str) -> dict[str, Any]:
+        """Outputs of single clicks into photos, saved to `target` as named arrays (clicks, ...)."""
+        task = self._predictor.task
+        assert isinstance(task, Promptable)
+        rows = [self._predictor.run(task.clicks(decode(photo), clicks)) for photo, clicks in photos]
+        found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        tasks.write_arrays(target, found)
         return {"photos": len(photos)}
 
     def _photos(self) -> list[str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vitrail import tasks
 from vitrail.data import Dataset
 from vitrail.errors import InputError
 from vitrail.sources.catalogue import Catalogue
@@ -16,6 +17,7 @@ from vitrail.vocabulary import SearchSettings, Workload
 
 __all__ = ["Part", "arranged", "check_task", "find", "gather", "labelled_images"]
 
+PUBLISHED = "its published weights"
 NOTHING = "No candidate is left to measure: name other models with --models."
 
 
@@ -100,6 +102,8 @@ def gather(parts: Sequence[Part], context: Context) -> Found:
     """
     if context.dataset is None:
         found = [part.found for part in parts]
+    elif tasks.known(context.settings.task).stages:  # a prompt has no classes, so nothing needs a new head
+        found = [_at_hand(part, context) for part in parts]
     else:
         found = [measured(part.found, part.source.answers, context) for part in parts if part.source.answers]
         backbones = [part.found for part in parts if not part.source.answers]
@@ -110,6 +114,14 @@ def gather(parts: Sequence[Part], context: Context) -> Found:
         # The last one is what others only accompany: the catalogue, or its probes.
         raise InputError(next((part.why_none for part in reversed(found) if part.why_none), NOTHING))
     return everything
+
+
+def _at_hand(part: Part, context: Context) -> Found:
+    """What a source found, measured where there are weights: those of the others are only timed."""
+    there = [each for each in part.found.candidates if context.bench.weights(each) is not None]
+    others = [each for each in part.found.candidates if each not in there]
+    found = measured(replace(part.found, candidates=tuple(there)), part.source.answers or PUBLISHED, context)
+    return replace(found, candidates=(*found.candidates, *others))
 
 
 def together(parts: Sequence[Found]) -> Found:

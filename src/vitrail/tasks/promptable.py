@@ -239,6 +239,19 @@ class Promptable:
             **{name: np.concatenate([each[name] for each in prompts[:count]]) for name in (POINTS, LABELS)},
         }
 
+    def clicks(self, image: Image.Image, points: Sequence[Sequence[float]]) -> Arrays:
+        """One image, (1, ...), with a prompt of one click for each point (x, y) of it, (n, ...).
+
+        Raises:
+            InputError: a point outside of the photo.
+        """
+        square, frame = self.letterboxed(image)
+        prompts = [self.asked(frame, [(x, y)], [INSIDE], None) for x, y in points]
+        return {
+            IMAGES: square[None],
+            **{name: np.concatenate([each[name] for each in prompts]) for name in (POINTS, LABELS)},
+        }
+
     def letterboxed(self, image: Image.Image) -> tuple[np.ndarray, Letterbox]:
         """A decoded image as float32 (3, S, S), and where it lies in there."""
         said = self.preprocess
