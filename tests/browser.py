@@ -104,10 +104,14 @@ class Browser:
         )
         self.call("Page.navigate", url=url)
 
-    def press(self, key: str) -> None:
-        """One key, down and up."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32}
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """One key, down and up; `shift` is held meanwhile."""
+        codes = {
+            **{"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32},
+            **{"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40},
+        }
         common = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
+        common["modifiers"] = 8 if shift else 0
         text = {"text": "\r" if key == "Enter" else key} if key in ("Enter", " ") else {}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)

@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "max_body_mib": (1, 512),
     "max_uploads_mib": (1, 65_536),
     "max_connections": (1, 65_536),
+    "keep_photos": (1, 10_000),
     "replicas": (1, 1000),
 }
 """name: (least, most)."""

@@ -96,6 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument(
         "--max-connections", type=whole_number("max_connections"), metavar="N", help="open connections (512)"
     )
+    limits.add_argument(
+        "--keep-photos",
+        type=whole_number("keep_photos"),
+        metavar="N",
+        help="photos whose embeddings a model that takes prompts keeps (32)",
+    )
     limits.add_argument("--upload-timeout", metavar="TIME", help="a request must arrive within this (30s)")
     change = parser.add_argument_group("another artifact")
     change.add_argument(

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from vitrail.serve import wire
+from vitrail.serve.admission import Queue
 from vitrail.serve.door import visit
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
@@ -39,12 +40,16 @@ async def ask(
     model: Model,
     images: int,
     pixels: int,
-    make: Callable[[int, float], wire.Images | wire.Tensors],
+    make: Callable[[int, float], wire.Images | wire.Prompt | wire.Tensors],
     parts: Sequence[Any],
     patience_s: float,
     upload: Upload,
+    *,
+    queue: Queue | None = None,
 ) -> Answered:
     """The model's answer. `make` gets the request's number and deadline; patience begins with its last byte.
+
+    `queue`: where it counts; None: among the model's images.
 
     Raises:
         Refusal: as `Model.ask`.
@@ -63,6 +68,7 @@ async def ask(
             deadline=deadline,
             gone=gone,
             upload=upload,
+            queue=queue,
         )
     except Refusal as refusal:
         if refusal.code == "deadline" and gone.done():

@@ -29,6 +29,7 @@ OPEN = (
     "/page.css",
     "/page.js",
     "/masks.js",
+    "/clicks.js",
     "/docs",
     "/docs.js",
     "/openapi.json",

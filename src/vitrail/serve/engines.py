@@ -23,7 +23,7 @@ from vitrail.runtimes.parts import IMAGES
 from vitrail.serve import batching
 from vitrail.tasks import Arrays
 
-__all__ = ["Engines"]
+__all__ = ["KEPT", "Engines", "engine_threads"]
 
 TIMED, UNTIMED = 20, 2
 """Calls per size; those before are not counted."""
@@ -37,13 +37,20 @@ KEPT = 64
 """Of the latest latencies of each size."""
 
 
+def engine_threads(artifact: Artifact, asked: int | None) -> int:
+    """Of an engine: as asked for, or as the artifact says, within the usable cores.
+
+    One thread over a container's quota makes the kernel stop all of them.
+    """
+    cores = usable_cores()
+    return asked or min(artifact.manifest.evidence.workload.threads or cores, cores)
+
+
 class Engines:
     """One predictor per compiled batch size; `run` and `run_beside` may be called from several threads."""
 
     def __init__(self, artifact: Artifact, *, threads: int | None, limits: Limits) -> None:
-        # One thread over a container's quota makes the kernel stop all of them.
-        cores = usable_cores()
-        self.threads = threads or min(artifact.manifest.evidence.workload.threads or cores, cores)
+        self.threads = engine_threads(artifact, threads)
         self._artifact, self._limits = artifact, limits
         self.first = self._load(1)
         self.most = 1

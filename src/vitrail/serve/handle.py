@@ -119,7 +119,7 @@ class Handle:
         return self.facts
 
     def ask(
-        self, make: Callable[[int], wire.Images | wire.Tensors | wire.Try], *parts: Any
+        self, make: Callable[[int], wire.Images | wire.Prompt | wire.Tensors | wire.Try], *parts: Any
     ) -> tuple[int, asyncio.Future[Reply]]:
         """Send a request; the future ends with its answer or a Refusal, once its work has ended too."""
         number = next(self._ids)

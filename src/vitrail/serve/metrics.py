@@ -81,6 +81,15 @@ class Metrics:
             registry=registry,
             buckets=SECONDS,
         )
+        self._kept = Gauge(
+            "vitrail_kept_photos",
+            "Photos whose embeddings are kept for prompts",
+            ["model"],
+            registry=registry,
+        )
+        self._kept_bytes = Gauge(
+            "vitrail_kept_bytes", "Memory of these embeddings", ["model"], registry=registry
+        )
         self._queue_images = Gauge(
             "vitrail_queue_images", "Images accepted and not answered", ["model"], registry=registry
         )
@@ -118,6 +127,9 @@ class Metrics:
             self._images.labels(model).inc(batch.images)
         self._memory.labels(model).set(beat.resident_bytes)
         self._largest.labels(model).set(beat.most)
+        if beat.kept is not None:
+            self._kept.labels(model).set(beat.kept.photos)
+            self._kept_bytes.labels(model).set(beat.kept.bytes)
 
     def shadowed(self, model: str, outcome: str, images: int) -> None:
         """A shadow compared, skipped or failed."""

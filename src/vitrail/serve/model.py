@@ -43,6 +43,7 @@ def config_of(path: Path, settings: Settings) -> wire.Config:
         promise_ms=settings.max_latency_ms,
         megapixels=settings.max_megapixels,
         file_bytes=settings.max_body_mib << 20,
+        keep_photos=settings.keep_photos,
     )
 
 
@@ -82,6 +83,8 @@ class Model:
         """In metrics and logs."""
         self.settings, self.metrics = settings, metrics
         self.queue = Queue(settings.max_queue, settings.max_queue_megapixels * 1_000_000)
+        self.prompts = Queue(settings.max_queue, 0)
+        """Of photos that were sent before: no pixels, and a pace of their own."""
         if settings.max_latency_ms is not None:  # the artifact's own chooses batches, and refuses nobody
             self.queue.promise_s = settings.max_latency_ms / 1e3
         self.live = self._new(self.path)
@@ -144,14 +147,17 @@ class Model:
         self,
         images: int,
         pixels: int,
-        make: Callable[[int], wire.Images | wire.Tensors],
+        make: Callable[[int], wire.Images | wire.Prompt | wire.Tensors],
         parts: Sequence[Any],
         *,
         deadline: float,
         gone: asyncio.Future[Any],
         upload: Upload,
+        queue: Queue | None = None,
     ) -> Answered:
         """A request's answer. `gone` ends when nobody waits any more; `upload` has the bytes in `parts`.
+
+        `queue`: where it counts; None: among the images.
 
         Raises:
             Refusal: the queue is full, there is no process to answer, or the deadline passed.
@@ -159,12 +165,13 @@ class Model:
         live = self.live
         if live.trouble() or self.wrong:
             raise Refusal("not_ready", f"The model {self.name} is not ready: try again later.")
-        self.queue.take(images, pixels)
+        line = queue or self.queue
+        line.take(images, pixels)
         upload.keep()
         number, future = live.ask(make, *parts)
 
         def ended(future: asyncio.Future[Reply]) -> None:
-            self.queue.give_back(images, pixels, done=_done(future, images))
+            line.give_back(images, pixels, done=_done(future, images))
             upload.let_go()
 
         future.add_done_callback(ended)

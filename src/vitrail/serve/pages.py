@@ -17,6 +17,7 @@ FILES = {
     "/page.css": "page.css",
     "/page.js": "page.js",
     "/masks.js": "masks.js",
+    "/clicks.js": "clicks.js",
     "/docs": "docs.html",
     "/docs.js": "docs.js",
 }

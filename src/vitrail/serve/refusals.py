@@ -9,6 +9,7 @@ CODES: dict[str, int] = {
     "unauthorised": 401,
     "forbidden": 403,
     "not_found": 404,
+    "unknown_image": 404,
     "method_not_allowed": 405,
     "upload_timeout": 408,
     "conflict": 409,

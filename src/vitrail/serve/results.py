@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from vitrail.images.decode import decode
 from vitrail.images.limits import Limits
 from vitrail.masks import pictures, rle
+from vitrail.tasks.promptable import Clicked
 from vitrail.tasks.segment import Segmentation, numbered
 
 __all__ = [
@@ -19,15 +22,17 @@ __all__ = [
     "FORMS",
     "JSON",
     "PNG",
+    "PROMPTABLE",
     "RESULTS",
     "SEGMENT",
+    "Seen",
     "agree",
     "as_json",
     "as_png",
     "error_json",
 ]
 
-SEGMENT = "segment"
+SEGMENT, PROMPTABLE = "segment", "promptable"
 JSON, PNG, CUTOUT = "json", "png", "cutout"
 FORMS = (JSON, PNG, CUTOUT)
 """What an answer may be: JSON; the map of labels, or of a cut-out its alpha; the photo cut out."""
@@ -35,6 +40,18 @@ LEAST = 0.001
 """Share of a photo: what is smaller on both sides is no mask."""
 QUICK = 1
 """zlib's level: a photo of twelve megapixels takes half a second, and more than two at the usual level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a model that takes prompts says of a photo."""
+
+    image: str
+    """By which later prompts name it."""
+    size: tuple[int, int]
+    """(H, W)."""
+    clicked: Clicked | None
+    """None: there was no prompt."""
 
 
 def _labels(result: Any) -> dict[str, Any]:
@@ -62,10 +79,27 @@ def _masks(result: Segmentation) -> dict[str, Any]:
     return {"size": labels.shape, "masks": masks}
 
 
+def _clicks(result: Seen) -> dict[str, Any]:
+    said: dict[str, Any] = {"size": result.size, "image_id": result.image, "masks": []}
+    if result.clicked is not None:
+        runs = rle.encode(result.clicked.mask)
+        height, width = result.size
+        said["masks"] = [
+            {
+                "iou": result.clicked.iou,
+                "share": runs.area / (height * width),
+                "box": runs.box,
+                "mask": runs.coco(),
+            }
+        ]
+    return said
+
+
 RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "classify": _labels,
     "embed": _vector,
     SEGMENT: _masks,
+    PROMPTABLE: _clicks,
 }
 """Task -> what `finish` gave for one image, as plain data."""
 
@@ -74,6 +108,7 @@ AGREEMENT = {
     "classify": "share of the same best label",
     "embed": "cosine of the vectors",
     SEGMENT: "mean IoU of the masks",
+    PROMPTABLE: "IoU of the masks",
 }
 """Task -> what `agree` gives."""
 
@@ -83,19 +118,26 @@ def as_json(task: str, result: Any) -> bytes:
     return msgspec.json.encode(RESULTS[task](result))
 
 
-def as_png(form: str, result: Segmentation, data: bytes | memoryview, limits: Limits) -> bytes:
+def as_png(form: str, result: Segmentation | Seen, data: bytes | memoryview, limits: Limits) -> bytes:
     """What `finish` gave for one photo as a PNG of its size.
 
     Args:
         form: `PNG` or `CUTOUT`.
-        result: with the photo's size.
+        result: with the photo's size, and a prompt's answer.
         data: the photo's file, for the pixels of `CUTOUT`.
         limits: what the photo may ask for.
 
     Raises:
         InputError: `CUTOUT` of a model that tells classes apart.
     """
-    if form == CUTOUT:
+    if isinstance(result, Seen):
+        assert result.clicked is not None
+        mask = result.clicked.mask
+        inside = pictures.of_inside(mask)
+        image = (
+            inside if form == PNG else pictures.cut_out(decode(data, limits=limits), mask.astype(np.float32))
+        )
+    elif form == CUTOUT:
         image = pictures.cut_out(decode(data, limits=limits), result.alpha())
     elif result.single:
         image = pictures.of_alpha(result.alpha())
@@ -120,7 +162,7 @@ def agree(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> float | No
         return None
     if task == "classify":
         return float(ours["labels"][0]["label"] == theirs["labels"][0]["label"])
-    if task == SEGMENT:
+    if task in (SEGMENT, PROMPTABLE):
         return _same_masks(ours, theirs)
     a, b = ours["vector"], theirs["vector"]
     if len(a) != len(b):
@@ -130,9 +172,9 @@ def agree(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> float | No
 
 
 def _same_masks(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """The mean IoU over the labels that either has; 1 where neither has one."""
-    a, b = ({mask["label"]: mask for mask in side["masks"]} for side in (ours, theirs))
-    labels = {mask["label"] for mask in (*a.values(), *b.values()) if mask["share"] >= LEAST}
+    """The mean IoU over the labels that either has, or of the one mask without; 1 where neither has one."""
+    a, b = ({mask.get("label"): mask for mask in side["masks"]} for side in (ours, theirs))
+    labels = {mask.get("label") for mask in (*a.values(), *b.values()) if mask["share"] >= LEAST}
     ious = [_iou(a[label], b[label]) if label in a and label in b else 0.0 for label in labels]
     return sum(ious) / len(ious) if ious else 1.0
 

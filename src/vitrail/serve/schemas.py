@@ -12,6 +12,19 @@ __all__ = ["ACTIVATE", "BODY", "INFER", "PICTURE", "SCHEMAS", "parameters", "res
 _BINARY = {"type": "string", "format": "binary"}
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
 
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -31,6 +44,29 @@ BODY: dict[str, Any] = {
 
 PICTURE: dict[str, Any] = {"image/png": {"schema": _BINARY}}
 """What a 200 may hold beside JSON."""
+
+PROMPTED: dict[str, Any] = {
+    "requestBody": {
+        **BODY["requestBody"],
+        "description": "Photos; of a model that takes prompts one photo with the prompt in the address, or "
+        "JSON with the image_id of an earlier answer and the prompt.",
+        "content": {
+            **BODY["requestBody"]["content"],
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image_id": _STRING,
+                        "points": _array(_array(_NUMBER)),
+                        "box": _array(_NUMBER),
+                    },
+                    "required": ["image_id"],
+                }
+            },
+        },
+    }
+}
+"""Of /v1/segment."""
 
 ACTIVATE: dict[str, Any] = {
     "requestBody": {
@@ -64,6 +100,19 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "Of one photo: png for its map of class numbers, or for the alpha of what is cut out; "
         "cutout for the photo with that alpha.",
     },
+    "points": {
+        "name": "points",
+        "in": "query",
+        "schema": _STRING,
+        "description": "[[x, y, 1], [x, y, 0]], pixels of the photo: 1 inside the object, 0 outside. Of a model "
+        "that takes prompts.",
+    },
+    "box": {
+        "name": "box",
+        "in": "query",
+        "schema": _STRING,
+        "description": "[left, top, right, bottom] around the object.",
+    },
 }
 _DEADLINE = {
     "name": "X-Deadline-Ms",
@@ -71,18 +120,6 @@ _DEADLINE = {
     "schema": {"type": "integer", "minimum": 1},
     "description": "Give the request up after so many milliseconds, at most the server's own deadline.",
 }
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _array(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items}
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 _UNUSABLE = _object(error=_object(code=_STRING, message=_STRING))
@@ -118,6 +155,9 @@ _MASK = _object(
 )
 
 
+_OF_MASK = ("share", "box", "mask")
+
+
 def _results(one: dict[str, Any], **timing: Any) -> dict[str, Any]:
     return _object(
         model=_STRING,
@@ -137,6 +177,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Embedded": _results(_object(vector=_array(_NUMBER))),
     "Segmented": _results(_object(size=_SIZE, masks=_array(_MASK)), finish=_NUMBER),
+    "Prompted": _results(
+        _object(
+            size=_SIZE,
+            image_id=_STRING,
+            masks=_array(_object(iou=_NUMBER, **{name: _MASK["properties"][name] for name in _OF_MASK})),
+        ),
+        finish=_NUMBER,
+    ),
     "Activated": _object(name=_STRING, version=_STRING, previous=_STRING),
     "Models": _object(models=_array({"type": "object"})),
     "Error2": _object(error=_STRING, code={"type": "string", "enum": list(CODES)}, request_id=_STRING),
@@ -160,8 +208,8 @@ def parameters(*names: str) -> list[dict[str, Any]]:
     return [*(_PARAMETERS[name] for name in names), _DEADLINE]
 
 
-def responses(schema: str, *, v2: bool = False, also: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Arguments of a route: 200 with this schema, and every status that a refusal may have.
+def responses(*schemas: str, v2: bool = False, also: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a route: 200 with one of these schemas, and every status that a refusal may have.
 
     `also`: what a 200 may hold beside JSON.
     """
@@ -170,5 +218,6 @@ def responses(schema: str, *, v2: bool = False, also: dict[str, Any] | None = No
         "content": {"application/json": {"schema": _ref("Error2" if v2 else "Error")}},
     }
     refused = dict.fromkeys(sorted(set(CODES.values())), error)
-    good = {"description": "Done", "content": {"application/json": {"schema": _ref(schema)}, **(also or {})}}
+    schema = {"oneOf": list(map(_ref, schemas))} if len(schemas) > 1 else _ref(schemas[0])
+    good = {"description": "Done", "content": {"application/json": {"schema": schema}, **(also or {})}}
     return {"responses": {200: good, **refused}}

@@ -37,7 +37,7 @@ WAITING_SHARE = 0.1
 """What a decoder's time counts for while it gets no processor: others may have it, but not for ever."""
 
 T = TypeVar("T")
-Work = wire.Images | wire.Tensors | wire.Try
+Work = wire.Images | wire.Prompt | wire.Tensors | wire.Try
 
 
 @dataclass(eq=False)
@@ -213,7 +213,7 @@ class Service(ABC):
             last = request.left == 0
         if not last:
             return
-        if self._finishers is not None and isinstance(request.message, wire.Images):
+        if self._finishers is not None and isinstance(request.message, (wire.Images, wire.Prompt)):
             self._finishers.submit(self._or_die, self._answer, request)
         else:
             self._answer(request)
@@ -238,7 +238,7 @@ class Service(ABC):
         if isinstance(message, wire.Try):
             self._send(wire.Tried(id=message.id, failures=self._compare(message, request.results[0])))
             return
-        assert isinstance(message, wire.Images)
+        assert isinstance(message, (wire.Images, wire.Prompt))
         begin = time.monotonic()
         pieces, errors = self._finished(request, message)
         request.finish_s = time.monotonic() - begin if self._finishers is not None else 0.0
@@ -258,7 +258,9 @@ class Service(ABC):
             finish_s=request.finish_s,
         )
 
-    def _finished(self, request: Progress, message: wire.Images) -> tuple[list[bytes], list[tuple[str, str]]]:
+    def _finished(
+        self, request: Progress, message: wire.Images | wire.Prompt
+    ) -> tuple[list[bytes], list[tuple[str, str]]]:
         """JSON for each image or the PNG of one, and what those without a result have instead."""
         good = [result for result in request.results if not isinstance(result, str)]
         outcomes = iter(self._outcomes(request, good) if good else ())

@@ -53,6 +53,8 @@ class Settings:
     upload_timeout_ms: float = 30_000.0
     """Headers and body of a request must arrive within this."""
     max_connections: int = 512
+    keep_photos: int = 32
+    """Of a model that takes prompts: photos whose embeddings are kept for more of them."""
     threads: int | None = None
     """Of each engine; None: the artifact's, within the usable cores."""
     stuck_ms: float = 5_000.0
@@ -88,6 +90,7 @@ _WHOLE = (
     "max_uploads_mib",
     "max_megapixels",
     "max_connections",
+    "keep_photos",
     "threads",
 )
 _RANGES: dict[str, tuple[float, float]] = {

@@ -12,13 +12,13 @@ from vitrail.errors import InputError
 from vitrail.images.declared import declared_pixels
 from vitrail.images.limits import LIMITS, Limits
 from vitrail.limits import RANGES
-from vitrail.serve import wire
+from vitrail.serve import prompts, wire
 from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import Direct, visit
-from vitrail.serve.model import Model
+from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.results import CUTOUT, FORMS, JSON
-from vitrail.serve.schemas import ACTIVATE, BODY, PICTURE, parameters, responses
+from vitrail.serve.results import CUTOUT, FORMS, JSON, PROMPTABLE, SEGMENT
+from vitrail.serve.schemas import ACTIVATE, BODY, PICTURE, PROMPTED, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.serve.uploads import images_of
 
@@ -45,12 +45,17 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/segment",
-    openapi_extra={**BODY, "parameters": parameters("model", "as")},
-    **responses("Segmented", also=PICTURE),
+    openapi_extra={**PROMPTED, "parameters": parameters("model", "as", "points", "box")},
+    **responses("Segmented", "Prompted", also=PICTURE),
 )
 async def segment(request: Request) -> Response:
-    """The masks of each photo, as COCO's run lengths at its size; or those of one photo as a PNG."""
-    return await _images(request, "segment", {}, form=_form(request))
+    """The masks of each photo, or of what points and a box mean in one, as COCO's run lengths or as a PNG."""
+    site: Site = request.app.state.site
+    visit(request.scope).endpoint = SEGMENT
+    model = site.model(request.query_params.get("model"), SEGMENT, PROMPTABLE)
+    if model.facts.task == PROMPTABLE:
+        return await _prompted(request, model)
+    return await _images(request, SEGMENT, {}, form=_form(request))
 
 
 DIRECT: Direct = {
@@ -114,11 +119,7 @@ async def _images(
     site: Site = request.app.state.site
     here = visit(request.scope)
     here.endpoint = task
-    takes = {"model", *options} if form is None else {"model", "as"}
-    unknown = set(request.query_params) - takes
-    if unknown:
-        known = " and ".join(sorted(takes))
-        raise Refusal("bad_request", f"{min(unknown)!r} is no parameter of {task}, which takes {known}.")
+    _check_parameters(request, task, {"model", *options} if form is None else {"model", "as"})
     model = site.model(request.query_params.get("model"), task)
     form = form or JSON
     classes = model.facts.about.get("classes")
@@ -147,15 +148,86 @@ async def _images(
         )
         if model.shadow is not None and form == JSON and len(answered.answer.errors) < len(images):
             model.shadow.offer(images, options, answered, upload)
+    return _answer(request, model, answered, form, len(images))
+
+
+async def _prompted(request: Request, model: Model) -> Response:
+    """What a prompt means in a photo, or in one that was sent before; a photo without a prompt is kept."""
+    site: Site = request.app.state.site
+    _check_parameters(request, SEGMENT, {"model", "as", *prompts.NAMES})
+    form, prompt = _form(request), prompts.in_query(request.query_params)
+    patience_s = patience_of(request, site.settings.deadline_ms)
+    content_type = request.headers.get("content-type", "")
+    again = content_type.partition(";")[0].strip().lower() == prompts.JSON_TYPE
+    if again and prompt:
+        raise Refusal("bad_request", "The prompt is in the address and in JSON: give it in one of them.")
+    if form != JSON and not again and not prompt:
+        raise Refusal(
+            "bad_request", "There is no mask without a prompt: give points or a box, or leave as out."
+        )
+    queue = model.prompts if again else model.queue
+    queue.check(1, 0)
+    async with site.uploads.body(request) as upload:
+        if again:
+            if form == CUTOUT:
+                raise Refusal(
+                    "bad_request", "The photo is not kept, only what it was encoded to: send it too."
+                )
+            image, prompt = prompts.in_json(upload.whole())
+            answered = await ask(
+                request,
+                model,
+                1,
+                0,
+                lambda id, deadline: wire.Prompt(
+                    id=id, image=image, options=prompt, form=form, deadline=deadline
+                ),
+                (),
+                patience_s,
+                upload,
+                queue=queue,
+            )
+        else:
+            images = images_of(upload.whole(), content_type, site.settings.max_images)
+            if len(images) > 1:
+                raise Refusal(
+                    "bad_request", f"A prompt is about one photo, and {len(images)} were sent: send one."
+                )
+            answered = await ask(
+                request,
+                model,
+                1,
+                declared_pixels(images[0], _limits(site)),
+                lambda id, deadline: wire.Images(
+                    id=id, sizes=[len(images[0])], options=prompt, form=form, deadline=deadline
+                ),
+                images,
+                patience_s,
+                upload,
+            )
+            if model.shadow is not None and prompt and form == JSON and not answered.answer.errors:
+                model.shadow.offer(images, prompt, answered, upload)
+    return _answer(request, model, answered, form, 1)
+
+
+def _check_parameters(request: Request, task: str, takes: set[str]) -> None:
+    unknown = set(request.query_params) - takes
+    if unknown:
+        *some, last = sorted(takes)
+        known = f"{', '.join(some)} and {last}" if some else last
+        raise Refusal("bad_request", f"{min(unknown)!r} is no parameter of {task}, which takes {known}.")
+
+
+def _answer(request: Request, model: Model, answered: Answered, form: str, images: int) -> Response:
     facts, answer, payload = answered
-    if len(answer.errors) == len(images):
+    if len(answer.errors) == images:
         raise Refusal(*answer.errors[0])
     if form != JSON:
         return Response(payload, media_type="image/png")
     head = {
         "model": model.name,
         "version": facts.digest[:12],
-        "request_id": here.id,
+        "request_id": visit(request.scope).id,
         "timing_ms": _timing(answer),
     }
     data = msgspec.json.encode(head)[:-1] + b',"results":' + payload + b"}"
@@ -200,6 +272,8 @@ def _model(model: Model) -> dict[str, Any]:
         found["batching"] = {"largest": beat.most, "p95_ms": beat.sizes}
         if beat.beside:
             found["side_by_side"] = {"images": beat.beside, "p95_ms": beat.beside_ms}
+        if beat.kept is not None:
+            found["kept"] = {**msgspec.structs.asdict(beat.kept), "most": model.settings.keep_photos}
     found["queue"] = {"images": model.queue.images, "most": model.queue.most_images}
     found["restarts"] = model.restarts
     if model.shadow is not None:

@@ -19,6 +19,7 @@ from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import visit
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
+from vitrail.serve.results import PROMPTABLE
 from vitrail.serve.schemas import INFER, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.version import __version__
@@ -29,6 +30,7 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 DATATYPES = {
     "FP32": ("float32", 4, "f"),
     "UINT8": ("uint8", 1, "B"),
+    "INT64": ("int64", 8, "q"),
 }
 """The protocol's name -> NumPy's, bytes, and the letter of Python's arrays: of the models' tensors."""
 NAMES = {numpy: name for name, (numpy, _, _) in DATATYPES.items()}
@@ -125,6 +127,10 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     model = _model(request, name, version)
     visit(request.scope).endpoint = "infer"
     patience_s = patience_of(request, site.settings.deadline_ms)
+    if model.facts.task == PROMPTABLE:
+        raise Refusal(
+            "bad_request", f"{model.name} has two graphs: send a photo and prompts to /v1/segment instead."
+        )
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refusal("unsupported_media", "A compressed body is not accepted: send it as it is.")
     model.queue.check(1, 0)

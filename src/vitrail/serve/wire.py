@@ -22,6 +22,8 @@ __all__ = [
     "Config",
     "Failed",
     "Images",
+    "Kept",
+    "Prompt",
     "Ready",
     "Refused",
     "Request",
@@ -50,6 +52,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """None: the artifact's."""
     megapixels: int | None
     file_bytes: int
+    keep_photos: int = 1
+    """Photos whose embeddings are kept, of a model that takes prompts."""
 
 
 class Images(msgspec.Struct, tag="images", frozen=True, kw_only=True):
@@ -59,11 +63,23 @@ class Images(msgspec.Struct, tag="images", frozen=True, kw_only=True):
     sizes: list[int]
     """Bytes of each image."""
     options: dict[str, Any]
-    """The task's: `top` for classification."""
+    """The task's: `top` for classification; `points`, `labels` and `box` of a prompt, or nothing."""
     form: str = "json"
     """What the answer is: one of `results.FORMS`."""
     deadline: float
     """On the monotonic clock, which both processes share, in s."""
+
+
+class Prompt(msgspec.Struct, tag="prompt", frozen=True, kw_only=True):
+    """Answer a prompt about a photo that has been sent before."""
+
+    id: int
+    image: str
+    """The sha256 of its file."""
+    options: dict[str, Any]
+    """As of `Images`."""
+    form: str
+    deadline: float
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +116,7 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True, kw_only=True):
     id: int
 
 
-Request: TypeAlias = Images | Tensors | Try | Cancel
+Request: TypeAlias = Images | Prompt | Tensors | Try | Cancel
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
@@ -137,6 +153,15 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model that takes prompts keeps of photos."""
+
+    photos: int
+    bytes: int
+    prompt_ms: float
+    """The 95th percentile of the latency of a prompt in the engine; 0: not known."""
+
+
 class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     """A sign of life, several times a second."""
 
@@ -155,6 +180,8 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     """Single images that run at the same time when there is work for all threads; 0: batches are better."""
     beside_ms: float
     """The 95th percentile of the latency of one of them; 0: not known."""
+    kept: Kept | None = None
+    """None: the model takes no prompts."""
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, kw_only=True):

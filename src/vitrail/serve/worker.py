@@ -33,13 +33,16 @@ def main() -> None:
     out = _Out(connection)
     try:
         from vitrail.artifact import open_artifact
-        from vitrail.serve.results import RESULTS
+        from vitrail.serve.clicking import Clicking
+        from vitrail.serve.results import PROMPTABLE, RESULTS
+        from vitrail.serve.service import Service
         from vitrail.serve.working import Working
 
         artifact = open_artifact(config.artifact)
         if artifact.task.name not in RESULTS:
             raise InputError(f"{artifact.path} is for {artifact.task.name}, which is not served yet.")
-        working = Working(artifact, config, out.send)
+        kind = Clicking if artifact.task.name == PROMPTABLE else Working
+        working: Service = kind(artifact, config, out.send)
     except VitrailError as error:
         out.send(wire.Refused(message=str(error)))
         return

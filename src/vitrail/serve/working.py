@@ -90,6 +90,7 @@ class Working(Service):
                 if request.count == 1:
                     data = payload  # a decoder shares bytes, and copies what it sees through a view
             else:
+                assert isinstance(message, wire.Try), "prompts are for models of two graphs"
                 data = self._photos[message.photo % len(self._photos)]
             self._pool.submit(self._or_die, self._prepare, _Job(request=request, index=index), data)
 

@@ -120,7 +120,10 @@ def serving(
         InputError: the server does not become ready or ends, or cannot use the artifact's photos.
     """
     if artifact.task.name not in PATHS:
-        raise InputError(f"{artifact.path} is for {artifact.task.name}, which is not served yet.")
+        raise InputError(
+            f"{artifact.path} answers prompts about photos that it keeps, so that the same photos under load "
+            "would measure neither: leave --serving out, and give --measure."
+        )
     limit = requirements.max_latency_ms if workload.latency_scope == "request" else None
     subject = _Subject(artifact, workload.batch_size, load, limit, threads, tell)
     outcome = latency.finals([subject], _plan(load, workload.percentile, limit), rng=random.Random(0))

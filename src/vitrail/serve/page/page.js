@@ -3,11 +3,11 @@
 
 const by = (id) => document.getElementById(id);
 const NUMBER = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
-const SHOWN = 5, VECTOR_SHOWN = 8, POLL_MS = 5000, KEPT_MS = 60000;
+const MASKS = ["segment", "promptable"], SHOWN = 5, VECTOR_SHOWN = 8, POLL_MS = 5000, KEPT_MS = 60000;
 let models = [], key = "", last = null, asked = 0;
 
 class Trouble extends Error {
-  constructor(status, message) { super(message); this.status = status; }
+  constructor(status, message, code) { super(message); Object.assign(this, { status, code }); }
 }
 
 async function call(path, options = {}, read = (answer) => answer.json().catch(() => null)) {
@@ -20,7 +20,7 @@ async function call(path, options = {}, read = (answer) => answer.json().catch((
   }
   if (answer.ok) return read(answer);
   const body = await answer.json().catch(() => null);
-  throw new Trouble(answer.status, body?.error?.message || `The server answered ${answer.status}.`);
+  throw new Trouble(answer.status, body?.error?.message || `The server answered ${answer.status}.`, body?.error?.code);
 }
 
 function element(name, text, className) {
@@ -63,7 +63,7 @@ function describe() {
   by("name").textContent = one.name;
   document.title = `${one.name} · Vitrail`;
   const facts = [one.artifact, `${one.runtime} ${one.precision}`, one.image_size && `${one.image_size} × ${one.image_size} px`,
-    one.classes && (one.classes === 1 ? "cuts one thing out" : `${one.classes} classes`), `version ${one.version}`, one.license && `license ${one.license}`];
+    one.classes && (one.task === "segment" && one.classes === 1 ? "cuts one thing out" : `${one.classes} classes`), `version ${one.version}`, one.license && `license ${one.license}`];
   by("shape").replaceChildren(...facts.filter(Boolean).map((text) => element("span", text)));
   const evidence = one.evidence || {}, tiles = [];
   if (evidence.accuracy) {
@@ -75,7 +75,10 @@ function describe() {
     tiles.push(tile("Latency", NUMBER.format(evidence.latency_ms), "ms", detail));
   }
   if (evidence.memory_mib) tiles.push(tile("Memory", NUMBER.format(evidence.memory_mib), "MiB", "peak when measured"));
-  if (one.batching) tiles.push(tile("Largest batch", one.batching.largest, one.batching.largest === 1 ? "image" : "images", "found on this machine"));
+  if (one.kept) {
+    const ms = one.kept.prompt_ms;
+    if (ms) tiles.push(tile("A click", NUMBER.format(ms), "ms", "p95 of the engine, here"));
+  } else if (one.batching) tiles.push(tile("Largest batch", one.batching.largest, one.batching.largest === 1 ? "image" : "images", "found on this machine"));
   by("evidence").replaceChildren(...tiles);
   const said = [evidence.accuracy?.source, evidence.machine && `Measured on ${evidence.machine}.`];
   by("provenance").textContent = said.filter(Boolean).join(" · ");
@@ -96,7 +99,7 @@ async function ask(file) {
   by("drop").classList.add("busy");
   const begin = performance.now();
   try {
-    const path = `v1/${one.task}`;
+    const path = `v1/${one.task === "promptable" ? "segment" : one.task}`;
     const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
     const answer = await call(`${path}?model=${encodeURIComponent(one.name)}`, options);
     if (mine !== asked) return;
@@ -113,10 +116,18 @@ async function ask(file) {
 
 // The photo, in the place for photos or, where masks lie over it, below; browsers do not show every kind that is read.
 function show(file, one) {
-  const masks = one.task === "segment", photo = by(masks ? "shown" : "photo"), other = by(masks ? "photo" : "shown");
+  const masks = MASKS.includes(one.task), photo = by(masks ? "shown" : "photo"), other = by(masks ? "photo" : "shown");
   for (const image of [photo, other]) if (image.src) URL.revokeObjectURL(image.src);
   other.removeAttribute("src");
   other.hidden = true;
+  end();
+  if (masks) {
+    by("result").hidden = false;  // the photo at once; encoding it may take a while
+    by("answer").textContent = "…";
+    by("labels").replaceChildren();
+    by("actions").hidden = true;
+    by("timing").textContent = "";
+  }
   by("drop").classList.toggle("done", masks);
   by("stage").hidden = !masks;
   by("over").width = 0;  // the last photo's masks
@@ -130,8 +141,10 @@ function show(file, one) {
 function tell(answer, total, one) {
   const [result] = answer.results;
   by("result").hidden = false;
-  by("actions").hidden = !result.masks;
-  if (result.masks) {
+  by("actions").hidden = true;
+  if (one.task === "promptable") {
+    begin(last, one, result);
+  } else if (result.masks) {
     tellMasks(result, one);
   } else if (result.labels) {
     by("answer").textContent = result.labels[0].label;
@@ -142,7 +155,7 @@ function tell(answer, total, one) {
     by("labels").replaceChildren(element("li", `${some}, …`));
   }
   const { wait, prepare, run, finish } = answer.timing_ms, ms = (value) => `${NUMBER.format(value)} ms`;
-  const masks = finish === undefined ? "" : `making masks ${ms(finish)}, `;
+  const masks = finish === undefined || !result.masks.length ? "" : `making masks ${ms(finish)}, `;
   by("timing").textContent =
     `${ms(total)} there and back: decoding and preparing ${ms(prepare)}, engine ${ms(run)}, ${masks}waiting ${ms(wait)}.`;
 }
@@ -155,8 +168,8 @@ function tellMasks(result, one) {
   by("answer").textContent = !masks.length ? "Nothing found" : single ? `${masks[0].label}: ${share(masks[0].share)} of the photo`
     : masks.length === 1 ? masks[0].label : `${masks.length} classes`;
   by("labels").replaceChildren(...masks.map((mask) => legend(mask, draw)));
-  by("save").textContent = single ? "Save the cut-out (PNG)" : "Save the map of class numbers (PNG)";
-  by("save").onclick = () => save(one, single ? "cutout" : "png");
+  const forms = single ? [["Save the cut-out (PNG)", "cutout"], ["Save its alpha (PNG)", "png"]] : [["Save the map of class numbers (PNG)", "png"]];
+  savers(forms, new URLSearchParams({ model: one.name }));
   draw();
 }
 
@@ -173,10 +186,21 @@ function legend(mask, draw) {
   return made;
 }
 
-async function save(one, form) {
+// A button for each form of the answer that may be kept.
+function savers(forms, asked) {
+  by("actions").hidden = false;
+  by("actions").replaceChildren(...forms.map(([text, form]) => {
+    const button = element("button", text);
+    button.type = "button";
+    button.addEventListener("click", () => save(asked, form));
+    return button;
+  }));
+}
+
+async function save(asked, form) {
   try {
     const options = { method: "POST", body: last, headers: { "Content-Type": "application/octet-stream" } };
-    const picture = await call(`v1/segment?model=${encodeURIComponent(one.name)}&as=${form}`, options, (answer) => answer.blob());
+    const picture = await call(`v1/segment?${asked}&as=${form}`, options, (answer) => answer.blob());
     const link = element("a"), name = (last.name || "photo").replace(/\.[^.]*$/, "");
     link.href = URL.createObjectURL(picture);
     link.download = `${name}-${form === "cutout" ? "cut-out" : "mask"}.png`;
