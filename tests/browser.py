@@ -107,14 +107,46 @@ class Browser:
     def press(self, key: str, *, shift: bool = False) -> None:
         """One key, down and up; `shift` is held meanwhile."""
         codes = {
-            **{"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32},
-            **{"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40},
+            "Backspace": 8,
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            " ": 32,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
         }
         common = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
         common["modifiers"] = 8 if shift else 0
         text = {"text": "\r" if key == "Enter" else key} if key in ("Enter", " ") else {}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def click(self, x: float, y: float, *, button: str = "left", shift: bool = False) -> None:
+        """A click at a place of the window."""
+        self._mouse("mousePressed", (x, y), button, shift)
+        self._mouse("mouseReleased", (x, y), button, shift)
+
+    def drag(self, begin: tuple[float, float], end: tuple[float, float]) -> None:
+        """The left button held from one place to another."""
+        self._mouse("mousePressed", begin)
+        for share in (0.3, 0.7, 1.0):
+            x, y = (a + share * (b - a) for a, b in zip(begin, end, strict=True))
+            self._mouse("mouseMoved", (x, y))
+        self._mouse("mouseReleased", end)
+
+    def _mouse(self, what: str, at: tuple[float, float], button: str = "left", shift: bool = False) -> None:
+        self.call(
+            "Input.dispatchMouseEvent",
+            type=what,
+            x=at[0],
+            y=at[1],
+            button=button,
+            buttons={"left": 1, "right": 2}[button] if what != "mouseReleased" else 0,
+            clickCount=1,
+            modifiers=8 if shift else 0,
+        )
 
     def screenshot(self, path: Path) -> None:
         """The whole page as a PNG."""

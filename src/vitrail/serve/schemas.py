@@ -104,8 +104,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "name": "points",
         "in": "query",
         "schema": _STRING,
-        "description": "[[x, y, 1], [x, y, 0]], pixels of the photo: 1 inside the object, 0 outside. Of a model "
-        "that takes prompts.",
+        "description": "[[x, y, 1], [x, y, 0]], pixels of the photo: 1 inside the object, 0 outside. Of a "
+        "model that takes prompts.",
     },
     "box": {
         "name": "box",

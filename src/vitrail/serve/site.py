@@ -16,6 +16,9 @@ from vitrail.serve.uploads import Uploads
 
 __all__ = ["Site"]
 
+ADDRESSES = {"promptable": "segment"}
+"""Task -> the end of its address, where that is not the task's name."""
+
 
 @dataclass(eq=False)
 class Site:
@@ -85,7 +88,7 @@ class Site:
                 raise Refusal(
                     "bad_request",
                     f"The model {found.name} is for {found.facts.task}, not for {' or '.join(tasks)}: "
-                    f"send this to /v1/{found.facts.task}.",
+                    f"send this to /v1/{ADDRESSES.get(found.facts.task, found.facts.task)}.",
                 )
             return found
         fitting = [m for m in self.models.values() if not tasks or m.facts.task in tasks]
