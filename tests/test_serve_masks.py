@@ -157,7 +157,7 @@ def test_a_photo_without_the_thing_has_no_mask(server):
         ("?model=all&as=gif", 400, "as is 'gif': give json, png or cutout"),
         ("?model=all&as=cutout", 400, "all cuts nothing out, it tells 3 classes apart: use as=png"),
         ("?model=all&top=3", 400, "'top' is no parameter of segment, which takes as and model"),
-        ("?model=labels", 400, "labels is for classify, not for segment: send this to /v1/classify"),
+        ("?model=labels", 400, "labels is for classify: send this to /v1/classify"),
         ("", 400, "Name one of the models with ?model=: all, cut"),
         ("?model=other", 404, "There is no model of this name"),
     ],

@@ -172,7 +172,7 @@ def test_the_map_of_labels_is_saved(masks_server, browser, masker, tmp_path):
     browser.wait_for("document.getElementById('name').textContent === 'winner'")
     choose(browser, masker.photos[1])
     browser.wait_for("!document.getElementById('actions').hidden")
-    browser.value("document.getElementById('save').click()")
+    browser.value("document.querySelector('#actions button').click()")
     saved = tmp_path / f"{masker.photos[1].stem}-mask.png"
     deadline = time.monotonic() + 20
     while not saved.is_file() or not saved.stat().st_size:

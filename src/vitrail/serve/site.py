@@ -85,10 +85,10 @@ class Site:
                     "not_found", f"There is no model of this name: choose {self._names(self.models)}."
                 )
             if tasks and found.facts.task not in tasks:
+                address = ADDRESSES.get(found.facts.task, found.facts.task)
                 raise Refusal(
                     "bad_request",
-                    f"The model {found.name} is for {found.facts.task}, not for {' or '.join(tasks)}: "
-                    f"send this to /v1/{ADDRESSES.get(found.facts.task, found.facts.task)}.",
+                    f"The model {found.name} is for {found.facts.task}: send this to /v1/{address}.",
                 )
             return found
         fitting = [m for m in self.models.values() if not tasks or m.facts.task in tasks]
