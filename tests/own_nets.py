@@ -102,6 +102,25 @@ def between(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
     return model
 
 
+def halved(model: onnx.ModelProto, *, inside: bool = True) -> onnx.ModelProto:
+    """The net with fp16 weights and arithmetic, taking and giving float32 as published files do (`inside`),
+    or fp16 as well."""
+    half = TensorProto.FLOAT16
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    given, output = model.graph.input[0], model.graph.output[0]
+    if not inside:
+        given.type.tensor_type.elem_type = output.type.tensor_type.elem_type = half
+        return model
+    first, last = model.graph.node[0], model.graph.node[-1]
+    first.input[0], last.output[0] = "narrow", "narrow scores"
+    model.graph.node.insert(0, helper.make_node("Cast", [given.name], ["narrow"], to=half))
+    model.graph.node.append(helper.make_node("Cast", ["narrow scores"], [output.name], to=TensorProto.FLOAT))
+    return model
+
+
 def changed(name: str, value: np.ndarray) -> onnx.ModelProto:
     model = net()
     for tensor in model.graph.initializer:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -18,13 +21,15 @@ from own_nets import (
     changed,
     copied,
     described,
+    halved,
     net,
     refusal,
     run,
     saved,
 )
 
-from vitrail.export import onnx_file, onnx_run, own_onnx
+from vitrail.errors import InputError
+from vitrail.export import onnx_file, onnx_run, onnx_widen, own_onnx
 from vitrail.sources.prepared import prepared
 from vitrail.tasks.classify import probabilities
 
@@ -229,3 +234,63 @@ def test_what_does_not_depend_on_the_images_costs_nothing(tmp_path):
     gemm.output[0] = "plain"
     model.graph.node.append(helper.make_node("Add", ["plain", "mean"], ["logits"]))
     assert described(model, tmp_path)["macs"] == MACS
+
+
+# --- 16-bit numbers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("ending", [(), ("Sigmoid",), ("Softmax",)])
+def test_a_file_of_16_bit_numbers_is_read_as_float32(tmp_path, ending, inside):
+    path = saved(halved(net(ending=ending), inside=inside), tmp_path)
+    request = asked(path)
+    facts = own_onnx.describe(msgspec.to_builtins(request))
+    (note,) = [note for note in facts["notes"] if "16-bit numbers of net.onnx are read as float32" in note]
+    assert "precisions are Vitrail's to compare" in note
+    found = copied(path, request)
+    assert {tensor.data_type for tensor in onnx.load(found).graph.initializer} <= {
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    }
+    # The same net in float32 whose weights were rounded to 16 bits, nothing else.
+    rounded = net()
+    for tensor in rounded.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    images = (PHOTO / 255 - 0.5) / 0.25
+    (scores,) = run(found, {"images": images})
+    (expected,) = run(saved(rounded, tmp_path, "rounded.onnx"), {"pixel values": images})
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nodes_may_stand_in_any_order(tmp_path):
+    """As tools write them that append the Casts they insert."""
+    model, order = halved(net(ending=("Sigmoid",))), np.random.default_rng(0)
+    expected = run(copied(saved(model, tmp_path), asked(tmp_path / "net.onnx")), {"images": PHOTO})
+    nodes = [model.graph.node[place] for place in order.permutation(len(model.graph.node))]
+    mixed = net()
+    mixed.CopyFrom(model)
+    del mixed.graph.node[:]
+    mixed.graph.node.extend(nodes)
+    with pytest.raises(onnx.checker.ValidationError, match="topologically sorted"):
+        onnx.checker.check_model(mixed)
+    path = saved(mixed, tmp_path, "mixed.onnx")
+    assert np.array_equal(run(copied(path, asked(path)), {"images": PHOTO})[0], expected[0])
+    cycle = net()
+    cycle.graph.node[0].input[0] = cycle.graph.node[-1].output[0]
+    assert "is not valid ONNX" in refusal(cycle, tmp_path)
+
+
+def test_a_widened_file_that_answers_otherwise_is_refused():
+    given = np.array([[1.0, -2.0, 3.0]], np.float32)
+    onnx_widen.check(given, given * 1.01, Path("net.onnx"))
+    for other in (given * 1.1, given * np.float32("nan")):
+        with pytest.raises(InputError, match="answers otherwise when its 16-bit numbers"):
+            onnx_widen.check(given, other, Path("net.onnx"))
+
+
+def test_16_bit_numbers_that_are_not_finite_are_refused(tmp_path):
+    with np.errstate(over="ignore"):
+        said = refusal(halved(changed("b", np.full(4, 1e6, np.float32))), tmp_path)
+    assert "not finite (NaN or infinity) in b" in said

@@ -94,13 +94,21 @@ def dependencies(graph: onnx.GraphProto, tensor: str) -> tuple[list[onnx.NodePro
     return kept[::-1], needed
 
 
-def with_output(model: onnx.ModelProto, tensor: str, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """The file as it is, giving one of its tensors; what that does not depend on is left out."""
+def with_output(model: onnx.ModelProto, tensor: str, kind: int | None = TensorProto.FLOAT) -> onnx.ModelProto:
+    """The file as it is, giving one of its tensors; what that does not depend on is left out.
+
+    Args:
+        kind: the tensor's type; None: the engine finds out.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _prune(copy.graph, tensor)
     del copy.graph.output[:]
-    copy.graph.output.append(helper.make_tensor_value_info(tensor, kind, None))
+    copy.graph.output.append(
+        onnx.ValueInfoProto(name=tensor)
+        if kind is None
+        else helper.make_tensor_value_info(tensor, kind, None)
+    )
     return copy
 
 

@@ -5,6 +5,7 @@ Runs in a child of measure/sandbox.py, with that one's limits of time and memory
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,7 +37,6 @@ ONE_FILE_LIMIT = 1_800 * 1024 * 1024
 OLDEST_OPSET = 7
 """Before it, arithmetic did not broadcast as it does since, and engines no longer read it."""
 STANDARD, MICROSOFT = ("", "ai.onnx", "ai.onnx.ml"), "com.microsoft"
-HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 QUANTISED = {
     "ConvInteger",
     "DequantizeLinear",
@@ -59,6 +59,8 @@ def open_model(path: Path) -> onnx.ModelProto:
     """
     model = _parsed(path)
     _load_external(model, path)
+    for graph in graphs(model.graph):
+        _sort(graph)
     _check_operators(model, path)
     _check_format(model, path)
     _check_numbers(model, path)
@@ -128,6 +130,35 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put each node behind those that make what it reads, as the format asks and engines do themselves.
+
+    Tools that insert Casts write them at the end. Nodes of a cycle stay where they are: the check finds them.
+    """
+    made_by = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    waits = [{made_by[name] for name in names_used([node]) if name in made_by} for node in graph.node]
+    if all(place > max(before, default=-1) for place, before in enumerate(waits)):
+        return
+    readers: dict[int, list[int]] = {}
+    for place, before in enumerate(waits):
+        for other in before:
+            readers.setdefault(other, []).append(place)
+    ready = [place for place, before in enumerate(waits) if not before]
+    heapq.heapify(ready)  # the first that can be, so that what is in order stays as it is
+    order = []
+    while ready:
+        place = heapq.heappop(ready)
+        order.append(graph.node[place])
+        for reader in readers.get(place, []):
+            waits[reader].discard(place)
+            if not waits[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) == len(graph.node):
+        nodes_in_order = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
+        del graph.node[:]
+        graph.node.extend(nodes_in_order)
+
+
 # --- external data --------------------------------------------------------------------------------
 
 
@@ -194,12 +225,14 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
             f"{path} is quantised ({some_of(sorted(kinds & QUANTISED))}): give the float32 model that it was "
             "made from, because precisions are Vitrail's to compare."
         )
-    half = any(tensor.data_type in HALF for _, tensor in constants(model))
+    brain = onnx.TensorProto.BFLOAT16
     values = (*model.graph.input, *model.graph.output)
-    if half or any(value.type.tensor_type.elem_type in HALF for value in values):
+    if any(tensor.data_type == brain for _, tensor in constants(model)) or any(
+        value.type.tensor_type.elem_type == brain for value in values
+    ):
         raise InputError(
-            f"{path} holds 16-bit floating-point numbers: export the model in float32 (model.float() in "
-            "PyTorch), because precisions are Vitrail's to compare."
+            f"{path} holds bfloat16 numbers, which no engine here runs as they are: export the model in "
+            "float32 (model.float() in PyTorch), because precisions are Vitrail's to compare."
         )
 
 
@@ -237,7 +270,7 @@ def _check_numbers(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _in_order(tensor: onnx.TensorProto, weighed: bool) -> bool:
-    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
         return True
     values = numpy_helper.to_array(tensor)
     if weighed:

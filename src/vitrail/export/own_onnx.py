@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from vitrail import store
 from vitrail.errors import InputError
-from vitrail.export import onnx_copy, own_masks
+from vitrail.export import onnx_copy, onnx_widen, own_masks
 from vitrail.export.onnx_cost import cost
 from vitrail.export.onnx_ends import check_alone, chosen, read_input, shape_of, type_of
 from vitrail.export.onnx_file import constants, open_model, required_inputs
@@ -48,6 +48,8 @@ class OwnFile:
     model: onnx.ModelProto
     own: OwnGraph
     scores: onnx_copy.Scores
+    halves: bool = False
+    """Whether its 16-bit numbers were widened."""
 
     def runner(self, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         """float32 images (B, 3, S, S) -> the file's own scores (B, K), or maps (B, K, h, w).
@@ -138,7 +140,9 @@ def open_own(request: OwnRequest) -> OwnFile:
         InputError: as `open_model`, or its inputs and outputs are not the task's, of square images.
     """
     path = Path(request.file)
-    model = open_model(path)
+    stored = open_model(path)
+    halves = onnx_widen.has_halves(stored)
+    model = onnx_widen.widened(stored) if halves else stored
     name = chosen("input", request.input, required_inputs(model.graph), path)
     output = chosen("output", request.output, list(model.graph.output), path)
     dense = request.task == "segment"
@@ -154,11 +158,31 @@ def open_own(request: OwnRequest) -> OwnFile:
         batch=batch,
         data=store.digest_of([_digest(tensor) for _, tensor in constants(model)]),
     )
-    file = OwnFile(path, model, own, scores)
+    file = OwnFile(path, model, own, scores, halves)
+    if halves:
+        _check_widened(file, stored, request)
     if not dense:
         return file
     given = file.runner(request.threads)(_noise(request.preprocess)[:1])
     return replace(file, own=own_masks.placed(given, own, request, scores))
+
+
+def _check_widened(file: OwnFile, stored: onnx.ModelProto, request: OwnRequest) -> None:
+    """Compare the file as it is stored with its numbers in float32, on images of noise.
+
+    Raises:
+        InputError: they differ by more than the rounding of 16 bits, or ONNX Runtime cannot run it as it is.
+    """
+    given = onnx_copy.as_the_file_takes(_noise(request.preprocess)[:1], file.own)
+    given = np.concatenate([given] * (file.own.batch or 1))
+    kind = next(type_of(value) for value in stored.graph.input if value.name == file.own.input)
+    narrow = given.astype(np.float16) if kind == TensorProto.FLOAT16 else given
+
+    def answer(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+        run = session(onnx_copy.with_output(model, file.scores.tensor, None), request.threads, file.path)
+        return run({file.own.input: images})
+
+    onnx_widen.check(answer(stored, narrow), answer(file.model, given), file.path)
 
 
 # --- the copy -------------------------------------------------------------------------------------
@@ -281,6 +305,11 @@ def _difference(given: np.ndarray, expected: np.ndarray, path: Path) -> float:
 def _notes(file: OwnFile, own: OwnGraph, request: OwnRequest) -> list[str]:
     name = file.path.name
     notes = own_masks.notes(name, own, file.scores, request) if own.maps else []
+    if file.halves:
+        notes.append(
+            f"the 16-bit numbers of {name} are read as float32, which are the same numbers: precisions are "
+            "Vitrail's to compare"
+        )
     if file.scores.ended_in and not own.maps:
         notes.append(
             f"{name} ends in a {file.scores.ended_in}: its scores are read before it, which changes no answer"
