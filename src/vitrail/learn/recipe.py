@@ -36,7 +36,7 @@ __all__ = [
     "load_recipe",
 ]
 
-RECIPES = ("light", "full", "swin-paper", "deit-paper", "clip", "masks")
+RECIPES = ("light", "full", "swin-paper", "deit-paper", "clip", "masks", "promptable")
 """Names of the files in `recipes/`."""
 
 Precision = Literal["fp32", "bf16", "fp16"]

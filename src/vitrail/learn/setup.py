@@ -36,6 +36,7 @@ class Learned(NamedTuple):
 LEARNED: dict[str, Learned] = {
     "classify": Learned("vitrail.learn.classify:Classes", "light"),
     "segment": Learned("vitrail.learn.segment:Masks", "masks"),
+    "promptable": Learned("vitrail.learn.promptable:Clicks", "promptable"),
 }
 """By the names of `tasks.TASKS`."""
 

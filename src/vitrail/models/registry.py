@@ -48,6 +48,7 @@ OWN = (
     "ViT-nano-8-64",
     "ViT-nano-8-64-sigmoid",
     "upernet_swin_nano",
+    "sam_vit_nano",
 )
 """Small models that only Vitrail has, to be trained from scratch."""
 

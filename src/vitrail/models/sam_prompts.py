@@ -57,7 +57,10 @@ class FourierFeatures(nn.Module):
     def forward(self, points_2: Tensor) -> Tensor:
         matrix_2F = self.positional_encoding_gaussian_matrix
         precise = torch.promote_types(matrix_2F.dtype, torch.float32)
-        angles_F = 2 * math.pi * ((2 * points_2.to(precise) - 1) @ matrix_2F.to(precise))
+        x_1, y_1 = (2 * points_2.to(precise) - 1).split(1, -1)
+        of_x_F, of_y_F = matrix_2F.to(precise)
+        # Not as a product of matrices, which autocast would round to bf16.
+        angles_F = 2 * math.pi * (x_1 * of_x_F + y_1 * of_y_F)
         return torch.cat((angles_F.sin(), angles_F.cos()), -1).to(matrix_2F.dtype)
 
 
