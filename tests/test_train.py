@@ -16,7 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from training import CLASSES, MODEL, QUICK, recipe, run_in, same, small, task_of, trained_weights
+from training import (
+    CLASSES,
+    MODEL,
+    QUICK,
+    Stop,
+    crashing,
+    recipe,
+    run_in,
+    same,
+    small,
+    task_of,
+    trained_weights,
+)
 
 from vitrail import models, store
 from vitrail.errors import InputError
@@ -136,18 +148,6 @@ def test_patience_ends_a_run_early(tmp_path):
 
 
 # --- going on -------------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    """A crash at a chosen step."""
-
-
-def crashing(step):
-    def stepped(self, progress, **_):
-        if progress.step == step:
-            raise Stop
-
-    return stepped
 
 
 def test_muon_moves_matrices_and_adamw_the_rest(tmp_path):

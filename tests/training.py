@@ -76,3 +76,15 @@ def trained_weights(place, plan, task=None, **options):
 
 def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Stop(Exception):
+    """A crash at a chosen step."""
+
+
+def crashing(step):
+    def stepped(self, progress, **_):
+        if progress.step == step:
+            raise Stop
+
+    return stepped

@@ -10,7 +10,6 @@ photo, L side of the maps on which masks are compared, M masks, Y X a mask as th
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -95,7 +94,7 @@ class PromptedSAM(SAM):
             embeddings_BEhw, first.points_GN2, first.labels_GN, None, side
         )
         lost_GM, true_GM = losses(full_GMLL, objects_GLL), ious(full_GMLL.detach(), objects_GLL)
-        # Of the masks for an ambiguous prompt the one that fits best learns; which will be shown, its promise says.
+        # Of the masks for an ambiguous prompt the one that fits best learns; which is shown, promises decide.
         fits_G = torch.where(first.clear_G, 0, 1 + lost_GM[:, 1:].argmin(1))
         kept_G = torch.where(first.clear_G, 0, 1 + promised_GM.detach()[:, 1:].argmax(1))
         errors_GM = (promised_GM - true_GM) ** 2
@@ -249,7 +248,7 @@ def _side_by_side(
     examples: Sequence[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Photos with different numbers of objects in one batch; what is missing is an object without a pixel."""
-    images, clicks, masks = zip(*examples, strict=True)
+    images, clicks, masks = (list(each) for each in zip(*examples, strict=True))
     pad = torch.nn.utils.rnn.pad_sequence
     return torch.stack(images), pad(clicks, batch_first=True), pad(masks, batch_first=True)
 
@@ -335,7 +334,7 @@ class TrainingObjects(Dataset):
 
 
 class EvaluatedObjects(Dataset):
-    """index -> (float32 (3, S, S), a click on each object (n, 2), booleans (n, S, S)), prepared as for use."""
+    """index -> (float32 (3, S, S), a click on each object (n, 2), booleans (n, S, S)), as when it is used."""
 
     def __init__(self, pixels: Pixels | PixelsOnDemand, preprocess: Preprocess) -> None:
         self._pixels = pixels
@@ -501,9 +500,8 @@ def _guess(seen: Pixels | PixelsOnDemand, size: int, note: Callable[[str], None]
             "with larger objects."
         )
     if lost:
-        note(
-            f"{counted(lost, 'photo')} of {len(some)} for training show no object at {size} px and teach nothing"
-        )
+        photos = counted(lost, "training photo")
+        note(f"{photos} of {len(some)} looked at: no object is seen at {size} px, so they teach nothing")
     return guess_of(np.array(shares))
 
 

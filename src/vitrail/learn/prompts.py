@@ -30,7 +30,7 @@ FOCUS, INSIDE = 2.0, 0.25
 SMOOTH = 1.0
 """Added to both counts of the Dice loss (Milletari et al. 2016): an empty mask has one, too."""
 BOX_SHARE = 0.25
-"""Of the first prompts, those that are boxes. The paper has half: but a click is the harder one to learn from."""
+"""Of the first prompts, those that are boxes. The paper has half, but clicks are harder to learn from."""
 BOX_NOISE, MOST_NOISE = 0.1, 20.0
 """Standard deviation of a box's edges as a share of its side, and the largest shift in pixels."""
 
@@ -64,7 +64,7 @@ def drawn(objects_GLL: Tensor) -> Drawn:
 
 
 def correction(found_GLL: Tensor, objects_GLL: Tensor) -> tuple[Tensor, Tensor]:
-    """A click (G, 1, 2) anywhere in what is wrong, and its label (G, 1); of a mask without a fault, inside."""
+    """A click (G, 1, 2) anywhere in what is wrong, and its label (G, 1); if nothing is, inside the object."""
     wrong_GLL = found_GLL != objects_GLL
     right_G = ~wrong_GLL.flatten(1).any(1)
     at_G2 = _somewhere(torch.where(right_G[:, None, None], objects_GLL, wrong_GLL))

@@ -54,6 +54,8 @@ TABLES = (
     "*positional_embedding",
     "*pos_embed",
     "*cls_token",
+    "*mask_tokens.*",
+    "*rel_pos_?",
 )
 """What Muon leaves to AdamW besides vectors: lookup tables and classifiers (Jordan 2024)."""
 

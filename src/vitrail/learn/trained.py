@@ -34,6 +34,10 @@ LABELS = "labels.txt"
 SCHEMA_VERSION = 1
 
 
+LEAST_CLASSES = {"promptable": 1}
+"""Where it is not two: things are told from what is around them, and not from each other."""
+
+
 class DamagedRecord(InputError):
     """It cannot be read; the run itself may be intact, and writes it again when resumed."""
 
@@ -128,8 +132,11 @@ def _decoded(data: bytes, file: Path) -> Trained:
         trained = msgspec.convert(document, Trained)
     except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise DamagedRecord(f"{file} is damaged ({error}): resume the run to write it again.") from None
-    if len(trained.classes) < 2 or len(set(trained.classes)) < len(trained.classes):
-        raise InputError(f"{file} is damaged (its classes are not two or more different names): train again.")
+    least = LEAST_CLASSES.get(trained.task, 2)
+    if len(trained.classes) < least or len(set(trained.classes)) < len(trained.classes):
+        raise InputError(
+            f"{file} is damaged (its classes are not {least} or more different names): train again."
+        )
     return trained
 
 
