@@ -15,6 +15,7 @@ from vitrail.learn.outlook import outlook
 from vitrail.learn.setup import LEARNED
 from vitrail.learn.trained import Trained, candidate_of, read, training_of
 from vitrail.masks import dataset as mask_data
+from vitrail.masks import objects
 from vitrail.sources.source import Context, Found, Source
 from vitrail.vocabulary import Candidate, Requirements, SearchSettings
 from vitrail.words import counted, some_of
@@ -96,16 +97,16 @@ class TrainedRuns(Source):
         return place, dataset
 
     def read_labelled(self, place: str, settings: SearchSettings) -> Dataset:
-        """Images by class, or photos with masks of the runs' classes. Raises InputError as their readers."""
+        """Images by class, or photos with masks or objects. Raises InputError as their readers."""
         return self._loaded(place, settings.layout)
 
     def _loaded(self, place: str, layout: Layout | None) -> Dataset:
         first = self.runs[0].record
-        if first.task != "segment":
+        if first.task == "classify":
             return data.load(place, layout=layout)
         if layout is not None:
-            raise InputError("--layout is about folders of classes: leave it out of --task segment.")
-        return mask_data.load(place, first.classes)
+            raise InputError(f"--layout is about folders of classes: leave it out of --task {first.task}.")
+        return objects.load(place) if first.task == "promptable" else mask_data.load(place, first.classes)
 
     def check_settings(self, settings: SearchSettings) -> None:
         """Refuse another task, runs whose masks have other classes, and implementations without a run's own.
