@@ -162,8 +162,8 @@ def interior(mask: np.ndarray) -> tuple[int, int]:
     """(x, y) of the pixel of a boolean mask (H, W) that is farthest from all pixels outside; what lies beyond
     the picture is outside. Of several the first, row by row.
 
-    This is where the papers click for "one click": the maximum of the distance transform (Sofiiuk et al.
-    2021, arXiv:2102.06583, §3.3, and Kirillov et al. 2023, §D.1).
+    This is where papers click for "one click", the maximum of the distance transform (Kirillov et al. 2023,
+    arXiv:2304.02643, §D.1).
 
     Raises:
         ValueError: the mask is empty.
