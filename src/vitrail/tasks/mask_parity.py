@@ -6,6 +6,7 @@ h w the model's map.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +52,11 @@ class Reading:
 
     def clear(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each class (its number as in `labels`), pixels that are clearly its own, and that may be."""
+        if self.single:
+            below, above = self._leads(-MARGIN), self._leads(MARGIN)
+            counted = [scores[0] <= below, scores[0] >= above, scores[0] < above, scores[0] > below]
+            own_and_near = np.array([np.count_nonzero(each) for each in counted])
+            return own_and_near[:2], own_and_near[2:]
         shares = self._probabilities(scores)
         best = shares.max(axis=0)
         near = shares > best - MARGIN
@@ -60,12 +66,19 @@ class Reading:
             np.count_nonzero(near, axis=(1, 2)),
         )
 
-    def _probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Of each class (its number as in `labels`), (K, h, w); of a single map (2, h, w)."""
+    def _tied(self, scores: np.ndarray) -> np.ndarray:
+        """Pixels (h, w) whose best two answers are as close as `TIED`."""
         if self.single:
-            given = scores[0].astype(np.float64)
-            inside = 1 / (1 + np.exp(-np.clip(given, -50, 50))) if self.logits else given
-            return np.stack([1 - inside, inside])
+            return np.asarray((scores[0] > self._leads(-TIED)) & (scores[0] < self._leads(TIED)))
+        best = np.partition(self._probabilities(scores), -2, axis=0)[-2:]
+        return np.asarray(best[1] - best[0] < TIED)
+
+    def _leads(self, by: float) -> float:
+        """Of a single map, the score at which inside leads outside by this much in probability."""
+        return 2 * math.atanh(by) if self.logits else (1 + by) / 2
+
+    def _probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of each class, (K, h, w)."""
         return np.moveaxis(softmax(np.moveaxis(scores, 0, -1)), -1, 0) if self.logits else scores
 
     def steady(self, scores: np.ndarray) -> bool:
@@ -84,8 +97,7 @@ class Reading:
         count = 2 if self.single else len(scores)
         before, after = self.labels(reference), self.labels(scores)
         if (before != after).any():
-            best = np.partition(self._probabilities(reference), -2, axis=0)[-2:]
-            after = np.where(best[1] - best[0] < TIED, before, after)
+            after = np.where(self._tied(reference), before, after)
         return masks.of_labels(before, after, count, first=first, least=LEAST_SHARE)
 
 
