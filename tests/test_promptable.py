@@ -27,6 +27,8 @@ from vitrail.masks.rle import RunLengths
 from vitrail.measure.session import ExportSession, SessionRequest
 from vitrail.predict import Clicked, EmbeddingCache
 from vitrail.prompting import grid, stability
+from vitrail.runtimes import RUNTIMES
+from vitrail.runtimes.chain import OnDemand
 from vitrail.tasks.click_quality import ClickTruth
 from vitrail.tasks.promptable import Encoded
 
@@ -576,3 +578,27 @@ def test_one_prompt_is_about_one_photo_and_not_for_other_commands(folder, tmp_pa
         model.segment(tmp_path / "a.png", points=[(1, 1)])
     with predict.load(other) as model, pytest.raises(InputError, match="takes no prompts"):
         model.encode(tmp_path / "a.png")
+
+
+# --- engines that cannot leave sizes open -------------------------------------------------------------
+
+
+def test_a_graph_is_loaded_again_for_other_numbers_of_points_four_at_most(made, monkeypatch):
+    """ONNX Runtime, as if it could not."""
+    image = clicks.photo(6)
+    rng = np.random.default_rng(1)
+    prompts = [rng.uniform((0, 0), (90, 60), (count, 2)) for count in (1, 2, 3, 4, 5, 6, 1)]
+    with clicks.loaded(made) as model:
+        expected = [model.segment(image, points=points) for points in prompts]
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], open_sizes=False))
+    with clicks.loaded(made) as model:
+        stage = model.runner.stages["prompt"]
+        assert isinstance(stage, OnDemand)
+        assert model.runner.facts.graphs[1].inputs[1].shape == (1, "N", 2)
+        assert list(stage._kept) == [(2,)]  # one click, and what closes it
+        for points, known in zip(prompts, expected, strict=True):
+            found = model.segment(image, points=points)
+            np.testing.assert_allclose(found.scores, known.scores, atol=1e-5 * np.abs(known.scores).max())
+            assert len(stage._kept) <= 4
+        assert list(stage._kept) == [(5,), (6,), (7,), (2,)]
+        assert len(model.everything(image, points_per_side=5, iou_from=0, stability_from=0)) > 0
