@@ -143,11 +143,25 @@ class Hiera(nn.Module):
         return maps
 
     def positions(self, height: int, width: int) -> Tensor:
-        """(h, w, D) of a map of this size, which whole windows divide."""
-        whole_1Dhw = F.interpolate(self.pos_embed, (height, width), mode="bicubic")
+        """(h, w, D) of a map of this size, which whole windows divide.
+
+        The table is enlarged by two products with matrices: as an operator it takes OpenVINO minutes, when it
+        reads the graph.
+        """
+        table_Drc = self.pos_embed[0]
+        down_hr = _bicubic(table_Drc.shape[1], height, table_Drc)
+        across_wc = _bicubic(table_Drc.shape[2], width, table_Drc)
+        whole_Dhw = (down_hr @ table_Drc.to(down_hr.dtype) @ across_wc.T).to(table_Drc.dtype)
         side = self.pos_embed_window.shape[-1]
-        repeated_1Dhw = self.pos_embed_window.tile(1, 1, height // side, width // side)
-        return (whole_1Dhw + repeated_1Dhw)[0].permute(1, 2, 0)
+        repeated_Dhw = self.pos_embed_window[0].tile(1, height // side, width // side)
+        return (whole_Dhw + repeated_Dhw).permute(1, 2, 0)
+
+
+def _bicubic(before: int, after: int, like: Tensor) -> Tensor:
+    """(after, before), at least in fp32: how much each of `before` rows gives to each of `after`."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    rows_rr = torch.eye(before, dtype=dtype, device=like.device)
+    return F.interpolate(rows_rr[None, :, :, None], (after, 1), mode="bicubic")[0, :, :, 0].T
 
 
 def _blocks(config: SAM2Config, trunk: HieraConfig) -> list[HieraBlock]:
