@@ -54,11 +54,15 @@ TASK = Promptable(preprocess=PREPROCESS, masks=3, width=32, tokens=8, mask_side=
 def known() -> Iterator[None]:
     """The small model is one of ours by its name, in this process."""
     sam_config.VARIANTS[NAME] = CONFIG
-    registry.SEGMENTERS[NAME] = "vitrail.models.sam:SAM"
+    tables = registry.PROMPTABLE, registry.SEGMENTERS
+    for table in tables:
+        table[NAME] = "vitrail.models.sam:SAM"
     try:
         yield
     finally:
-        del sam_config.VARIANTS[NAME], registry.SEGMENTERS[NAME]
+        del sam_config.VARIANTS[NAME]
+        for table in tables:
+            del table[NAME]
 
 
 def theirs() -> SamModel:

@@ -60,7 +60,8 @@ def made(ours, tmp_path_factory) -> Path:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sam2_config.VARIANTS, NAME, small.SMALL)
-        patch.setitem(registry.SEGMENTERS, NAME, "vitrail.models.sam2:SAM2")
+        for table in (registry.PROMPTABLE, registry.SEGMENTERS):
+            patch.setitem(table, NAME, "vitrail.models.sam2:SAM2")
         facts = work.export(msgspec.to_builtins(request))
     assert Promptable.of_export(PREPROCESS, facts, lambda name: b"") == TASK
     made, stages = folder / "export", ["encode", "prompt"]

@@ -31,14 +31,16 @@ from transformers.models.edgetam import modeling_edgetam
 from transformers.models.sam2 import modeling_sam2
 
 from vitrail import models
+from vitrail.catalog import promptable
 from vitrail.errors import InputError
-from vitrail.models.registry import SEGMENTERS
+from vitrail.models.registry import PROMPTABLE, SEGMENTERS
 from vitrail.models.sam2 import SAM2, VARIANTS, Prompts, SAM2Config
 from vitrail.models.sam2_config import HieraConfig, RepViTConfig
 from vitrail.models.sam2_decoder import FineMaskDecoder, clear
 from vitrail.models.sam2_encoder import Hiera, ImageEncoder
 from vitrail.models.sam_decoder import TwoWayTransformer
 from vitrail.models.sam_prompts import PADDING, PromptEncoder
+from vitrail.profiling import cost
 
 # Maps of 24, 12, 6 and 3 tokens a side: windows of 4 do not divide 6, those of 2 do not divide 3.
 TRUNK = HieraConfig(
@@ -460,6 +462,19 @@ def test_published_sizes_have_transformers_parameters(name):
     }  # fmt: skip
     assert 0 < published[name] - millions < 13
     assert SEGMENTERS[name].endswith(":SAM2")
+
+
+def test_the_catalogue_says_what_the_models_cost_and_how_photos_are_prepared():
+    rows = {each.architecture: each for each in promptable.CANDIDATES if each.family == "sam2"}
+    assert rows.keys() == VARIANTS.keys() - {"sam2_hiera_nano"}
+    for name, row in rows.items():
+        with torch.device("meta"):
+            model = models.build(name)
+        counted = cost.count(model.stages()["encode"], model.config.image_size[0])
+        assert row.parameters == sum(p.numel() for p in model.parameters())
+        assert (row.macs, row.activations) == (counted.macs, counted.activations)
+        assert (row.preprocess.crop_mode, row.preprocess.image_size) == ("squash", 1024)
+        assert PROMPTABLE[name] == SEGMENTERS[name]
 
 
 # --- bad input ------------------------------------------------------------------------------------

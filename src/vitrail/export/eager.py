@@ -13,7 +13,8 @@ from torch import nn
 from vitrail import models
 from vitrail.export.onnx import ExportMismatch
 from vitrail.export.requests import ExportRequest, HeadRequest, ModuleRequest
-from vitrail.models import clip, sam2_config, sam_config, timm, upernet
+from vitrail.models import clip, timm, upernet
+from vitrail.models.registry import PROMPTABLE
 from vitrail.models.vit import ViT
 from vitrail.runtimes import chain
 from vitrail.vocabulary import Graph, RunnerFacts
@@ -50,7 +51,7 @@ def module(request: ModuleRequest, image_size: int, *, features: bool = False) -
         return _zero_shot(request, image_size)
     if request.architecture in upernet.VARIANTS:
         return _score_maps(request, image_size)
-    if request.architecture in (*sam_config.VARIANTS, *sam2_config.VARIANTS):
+    if request.architecture in PROMPTABLE:
         return _promptable(request, image_size)
     if request.implementation == "timm":
         model = _of_timm(request, image_size)

@@ -15,7 +15,7 @@ from vitrail.models import clip_config, sam2_config, sam_config, swin_config, up
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "OF_IMAGES", "OWN", "SEGMENTERS", "TWO_TOWERS", "looked_up"]
+__all__ = ["MODELS", "OF_IMAGES", "OWN", "PROMPTABLE", "SEGMENTERS", "TWO_TOWERS", "looked_up"]
 
 TWO_TOWERS = clip_config.VARIANTS
 """Models with an image and a text tower, under open_clip's names: not classifiers by themselves."""
@@ -27,9 +27,14 @@ MODELS: dict[str, str] = {
 }
 """name -> "module:class"; the module's `VARIANTS` holds the config."""
 
-SEGMENTERS: dict[str, str] = {
+PROMPTABLE: dict[str, str] = {
     **dict.fromkeys(sam_config.VARIANTS, "vitrail.models.sam:SAM"),
     **dict.fromkeys(sam2_config.VARIANTS, "vitrail.models.sam2:SAM2"),
+}
+"""The same for models that answer prompts: with two `stages()`, and `facts()` that their task needs."""
+
+SEGMENTERS: dict[str, str] = {
+    **PROMPTABLE,
     **dict.fromkeys(upernet_config.VARIANTS, "vitrail.models.upernet:UPerNet"),
 }
 """The same for models that give masks. A table of its own: all that asks `MODELS` wants scores or vectors

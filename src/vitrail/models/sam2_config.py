@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from vitrail.errors import InputError
 from vitrail.models.choices import check_heads
@@ -71,6 +72,8 @@ class SAM2Config(PromptableConfig):
     Raises:
         InputError: fields that contradict each other.
     """
+
+    crop_mode: ClassVar[Literal["letterbox", "squash"]] = "squash"
 
     trunk: HieraConfig | RepViTConfig
     two_way_norm_eps: float = 1e-5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitrail.errors import InputError
 from vitrail.models.choices import check_heads, check_kernel
@@ -22,6 +22,9 @@ class PromptableConfig(ABC):
     Raises:
         InputError: fields that contradict each other.
     """
+
+    crop_mode: ClassVar[Literal["letterbox", "squash"]] = "letterbox"
+    """How photos become squares (images/letterbox.py)."""
 
     image_size: tuple[int, int] = (1024, 1024)
     """(H, W), a square."""

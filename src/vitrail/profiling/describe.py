@@ -10,6 +10,7 @@ import torch
 from vitrail.errors import InputError
 from vitrail.models import factory, timm
 from vitrail.models.sam import SAM
+from vitrail.models.sam2 import SAM2
 from vitrail.profiling.cost import count
 
 
@@ -29,7 +30,7 @@ def describe(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_promptable(payload: dict[str, Any]) -> dict[str, Any]:
-    """The same of a model of ours that takes prompts; the cost is its image encoder's.
+    """The same of a model of ours that takes prompts; the cost is that of its first stage.
 
     Payload: `architecture` and `weights` (a file that must fit it).
     """
@@ -39,11 +40,12 @@ def describe_promptable(payload: dict[str, Any]) -> dict[str, Any]:
         factory.fitting(model, Path(payload["weights"]))
     except InputError as error:
         return {"refused": str(error)}
-    assert isinstance(model, SAM)
+    assert isinstance(model, SAM | SAM2)
     side = model.config.image_size[0]
-    cost = count(model.image_encoder, side)
+    cost = count(model.stages()["encode"], side)
     return {
         "image_size": side,
+        "crop_mode": model.config.crop_mode,
         "parameters": sum(p.numel() for p in model.parameters()),
         "macs": cost.macs,
         "activations": cost.activations,

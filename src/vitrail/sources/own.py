@@ -15,7 +15,7 @@ from vitrail.errors import InputError
 from vitrail.images.labels import read_labels
 from vitrail.masks import objects
 from vitrail.measure import sandbox
-from vitrail.models import sam_config
+from vitrail.models.registry import PROMPTABLE
 from vitrail.sources.source import Context, Found, Source
 from vitrail.units import percent
 from vitrail.vocabulary import Accuracy, Candidate, Preprocess, SearchSettings, Weights
@@ -78,9 +78,9 @@ class OwnPromptable(Source):
     def check_settings(self, settings: SearchSettings) -> None:
         """Refuse what is not a file, and an architecture that takes no prompts. Raises InputError."""
         check_file(self.file)
-        if self.arch not in sam_config.VARIANTS:
+        if self.arch not in PROMPTABLE:
             raise InputError(
-                f"{self.arch} takes no prompts: name one of {', '.join(sam_config.VARIANTS)} with --arch."
+                f"{self.arch} takes no prompts: name one of {', '.join(PROMPTABLE)} with --arch."
             )
 
     def read_labelled(self, place: str, settings: SearchSettings) -> Dataset:
@@ -97,14 +97,14 @@ class OwnPromptable(Source):
                 Candidate(
                     name=f"{self.arch}.{tag}",
                     architecture=self.arch,
-                    family="sam",
+                    family="sam" if facts["crop_mode"] == "letterbox" else "sam2",
                     weights=Weights(
                         source="file",
                         reference=str(Path(self.file).absolute()),
                         tag=tag,
                         license=self.license,
                     ),
-                    preprocess=promptable.preprocess_of(int(facts["image_size"])),
+                    preprocess=promptable.preprocess_of(int(facts["image_size"]), facts["crop_mode"]),
                     accuracy=None,
                     parameters=int(facts["parameters"]),
                     macs=int(facts["macs"]),
