@@ -235,6 +235,12 @@ class Masks:
     def __post_init__(self) -> None:
         if self.setup.layout is not None:
             raise InputError("--layout is about folders of classes: leave it out of --task segment.")
+        recipe, machine = self.setup.recipe, self.setup.machine
+        if recipe.batch_size < 2 * recipe.engine.accumulate * machine.processes * machine.nodes:
+            raise InputError(
+                f"A batch of {recipe.batch_size} leaves each process one photo at a time, too few for batch "
+                "norm: give a larger --batch-size, fewer --processes, or a smaller engine.accumulate."
+            )
         a, r = self.setup.recipe.augmentation, self.setup.recipe.regularization
         whole = {
             "augmentation.randaugment": a.randaugment is not None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import InputError
 from vitrail.footprint import peak_mib, resident_mib, restart_peak
-from vitrail.models.registry import OF_IMAGES, TWO_TOWERS
+from vitrail.models.registry import OF_IMAGES, SEGMENTERS, TWO_TOWERS
 from vitrail.profiling.malloc import give_back
 from vitrail.profiling.memory import ALLOWANCE, MIB, ROLES, MemorySetup
 
@@ -386,8 +386,12 @@ def _built(setup: MemorySetup) -> nn.Module:
         model = _ours(setup) if setup.ours else _of_timm(setup)
     finally:
         torch.set_default_dtype(before)
-    model = model.to(_dtype(setup)).requires_grad_(setup.training)
-    return model.train(setup.training)
+    model = model.to(_dtype(setup)).requires_grad_(setup.training).train(setup.training)
+    if setup.training and setup.model in SEGMENTERS:
+        # One photo pooled to one cell has no statistics; what is kept for the gradients is the same without.
+        for head in (model.decode_head, model.auxiliary_head):
+            head.eval()  # type: ignore[union-attr]
+    return model
 
 
 def _ours(setup: MemorySetup) -> nn.Module:

@@ -40,7 +40,7 @@ def check_task(sources: Sequence[Source], task: str) -> None:
     if not sources and task not in Catalogue.tasks:
         raise InputError(
             f"No model of the catalogue is for --task {task}: give your own with --onnx FILE, --labels FILE "
-            "and --preprocess TOML."
+            "and --preprocess TOML, or --trained RUN."
         )
 
 
