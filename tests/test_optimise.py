@@ -45,7 +45,7 @@ def test_a_name_and_a_glob_of_one_model_are_the_catalogue_s():
         source = one_model(name)
         assert isinstance(source, Named)
         source.check_settings(SearchSettings())
-        assert source._candidate().name == LITE0
+        assert source._candidate("classify").name == LITE0
 
 
 def test_files_are_taken_for_what_they_are(tmp_path):

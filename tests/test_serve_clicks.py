@@ -24,8 +24,8 @@ from serving import Server
 
 from vitrail.cli import main
 from vitrail.serve import wire
+from vitrail.serve.agreeing import agree
 from vitrail.serve.clicking import Clicking
-from vitrail.serve.results import agree
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ tritonclient = pytest.importorskip("tritonclient.http")
 from serving import Server  # noqa: E402
 
 from vitrail.serve import service, wire, working  # noqa: E402
-from vitrail.serve.results import agree  # noqa: E402
+from vitrail.serve.agreeing import agree  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -405,7 +405,9 @@ def _task(manifest: Manifest, path: Path) -> Task:
             f"{where} is not valid (preprocess is the candidate's at the variant's image size): "
             "write the artifact again."
         )
-    if task.graphs(PurePosixPath(manifest.graphs[0].entry).name) != manifest.graphs:
+    first = manifest.graphs[0]
+    # Of several graphs each has a folder of its name; an engine's own files may lie in folders too.
+    if task.graphs(first.entry.removeprefix(f"{first.name}/")) != manifest.graphs:
         raise InputError(f"{where} is not valid (the graph is the task's): write the artifact again.")
     return task
 

@@ -7,7 +7,7 @@ from vitrail.errors import InputError
 from vitrail.learn.recipe import Recipe
 from vitrail.learn.start import Start
 from vitrail.measure.sandbox import ChildFailure
-from vitrail.models.registry import OF_IMAGES
+from vitrail.models.registry import PROMPTABLE
 from vitrail.profiling import memory
 
 __all__ = ["checked", "fewest_parts"]
@@ -31,7 +31,7 @@ def checked(start: Start, recipe: Recipe, *, processes: int, world: int | None =
     Raises:
         InputError: it is more than the free memory, with the batch size that would fit.
     """
-    if start.implementation == "vitrail" and start.architecture not in OF_IMAGES:
+    if start.implementation == "vitrail" and start.architecture in PROMPTABLE:
         return "the memory of a step is predicted only for models that take images alone"
     world = world or processes
     available = hardware.free_memory_mib() / processes

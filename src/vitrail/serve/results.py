@@ -1,4 +1,4 @@
-"""One image's result as JSON or as a PNG, by task; and how far the results of two models agree."""
+"""One image's result as JSON or as a PNG, by task."""
 
 from __future__ import annotations
 
@@ -13,31 +13,18 @@ import numpy as np
 from vitrail.images.decode import decode
 from vitrail.images.limits import Limits
 from vitrail.masks import pictures, rle
+from vitrail.serve.forms import CUTOUT, PNG, PROMPTABLE, SEGMENT
 from vitrail.tasks.promptable import Clicked
 from vitrail.tasks.segment import Segmentation, numbered
 
 __all__ = [
-    "AGREEMENT",
-    "CUTOUT",
-    "FORMS",
-    "JSON",
-    "PNG",
-    "PROMPTABLE",
     "RESULTS",
-    "SEGMENT",
     "Seen",
-    "agree",
     "as_json",
     "as_png",
     "error_json",
 ]
 
-SEGMENT, PROMPTABLE = "segment", "promptable"
-JSON, PNG, CUTOUT = "json", "png", "cutout"
-FORMS = (JSON, PNG, CUTOUT)
-"""What an answer may be: JSON; the map of labels, or of a cut-out its alpha; the photo cut out."""
-LEAST = 0.001
-"""Share of a photo: what is smaller on both sides is no mask."""
 QUICK = 1
 """zlib's level: a photo of twelve megapixels takes half a second, and more than two at the usual level."""
 
@@ -104,15 +91,6 @@ RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
 """Task -> what `finish` gave for one image, as plain data."""
 
 
-AGREEMENT = {
-    "classify": "share of the same best label",
-    "embed": "cosine of the vectors",
-    SEGMENT: "mean IoU of the masks",
-    PROMPTABLE: "IoU of the masks",
-}
-"""Task -> what `agree` gives."""
-
-
 def as_json(task: str, result: Any) -> bytes:
     """What `finish` gave for one image."""
     return msgspec.json.encode(RESULTS[task](result))
@@ -151,35 +129,3 @@ def as_png(form: str, result: Segmentation | Seen, data: bytes | memoryview, lim
 def error_json(code: str, message: str) -> bytes:
     """In the place of a result: why the image has none."""
     return msgspec.json.encode({"error": {"code": code, "message": message}})
-
-
-def agree(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> float | None:
-    """How two models' results for one image agree, as `AGREEMENT` says.
-
-    None: one of them has no result, or the vectors have different widths.
-    """
-    if "error" in ours or "error" in theirs:
-        return None
-    if task == "classify":
-        return float(ours["labels"][0]["label"] == theirs["labels"][0]["label"])
-    if task in (SEGMENT, PROMPTABLE):
-        return _same_masks(ours, theirs)
-    a, b = ours["vector"], theirs["vector"]
-    if len(a) != len(b):
-        return None
-    norms = sum(x * x for x in a) ** 0.5 * sum(y * y for y in b) ** 0.5
-    return sum(x * y for x, y in zip(a, b, strict=True)) / norms if norms else None
-
-
-def _same_masks(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """The mean IoU over the labels that either has, or of the one mask without; 1 where neither has one."""
-    a, b = ({mask.get("label"): mask for mask in side["masks"]} for side in (ours, theirs))
-    labels = {mask.get("label") for mask in (*a.values(), *b.values()) if mask["share"] >= LEAST}
-    ious = [_iou(a[label], b[label]) if label in a and label in b else 0.0 for label in labels]
-    return sum(ious) / len(ious) if ious else 1.0
-
-
-def _iou(one: dict[str, Any], other: dict[str, Any]) -> float:
-    a, b = rle.from_coco(one["mask"]), rle.from_coco(other["mask"])
-    both = rle.overlap(a, b)
-    return both / (a.area + b.area - both)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitrail.serve.forms import FORMS, JSON
 from vitrail.serve.refusals import CODES
-from vitrail.serve.results import FORMS, JSON
 
 __all__ = ["ACTIVATE", "BODY", "INFER", "PICTURE", "SCHEMAS", "parameters", "responses"]
 

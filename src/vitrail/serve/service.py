@@ -24,8 +24,9 @@ from vitrail.images.limits import LIMITS, Limits
 from vitrail.predict import MOST_WORKERS
 from vitrail.serve import wire
 from vitrail.serve.describe import describe, digest_of, promise_ms, row_pixels
+from vitrail.serve.forms import CUTOUT, JSON
 from vitrail.serve.refusals import FAILED
-from vitrail.serve.results import CUTOUT, JSON, as_json, as_png, error_json
+from vitrail.serve.results import as_json, as_png, error_json
 from vitrail.tasks import Arrays
 from vitrail.tasks.agreement import relative_errors
 from vitrail.vocabulary import Graph, RunnerFacts

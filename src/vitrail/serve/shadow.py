@@ -18,11 +18,11 @@ import msgspec
 
 from vitrail.errors import InputError
 from vitrail.serve import wire
+from vitrail.serve.agreeing import AGREEMENT, agree
 from vitrail.serve.batching import median, p95
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.results import AGREEMENT, agree
 from vitrail.serve.settings import Served, Settings
 from vitrail.serve.uploads import Upload
 

@@ -15,9 +15,9 @@ from vitrail.limits import RANGES
 from vitrail.serve import prompts, wire
 from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import Direct, visit
+from vitrail.serve.forms import CUTOUT, FORMS, JSON, PROMPTABLE, SEGMENT
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.results import CUTOUT, FORMS, JSON, PROMPTABLE, SEGMENT
 from vitrail.serve.schemas import ACTIVATE, BODY, PICTURE, PROMPTED, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.serve.uploads import images_of

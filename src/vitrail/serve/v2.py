@@ -17,9 +17,9 @@ from vitrail.errors import InputError
 from vitrail.serve import shapes, wire
 from vitrail.serve.asking import ask, patience_of
 from vitrail.serve.door import visit
+from vitrail.serve.forms import PROMPTABLE
 from vitrail.serve.model import Answered, Model
 from vitrail.serve.refusals import Refusal
-from vitrail.serve.results import PROMPTABLE
 from vitrail.serve.schemas import INFER, parameters, responses
 from vitrail.serve.site import Site
 from vitrail.version import __version__

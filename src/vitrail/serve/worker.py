@@ -34,7 +34,8 @@ def main() -> None:
     try:
         from vitrail.artifact import open_artifact
         from vitrail.serve.clicking import Clicking
-        from vitrail.serve.results import PROMPTABLE, RESULTS
+        from vitrail.serve.forms import PROMPTABLE
+        from vitrail.serve.results import RESULTS
         from vitrail.serve.service import Service
         from vitrail.serve.working import Working
 

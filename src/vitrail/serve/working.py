@@ -20,8 +20,8 @@ from vitrail.artifact import Artifact
 from vitrail.errors import ClaimError, InputError
 from vitrail.serve import batching, wire
 from vitrail.serve.engines import Engines
+from vitrail.serve.forms import SEGMENT
 from vitrail.serve.refusals import FAILED
-from vitrail.serve.results import SEGMENT
 from vitrail.serve.service import Job, Progress, Service, Work
 from vitrail.serve.tensors import packed, rows_of
 from vitrail.tasks import Arrays
