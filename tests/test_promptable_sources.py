@@ -16,6 +16,7 @@ from vitrail.selection.select import _refuse_others
 from vitrail.sources.catalogue import Catalogue
 from vitrail.sources.one_model import Named, one_model
 from vitrail.sources.own import OwnPromptable
+from vitrail.tasks.promptable import ENCODE
 from vitrail.vocabulary import Requirements, SearchSettings, Workload
 
 
@@ -30,10 +31,11 @@ def nano(tmp_path_factory):
 def test_published_figures_of_cost_are_those_of_our_models(candidate):
     with torch.device("meta"):
         model = models.build(candidate.architecture)
-    cost = count(model.image_encoder, candidate.preprocess.image_size)
+    cost = count(model.stages()[ENCODE], candidate.preprocess.image_size)
     assert candidate.parameters == sum(each.numel() for each in model.parameters())
     assert (candidate.macs, candidate.activations) == (cost.macs, cost.activations)
-    assert candidate.preprocess.crop_mode == "letterbox"
+    squashed = candidate.architecture.startswith(("sam2", "edgetam"))
+    assert candidate.preprocess.crop_mode == ("squash" if squashed else "letterbox")
     assert candidate.accuracy is None
     assert catalog.license_class(candidate.weights.license) == "permissive"
 
@@ -42,7 +44,7 @@ def test_globs_find_what_takes_prompts_and_nothing_else():
     everything = [each.name for each in catalog.of_task("promptable")]
     assert [each.name for each in catalog.find((), "promptable")] == everything
     assert [each.name for each in catalog.find(["sam_vit_l*"], "promptable")] == ["sam_vit_large.sa1b"]
-    with pytest.raises(InputError, match="No model that takes prompts matches 'resnet50': choose of sam_vit"):
+    with pytest.raises(InputError, match="No model that takes prompts matches 'resnet50': choose of edgetam"):
         catalog.find(["resnet50"], "promptable")
     with pytest.raises(InputError, match="No model matches 'sam_vit_base'"):
         catalog.find(["sam_vit_base"])
